@@ -1,0 +1,39 @@
+# Every target does its own set-up: `make demo` and `make test` each work first on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make demo   train a TPM on the embedded model and write runs/demo/report.html"
+	@echo "make test   lint, types and tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  benchmarks (minutes to hours; see benchmarks/README.md)"
+	@echo "make setup  the virtual environment only"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/tpdm demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n auto
+
+bench: setup
+	$(BIN)/python benchmarks/all.py
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache

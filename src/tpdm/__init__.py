@@ -1,0 +1,1 @@
+"""tpdm: learned per-image denoising schedules for text-to-image pipelines."""

@@ -1,0 +1,303 @@
+"""A trained TPM as a folder: model.safetensors and config.json, strict in what it reads, never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tpdm.files import load_tensors, save_tensors, write_json
+from tpdm.policy import TimePredictor, TpmShape
+from tpdm.types import ArtefactError, ConfigError
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def _tpdm_version() -> str:
+    try:
+        return version("tpdm")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class ArtefactConfig:
+    """All that is needed to use a TPM as it was trained; config.json is this, key by key.
+
+    Attributes:
+        shape: architecture, layout and token grid.
+        backbone_class: class of the denoiser, such as "SD3Transformer2DModel".
+        backbone_name: hub id or path of the pipeline it was trained on.
+        features: which features it reads, in words.
+        guidance_scale: of the pipeline in training; another one moves the features.
+        gamma: discount of eq. (9).
+        reward: name of the reward.
+        reward_form: "paper" (eq. 9) or "additive" (score - lambda N).
+        reward_offset: added to the score before the discount (3.10 as published).
+        solver: name of the solver of ``tpdm.core.solvers``.
+        max_steps: cap on network evaluations.
+        stop_below: below this time the step goes to 0.
+        mean_steps: average NFE in validation; None where nobody measured it.
+        call_defaults: arguments of the pipeline call in training (height, width ...); JSON values.
+        trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
+        tpdm_version: that wrote it.
+        format_version: of this file.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }
+
+    shape: TpmShape
+    backbone_class: str
+    backbone_name: str
+    features: str
+    guidance_scale: float
+    gamma: float
+    reward: str
+    reward_form: Literal["paper", "additive"]
+    reward_offset: float
+    solver: str
+    max_steps: int
+    stop_below: float
+    mean_steps: float | None = None
+    call_defaults: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
+    tpdm_version: str = field(default_factory=_tpdm_version)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        """(H, W) in tokens that a folded TPM is bound to; None where any goes."""
+        return self.shape.token_grid
+
+
+def _check_keys(value: Any, cls: type, where: str) -> None:
+    """Every field of ``cls`` is there and nothing else: defaults are for writers, never for readers."""
+    if not isinstance(value, dict):
+        raise ArtefactError(
+            f"got {type(value).__name__} for {where}, expected an object; save the TPM again."
+        )
+    names = {f.name for f in dataclasses.fields(cls)}
+    for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys())):
+        if keys:
+            raise ArtefactError(
+                f"got {problem} {min(keys)!r} in {where}, expected exactly the keys of {cls.__name__};"
+                " correct it or save the TPM again."
+            )
+
+
+def parse_config(text: str, where: str = CONFIG) -> ArtefactConfig:
+    """Reads the JSON text of a config.
+
+    Raises:
+        ArtefactError: no JSON, a missing or unknown key, a wrong type, or a format newer than this program.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ArtefactError(
+            f"got {where} that is no JSON ({error}), expected one object; download it again."
+        ) from None
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(found, int) and found != FORMAT_VERSION:
+        raise ArtefactError(
+            f"got format_version {found} in {where}, expected {FORMAT_VERSION}; install the tpdm"
+            " version that wrote it."
+        )
+    _check_keys(raw, ArtefactConfig, where)
+    _check_keys(raw["shape"], TpmShape, f"shape of {where}")
+    try:
+        return TypeAdapter(ArtefactConfig).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        raise ArtefactError(
+            f"got {first['input']!r} for {key} in {where}, expected something else ({reason}); correct it."
+        ) from None
+    except ConfigError as error:
+        raise ArtefactError(f"{where}: {error}") from None
+
+
+def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str | Path) -> Path:
+    """Writes the folder whole: both files are finished beside it, then the folder changes places by renaming.
+
+    Other files of an existing folder (a README, samples) are kept.
+
+    Raises:
+        ArtefactError: the config does not describe this policy, or holds something JSON cannot.
+    """
+    if config.shape != policy.shape:
+        raise ArtefactError(
+            "got a config of another shape than the policy's, expected policy.shape; use that one."
+        )
+    values = dataclasses.asdict(config)
+    try:
+        text = json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"got a config that JSON cannot hold ({error}), expected plain values; correct it."
+        ) from None
+    parse_config(text, "the config")
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ArtefactError(
+            f"got the file {folder}, expected a folder to save the TPM in; choose another path."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    new, old = room / "new", room / "old"
+    try:
+        save_tensors(new / WEIGHTS, policy.state_dict(), {"format": "pt"})
+        write_json(new / CONFIG, values)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        shutil.rmtree(room)
+        raise
+    for path in old.iterdir() if old.exists() else ():
+        if path.name not in (WEIGHTS, CONFIG):
+            path.rename(folder / path.name)
+    shutil.rmtree(room)
+    return folder
+
+
+def _locate(name: str | Path, revision: str | None) -> Path:
+    """The local folder of a path or a hub id (downloaded on first use)."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(name, Path) or not HUB_ID.fullmatch(name):
+        raise ArtefactError(
+            f"got {str(name)!r}, expected a folder or a hub id such as org/name; correct the path."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+    except (
+        Exception
+    ) as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
+        raise ArtefactError(
+            f"got {name!r}, which is no folder here and cannot be had from the hub ({type(error).__name__}),"
+            " expected a trained TPM; correct the name or check the network."
+        ) from error
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        found = f"only {pickles[0]}" if pickles else "none"
+        raise ArtefactError(
+            f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained."
+        )
+    try:
+        return load_tensors(path)[0]
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    with path.open("rb") as file:
+        head = file.read(8)  # of safetensors: the length of its header, whose upper half is 0
+    if head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and any(head[4:])):
+        raise ArtefactError(
+            f"got a pickle in {path}, expected safetensors; tpdm never loads pickles, convert it first."
+        )
+    raise ArtefactError(f"got {path} damaged ({reason}), expected a safetensors file; download it again.")
+
+
+def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | Path) -> None:
+    """Loads weights where names, shapes and dtypes match exactly and every value is finite.
+
+    Raises:
+        ArtefactError: naming the first tensor that does not fit.
+    """
+    expected = policy.state_dict()
+    for problem, names in (
+        ("no", expected.keys() - tensors.keys()),
+        ("unknown", tensors.keys() - expected.keys()),
+    ):
+        if names:
+            raise ArtefactError(
+                f"got {problem} tensor {min(names)!r} in {where}, expected those of its shape; use the"
+                " matching config."
+            )
+    for name, tensor in tensors.items():
+        want = expected[name]
+        if tensor.shape != want.shape or tensor.dtype != want.dtype:
+            raise ArtefactError(
+                f"got {name!r} as {tensor.dtype} {tuple(tensor.shape)} in {where}, expected {want.dtype}"
+                f" {tuple(want.shape)}; use the matching config."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ArtefactError(
+                f"got NaN or infinity in {name!r} of {where}, expected numbers; take an earlier save."
+            )
+    policy.load_state_dict(tensors)
+
+
+def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[TimePredictor, ArtefactConfig]:
+    """Loads a TPM on the CPU, ready for use.
+
+    Args:
+        name: folder, or hub id "org/name".
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ArtefactError: anything missing, unknown, damaged or misshapen, in one sentence.
+    """
+    folder = _locate(name, revision)
+    path = folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(
+            f"got no readable {path} ({type(error).__name__}), expected a folder written by save_pretrained;"
+            " correct the path."
+        ) from None
+    config = parse_config(text, str(path))
+    policy = TimePredictor(config.shape)
+    load_strict(policy, _read_tensors(folder), folder / WEIGHTS)
+    policy.artefact = config
+    return policy.eval(), config
+
+
+def load_policy(name: str | Path, revision: str | None = None) -> TimePredictor:
+    """Like :func:`from_pretrained`; the config is in ``policy.artefact``."""
+    return from_pretrained(name, revision)[0]
+
+
+def check_backbone(
+    config: ArtefactConfig, denoiser_class: str, feature_channels: int, temb_channels: int
+) -> None:
+    """Refuses a denoiser that the TPM was not trained for.
+
+    Raises:
+        ArtefactError: another class or other widths.
+    """
+    got = (denoiser_class, feature_channels, temb_channels)
+    expected = (config.backbone_class, config.shape.feature_channels, config.shape.temb_channels)
+    if got != expected:
+        raise ArtefactError(
+            f"got the denoiser {got[0]} with widths {got[1:]} (features, temb), expected {expected[0]} with"
+            f" {expected[1:]}; load {config.backbone_name} or a TPM trained for this denoiser."
+        )

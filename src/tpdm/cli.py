@@ -1,0 +1,214 @@
+"""The command line: each command parses, calls one library function, and prints.
+
+The library is imported inside the commands, so that ``tpdm --help`` answers without loading torch.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from tpdm.prompts import Prompt
+
+RESUMABLE = ("train", "demo")
+INTERRUPTED = 130  # what shells give for SIGINT
+USER_ERROR = 2
+
+
+class _Commands(TyperGroup):
+    """Turns the errors that a user can mend into one message on stderr, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            resumes = ctx.invoked_subcommand in RESUMABLE
+            hint = "the same command goes on from the last checkpoint" if resumes else "nothing to clean up"
+            typer.echo(f"Interrupted: {hint}.", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            from tpdm.types import TpdmError
+
+            if not isinstance(error, TpdmError):
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(USER_ERROR) from error
+
+
+# Plain help instead of rich boxes: examples keep their lines, and can be copied.
+_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
+app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, **_PLAIN)
+tinyworld_app = typer.Typer(help="The embedded model.", **_PLAIN)
+app.add_typer(tinyworld_app, name="tinyworld")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tpdm {version('tpdm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tpdm(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Learned per-image denoising schedules for text-to-image pipelines.
+
+    \b
+    Example:
+      tpdm doctor
+      tpdm demo
+    """
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train a TPM, or go on where a run was interrupted.
+
+    \b
+    Example:
+      tpdm train recipe.yaml rl.updates=50 optimizer.lr=3e-5
+    """
+    from tpdm.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])  # a wrong recipe is answered before the rest is loaded
+    from tpdm.train.run import train as run
+
+    run(loaded, resume="auto")
+    typer.echo(f"Trained: see {loaded.output}")
+
+
+@app.command()
+def sample(
+    backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id.")] = "tinyworld",
+    tpm: Annotated[
+        str | None, typer.Option(help="Folder of a TPM; without it the stock schedule runs.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i gets seed + i.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="The pipeline's own if left out.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on the steps of the TPM.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stock schedule (no --tpm).")] = None,
+) -> None:
+    """Make pictures, with or without a TPM.
+
+    \b
+    Example:
+      tpdm sample --tpm runs/demo/tpm --prompt "red circle north" --prompt "blue ring west"
+      tpdm sample --backbone tinyworld --prompts prompts.txt --steps 12
+    """
+    from tpdm.prompts import load_prompts
+    from tpdm.sample import sample_to_folder
+
+    wanted: list[str | Prompt] = [*(prompt or []), *(load_prompts(prompts) if prompts else [])]
+    lines = sample_to_folder(
+        backbone=backbone,
+        tpm=tpm,
+        prompts=wanted,
+        seed=seed,
+        out=out,
+        guidance_scale=guidance_scale,
+        max_steps=max_steps,
+        steps=steps,
+        defaults=_call_defaults(backbone),
+    )
+    for line in lines:
+        typer.echo(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}")
+
+
+def _call_defaults(backbone: str) -> dict[str, float | int]:
+    """Arguments that the embedded pipeline must be called with; others are called as they come."""
+    if backbone != "tinyworld":
+        return {}
+    from tpdm.tinyworld.pipeline import CALL_DEFAULTS
+
+    return CALL_DEFAULTS
+
+
+@app.command(name="eval")
+def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Evaluate a trained TPM against fixed schedules.
+
+    \b
+    Example:
+      tpdm eval recipe.yaml backbone.device=cpu
+    """
+    from tpdm.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from tpdm.evals.run import evaluate as run
+
+    run(loaded)
+    typer.echo(f"Evaluated: see {loaded.output}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the whole run.")] = 0,
+) -> None:
+    """Train and evaluate on the embedded model.
+
+    \b
+    Example:
+      tpdm demo --out runs/demo --seed 1
+    """
+    from tpdm.demo import run_demo
+
+    run_demo(out=out, seed=seed)
+    typer.echo(f"Done: see {out}")
+
+
+@tinyworld_app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("runs/tinyworld"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the whole build.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few updates only: tests the path, not the model.")
+    ] = False,
+) -> None:
+    """Build the embedded model again from nothing.
+
+    \b
+    Example:
+      tpdm tinyworld build --out runs/tinyworld --quick
+    """
+    from tpdm.tinyworld.build import build as run
+
+    run(out=out, seed=seed, quick=quick)
+    typer.echo(f"Built: see {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and lacks.
+
+    The exit code is 1 if the demo cannot run.
+
+    \b
+    Example:
+      tpdm doctor
+    """
+    from tpdm.doctor import report
+
+    if not report(typer.echo):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the ``tpdm`` command."""
+    app()

@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: paths, grids, solvers, the Beta policy, the objective."""

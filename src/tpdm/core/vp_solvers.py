@@ -1,0 +1,76 @@
+"""Solvers on the variance-preserving path, with the interface of ``tpdm.core.solvers``.
+
+The network's output, eps or v by ``prediction``, stands where the velocity stood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpdm.core.multistep import MultistepState, advance, dpmpp_2m_update, initial_state, moving
+from tpdm.core.paths import rows
+from tpdm.core.vp_path import VPPath
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Order 1, deterministic (arXiv 2010.02502, eq. 12). In fp32 bit-exact with DDIMScheduler.
+
+    Attributes:
+        path: alphas_cumprod in continuous time.
+        prediction: "epsilon" or "v_prediction".
+    """
+
+    path: VPPath
+    prediction: str = "epsilon"
+
+    def init(self, x: Tensor) -> MultistepState:
+        """No history; DDIM keeps none."""
+        return initial_state(x)
+
+    def step(
+        self,
+        x: Tensor,
+        v: Tensor,
+        t_B: Tensor,
+        t_next_B: Tensor,
+        state: MultistepState,
+        active_B: Tensor | None = None,
+    ) -> tuple[Tensor, MultistepState]:
+        """x_next = a' x_0 + s' eps."""
+        wide = x.to(state.previous.dtype)
+        x0, eps = self.path.x0_eps(wide, v.to(wide.dtype), t_B, self.prediction)
+        abar = rows(torch.exp(self.path.log_alphas_cumprod(t_next_B)).to(wide.dtype), x)
+        x_next = abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
+        here = rows(moving(t_B, t_next_B, active_B), x)
+        return torch.where(here, x_next.to(v.dtype), x.to(v.dtype)), state
+
+
+@dataclass(frozen=True)
+class VPDpmpp2M:
+    """Order 2 in ln(alpha / sigma): ``dpmpp_2m_update`` on a VP path; attributes as ``DDIM``."""
+
+    path: VPPath
+    prediction: str = "epsilon"
+
+    def init(self, x: Tensor) -> MultistepState:
+        """No history."""
+        return initial_state(x)
+
+    def step(
+        self,
+        x: Tensor,
+        v: Tensor,
+        t_B: Tensor,
+        t_next_B: Tensor,
+        state: MultistepState,
+        active_B: Tensor | None = None,
+    ) -> tuple[Tensor, MultistepState]:
+        """Exact where x_0 is constant along the path."""
+        wide = x.to(state.previous.dtype)
+        x0, _ = self.path.x0_eps(wide, v.to(wide.dtype), t_B, self.prediction)
+        x_next = dpmpp_2m_update(wide, x0, t_B, t_next_B, state, self.path.alpha_sigma)
+        return advance(x, x_next.to(v.dtype), x0, t_B, state, moving(t_B, t_next_B, active_B))

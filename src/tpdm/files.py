@@ -1,0 +1,62 @@
+"""Reading and writing files safely: temporary name then rename, safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Calls ``write(temporary)`` and renames the result to ``path``: a reader never sees half a file.
+
+    Args:
+        path: final name; missing parent folders are made.
+        write: fills the temporary file it is given.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes UTF-8 text atomically."""
+    return write_atomically(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Writes JSON (indented, sorted as given) atomically."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> Path:
+    """Writes a safetensors file atomically; tensors are made contiguous and moved to the CPU."""
+    from safetensors.torch import save_file
+
+    ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    return write_atomically(path, lambda p: save_file(ready, p, metadata=metadata))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file: (tensors, metadata)."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as f:
+        # safe_open is no mapping: keys() is its only way to list names.
+        return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})  # noqa: SIM118

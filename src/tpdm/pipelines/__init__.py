@@ -1,0 +1,1 @@
+"""The only place that knows diffusers pipelines: hooks, the lazy scheduler, and the call that joins them."""

@@ -1,0 +1,188 @@
+"""``attach(pipe, policy)``: the stock pipeline, called as before, with its times decided by a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from tpdm.core.solvers import SOLVERS
+from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments
+from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.rows import ActiveRows
+from tpdm.pipelines.scheduler import AdaptiveScheduler
+from tpdm.pipelines.taps import FeatureTaps
+from tpdm.stepper import Stepper
+from tpdm.stepper_checks import check_limits
+from tpdm.types import BackboneError, ConfigError, Features, Policy, Trajectory
+
+
+@dataclass(frozen=True)
+class AdaptiveOutput:
+    """What a call returns.
+
+    Attributes:
+        images: as the pipeline makes them (list of PIL images, array or tensor, by ``output_type``).
+        steps: network evaluations of each image.
+        times: times of each image from its start to 0.0, one more than its steps.
+        trajectories: the record of each image; None unless ``record=True``.
+        nfe_rows: denoiser rows computed in all; guidance takes two per image and step.
+    """
+
+    images: Any
+    steps: list[int]
+    times: list[list[float]]
+    trajectories: list[Trajectory] | None
+    nfe_rows: int
+
+
+@dataclass(frozen=True)
+class AdaptivePipeline:
+    """A pipeline with a policy; made by ``attach``. Each call borrows the pipe and gives it back as it was.
+
+    Not for several threads at once: during a call the pipe has its scheduler replaced and hooks set.
+    """
+
+    pipe: Any
+    policy: Policy
+    solver: str
+    max_steps: int
+    stop_below: float
+    defaults: Mapping[str, object]
+
+    def __call__(
+        self,
+        *args: Any,
+        seeds: Sequence[int] | None = None,
+        decision_seeds: Sequence[int] | None = None,
+        sample: bool = False,
+        record: bool = False,
+        max_steps: int | None = None,
+        **pipeline_arguments: Any,
+    ) -> AdaptiveOutput:
+        """Generates images.
+
+        Args:
+            args: passed on to the pipeline (the prompt).
+            seeds: one integer per image (prompts x images per prompt), the seed of its initial noise.
+            decision_seeds: one integer per image for ``sample=True``; None takes ``seeds``. Give them with
+                equal ``seeds`` (or with ``latents``) for different schedules on the same noise.
+            sample: sample the decisions instead of taking the policy's mode.
+            record: keep what replay needs, in ``trajectories``.
+            max_steps: at most so many steps, instead of the value of ``attach``.
+            pipeline_arguments: of the stock pipeline, unchanged.
+
+        Raises:
+            BackboneError: an argument that this pipeline does not know, or that cannot go with a policy.
+            ConfigError: seeds that do not fit.
+        """
+        arguments = merge_arguments(self.pipe, args, pipeline_arguments, self.defaults)
+        images = count_images(arguments)
+        arguments.update(noise_arguments(arguments, seeds, images))
+        limit = self.max_steps if max_steps is None else max_steps
+        deciding = deciding_seeds(sample, seeds, decision_seeds)
+
+        def make_stepper(device: str | torch.device | None) -> Stepper:
+            return Stepper(
+                self.policy,
+                SOLVERS[self.solver],
+                images=images,
+                max_steps=limit,
+                stop_below=self.stop_below,
+                seeds=deciding,
+                record=record,
+                device="cpu" if device is None else device,
+            )
+
+        make_stepper(None)  # wrong limits or seeds are said before the text encoders run
+        with _driven(self.pipe, self.policy, make_stepper) as (scheduler, rows):
+            # The number of steps only sizes the progress bar.
+            output = self.pipe(**arguments, num_inference_steps=limit)
+        stepper = scheduler.stepper
+        return AdaptiveOutput(
+            images=output.images,
+            steps=stepper.steps,
+            times=stepper.times,
+            trajectories=stepper.trajectories() if record else None,
+            nfe_rows=sum(rows.rows_per_call),
+        )
+
+
+def attach(
+    pipe: Any,
+    policy: Policy | str | Path,
+    *,
+    solver: str = "euler",
+    max_steps: int = 28,
+    stop_below: float | None = None,
+    defaults: Mapping[str, object] | None = None,
+) -> AdaptivePipeline:
+    """Joins a stock diffusers pipeline and a policy.
+
+    Args:
+        pipe: a pipeline with a scheduler and a transformer of a class in ``backbones.TAPS``; left as it is.
+        policy: the policy, or the folder of a trained one.
+        solver: a name in ``tpdm.core.solvers.SOLVERS``.
+        max_steps: no image takes more steps, at least 1.
+        stop_below: a decided time below it becomes 0, in [0, 1); None is 0.01. Fixed schedules ignore it.
+        defaults: arguments of the pipeline's call for when the user does not give them.
+
+    Raises:
+        BackboneError: the pipeline cannot be driven.
+        ConfigError: the solver is unknown, or a limit is out of range.
+    """
+    if solver not in SOLVERS:
+        raise ConfigError(f"got solver {solver!r}, expected one of {', '.join(SOLVERS)}: choose one of them.")
+    _check_pipe(pipe)
+    if isinstance(policy, str | Path):
+        from tpdm.artefact import load_policy
+
+        policy = load_policy(policy)
+    stop_below = 0.01 if stop_below is None else stop_below
+    check_limits(policy, max_steps, stop_below)
+    return AdaptivePipeline(
+        pipe, policy, solver, max_steps, stop_below, MappingProxyType(dict(defaults or {}))
+    )
+
+
+def _check_pipe(pipe: Any) -> None:
+    scheduler, denoiser = getattr(pipe, "scheduler", None), getattr(pipe, "transformer", None)
+    if scheduler is None or denoiser is None:
+        raise BackboneError(
+            f"got {type(pipe).__name__} without a scheduler and a transformer, expected a text-to-image "
+            "DiffusionPipeline such as StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
+        )
+    find_entry(denoiser)
+    for option in ("stochastic_sampling", "invert_sigmas"):
+        if scheduler.config.get(option):
+            raise BackboneError(
+                f"got a scheduler with {option}=True, expected a deterministic flow from t = 1 to 0: "
+                "set the option to False."
+            )
+
+
+@contextmanager
+def _driven(pipe: Any, policy: Policy, make_stepper: Any) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
+    """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens."""
+    with ExitStack() as stack:
+        taps = stack.enter_context(FeatureTaps(pipe.transformer)) if policy.reads_features else None
+
+        def read_features(stepper: Stepper) -> Features | None:
+            return None if taps is None else taps.features(len(stepper.active_rows))
+
+        def read_active() -> tuple[int, list[int]]:
+            return len(scheduler.stepper.steps), scheduler.stepper.active_rows
+
+        original = pipe.scheduler
+        scheduler = AdaptiveScheduler.driving(
+            make_stepper, read_features, original.config.num_train_timesteps
+        )
+        rows = stack.enter_context(ActiveRows(pipe.transformer, read_active))
+        pipe.scheduler = scheduler
+        stack.callback(setattr, pipe, "scheduler", original)
+        yield scheduler, rows

@@ -1,0 +1,72 @@
+"""Loading a pipeline by name or folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+from tpdm.types import BackboneError, ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "auto") -> Any:
+    """The embedded pipeline, or a diffusers one from a folder or the Hub. Only safetensors weights are read.
+
+    Args:
+        name_or_path: "tinyworld", a folder written by ``save_pretrained``, or a Hub name "owner/model".
+        dtype: "fp32", "bf16" or "fp16".
+        device: "auto" (CUDA, then Apple's, then the CPU) or a torch device.
+
+    Raises:
+        BackboneError: there is no such pipeline, or it cannot be loaded.
+        ConfigError: the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}: choose one of them.")
+    device = choose_device() if device == "auto" else device
+    if str(name_or_path) == "tinyworld":
+        from tpdm.tinyworld.pipeline import load_tinyworld_pipeline
+
+        return load_tinyworld_pipeline(DTYPES[dtype], device)
+    if not Path(name_or_path).is_dir() and not _is_hub_name(name_or_path):
+        raise BackboneError(
+            f"got {str(name_or_path)!r}, which is no folder, expected 'tinyworld', a pipeline folder or a "
+            "Hub name 'owner/model': check the path."
+        )
+    try:
+        pipe = _from_pretrained(name_or_path, DTYPES[dtype])
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"got {str(name_or_path)!r}, which diffusers cannot load, expected a complete pipeline with "
+            f"safetensors weights: {reason}"
+        ) from error
+    return pipe.to(device)
+
+
+def _from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    # The old name warns from 0.42 on; older versions ignore the new one, and would load fp32.
+    keyword = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    # A part that was saved as None (SD3 without T5) is found missing unless it is passed as None again.
+    index = diffusers.DiffusionPipeline.load_config(name_or_path)
+    absent = {name: None for name, part in index.items() if isinstance(part, list) and part == [None, None]}
+    return diffusers.DiffusionPipeline.from_pretrained(
+        name_or_path, use_safetensors=True, **absent, **{keyword: dtype}
+    )
+
+
+def choose_device() -> str:
+    """The best device of this machine: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _is_hub_name(name: str | Path) -> bool:
+    return isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -1,0 +1,105 @@
+"""Finished images leave the denoiser call: their rows are cut out before it and zero after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpdm.pipelines.backbones import bind_arguments, find_entry
+from tpdm.types import BackboneError
+
+
+class ActiveRows:
+    """While its ``with`` block lasts, the denoiser computes rows of active images only.
+
+    A call holds one row per image, or two under one-call guidance (all unconditional rows, then all
+    conditional ones, or the reverse). Every tensor argument with that many rows, also inside lists and
+    dictionaries, is cut. As long as all images are active, calls pass through untouched.
+
+    Args:
+        denoiser: the network, of a class in ``backbones.TAPS``.
+        read_active: () -> (number of images B, positions of the active ones, ascending and not empty).
+
+    Attributes:
+        rows_per_call: rows computed by each denoiser call, in order.
+    """
+
+    def __init__(self, denoiser: nn.Module, read_active: Callable[[], tuple[int, list[int]]]) -> None:
+        self.denoiser, self.entry, self._read_active = denoiser, find_entry(denoiser), read_active
+        self.rows_per_call: list[int] = []
+        self._handles: list[Any] = []
+        self._cut: tuple[Tensor, int] | None = None
+
+    def __enter__(self) -> ActiveRows:
+        # prepend: the taps' own pre-hook, set on the same module, then sees the call as it is computed.
+        self._handles = [
+            self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+            self.denoiser.register_forward_hook(self._after),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._cut = [], None
+
+    def _before(
+        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        bound = bind_arguments(denoiser, args, kwargs)
+        sample = bound.arguments[self.entry.sample]
+        full, (images, active) = sample.shape[0], self._read_active()
+        if full not in (images, 2 * images):
+            raise BackboneError(
+                f"got {full} rows in a call of {type(denoiser).__name__} for {images} images, expected "
+                f"{images} or {2 * images}: this pipeline batches its calls in a way that cannot be driven."
+            )
+        copies = full // images
+        self.rows_per_call.append(copies * len(active))
+        self._cut = None
+        if len(active) == images:
+            return None
+        rows = torch.tensor([c * images + b for c in range(copies) for b in active], device=sample.device)
+        self._cut = (rows, full)
+        for name, value in bound.arguments.items():
+            if name not in self.entry.unbatched:
+                bound.arguments[name] = _map_tensors(value, lambda t: _take(t, rows, full))
+        return bound.args, bound.kwargs
+
+    def _after(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._cut is None:
+            return None
+        rows, full = self._cut
+        return _map_tensors(output, lambda t: _put_back(t, rows, full))
+
+
+def _take(tensor: Tensor, rows: Tensor, full: int) -> Tensor:
+    if tensor.ndim == 0 or tensor.shape[0] != full:
+        return tensor
+    return tensor.index_select(0, rows.to(tensor.device))
+
+
+def _put_back(tensor: Tensor, rows: Tensor, full: int) -> Tensor:
+    """Scatters computed rows among zeros, (rows, ...) -> (full, ...)."""
+    if tensor.ndim == 0 or tensor.shape[0] != rows.shape[0]:
+        return tensor
+    return tensor.new_zeros(full, *tensor.shape[1:]).index_copy(0, rows.to(tensor.device), tensor)
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Applies ``change`` to the tensors of nested tuples, lists and mappings; the containers are new."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        # Covers diffusers' output classes too: they are mappings built from keywords.
+        items = {k: _map_tensors(v, change) for k, v in value.items()}
+        return items if type(value) is dict else type(value)(**items)
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(v, change) for v in value)
+    return value

@@ -1,0 +1,316 @@
+"""The Time Prediction Module: features of one denoising step in, a Beta over the ratio t_next / t out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpdm.core import beta
+from tpdm.core.beta import BetaParams
+from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation
+
+if TYPE_CHECKING:
+    from tpdm.artefact import ArtefactConfig
+
+STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
+TIME_SCALARS = 4  # t, log t, decision index / 16, 1
+TIME_STD = 0.3  # initial std of their weights: four scalars must be heard beside E embedding channels
+PUBLISHED_STD = 0.02
+PUBLISHED_POOL = 16  # side of the average pool before the global max pool
+OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
+
+
+@dataclass(frozen=True)
+class TpmShape:
+    """Everything that fixes the architecture of a TPM.
+
+    Attributes:
+        feature_channels: D, width of the denoiser's tokens (SD3: 1536).
+        temb_channels: E, width of its time embedding.
+        layout: "pooled" keeps the true 2-D layout and reads any resolution; "folded" is the published one.
+        channels: C, width of the TPM.
+        grid: S, side of the pooled map; unused by "folded".
+        storage: dtype of the observation in replay; "fp32" for denoisers whose features exceed 65,504.
+        init_alpha: initial raw output a (alpha = 1 + e^a); 2.5 as published.
+        init_beta: initial raw output b; 1.0 as published. Together: mode .818.
+        token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
+        time_only: sees nothing but the time: the control "one learned schedule for every image".
+
+    Raises:
+        ConfigError: a size below 1, an unknown word, or an option of the other layout.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    feature_channels: int
+    temb_channels: int
+    layout: Literal["pooled", "folded"] = "pooled"
+    channels: int = 128
+    grid: int = 8
+    storage: Literal["fp16", "fp32"] = "fp16"
+    init_alpha: float = 2.5
+    init_beta: float = 1.0
+    token_grid: tuple[int, int] | None = None
+    time_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("feature_channels", "temb_channels", "channels", "grid"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape."
+                )
+        if self.layout not in ("pooled", "folded"):
+            raise ConfigError(
+                f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.'
+            )
+        if self.storage not in STORAGE:
+            raise ConfigError(
+                f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.'
+            )
+        if self.layout == "folded" and self.time_only:
+            raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
+        if self.layout == "pooled" and self.token_grid is not None:
+            raise ConfigError(
+                'got token_grid with layout "pooled", which reads every grid; set token_grid=None.'
+            )
+
+
+def fold_tokens(map_BDHW: Tensor) -> Tensor:
+    """Folds a true map into the published one, which is NOT the true layout (method.md, section 3).
+
+    The raster list of tokens is read as (H/2, W/2, 2, 2) blocks, as if four consecutive tokens were a 2 x 2
+    block: token n = 4 (i W/2 + j) + 2 p + q goes to row 2i + p, column 2j + q.
+
+    Args:
+        map_BDHW: true layout, (B, D, H, W), H and W even.
+
+    Returns:
+        (B, D, H, W), the same tokens in other places.
+
+    Raises:
+        BackboneError: an odd side.
+    """
+    B, D, H, W = map_BDHW.shape
+    if H % 2 or W % 2:
+        raise BackboneError(
+            f"got {H} x {W} tokens, expected even sides for the folded layout; change the image size."
+        )
+    blocks = map_BDHW.reshape(B, D, H // 2, W // 2, 2, 2)
+    return blocks.permute(0, 1, 2, 4, 3, 5).reshape(B, D, H, W)
+
+
+def normalise(x: Tensor, dim: int = 1) -> Tensor:
+    """x / mean|x| over channels, clamped to +-8: no parameters, and one learning rate suits every backbone.
+
+    Decision: the mean magnitude rather than LayerNorm's variance, because transformers keep a few channels
+    1,000 times larger than the rest; those would own the variance (at D = 1536 the rest shrinks to .04), but
+    not this mean (the rest keeps about .5).
+    """
+    x = x.float()
+    return (x / x.abs().mean(dim, keepdim=True).clamp_min(1e-6)).clamp(-OUTLIER_BOUND, OUTLIER_BOUND)
+
+
+def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
+    """(place, name, on, off) of the TF32 settings in use; torch has two ways that must not mix."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    modern = ("fp32_precision", "tf32", "ieee")  # torch >= 2.9
+    convolution = (cudnn.conv, *modern) if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", True, False)
+    try:
+        _ = matmul.allow_tf32
+    except RuntimeError:  # the user set products the modern way, so the other one only raises
+        return [convolution, (matmul, *modern)]
+    return [convolution, (matmul, "allow_tf32", True, False)]
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Plain fp32 inside (no autocast, no TF32): a decision is scored in any batch as it was sampled."""
+    switches = _tf32_switches() if device_type == "cuda" else []
+    were_on = [(place, name, on, off) for place, name, on, off in switches if getattr(place, name) == on]
+    try:
+        for place, name, _, off in were_on:
+            setattr(place, name, off)
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for place, name, on, _ in were_on:
+            setattr(place, name, on)
+
+
+class TimeAdaptiveNorm(nn.Module):
+    """Group norm with one group, then scale and shift from the time: norm(x) (1 + scale) + shift."""
+
+    def __init__(self, channels: int, condition_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.linear = nn.Linear(condition_channels, 2 * channels)
+
+    def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, E) to (B, C, H, W)."""
+        scale_BC, shift_BC = self.linear(condition_BE).chunk(2, dim=-1)
+        return self.norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]
+
+
+class TimePredictor(nn.Module):
+    """The TPM (4,097,154 parameters in the published shape), a :class:`tpdm.types.Policy`.
+
+    Args:
+        shape: the architecture.
+        seed: of the initial weights; the global generator is left alone.
+
+    Attributes:
+        artefact: what it was trained for, where it was loaded from a folder.
+    """
+
+    def __init__(self, shape: TpmShape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.artefact: ArtefactConfig | None = None
+        C, extra = shape.channels, 0 if shape.layout == "folded" else TIME_SCALARS
+        self.conv1 = nn.Conv2d(2 * shape.feature_channels, C, 3, padding=1)
+        self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra)
+        self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
+        self.fc1 = nn.Linear(C, C)
+        self.fc2 = nn.Linear(C, 2)
+        self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """As published: weights N(0, .02), biases 0, last bias (init_alpha, init_beta): r = .818 always."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in (self.conv1, self.norm1.linear, self.conv2, self.fc1, self.fc2):
+            weight, bias = module.parameters()
+            weight.normal_(0, PUBLISHED_STD, generator=generator)
+            bias.zero_()
+        if self.shape.layout == "pooled":
+            self.norm1.linear.weight[:, -TIME_SCALARS:].normal_(0, TIME_STD, generator=generator)
+        self.fc2.bias.copy_(torch.tensor([self.shape.init_alpha, self.shape.init_beta]))
+
+    @property
+    def reads_features(self) -> bool:
+        """False for ``time_only``: no hooks, nothing to store."""
+        return not self.shape.time_only
+
+    @torch.no_grad()
+    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+        """Reduces features to what ``propose`` and ``evaluate`` read: normalised, pooled, in storage dtype.
+
+        Args:
+            features: of the evaluation at ``t_B``; ignored (None is fine) under ``time_only``.
+            t_B: current time, fp32.
+            index_B: decisions made so far, int64.
+            row_B: position in the pipeline call, int64.
+
+        Returns:
+            map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "folded"; temb (B, E).
+
+        Raises:
+            BackboneError: no features, other widths than the TPM's, or a token grid it was not trained for.
+        """
+        if not self.reads_features:
+            return Observation(None, None, t_B.float(), index_B, row_B)
+        features = self._checked(features)
+        maps, temb_BE = (features.first_BDHW, features.last_BDHW), features.temb_BE
+        if self.shape.layout == "folded":
+            maps_BDHW = [fold_tokens(x) for x in maps]
+        else:
+            grid = (self.shape.grid, self.shape.grid)
+            maps_BDHW = [F.adaptive_avg_pool2d(normalise(x), grid) for x in maps]
+            temb_BE = normalise(temb_BE)
+        dtype = STORAGE[self.shape.storage]
+        map_BCHW = torch.cat([x.to(dtype) for x in maps_BDHW], dim=1)
+        return Observation(map_BCHW, temb_BE.to(dtype), t_B.float(), index_B, row_B)
+
+    def _checked(self, features: Features | None) -> Features:
+        shape = self.shape
+        if features is None:
+            raise BackboneError(
+                "got no features, expected those of the denoiser; attach the pipeline with its hooks on."
+            )
+        got = (features.first_BDHW.shape[1], features.last_BDHW.shape[1], features.temb_BE.shape[-1])
+        expected = (shape.feature_channels, shape.feature_channels, shape.temb_channels)
+        if got != expected:
+            raise BackboneError(
+                f"got features of widths {got} (first, last, temb), expected {expected}; load a TPM"
+                " trained for this denoiser."
+            )
+        grid = tuple(features.first_BDHW.shape[2:])
+        if shape.token_grid is not None and grid != tuple(shape.token_grid):
+            raise BackboneError(
+                f"got a token grid of {grid}, expected {shape.token_grid} as in this folded TPM's training;"
+                " use its image size or a pooled TPM."
+            )
+        return features
+
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Raw outputs (a_B, b_B) of eq. (4), fp32: alpha = 1 + e^a, beta = 1 + e^b."""
+        device, shape = self.fc2.weight.device, self.shape
+        t_B = observation.t_B.to(device)
+        if observation.map_BCHW is None or observation.temb_BE is None:
+            map_BCHW = t_B.new_zeros(len(t_B), 2 * shape.feature_channels, shape.grid, shape.grid)
+            temb_BE = t_B.new_zeros(len(t_B), shape.temb_channels)
+        else:
+            map_BCHW = observation.map_BCHW.to(device, torch.float32)
+            temb_BE = observation.temb_BE.to(device, torch.float32)
+        with full_precision(device.type):
+            condition_BE = F.silu(temb_BE)
+            if shape.layout == "pooled":
+                index_B = observation.index_B.to(device) / 16
+                scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
+                condition_BE = torch.cat([condition_BE, torch.stack(scalars, dim=1)], dim=1)
+            x = F.silu(self.norm1(self.conv1(map_BCHW), condition_BE))
+            x = self.conv2(x)
+            H, W = x.shape[2:]
+            x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
+            a_B, b_B = self.fc2(F.silu(self.fc1(x.amax((2, 3))))).unbind(1)
+        return a_B, b_B
+
+    @torch.no_grad()
+    def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """Eqs. (5) and (6): t_next = r t with r sampled, or the mode sigmoid(a - b).
+
+        Args:
+            observation: of B images.
+            seeds: one per image, the draw depends on it and on the decision index alone; None takes the mode.
+
+        Returns:
+            The decision in fp32 on the device of ``observation.t_B``.
+
+        Raises:
+            BackboneError: NaN or infinity reached the output.
+        """
+        a_B, b_B = self(observation)
+        if not (torch.isfinite(a_B) & torch.isfinite(b_B)).all():
+            raise BackboneError(
+                "got NaN or infinity from the TPM, expected finite features and weights; run the denoiser in"
+                ' bfloat16, or use storage="fp32".'
+            )
+        params = beta.beta_params(a_B, b_B)
+        if seeds is None:
+            action_B = beta.mode(params).clamp(beta.ACTION_MIN, beta.ACTION_MAX)
+        else:
+            action_B = beta.sample(params, seeds, observation.index_B)
+        logp_B = beta.log_prob(params, action_B)
+        t_B = observation.t_B.float()
+        action_B = action_B.to(t_B.device)
+        return Decision(action_B * t_B, action_B, logp_B.to(t_B.device))
+
+    def evaluate(self, observation: Observation, action_B: Tensor) -> tuple[Tensor, Tensor, BetaParams]:
+        """Scores stored actions with gradients, for the policy-ratio objective (7).
+
+        Args:
+            observation: as stored.
+            action_B: r as stored, fp32.
+
+        Returns:
+            (log-probability (B,), entropy (B,), parameters), fp32; equal to ``propose`` before any update.
+        """
+        params = beta.beta_params(*self(observation))
+        return beta.log_prob(params, action_B.to(params.alpha_B.device)), beta.entropy(params), params

@@ -1,0 +1,201 @@
+"""Prompts: read from a file, named by a stable group id, split into training and held-out by content.
+
+Only the standard library is used: text, JSON lines, JSON, and comma- or tab-separated tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from tpdm.types import PromptError
+
+# Part of the meaning of every published result: another salt moves prompts between the sides of the split.
+SPLIT_SALT = "tpdm held-out 1\n"
+NEGATIVE = "negative"  # optional column or key with the negative prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to make pictures of.
+
+    Attributes:
+        text: not blank.
+        negative: negative prompt; None leaves the pipeline's own.
+        id: group id in [0, 2**63), a hash of text and negative: the same on every machine, for ever.
+
+    Raises:
+        PromptError: the text is blank, or holds half a surrogate pair.
+    """
+
+    text: str
+    negative: str | None = None
+    id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise PromptError(
+                f"got the empty prompt {self.text!r}, expected a text: write one or remove the entry."
+            )
+        # JSON tells a missing negative prompt from an empty one, and no separator in the text can fool it.
+        content = json.dumps([self.text, self.negative], ensure_ascii=False)
+        object.__setattr__(self, "id", _hash64(content) >> 1)
+
+
+def load_prompts(path: str | Path, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
+    """Reads distinct prompts in the order of the file.
+
+    Args:
+        path: ``.txt`` (one prompt a line, blank lines skipped), ``.jsonl``, ``.json`` (an array), ``.csv`` or
+            ``.tsv`` (with a header), in UTF-8. A JSON entry is a text, or an object with the key ``column``.
+        column: column or key of the text; ``negative`` beside it is read where there is one.
+        limit: stop after this many distinct prompts; the rest of the file is not looked at.
+
+    Raises:
+        PromptError: unknown suffix, unreadable or empty file, missing column, or an entry that is no text
+            (with its line).
+    """
+    path = Path(path)
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise PromptError(
+            f"{path}: got the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: convert it."
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = (_prompt(value, column, f"{path}, {where}") for where, value in read(file, path))
+            prompts = list(islice(_distinct(rows), limit))
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{path}, line {_undecodable(path)}: is not UTF-8, save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read ({error.strerror}): give a file of prompts.") from error
+    if not prompts:
+        raise PromptError(f"{path}: holds no prompt, expected at least one: add a line.")
+    return prompts
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether a text is held out: depends on the text alone, and a larger fraction only adds texts.
+
+    Args:
+        text: of the prompt; two prompts that differ in the negative alone are on the same side.
+        fraction: of all texts, in [0, 1].
+    """
+    return _hash64(SPLIT_SALT + text) < fraction * 2**64
+
+
+def split_by_hash(prompts: Iterable[Prompt], held_out_fraction: float) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, held_out), both in the given order; see ``is_held_out``."""
+    train: list[Prompt] = []
+    held_out: list[Prompt] = []
+    for prompt in prompts:
+        (held_out if is_held_out(prompt.text, held_out_fraction) else train).append(prompt)
+    return train, held_out
+
+
+def _hash64(content: str) -> int:
+    try:
+        data = content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"got {content!r} with half a surrogate pair, expected Unicode text: mend it."
+        ) from error
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def _undecodable(path: Path) -> int:
+    """Number of the first line that is not UTF-8; the decoder only counts bytes within its buffer."""
+    with path.open("rb") as file:
+        return next((number for number, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Drops repetitions without reading ahead."""
+    seen: set[Prompt] = set()
+    for prompt in prompts:
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt
+
+
+def _prompt(value: Any, column: str, where: str) -> Prompt:
+    """The prompt in one entry: a text, or a mapping with the text under ``column``."""
+    negative = None
+    if isinstance(value, dict):
+        if column not in value:
+            raise PromptError(
+                f"{where}: no column {column!r}, there are {sorted(map(str, value))}: name one of these."
+            )
+        value, negative = value[column], value.get(NEGATIVE)
+    if not isinstance(value, str) or not isinstance(negative, str | None):
+        wrong = negative if isinstance(value, str) else value
+        raise PromptError(f"{where}: expected a text, got {wrong!r}: correct the entry.")
+    try:
+        return Prompt(value.strip(), negative or None)
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}") from error
+
+
+def _read_lines(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    return ((f"line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def _read_jsonl(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    return ((where, _parse(line, f"{path}, {where}")) for where, line in _read_lines(file, path))
+
+
+def _read_json(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    values = _parse(file.read(), str(path))
+    if not isinstance(values, list):
+        raise PromptError(
+            f"{path}: expected an array of prompts, got {type(values).__name__}: put it in [ ]."
+        )
+    return ((f"entry {number}", value) for number, value in enumerate(values, start=1))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{where}: is no JSON ({error}): correct it.") from error
+
+
+def _read_table(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        for row in reader:
+            # Cells beyond the header have the key None: most often a comma in an unquoted prompt.
+            if None in row:
+                raise PromptError(
+                    f"{path}, line {reader.line_num}: more cells than the header has: quote the text."
+                )
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise PromptError(
+            f"{path}, line {reader.reader.line_num}: is no valid table ({error}): correct it."
+        ) from error
+
+
+_READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[str, Any]]]] = {
+    ".txt": _read_lines,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+}

@@ -1,0 +1,1 @@
+"""Scores of finished images: higher is better, fp32, one per image."""

@@ -1,0 +1,153 @@
+"""Rollout (images with their recorded decisions) and replay (those decisions as one flat batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpdm.pipelines.attach import AdaptivePipeline
+from tpdm.types import Observation, Trajectory
+
+
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed from non-negative integers: the same parts give the same seed in every process, for ever."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Finished images in the order they were asked for.
+
+    Attributes:
+        images_B3HW: RGB in [0, 1], fp32, on the CPU (a test may put anything with B rows here).
+        steps: network evaluations of each image.
+        times: from the start down to 0.0, one more than steps.
+        trajectories: what replay needs; None unless recorded.
+    """
+
+    images_B3HW: Tensor
+    steps: list[int]
+    times: list[list[float]]
+    trajectories: list[Trajectory] | None
+
+
+class Sampler(Protocol):
+    """Makes images from prompts; training and evaluation know no more of the backbone than this."""
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+    ) -> Generated:
+        """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode."""
+
+
+@dataclass(frozen=True)
+class PipelineSampler:
+    """A ``Sampler`` on an attached pipeline.
+
+    Attributes:
+        pipeline: made by ``attach``.
+        batch: images in flight at once; memory and speed only, never the result.
+        arguments: of the pipeline call (guidance_scale, height ...).
+    """
+
+    pipeline: AdaptivePipeline
+    batch: int
+    arguments: dict[str, Any]
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+    ) -> Generated:
+        """See ``Sampler``."""
+        images: list[Tensor] = []
+        steps: list[int] = []
+        times: list[list[float]] = []
+        trajectories: list[Trajectory] = []
+        for start in range(0, len(prompts), self.batch):
+            part = slice(start, start + self.batch)
+            output = self.pipeline(
+                prompt=list(prompts[part]),
+                seeds=list(seeds[part]),
+                decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
+                sample=decision_seeds is not None,
+                record=record,
+                output_type="pt",
+                **self.arguments,
+            )
+            images.append(output.images.float().cpu())
+            steps += output.steps
+            times += output.times
+            trajectories += output.trajectories or []
+        return Generated(torch.cat(images), steps, times, trajectories if record else None)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """All decisions of n trajectories, flat; what the update passes read.
+
+    Attributes:
+        observation: of T decisions.
+        action_T: as sampled, fp32. logp_T: as scored then. segment_T: the trajectory of each, int64, ascending.
+        trajectories: n.
+    """
+
+    observation: Observation
+    action_T: Tensor
+    logp_T: Tensor
+    segment_T: Tensor
+    trajectories: int
+
+    def part(self, first: int, last: int) -> Replay:
+        """Trajectories first <= n < last alone, renumbered from 0."""
+        rows = (self.segment_T >= first) & (self.segment_T < last)
+        return Replay(
+            _rows(self.observation, rows),
+            self.action_T[rows],
+            self.logp_T[rows],
+            self.segment_T[rows] - first,
+            last - first,
+        )
+
+
+def _rows(o: Observation, rows: Tensor) -> Observation:
+    return Observation(
+        map_BCHW=None if o.map_BCHW is None else o.map_BCHW[rows],
+        temb_BE=None if o.temb_BE is None else o.temb_BE[rows],
+        t_B=o.t_B[rows],
+        index_B=o.index_B[rows],
+        row_B=o.row_B[rows],
+    )
+
+
+def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
+    """Flattens trajectories; decisions that the cap overruled are left out."""
+    steps = [(n, s) for n, trajectory in enumerate(trajectories) for s in trajectory.steps if s.counts]
+    seen = [s.observation for _, s in steps]
+    maps = [o.map_BCHW for o in seen if o.map_BCHW is not None]
+    tembs = [o.temb_BE for o in seen if o.temb_BE is not None]
+    observation = Observation(
+        map_BCHW=torch.cat(maps) if maps else None,
+        temb_BE=torch.cat(tembs) if tembs else None,
+        t_B=torch.cat([o.t_B for o in seen]),
+        index_B=torch.cat([o.index_B for o in seen]),
+        row_B=torch.cat([o.row_B for o in seen]),
+    )
+    return Replay(
+        observation,
+        torch.tensor([s.action for _, s in steps], dtype=torch.float32),
+        torch.tensor([s.logp for _, s in steps], dtype=torch.float32),
+        torch.tensor([n for n, _ in steps], dtype=torch.int64),
+        len(trajectories),
+    )

@@ -1,0 +1,115 @@
+"""Pictures of prompts into a folder, with a learned schedule or the pipeline's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tpdm.files import write_atomically, write_text
+from tpdm.prompts import Prompt
+from tpdm.types import ConfigError, Policy, PromptError
+
+BATCH = 8  # pictures per pipeline call; memory only: a picture depends on its seed and not on its batch
+
+
+def sample_to_folder(
+    backbone: str,
+    tpm: Policy | str | Path | None,
+    prompts: Sequence[str | Prompt],
+    seed: int,
+    out: str | Path,
+    guidance_scale: float | None = None,
+    max_steps: int | None = None,
+    steps: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    defaults: Mapping[str, object] | None = None,
+) -> list[dict[str, Any]]:
+    """Writes ``0000.png`` ... and ``samples.jsonl`` (prompt, seed, steps, times, file) into ``out``.
+
+    Args:
+        backbone: ``tinyworld``, a diffusers folder or a hub id.
+        tpm: folder of a TPM, or a policy; None runs the stock pipeline with its own schedule.
+        prompts: one picture each; picture i gets the seed ``seed + i``.
+        seed: >= 0.
+        out: made if missing; files of the same name are replaced, others are left alone.
+        guidance_scale: None leaves the pipeline's own.
+        max_steps: cap on the steps of a TPM; None leaves its own.
+        steps: number of steps of the stock schedule; None leaves the pipeline's own. Not with ``tpm``.
+        dtype: of the pipeline, ``fp32``, ``bf16`` or ``fp16``.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        defaults: arguments of the pipeline's call that this backbone wants; ``guidance_scale`` wins.
+
+    Returns:
+        The lines of ``samples.jsonl``.
+
+    Raises:
+        PromptError: no prompt, or an empty one.
+        ConfigError: ``steps`` with a TPM, or ``max_steps`` without one.
+    """
+    wanted = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+    if not wanted:
+        raise PromptError("got no prompt, expected at least one: give --prompt or --prompts.")
+    if tpm is not None and steps is not None:
+        raise ConfigError(f"got steps={steps} with a TPM, which chooses its own: give max_steps, or no TPM.")
+    if tpm is None and max_steps is not None:
+        raise ConfigError(
+            f"got max_steps={max_steps} without a TPM: give a TPM, or steps for the stock schedule."
+        )
+
+    # Late, so that a wrong argument is answered before diffusers is imported.
+    from tpdm.pipelines.load import load_pipeline
+
+    pipe = load_pipeline(backbone, dtype, device)
+    given = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
+    options = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
+    draw = partial(_draw_stock, pipe) if tpm is None else _with_tpm(pipe, tpm, max_steps)
+    lines: list[dict[str, Any]] = []
+    for first in range(0, len(wanted), BATCH):
+        batch = wanted[first : first + BATCH]
+        seeds = [seed + first + i for i in range(len(batch))]
+        result = draw(seeds=seeds, **_texts(batch), **options)
+        for i, prompt in enumerate(batch):
+            name = f"{first + i:04d}.png"
+            write_atomically(Path(out) / name, partial(result.images[i].save, format="PNG"))
+            line = {
+                "prompt": prompt.text,
+                "seed": seeds[i],
+                "steps": result.steps[i],
+                "times": result.times[i],
+            }
+            lines.append({**line, "file": name})
+    write_text(
+        Path(out) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    )
+    return lines
+
+
+def _with_tpm(pipe: Any, tpm: Policy | str | Path, max_steps: int | None) -> Callable[..., Any]:
+    from tpdm.pipelines.attach import attach
+
+    return attach(pipe, tpm) if max_steps is None else attach(pipe, tpm, max_steps=max_steps)
+
+
+def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamespace:
+    """The untouched pipeline, its result shaped like that of an attached one."""
+    # Generators on the CPU: the same seed gives the same noise on every device.
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    images = pipe(generator=generators, **options).images
+    scheduler = pipe.scheduler
+    times = [float(t) / scheduler.config.num_train_timesteps for t in scheduler.timesteps] + [0.0]
+    return SimpleNamespace(images=images, steps=[len(times) - 1] * len(seeds), times=[times] * len(seeds))
+
+
+def _texts(batch: Sequence[Prompt]) -> dict[str, list[str]]:
+    """The pipeline's prompt arguments; no negative prompt at all where no prompt of the call has one."""
+    texts = {"prompt": [prompt.text for prompt in batch]}
+    if any(prompt.negative for prompt in batch):
+        texts["negative_prompt"] = [prompt.negative or "" for prompt in batch]
+    return texts

@@ -1,0 +1,53 @@
+"""Puts the trained parts together as a stock ``StableDiffusion3Pipeline`` and loads it again."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+from tpdm.tinyworld.denoiser import TextToLatent
+from tpdm.tinyworld.tokenizer import make_tokenizer
+from tpdm.types import BackboneError
+
+# What the stock pipeline is called with where the caller says nothing else. The T5 slot is empty, so its tokens
+# (256 zero vectors by default) are switched off; the denoiser was trained without them.
+CALL_DEFAULTS: dict[str, float | int] = {"guidance_scale": 3.0, "max_sequence_length": 0}
+
+
+def weights_folder() -> Path:
+    """Where the committed weights live inside the installed package."""
+    return Path(str(resources.files("tpdm.tinyworld") / "weights"))
+
+
+def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipeline:
+    """The pipeline of the given parts. Its scheduler has shift 1: at 64 x 64 pixels there is nothing to shift for."""
+    return StableDiffusion3Pipeline(
+        transformer=model.transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae,
+        text_encoder=model.text[0],
+        tokenizer=make_tokenizer(),
+        text_encoder_2=model.text[1],
+        tokenizer_2=make_tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def load_tinyworld_pipeline(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", folder: Path | None = None
+) -> StableDiffusion3Pipeline:
+    """The embedded text-to-image pipeline, ready to be called with ``CALL_DEFAULTS``.
+
+    Raises:
+        BackboneError: the weights are not there.
+    """
+    path = folder or weights_folder() / "pipeline"
+    if not (path / "model_index.json").exists():
+        raise BackboneError(f"no tinyworld pipeline in {path}; make one with `tpdm tinyworld build`")
+    pipe = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)

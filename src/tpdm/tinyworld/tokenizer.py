@@ -1,0 +1,81 @@
+"""A real ``CLIPTokenizer`` whose vocabulary is tinyworld's: every word of the grammar is one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from tpdm.tinyworld.grammar import WORDS
+
+MAX_TOKENS = 32
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _byte_symbols() -> list[str]:
+    """The printable stand-ins of byte-level BPE, in the order of the bytes they stand for."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+@lru_cache(maxsize=1)
+def _merges() -> list[tuple[str, str]]:
+    """Byte-pair merges in order, grown until every word of the grammar is one token.
+
+    Each merge is applied to all words at once, as in training a BPE: a word whose first letters are another word
+    ("southeast") would otherwise be cut where that other word's merges come first.
+    """
+    segmented = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
+    merges: list[tuple[str, str]] = []
+    while unfinished := next((pieces for pieces in segmented if len(pieces) > 1), None):
+        pair = (unfinished[0], unfinished[1])
+        merges.append(pair)
+        segmented = [_apply(pair, pieces) for pieces in segmented]
+    return merges
+
+
+def _apply(pair: tuple[str, str], pieces: list[str]) -> list[str]:
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> dict[str, int]:
+    """Token -> id: bytes, bytes that end a word, merged pieces, start and end."""
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in _merges()), _START, _END]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """The tokenizer; captions of up to 30 words fit its 32 tokens."""
+    return CLIPTokenizer(vocab=vocabulary(), merges=_merges(), model_max_length=MAX_TOKENS)
+
+
+def start_id() -> int:
+    """Id of the token that opens every caption."""
+    return vocabulary()[_START]
+
+
+def end_id() -> int:
+    """Id of the token that closes and pads every caption."""
+    return vocabulary()[_END]
+
+
+def encode_words(captions: Sequence[str]) -> Tensor:
+    """Ids (B, 32) of captions made of grammar words: what the tokenizer gives, without its overhead."""
+    table = vocabulary()
+    ids = torch.full((len(captions), MAX_TOKENS), end_id(), dtype=torch.int64)
+    for row, caption in enumerate(captions):
+        words = [start_id(), *(table[w + "</w>"] for w in caption.split())]
+        ids[row, : len(words)] = torch.tensor(words)
+    return ids

@@ -1,0 +1,1 @@
+"""Training a Time Prediction Module by reinforcement learning; the denoiser stays frozen."""

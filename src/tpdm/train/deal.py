@@ -1,0 +1,30 @@
+"""Which prompts an update gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tpdm.prompts import Prompt
+from tpdm.types import PromptError
+
+_STREAM = 3  # beside the streams of noise, decisions and validation
+
+
+def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) -> list[Prompt]:
+    """``count`` prompts for one update: every prompt once before any comes again, in an order fixed by the seed.
+
+    Depends on its arguments alone, so that a resumed run sees what an uninterrupted one would have seen.
+
+    Raises:
+        PromptError: there are none.
+    """
+    if not prompts:
+        raise PromptError("got no training prompts, expected at least one; lower prompts.held_out_fraction")
+    dealt = []
+    for position in range(update * count, (update + 1) * count):
+        epoch, place = divmod(position, len(prompts))
+        order = np.random.default_rng([seed, _STREAM, epoch]).permutation(len(prompts))
+        dealt.append(prompts[order[place]])
+    return dealt

@@ -1,0 +1,184 @@
+"""The algorithm on one page: roll out groups, compare within them, move the policy, look, keep the best.
+
+Nothing here knows a backbone: images come from a ``Sampler``, scores from a ``Reward``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tpdm.config import Recipe, RewardConfig, recipe_hash
+from tpdm.core.objective import additive_reward, discounted_reward, rloo_advantages
+from tpdm.policy import TimePredictor
+from tpdm.prompts import Prompt
+from tpdm.rewards.base import Reward, checked_scores
+from tpdm.rollout import Sampler, derive_seed, make_replay
+from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
+from tpdm.train.deal import deal_prompts
+from tpdm.train.log import MetricsLog, step_statistics
+from tpdm.train.update import learning_rate, make_optimizer, update_policy
+from tpdm.types import TrainingError
+
+# Streams of randomness, so that no two purposes share a seed.
+NOISE, DECISION, VALIDATION = 0, 1, 2
+
+SaveArtefact = Callable[[str, TimePredictor, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        policy: trained in place.
+        sampler: makes images with that policy.
+        reward: scores them.
+        train_prompts, validation_prompts: disjoint.
+        save: ``save(name, policy, facts)`` writes the artefact ``name`` ("best" or "last") of the run.
+    """
+
+    policy: TimePredictor
+    sampler: Sampler
+    reward: Reward
+    train_prompts: Sequence[Prompt]
+    validation_prompts: Sequence[Prompt]
+    save: SaveArtefact
+
+
+def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig) -> Tensor:
+    """The objective of each image: its score with the price of its steps, in the recipe's form."""
+    if config.form == "additive":
+        return additive_reward(score_B, steps_B, config.step_cost)
+    return discounted_reward(score_B, steps_B, config.gamma, config.offset)
+
+
+def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
+    """Trains until ``recipe.rl.updates``, going on from the newest checkpoint in ``folder`` if there is one.
+
+    Returns:
+        The final state. ``folder`` holds metrics.jsonl, checkpoints/ and the artefacts best/ and last/.
+
+    Raises:
+        TrainingError: the rewards say nothing, a gradient is not finite, or a checkpoint does not fit.
+        RewardError: the reward failed.
+    """
+    optimizer = make_optimizer(parts.policy, recipe.optimizer)
+    reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
+    identity = recipe_hash(recipe)
+    state = load_checkpoint(folder / "checkpoints", parts.policy, optimizer, identity) or RunState(0, identity)
+    log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
+    if state.update == 0 and state.best_objective is None:
+        state = _validate(recipe, parts, state, log)
+    updates = range(state.update, recipe.rl.updates)
+    bar = tqdm(updates, desc="train", initial=state.update, total=recipe.rl.updates, dynamic_ncols=True)
+    for update in bar:
+        began = time.monotonic()
+        row = _one_update(recipe, parts, optimizer, reference, update)
+        state = replace(
+            state, update=update + 1, seconds=round(state.seconds + time.monotonic() - began, 2)
+        )
+        log.write({"kind": "train", "update": update + 1, **row, "seconds": state.seconds})
+        bar.set_postfix(score=f"{row['score_mean']:.3f}", steps=f"{row['steps_mean']:.1f}")
+        last = state.update == recipe.rl.updates
+        if state.update % recipe.validation.every == 0 or last:
+            state = _validate(recipe, parts, state, log)
+        if state.update % recipe.checkpoint.every == 0 or last:
+            save_checkpoint(
+                folder / "checkpoints", parts.policy, optimizer, state, keep=recipe.checkpoint.keep
+            )
+    return state
+
+
+def _one_update(
+    recipe: Recipe,
+    parts: Parts,
+    optimizer: torch.optim.Optimizer,
+    reference: TimePredictor | None,
+    update: int,
+) -> dict[str, Any]:
+    rl, K = recipe.rl, recipe.rl.samples_per_prompt
+    prompts_P = deal_prompts(parts.train_prompts, rl.prompts_per_update, recipe.seed, update)
+    prompts = [p.text for p in prompts_P for _ in range(K)]
+    places = [(p, k) for p in range(len(prompts_P)) for k in range(K)]
+    # Samples of a group differ in their decisions alone, unless independent noise is asked for.
+    noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
+    parts.policy.eval()
+    generated = parts.sampler(
+        prompts,
+        seeds=[derive_seed(recipe.seed, NOISE, update, *n) for n in noise],
+        decision_seeds=[derive_seed(recipe.seed, DECISION, update, *n) for n in places],
+        record=True,
+    )
+    assert generated.trajectories is not None
+    sampled = time.monotonic()
+    score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
+    steps_B = torch.tensor(generated.steps)
+    objective_B = priced(score_B, steps_B, recipe.reward)
+    _refuse_constant(objective_B.view(-1, K), parts.reward.name, update)
+    advantage_B = rloo_advantages(objective_B.view(-1, K), rl.normalise_advantages).flatten()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
+    stats = update_policy(
+        parts.policy,
+        optimizer,
+        make_replay(generated.trajectories),
+        advantage_B,
+        rl,
+        recipe.optimizer.grad_clip,
+        reference,
+    )
+    return {
+        "score_mean": float(score_B.mean()),
+        "score_sd": float(score_B.std()),
+        "objective_mean": float(objective_B.mean()),
+        "objective_sd_within_group": float(objective_B.view(-1, K).std(dim=1).mean()),
+        **step_statistics(generated.steps),
+        **asdict(stats),
+        "lr": optimizer.param_groups[0]["lr"],
+        "learn_seconds": round(time.monotonic() - sampled, 3),
+    }
+
+
+def _refuse_constant(objective_PK: Tensor, reward: str, update: int) -> None:
+    if bool((objective_PK.std(dim=1) < 1e-9).all()):
+        raise TrainingError(
+            f"all images of every group got the same objective in update {update + 1} (reward '{reward}'), expected "
+            "differences to learn from; check the reward, or raise tpm.init_beta so that sampled schedules differ"
+        )
+
+
+def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) -> RunState:
+    """Held-out prompts on fixed noise under the mode of the policy; saves last/ and, where it is one, best/."""
+    n = recipe.validation.samples_per_prompt
+    prompts = [p.text for p in parts.validation_prompts for _ in range(n)]
+    parts.policy.eval()
+    seeds = [derive_seed(recipe.seed, VALIDATION, i) for i in range(len(prompts))]
+    generated = parts.sampler(prompts, seeds=seeds)
+    score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
+    objective = float(priced(score_B, torch.tensor(generated.steps), recipe.reward).mean())
+    row = {
+        "score_mean": float(score_B.mean()),
+        "objective_mean": objective,
+        **step_statistics(generated.steps),
+    }
+    log.write({"kind": "validation", "update": state.update, **row})
+    facts = {"update": state.update, "validation": row}
+    parts.save("last", parts.policy, facts)
+    if state.best_objective is None or objective > state.best_objective:
+        parts.save("best", parts.policy, facts)
+        state = replace(state, best_objective=objective, best_update=state.update)
+    return state
+
+
+def _frozen_copy(policy: TimePredictor) -> TimePredictor:
+    copy = TimePredictor(policy.shape)
+    copy.load_state_dict(policy.state_dict())
+    return copy.requires_grad_(False).to(next(policy.parameters()).device)

@@ -1,0 +1,144 @@
+"""The words that every room shares: the legend of axes, the data that flows, the error tree.
+
+Axes, as suffixes of tensor names:
+    B images in flight, P prompts, K images per prompt, T decisions, C H W latent or feature map, N tokens,
+    D channels of the denoiser, E width of its time embedding.
+
+Times t are in [0, 1], t = 1 is noise and t = 0 the image (SD3 and FLUX call it sigma). Times, actions and
+log-probabilities are always fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+from torch import Tensor
+
+
+class TpdmError(Exception):
+    """Base of every error that a user can mend. The message is one sentence: got, expected, what to do."""
+
+
+class ConfigError(TpdmError):
+    """A recipe, an override or an argument is wrong."""
+
+
+class ArtefactError(TpdmError):
+    """A TPM folder cannot be read, or does not fit the backbone."""
+
+
+class BackboneError(TpdmError):
+    """A pipeline cannot be driven (unknown denoiser class, unsupported option)."""
+
+
+class PromptError(TpdmError):
+    """A prompt or a prompt file is unusable."""
+
+
+class RewardError(TpdmError):
+    """A reward failed, or returned NaN or the wrong number of values."""
+
+
+class TrainingError(TpdmError):
+    """Training cannot go on (collapse, NaN, unusable checkpoint)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the denoiser computed in one evaluation, conditional rows only, in its true 2-D layout.
+
+    Attributes:
+        first_BDHW: tokens entering the first block, (B, D, H, W).
+        last_BDHW: tokens leaving the last block, before the output projection, (B, D, H, W).
+        temb_BE: time (and pooled text) embedding, (B, E).
+    """
+
+    first_BDHW: Tensor
+    last_BDHW: Tensor
+    temb_BE: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees of B images before it decides; exactly what replay stores.
+
+    Attributes:
+        map_BCHW: pooled features (B, 2D, S, S) in the storage dtype; None where the policy reads none.
+        temb_BE: time embedding in the storage dtype; None where the policy reads none.
+        t_B: current time, fp32.
+        index_B: number of decisions made so far, int64.
+        row_B: position of the image in the pipeline call, int64.
+    """
+
+    map_BCHW: Tensor | None
+    temb_BE: Tensor | None
+    t_B: Tensor
+    index_B: Tensor
+    row_B: Tensor
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The next time of B images.
+
+    Attributes:
+        t_next_B: r * t, fp32; the stepper may still replace it by 0 (stop threshold, cap).
+        action_B: r in (0, 1), fp32, as sampled.
+        logp_B: log-probability of the action, fp32; 0 for deterministic policies.
+    """
+
+    t_next_B: Tensor
+    action_B: Tensor
+    logp_B: Tensor
+
+
+class Policy(Protocol):
+    """Chooses the next time of every image. Fixed schedules and learned ones are the same to the stepper."""
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether ``observe`` needs the denoiser's features (no hooks are set otherwise)."""
+
+    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+        """Reduces features to what the policy reads and replay stores."""
+
+    def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """Decides; one seed per image samples (randomness depends on seed and decision index), None takes the mode."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded step of one image: what was seen, what was decided, where it landed.
+
+    Attributes:
+        observation: of this image alone (B = 1).
+        action: r in (0, 1) as sampled.
+        logp: its log-probability when it was sampled.
+        t: time before.
+        t_next: time after (0 at the end).
+        counts: False where the cap overruled the action, so that the objective leaves it out.
+    """
+
+    observation: Observation
+    action: float
+    logp: float
+    t: float
+    t_next: float
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """All steps of one image; ``len(steps)`` is its number of network evaluations (NFE)."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def times(self) -> list[float]:
+        """t_0 = 1.0 (or the strength) down to 0.0: one more entry than steps."""
+        return [self.steps[0].t, *(s.t_next for s in self.steps)]
+
+

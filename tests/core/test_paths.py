@@ -1,0 +1,148 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpdm.core import paths
+from tpdm.core.vp_path import VPPath, vp_path
+from tpdm.types import ConfigError
+
+TIMES = st.lists(st.floats(1 / 64, 63 / 64, width=32), min_size=1, max_size=6)
+quick = settings(deadline=None, max_examples=40)
+
+
+@pytest.fixture(scope="module")
+def abar_K() -> torch.Tensor:
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return scheduler.alphas_cumprod
+
+
+@pytest.fixture(scope="module")
+def path(abar_K) -> VPPath:
+    return vp_path(abar_K)
+
+
+@quick
+@given(TIMES)
+def test_flow_maps_invert_each_other(times):
+    t_B = torch.tensor(times)
+    torch.testing.assert_close(paths.flow_time_of_sigma(paths.flow_sigma(t_B)), t_B)
+    torch.testing.assert_close(paths.flow_time_of_log_snr(paths.flow_log_snr(t_B)), t_B)
+    torch.testing.assert_close(
+        paths.flow_log_snr(t_B), -2 * paths.flow_sigma(t_B).log(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_flow_maps_hold_at_both_ends():
+    t_B = torch.tensor([0.0, 0.5, 1.0])
+    assert paths.flow_sigma(t_B).tolist() == [0.0, 1.0, float("inf")]
+    assert paths.flow_log_snr(t_B).tolist() == [float("inf"), 0.0, float("-inf")]
+    assert paths.flow_time_of_sigma(paths.flow_sigma(t_B)).tolist() == t_B.tolist()
+    assert paths.flow_time_of_log_snr(paths.flow_log_snr(t_B)).tolist() == t_B.tolist()
+
+
+def test_flow_velocity_gives_back_image_and_noise():
+    x0, eps = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    t_B = torch.tensor([0.0, 0.4, 1.0])
+    x = paths.flow_interpolate(x0, eps, t_B)
+    assert torch.equal(x[0], x0[0])
+    assert torch.equal(x[2], eps[2])
+    torch.testing.assert_close(paths.flow_x0(x, eps - x0, t_B), x0)
+    torch.testing.assert_close(paths.flow_eps(x, eps - x0, t_B), eps)
+
+
+@quick
+@given(st.integers(1, 60), st.floats(0.2, 12), st.floats(1, 9))
+def test_grids_start_at_one_end_at_zero_and_fall(n, shift, rho):
+    for t_N in (paths.uniform(n), paths.shifted(n, shift), paths.karras(n, rho)):
+        assert t_N.dtype == torch.float32
+        assert len(t_N) == n + 1
+        assert (t_N[0].item(), t_N[-1].item()) == (1.0, 0.0)
+        assert (t_N.diff() < 0).all()
+
+
+def test_grids_have_the_values_of_their_formulas():
+    assert paths.uniform(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert torch.equal(paths.shifted(7, 1.0), paths.uniform(7))
+    assert paths.shifted(2, 3.0).tolist() == pytest.approx([1.0, 1.5 / 2.0, 0.0])
+    sigma_N = [4.0, ((2.0 + 0.5) / 2) ** 2, 0.25]
+    expected = [s / (1 + s) / 0.8 for s in sigma_N]
+    assert paths.karras(3, rho=2.0, sigma_min=0.25, sigma_max=4.0).tolist() == pytest.approx([*expected, 0.0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: paths.uniform(0),
+        lambda: paths.uniform(2.5),
+        lambda: paths.uniform(True),
+        lambda: paths.shifted(4, 0.0),
+        lambda: paths.shifted(4, float("nan")),
+        lambda: paths.shifted(50, 1e12),
+        lambda: paths.karras(4, rho=0.0),
+        lambda: paths.karras(4, sigma_min=2.0, sigma_max=1.0),
+        lambda: paths.karras(4, sigma_min=0.0),
+    ],
+)
+def test_bad_grids_are_refused_with_a_sentence(call):
+    with pytest.raises(ConfigError, match=r"^Got .*;.*|^Got .*use fewer steps"):
+        call()
+
+
+def test_vp_meets_every_timestep_exactly(path, abar_K):
+    k_K = torch.arange(1000)
+    t_K = path.time_of_timestep(k_K)
+    assert path.timestep(t_K).tolist() == k_K.tolist()
+    assert torch.equal(torch.exp(path.log_alphas_cumprod(t_K)).float(), abar_K)
+    assert t_K[-1].item() == 1.0
+    torch.testing.assert_close(path.sigma(t_K), ((1 - abar_K) / abar_K).sqrt(), rtol=1e-4, atol=0)
+
+
+@quick
+@given(TIMES)
+def test_vp_maps_invert_each_other(path, times):
+    t_B = torch.tensor(times)
+    torch.testing.assert_close(path.time_of_sigma(path.sigma(t_B)), t_B, rtol=0, atol=2e-6)
+    torch.testing.assert_close(path.time_of_log_snr(path.log_snr(t_B)), t_B, rtol=0, atol=2e-6)
+    torch.testing.assert_close(path.log_snr(t_B), -2 * path.sigma(t_B).log(), rtol=1e-5, atol=1e-5)
+    alpha_B, sigma_B = path.alpha_sigma(t_B)
+    torch.testing.assert_close(alpha_B**2 + sigma_B**2, torch.ones_like(alpha_B))
+
+
+def test_vp_is_continuous_and_linear_in_log_abar_between_timesteps(path, abar_K):
+    t_B = path.time_of_timestep(torch.tensor([400.25]))
+    expected = 0.75 * abar_K[400].double().log() + 0.25 * abar_K[401].double().log()
+    assert path.log_alphas_cumprod(t_B).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert path.timestep(t_B).item() == pytest.approx(400.25, abs=1e-3)
+
+
+def test_vp_ends(path, abar_K):
+    zero = torch.zeros(1)
+    assert path.sigma(zero).item() == 0.0
+    assert path.timestep(zero).item() == 0.0
+    assert path.log_snr(zero).item() == float("inf")
+    assert path.time_of_sigma(torch.tensor([0.0, 1e9])).tolist() == [0.0, 1.0]
+    stock = vp_path(abar_K, final=abar_K[0].item())
+    assert stock.log_alphas_cumprod(zero).exp().item() == pytest.approx(abar_K[0].item())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_vp_predictions_give_back_image_and_noise(path, prediction):
+    x0, eps = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t_B = torch.tensor([0.2, 0.5, 1.0])
+    alpha, sigma = (paths.rows(value_B, x0) for value_B in path.alpha_sigma(t_B))
+    output = eps if prediction == "epsilon" else alpha * eps - sigma * x0
+    found = path.x0_eps(alpha * x0 + sigma * eps, output, t_B, prediction)
+    torch.testing.assert_close(found, (x0, eps))
+
+
+def test_vp_refuses_what_it_cannot_do(path, abar_K):
+    with pytest.raises(ConfigError, match="strictly decrease"):
+        vp_path(torch.tensor([0.9, 0.5, 0.0]))
+    with pytest.raises(ConfigError, match="strictly decrease"):
+        vp_path(abar_K.flip(0))
+    with pytest.raises(ConfigError, match="final"):
+        vp_path(abar_K, final=0.5)
+    with pytest.raises(ConfigError, match="epsilon"):
+        path.x0_eps(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), "sample")

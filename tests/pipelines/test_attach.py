@@ -1,0 +1,150 @@
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from tests.support.policies import LookingPolicy
+from tpdm.pipelines.attach import attach
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError, ConfigError, TpdmError
+
+CALL = {"max_sequence_length": 4, "output_type": "latent"}
+TIMES = [[1.0, 0.5, 0.0], [1.0, 0.8, 0.4, 0.0]]
+
+
+@pytest.fixture
+def untouched(sd3):
+    """Checks after the test that the pipe is as before."""
+    before = sd3.scheduler, dict(sd3.config)
+    yield
+    assert (sd3.scheduler, dict(sd3.config)) == before
+    for module in sd3.transformer.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_pipe_is_given_back(sd3):
+    attach(sd3, LookingPolicy())("a", seeds=[0], **CALL)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_pipe_is_given_back_after_an_error(sd3):
+    def fail(pipe, i, t, tensors):
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        attach(sd3, LookingPolicy())("a", callback_on_step_end=fail, **CALL)
+    with pytest.raises(TpdmError, match=r"NaN .* prediction for image 1 at t = 1 "):
+        attach(sd3, FixedTimes(TIMES))(["a", "b"], latents=latents_with_nan(), **CALL)
+
+
+def latents_with_nan():
+    latents = torch.zeros(2, 4, 8, 8)
+    latents[1, 0, 0, 0] = float("nan")
+    return latents
+
+
+def test_the_loop_ends_early_and_callbacks_see_the_times_of_every_image(sd3):
+    seen = []
+
+    def look(pipe, i, t, tensors):
+        seen.append((i, (t / 1000).tolist()))
+        return tensors
+
+    output = attach(sd3, FixedTimes(TIMES), max_steps=28)(["a", "b"], callback_on_step_end=look, **CALL)
+    assert output.steps == [2, 3]
+    assert [i for i, _ in seen] == [0, 1, 2]
+    assert [t for _, t in seen] == [pytest.approx(t) for t in ([1.0, 1.0], [0.5, 0.8], [0.0, 0.4])]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_an_interrupted_call_ends(sd3):
+    def interrupt(pipe, i, t, tensors):
+        pipe._interrupt = True
+        return tensors
+
+    output = attach(sd3, FixedTimes(TIMES))(["a", "b"], callback_on_step_end=interrupt, **CALL)
+    assert output.steps == [1, 1]
+
+
+def test_the_cap_of_a_call_overrules_that_of_attach(sd3):
+    driven = attach(sd3, LookingPolicy(), max_steps=9, stop_below=0.0)
+    assert driven("a", **CALL).steps == [9]
+    output = driven("a", max_steps=3, record=True, **CALL)
+    assert output.steps == [3]
+    assert output.times[0][-1] == 0.0
+    assert [step.counts for step in output.trajectories[0].steps] == [True, True, False]
+
+
+def test_a_record_is_kept_on_demand(sd3):
+    driven = attach(sd3, LookingPolicy())
+    assert driven(["a", "b"], **CALL).trajectories is None
+    output = driven(["a", "b"], record=True, sample=True, seeds=[1, 2], **CALL)
+    assert [t.times for t in output.trajectories] == output.times
+    assert [len(t.steps) for t in output.trajectories] == output.steps
+    assert output.trajectories[0].steps[0].observation.map_BCHW.shape == (1, 32, 1, 1)
+
+
+def test_images_are_pictures_by_default(sd3):
+    (image,) = attach(sd3, FixedTimes([1.0, 0.0]))("a", max_sequence_length=4).images
+    assert image.size == (16, 16)
+
+
+def test_hooks_are_set_only_for_policies_that_look(sd3):
+    hooked = []
+
+    def look(pipe, i, t, tensors):
+        hooked.append(bool(pipe.transformer.proj_out._forward_pre_hooks))
+        return tensors
+
+    attach(sd3, FixedTimes([1.0, 0.0]))("a", callback_on_step_end=look, **CALL)
+    attach(sd3, LookingPolicy(), max_steps=1)("a", callback_on_step_end=look, **CALL)
+    assert hooked == [False, True]
+
+
+def test_defaults_stand_in_for_what_is_not_given(sd3):
+    driven = attach(sd3, FixedTimes([1.0, 0.0]), defaults={**CALL, "guidance_scale": 1.0})
+    assert driven("a").nfe_rows == 1
+    assert driven("a", guidance_scale=3.0).nfe_rows == 2
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"num_inference_steps": 20}, BackboneError, "limit the number of steps with max_steps"),
+        ({"sigmas": [1.0, 0.5]}, BackboneError, "got sigmas"),
+        ({"timesteps": [900]}, BackboneError, "did you mean|see its __call__"),
+        ({"mu": 1.0}, BackboneError, "shifts a fixed schedule"),
+        ({"skip_guidance_layers": [1]}, BackboneError, "skip-layer guidance"),
+        ({"return_dict": False}, BackboneError, "AdaptiveOutput"),
+        ({"guidence_scale": 3.0}, BackboneError, "did you mean 'guidance_scale'"),
+        ({"seeds": [1, 2, 3]}, ConfigError, "3 seeds for 2 images"),
+        ({"seeds": [1, 2], "latents": torch.zeros(1)}, ConfigError, "both seeds and latents"),
+        ({"seeds": [1, 2], "generator": torch.Generator()}, ConfigError, "both seeds and generator"),
+        ({"sample": True}, ConfigError, "sample=True without seeds"),
+        ({"decision_seeds": [1]}, ConfigError, "expected sample=True"),
+        ({"sample": True, "decision_seeds": [1, 2, 3]}, ConfigError, "3 seeds for 2 images"),
+        ({"prompt": None}, ConfigError, "neither prompt nor prompt_embeds"),
+        ({"prompt": []}, ConfigError, "empty list"),
+        ({"max_steps": 1}, ConfigError, "pass max_steps=3"),
+        ({"prompt": ["a", "b", "c"]}, ConfigError, "2 lists of times for 3 images"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(sd3, call, error, message):
+    with pytest.raises(error, match=message):
+        attach(sd3, FixedTimes(TIMES))(**{"prompt": ["a", "b"], **call})
+
+
+def test_pipelines_that_cannot_work_are_refused(sd3):
+    with pytest.raises(BackboneError, match="object without a scheduler and a transformer"):
+        attach(object(), FixedTimes([1.0, 0.0]))
+    with pytest.raises(ConfigError, match="got solver 'heun'"):
+        attach(sd3, FixedTimes([1.0, 0.0]), solver="heun")
+    original = sd3.scheduler
+    try:
+        sd3.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+        with pytest.raises(BackboneError, match="stochastic_sampling"):
+            attach(sd3, FixedTimes([1.0, 0.0]))
+    finally:
+        sd3.scheduler = original

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.load import load_pipeline
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError, ConfigError
+
+
+def test_a_saved_pipeline_comes_back(sd3, tmp_path):
+    sd3.save_pretrained(tmp_path)
+    pipe = load_pipeline(tmp_path, dtype="bf16", device="cpu")
+    assert type(pipe) is type(sd3)
+    assert pipe.transformer.dtype == torch.bfloat16
+    assert pipe.text_encoder_3 is None
+    assert attach(pipe, FixedTimes([1.0, 0.0]))("a", max_sequence_length=4).steps == [1]
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path):
+    with pytest.raises(BackboneError, match="is no folder") as error:
+        load_pipeline(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_pipeline(tmp_path):
+    with pytest.raises(BackboneError, match="diffusers cannot load"):
+        load_pipeline(tmp_path)
+
+
+def test_an_unknown_dtype():
+    with pytest.raises(ConfigError, match="got dtype 'fp8', expected one of fp32, bf16, fp16"):
+        load_pipeline("tinyworld", dtype="fp8")

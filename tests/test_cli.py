@@ -1,0 +1,256 @@
+"""The commands: their help, their exit codes, what they hand to the library."""
+
+import json
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import tpdm.doctor
+import tpdm.pipelines.load
+from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.cli import app
+from tpdm.doctor import Finding
+from tpdm.sample import sample_to_folder
+from tpdm.schedules import FixedTimes
+from tpdm.types import ConfigError, PromptError, TrainingError
+
+COMMANDS = ["train", "sample", "eval", "demo", "doctor", "tinyworld build"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """Puts a stand-in for a library function in place; returns the list of its calls."""
+
+    def stand_in(module, function, result=None, error=None):
+        calls = []
+
+        def record(*args, **options):
+            calls.append((args, options))
+            if error is not None:
+                raise error
+            return result
+
+        fake = ModuleType(module)
+        setattr(fake, function, record)
+        # Parents as well: `from tpdm.train.run import train` looks each of them up.
+        parent = module.rpartition(".")[0]
+        if parent not in ("tpdm", "tpdm.tinyworld"):
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return stand_in
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: first\noutput: {tmp_path}/{{name}}\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_can_be_copied(command):
+    answer = run(*command.split(), "--help")
+    assert answer.exit_code == 0
+    assert f"Example:\n    tpdm {command}" in answer.output
+
+
+def test_help_and_version():
+    for command in COMMANDS:
+        assert f"  {command.split()[0]} " in run("--help").output
+    assert run("--version").output.startswith("tpdm 0.")
+
+
+def test_unknown_commands_and_options_are_refused():
+    assert run("nope").exit_code == 2
+    assert run("demo", "--sed", "1").exit_code == 2
+    assert run("demo", "--seed", "-1").exit_code == 2
+
+
+def test_the_command_line_loads_no_torch():
+    heavy = {"torch", "diffusers", "transformers", "numpy"}
+    code = f"import sys, tpdm.cli; print(sorted({heavy} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-c", "from tpdm.cli import main; main()", "train", str(tmp_path / "no.yaml")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("Error: ")
+    assert "no.yaml: cannot be read" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_train_hands_over_the_recipe_with_its_overrides(library, recipe):
+    calls = library("tpdm.train.run", "train")
+    answer = run("train", recipe, "rl.updates=3", "seed=5")
+    assert answer.exit_code == 0, answer.output
+    ((handed,), options) = calls[0]
+    assert (handed.name, handed.rl.updates, handed.seed, options) == ("first", 3, 5, {"resume": "auto"})
+    assert str(recipe.parent / "first") in answer.output
+
+
+def test_eval_hands_over_the_recipe(library, recipe):
+    calls = library("tpdm.evals.run", "evaluate")
+    assert run("eval", recipe, "name=other").exit_code == 0
+    assert calls[0][0][0].name == "other"
+
+
+def test_demo_and_build(library, tmp_path):
+    demo = library("tpdm.demo", "run_demo")
+    assert run("demo", "--out", tmp_path, "--seed", 3).exit_code == 0
+    assert demo == [((), {"out": tmp_path, "seed": 3})]
+    build = library("tpdm.tinyworld.build", "build")
+    assert run("tinyworld", "build", "--out", tmp_path, "--quick").exit_code == 0
+    assert build == [((), {"out": tmp_path, "seed": 0, "quick": True})]
+
+
+def test_a_bad_override_never_reaches_training(library, recipe):
+    calls = library("tpdm.train.run", "train")
+    answer = run("train", recipe, "rl.update=3")
+    assert answer.exit_code == 2
+    assert "did you mean rl.updates?" in answer.output
+    assert calls == []
+
+
+@pytest.mark.parametrize(("error", "code"), [(TrainingError("all is lost"), 2), (KeyboardInterrupt(), 130)])
+def test_errors_and_interruptions_of_the_library(library, recipe, error, code):
+    library("tpdm.train.run", "train", error=error)
+    answer = run("train", recipe)
+    assert answer.exit_code == code
+    expected = "Error: all is lost" if code == 2 else "goes on from the last checkpoint"
+    assert expected in answer.output
+    assert len(answer.output.strip().splitlines()) == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(library, recipe):
+    library("tpdm.train.run", "train", error=ZeroDivisionError())
+    assert isinstance(run("train", recipe).exception, ZeroDivisionError)
+
+
+def test_the_doctor_says_how_to_mend(monkeypatch):
+    monkeypatch.setattr(tpdm.doctor, "_weights", lambda: Finding("tinyworld", "no weights", "build", True))
+    answer = run("doctor")
+    assert answer.exit_code == 1
+    assert "no weights  -> build" in answer.output
+    assert "torch" in answer.output
+    monkeypatch.setattr(tpdm.doctor, "_weights", lambda: Finding("tinyworld", "weights are there"))
+    monkeypatch.setattr(tpdm.doctor, "_extra", lambda module, extra: Finding(module, "1.0"))
+    monkeypatch.setattr(tpdm.doctor, "_disk", lambda: Finding("disk", "9 GB free"))
+    answer = run("doctor")
+    assert answer.exit_code == 0
+    assert "The demo can run" in answer.output
+
+
+def test_the_doctor_finds_what_is_missing():
+    assert tpdm.doctor._package("no-such-package").mend == "pip install no-such-package"
+    assert tpdm.doctor._extra("no_such_module", "train").mend == "pip install 'tpdm[train]'"
+
+
+def test_the_doctor_looks_for_the_embedded_pipeline(monkeypatch, tmp_path):
+    monkeypatch.setattr(tpdm.doctor.resources, "files", lambda package: tmp_path)
+    assert tpdm.doctor._weights().stops_demo
+    pipeline = tmp_path / "tinyworld" / "weights" / "pipeline"
+    pipeline.mkdir(parents=True)
+    (pipeline / "model_index.json").write_text("{}", encoding="utf-8")
+    assert tpdm.doctor._weights() == Finding("tinyworld", "weights are there")
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return make_tiny_sd3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture
+def tiny(monkeypatch, sd3):
+    """Any backbone is a real SD3 pipeline of random weights."""
+    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: sd3)
+
+
+def test_sample_writes_pictures_and_lines(tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("c\nd\n", encoding="utf-8")
+    out = tmp_path / "out"
+    command = ["sample", "--backbone", "a/b", "--prompt", "a", "--prompts", tmp_path / "prompts.txt"]
+    answer = run(*command, "--seed", 7, "--steps", 3, "--out", out)
+    assert answer.exit_code == 0, answer.output
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["prompt"], line["seed"], line["steps"]) for line in lines] == [
+        ("a", 7, 3),
+        ("c", 8, 3),
+        ("d", 9, 3),
+    ]
+    assert all(line["times"][0] == 1.0 and line["times"][-1] == 0.0 for line in lines)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0000.png",
+        "0001.png",
+        "0002.png",
+        "samples.jsonl",
+    ]
+    assert "0002.png  3 steps  d" in answer.output
+
+
+def test_a_picture_depends_on_its_seed_and_schedule_alone(tiny, tmp_path):
+    stock = sample_to_folder("a/b", None, ["a", "b"], 3, tmp_path / "stock", steps=4)
+    policy = FixedTimes(stock[1]["times"])
+    again = sample_to_folder("a/b", policy, ["b"], 4, tmp_path / "alone")
+    assert again[0]["times"] == pytest.approx(stock[1]["times"], abs=1e-6)
+    with (
+        Image.open(tmp_path / "stock" / "0001.png") as one,
+        Image.open(tmp_path / "alone" / "0000.png") as other,
+    ):
+        # Two rows or one in a batch: rounding may turn a pixel by one of 255.
+        pairs = zip(one.tobytes(), other.tobytes(), strict=True)
+        assert max(abs(p - q) for p, q in pairs) <= 1
+
+
+def test_pictures_are_replaced_and_the_rest_is_left(tiny, tmp_path):
+    (tmp_path / "0000.png").write_bytes(b"old")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    sample_to_folder("a/b", None, ["a"], 0, tmp_path, steps=2)
+    assert (tmp_path / "0000.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_defaults_and_guidance_reach_the_pipeline(monkeypatch, tmp_path):
+    seen = {}
+
+    def pipe(**options):
+        seen.update(options)
+        return SimpleNamespace(images=[Image.new("RGB", (2, 2))])
+
+    pipe.scheduler = SimpleNamespace(  # type: ignore[attr-defined]
+        config=SimpleNamespace(num_train_timesteps=1000), timesteps=[1000.0, 500.0]
+    )
+    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pipe)
+    sample_to_folder("a/b", None, ["a"], 0, tmp_path, 2.5, defaults={"guidance_scale": 3.0, "extra": 0})
+    assert (seen["guidance_scale"], seen["extra"], seen["prompt"]) == (2.5, 0, ["a"])
+    assert "num_inference_steps" not in seen
+    assert "negative_prompt" not in seen
+
+
+@pytest.mark.parametrize(
+    ("tpm", "prompts", "options", "error"),
+    [
+        (None, [], {}, PromptError),
+        (None, ["a", " "], {}, PromptError),
+        ("folder", ["a"], {"steps": 3}, ConfigError),
+        (None, ["a"], {"max_steps": 3}, ConfigError),
+    ],
+)
+def test_sampling_refuses_before_it_loads(monkeypatch, tmp_path, tpm, prompts, options, error):
+    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
+    with pytest.raises(error):
+        sample_to_folder("a/b", tpm, prompts, 0, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

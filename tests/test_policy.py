@@ -1,0 +1,315 @@
+"""The TPM: its published size, the folded layout, ratio 1, rows that do not depend on their batch."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpdm.core import beta
+from tpdm.policy import TimePredictor, TpmShape, fold_tokens, normalise
+from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation, Policy
+
+D, E = 12, 10
+SMALL = TpmShape(D, E, channels=16, grid=4)
+
+
+def seen(policy: TimePredictor, B: int = 4, H: int = 6, W: int = 8, seed: int = 0) -> Observation:
+    g = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(B, policy.shape.feature_channels, H, W, generator=g) * 3 for _ in range(2)]
+    features = Features(maps[0], maps[1], torch.randn(B, policy.shape.temb_channels, generator=g) * 5)
+    t_B = torch.rand(B, generator=g) * 0.9 + 0.05
+    return policy.observe(features, t_B, torch.arange(B), torch.arange(B))
+
+
+def row(o: Observation, i: int) -> Observation:
+    part = slice(i, i + 1)
+    map_1CHW = None if o.map_BCHW is None else o.map_BCHW[part]
+    temb_1E = None if o.temb_BE is None else o.temb_BE[part]
+    return Observation(map_1CHW, temb_1E, o.t_B[part], o.index_B[part], o.row_B[part])
+
+
+def perturbed(policy: TimePredictor, scale: float = 5.0) -> TimePredictor:
+    """As if trained: outputs that depend on the input."""
+    with torch.no_grad():
+        policy.fc2.weight.mul_(scale)
+        policy.fc1.weight.mul_(scale)
+    return policy
+
+
+def variants() -> list[TpmShape]:
+    return [
+        SMALL,
+        TpmShape(D, E, channels=16, grid=4, storage="fp32"),
+        TpmShape(D, E, channels=16, grid=4, time_only=True),
+        TpmShape(D, E, channels=16, layout="folded", token_grid=(6, 8)),
+    ]
+
+
+def test_published_shape_has_the_published_number_of_parameters() -> None:
+    shape = TpmShape(1536, 1536, layout="folded", token_grid=(64, 64))
+    assert sum(p.numel() for p in TimePredictor(shape).parameters()) == 4_097_154
+
+
+def test_pooled_shape_differs_by_the_weights_of_four_time_scalars() -> None:
+    pooled, folded = (TimePredictor(TpmShape(D, E, layout=x)) for x in ("pooled", "folded"))
+    count = [sum(p.numel() for p in m.parameters()) for m in (pooled, folded)]
+    assert count[0] - count[1] == 4 * 2 * 128
+
+
+def test_names_of_weights_are_the_published_ones() -> None:
+    names = set(TimePredictor(SMALL).state_dict())
+    stems = ("conv1", "norm1.norm", "norm1.linear", "conv2", "fc1", "fc2")
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")}
+
+
+def test_fold_of_sixteen_tokens_by_hand() -> None:
+    raster = torch.arange(16.0).reshape(1, 1, 4, 4)
+    by_hand = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert fold_tokens(raster)[0, 0].tolist() == by_hand
+
+
+@given(h=st.integers(1, 5), w=st.integers(1, 5), d=st.integers(1, 3))
+def test_fold_puts_every_token_where_the_formula_says(h: int, w: int, d: int) -> None:
+    H, W = 2 * h, 2 * w
+    raster = torch.arange(2.0 * d * H * W).reshape(2, d, H, W)
+    folded = fold_tokens(raster)
+    tokens = raster.flatten(2)
+    for n in range(H * W):
+        block, p, q = n // 4, n % 4 // 2, n % 2
+        i, j = divmod(block, w)
+        assert torch.equal(folded[:, :, 2 * i + p, 2 * j + q], tokens[:, :, n])
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 5)])
+def test_fold_refuses_odd_sides(size: tuple[int, int]) -> None:
+    with pytest.raises(BackboneError, match="expected even sides"):
+        fold_tokens(torch.zeros(1, 1, *size))
+
+
+def test_it_is_a_policy() -> None:
+    policy: Policy = TimePredictor(SMALL)
+    assert policy.reads_features
+    assert not TimePredictor(TpmShape(D, E, time_only=True)).reads_features
+
+
+def test_observation_is_half_precision_and_of_fixed_size() -> None:
+    o = seen(TimePredictor(SMALL), H=20, W=6)
+    assert o.map_BCHW is not None
+    assert o.temb_BE is not None
+    assert (o.map_BCHW.shape, o.map_BCHW.dtype) == ((4, 2 * D, 4, 4), torch.float16)
+    assert (o.temb_BE.shape, o.temb_BE.dtype) == ((4, E), torch.float16)
+    assert not o.map_BCHW.requires_grad
+
+
+@settings(max_examples=15, deadline=None)
+@given(H=st.integers(1, 40), W=st.integers(1, 40), B=st.integers(1, 3))
+def test_any_resolution_gives_an_action(H: int, W: int, B: int) -> None:
+    policy = TimePredictor(SMALL)
+    decision = policy.propose(seen(policy, B, H, W), None)
+    assert decision.action_B.shape == (B,)
+    assert ((decision.action_B > 0) & (decision.action_B < 1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_may_come_in_half_precision(dtype: torch.dtype) -> None:
+    policy = TimePredictor(SMALL)
+    x = torch.randn(2, D, 6, 6).to(dtype)
+    o = policy.observe(
+        Features(x, x, torch.randn(2, E).to(dtype)), torch.ones(2), torch.zeros(2).long(), torch.arange(2)
+    )
+    assert policy.propose(o, [1, 2]).action_B.dtype == torch.float32
+
+
+def test_initial_policy_is_the_published_beta_for_every_input() -> None:
+    policy = TimePredictor(TpmShape(64, 32))
+    a_B, b_B = (x.detach() for x in policy(seen(policy)))
+    r_B = torch.cat([policy.propose(seen(policy, 8, seed=s), None).action_B for s in range(4)])
+    assert r_B == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.02)
+    assert 1 + a_B.exp() == pytest.approx(13.18, rel=0.1)
+    assert 1 + b_B.exp() == pytest.approx(3.72, rel=0.1)
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, two, other = TimePredictor(SMALL, 1), TimePredictor(SMALL, 1), TimePredictor(SMALL, 2)
+    assert torch.equal(one.conv1.weight, two.conv1.weight)
+    assert not torch.equal(one.conv1.weight, other.conv1.weight)
+    torch.manual_seed(3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("shape", variants(), ids=repr)
+@pytest.mark.parametrize("seeds", [None, [5, 6, 7, 8]])
+def test_ratio_is_one_before_any_update(shape: TpmShape, seeds: list[int] | None) -> None:
+    policy = perturbed(TimePredictor(shape))
+    o = seen(policy)
+    decision = policy.propose(o, seeds)
+    logp_B, entropy_B, params = policy.evaluate(o, decision.action_B)
+    assert (logp_B - decision.logp_B).abs().max() < 1e-6
+    assert torch.equal(entropy_B, beta.entropy(params))
+    assert torch.equal(decision.t_next_B, decision.action_B * o.t_B)
+    for i in range(4):  # replay in other batches than the rollout's
+        alone_1 = policy.evaluate(row(o, i), decision.action_B[i : i + 1])[0]
+        assert (alone_1 - decision.logp_B[i]).abs() < 5e-6
+
+
+@pytest.mark.parametrize("shape", variants(), ids=repr)
+def test_a_row_does_not_depend_on_its_batch(shape: TpmShape) -> None:
+    policy = perturbed(TimePredictor(shape))
+    o = seen(policy)
+    raw_B = torch.stack(policy(o))
+    sampled, best = policy.propose(o, [5, 6, 7, 8]), policy.propose(o, None)
+    assert best.action_B.std() > 1e-5  # rows do differ
+    for i in range(4):
+        assert (torch.stack(policy(row(o, i)))[:, 0] - raw_B[:, i]).abs().max() <= 1e-6
+        one: Decision = policy.propose(row(o, i), [5 + i])
+        assert one.action_B.item() == pytest.approx(sampled.action_B[i].item(), abs=1e-6)
+        assert policy.propose(row(o, i), None).action_B.item() == pytest.approx(
+            best.action_B[i].item(), abs=1e-6
+        )
+
+
+def test_a_draw_depends_on_seed_and_decision_index() -> None:
+    policy = TimePredictor(TpmShape(D, E, channels=16, time_only=True))
+
+    def draw(seed: int, index: int) -> float:
+        now = policy.observe(None, torch.ones(1), torch.tensor([index]), torch.tensor([0]))
+        return policy.propose(now, [seed]).action_B.item()
+
+    assert draw(1, 0) == draw(1, 0)
+    assert len({draw(1, 0), draw(1, 1), draw(2, 0)}) == 3
+
+
+def test_time_only_sees_nothing_but_the_time() -> None:
+    policy = perturbed(TimePredictor(TpmShape(D, E, channels=16, time_only=True)))
+    o = seen(policy)
+    assert o.map_BCHW is None
+    assert o.temb_BE is None
+    one, two = (seen(policy, seed=s) for s in (1, 2))
+    two = Observation(two.map_BCHW, two.temb_BE, one.t_B, one.index_B, two.row_B)
+    assert torch.equal(policy.propose(one, None).action_B, policy.propose(two, None).action_B)
+    assert policy.propose(one, None).action_B.std() > 0
+
+
+def test_time_only_learns_a_schedule() -> None:
+    policy = TimePredictor(TpmShape(4, 4, channels=32, grid=4, time_only=True))
+    t_B = torch.linspace(0.02, 1, 16)
+    o = policy.observe(None, t_B, torch.arange(16), torch.arange(16))
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=2e-3)
+    for _ in range(150):
+        params = policy.evaluate(o, t_B.clamp_max(0.9))[2]
+        loss = (beta.mode(params) - (0.6 + 0.3 * t_B)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [s for s in variants() if not s.time_only], ids=repr)
+def test_gradient_reaches_every_parameter(shape: TpmShape) -> None:
+    policy = TimePredictor(shape)
+    o = seen(policy)
+    logp_B, entropy_B, _ = policy.evaluate(o, torch.tensor([0.2, 0.5, 0.8, 0.9]))
+    (logp_B.sum() + entropy_B.sum()).backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_normalisation_survives_outlier_channels_and_scale() -> None:
+    x = torch.randn(2, 1536, 3, 3)
+    assert torch.allclose(normalise(x), normalise(1000 * x), atol=1e-5)
+    x[:, 7] = 1000.0
+    y = normalise(x)
+    assert y.abs().max() <= 8
+    assert y[:, 8:].std() > 0.4
+    assert torch.equal(normalise(torch.zeros(1, 4, 2, 2)), torch.zeros(1, 4, 2, 2))
+
+
+def test_autocast_does_not_touch_a_decision() -> None:
+    policy = perturbed(TimePredictor(SMALL))
+    o = seen(policy)
+    plain = policy.propose(o, [1, 2, 3, 4])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(policy.propose(o, [1, 2, 3, 4]).action_B, plain.action_B)
+
+
+USERS = [
+    "pass",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = 'tf32'",
+]
+SCRIPT = """
+import operator, torch
+from tpdm.policy import full_precision
+
+modern = ("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision")
+legacy = ("cuda.matmul.allow_tf32", "cudnn.allow_tf32")
+names = modern if hasattr(torch.backends.cudnn, "conv") else legacy
+state = lambda: [operator.attrgetter(name)(torch.backends) for name in names]
+for user in USERS if names is modern else USERS[:2]:
+    exec(user)
+    before = state()
+    with full_precision("cuda"):
+        assert not {"tf32", True} & set(state()), (user, state())
+    assert state() == before, (user, before, state())
+"""
+
+
+def test_full_precision_gives_back_the_users_settings() -> None:
+    """In its own process, since TF32 settings of two kinds stay mixed up in torch for good."""
+    script = f"USERS = {USERS!r}\n{SCRIPT}"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def observe_with(policy: TimePredictor, d: int, e: int, H: int, W: int) -> Observation:
+    x = torch.zeros(1, d, H, W)
+    return policy.observe(
+        Features(x, x, torch.zeros(1, e)), torch.ones(1), torch.zeros(1).long(), torch.zeros(1)
+    )
+
+
+def test_observe_refuses_what_does_not_fit() -> None:
+    folded = TimePredictor(TpmShape(D, E, channels=16, layout="folded", token_grid=(64, 64)))
+    with pytest.raises(BackboneError, match=r"got a token grid of \(32, 64\), expected \(64, 64\)"):
+        observe_with(folded, D, E, 32, 64)
+    pooled = TimePredictor(SMALL)
+    with pytest.raises(BackboneError, match="got features of widths"):
+        observe_with(pooled, D + 1, E, 8, 8)
+    with pytest.raises(BackboneError, match="got features of widths"):
+        observe_with(pooled, D, E - 1, 8, 8)
+    with pytest.raises(BackboneError, match="got no features"):
+        pooled.observe(None, torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
+    policy = TimePredictor(SMALL)
+    o = seen(policy)
+    assert o.temb_BE is not None
+    o.temb_BE[1, 0] = bad
+    with pytest.raises(BackboneError, match="got NaN or infinity"):
+        policy.propose(o, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 0}, "got channels = 0"),
+        ({"layout": "flat"}, "got layout 'flat'"),
+        ({"storage": "int8"}, "got storage 'int8'"),
+        ({"layout": "folded", "time_only": True}, "got time_only with layout"),
+        ({"token_grid": (4, 4)}, "got token_grid with layout"),
+    ],
+)
+def test_shape_refuses_nonsense(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TpmShape(D, E, **change)

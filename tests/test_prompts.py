@@ -1,0 +1,159 @@
+"""Prompt files, group ids and the split, with fixed values: these must never change."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpdm.prompts import Prompt, is_held_out, load_prompts, split_by_hash
+from tpdm.types import PromptError
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def texts(prompts):
+    return [prompt.text for prompt in prompts]
+
+
+def refusal(path, **options):
+    with pytest.raises(PromptError) as caught:
+        load_prompts(path, **options)
+    return str(caught.value)
+
+
+def test_ids_are_fixed_for_ever():
+    assert Prompt("red circle").id == 8621996215894363550
+    assert Prompt("red circle", "blue").id == 3632346981820751518
+    assert Prompt("猫").id == 6735592706178386536
+
+
+def test_the_split_is_fixed_for_ever():
+    numbered = [f"prompt {i}" for i in range(60)]
+    assert [i for i, text in enumerate(numbered) if is_held_out(text, 0.1)] == [
+        3,
+        13,
+        16,
+        29,
+        30,
+        33,
+        49,
+        56,
+        57,
+        58,
+    ]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_fraction_only_adds(text, one, other):
+    small, large = sorted((one, other))
+    assert not (is_held_out(text, small) and not is_held_out(text, large))
+    assert is_held_out(text, 1.0)
+    assert not is_held_out(text, 0.0)
+
+
+def test_the_split_keeps_order_and_is_about_right():
+    prompts = [Prompt(f"prompt {i}") for i in range(5000)]
+    train, held_out = split_by_hash(prompts, 0.1)
+    assert 400 < len(held_out) < 600
+    assert set(train) | set(held_out) == set(prompts)
+    for side in (train, held_out):
+        inside = set(side)
+        assert [prompt for prompt in prompts if prompt in inside] == side
+    assert len(train) + len(held_out) == len(prompts)
+
+
+def test_the_negative_prompt_makes_a_group_but_not_a_side():
+    plain, negative, empty = Prompt("a"), Prompt("a", "b"), Prompt("a", "")
+    assert len({plain.id, negative.id, empty.id}) == 3
+    train, held_out = split_by_hash([plain, negative], 0.5)
+    assert not (train and held_out)
+
+
+def test_ids_fit_int64():
+    assert all(0 <= Prompt(str(i)).id < 2**63 for i in range(100))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "one\n\n  two \r\none\n   \nthree"),
+        ("p.txt", b"\xef\xbb\xbfone\ntwo\nthree\n"),
+        ("p.TXT", "one\ntwo\nthree\n"),
+        ("p.jsonl", '{"prompt": "one"}\n\n"two"\n{"prompt": "two", "other": 3}\n{"prompt": "three"}\n'),
+        ("p.json", '["one", {"prompt": "two"}, "three", "one"]'),
+        ("p.csv", 'id,prompt\n1,one\n2,two\n\n3,"three"\n'),
+        ("p.tsv", "id\tprompt\n1\tone\n2\ttwo\n3\tthree\n"),
+    ],
+)
+def test_every_format_reads_the_same(tmp_path, name, content):
+    path = write(tmp_path, name, content)
+    assert texts(load_prompts(path)) == ["one", "two", "three"]
+    assert texts(load_prompts(path, limit=2)) == ["one", "two"]
+
+
+def test_another_column_and_negatives(tmp_path):
+    path = write(tmp_path, "p.csv", 'caption,negative\n"a, b",blurry\n"a, b",\n')
+    assert load_prompts(path, column="caption") == [Prompt("a, b", "blurry"), Prompt("a, b")]
+    path = write(tmp_path, "p.jsonl", json.dumps({"caption": "a", "negative": None}))
+    assert load_prompts(path, column="caption") == [Prompt("a")]
+
+
+def test_quoted_cells_may_hold_line_breaks(tmp_path):
+    path = write(tmp_path, "p.csv", 'prompt\n"two\nlines"\none\n')
+    assert texts(load_prompts(path)) == ["two\nlines", "one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("p.txt", "", ["holds no prompt"]),
+        ("p.txt", " \n\n", ["holds no prompt"]),
+        ("p.json", "[]", ["holds no prompt"]),
+        ("p.csv", "", ["holds no prompt"]),
+        ("p.parquet", "", ["'.parquet'", ".jsonl"]),
+        ("p", "one", ["suffix ''"]),
+        ("p.txt", b"one\ntw\xff\n", ["line 2", "not UTF-8"]),
+        ("p.txt", "one\n".encode("utf-16"), ["line 1", "not UTF-8"]),
+        ("p.jsonl", '"one"\n{"prompt": 3}\n', ["line 2", "expected a text, got 3"]),
+        ("p.jsonl", '"one"\n[1]\n', ["line 2", "got [1]"]),
+        ("p.jsonl", '{"prompt": "one", "negative": 3}\n', ["line 1", "got 3"]),
+        ("p.jsonl", '"one"\n{"text": "two"}\n', ["line 2", "no column 'prompt'", "['text']"]),
+        ("p.jsonl", '"one"\n{"prompt": \n', ["line 2", "is no JSON"]),
+        ("p.jsonl", '"one"\n{"prompt": " "}\n', ["line 2", "empty prompt"]),
+        ("p.jsonl", '"\\ud800"\n', ["line 1", "surrogate"]),
+        ("p.json", '{"prompt": "one"}', ["expected an array", "got dict"]),
+        ("p.json", '["one",\n', ["is no JSON", "line 2"]),
+        ("p.json", '["one", null]', ["entry 2", "got None"]),
+        ("p.csv", "text\none\n", ["line 2", "no column 'prompt'", "['text']"]),
+        ("p.csv", "prompt,id\none,1\na red, round thing,2\n", ["line 3", "more cells"]),
+        ("p.csv", "id,prompt\n1,one\n2\n", ["line 3", "got None"]),
+        ("p.csv", 'prompt\n"one\n', ["line 2", "no valid table"]),
+    ],
+)
+def test_bad_files_say_where_and_why(tmp_path, name, content, parts):
+    message = refusal(write(tmp_path, name, content))
+    assert name in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    assert "cannot be read" in refusal(tmp_path / "nowhere.txt")
+    (tmp_path / "folder.txt").mkdir()
+    assert "cannot be read" in refusal(tmp_path / "folder.txt")
+
+
+def test_the_limit_leaves_the_rest_unread(tmp_path):
+    path = write(tmp_path, "p.jsonl", '"one"\n"one"\n"two"\nbroken\n')
+    assert texts(load_prompts(path, limit=2)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_prompt_is_refused(text):
+    with pytest.raises(PromptError, match="empty prompt"):
+        Prompt(text)

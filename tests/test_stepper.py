@@ -1,0 +1,187 @@
+import pytest
+import torch
+
+from tests.support.policies import LookingPolicy
+from tpdm.core.solvers import SOLVERS
+from tpdm.schedules import FixedTimes
+from tpdm.stepper import Stepper
+from tpdm.types import ConfigError, Decision, Features, TpdmError
+
+EULER = SOLVERS["euler"]
+
+
+class Halving(LookingPolicy):
+    """Halves the time; reads nothing."""
+
+    reads_features = False
+
+    def observe(self, features, t_B, index_B, row_B):
+        return FixedTimes([1.0, 0.0]).observe(features, t_B, index_B, row_B)
+
+    def propose(self, observation, seeds):
+        half = torch.full_like(observation.t_B, 0.5)
+        return Decision(half * observation.t_B, half, -half)
+
+
+def run(stepper, x):
+    """To the end with the velocity of a straight path to x_0 = 2, at which Euler is exact."""
+    noise = x.clone()
+    while not stepper.done:
+        x = stepper.advance(x, noise - 2.0, None)
+    return x
+
+
+def features(rows):
+    maps = torch.randn(rows, 4, 2, 2)
+    return Features(maps, maps + 1, torch.randn(rows, 4))
+
+
+def test_lists_are_followed_to_the_end_whatever_stop_below():
+    lists = [[1.0, 0.0], [1.0, 0.6, 0.001, 0.0005, 0.0], [0.9, 0.2, 0.0]]
+    stepper = Stepper(FixedTimes(lists), EULER, images=3, stop_below=0.5)
+    x = run(stepper, torch.randn(3, 2, 4, 4))
+    assert stepper.steps == [1, 4, 2]
+    assert stepper.index_B.tolist() == [1, 4, 2]
+    assert not stepper.active_B.any()
+    assert stepper.times == [torch.tensor(row).tolist() for row in lists]
+    torch.testing.assert_close(x[:2], torch.full((2, 2, 4, 4), 2.0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_a_batch_equals_its_images_alone(solver):
+    lists = [[1.0, 0.5, 0.0], [1.0, 0.7, 0.4, 0.1, 0.0], [1.0, 0.9, 0.0]]
+    x = torch.randn(3, 5)
+
+    def sample(lists, x):
+        stepper = Stepper(FixedTimes(lists), SOLVERS[solver], images=len(x))
+        while not stepper.done:
+            x = stepper.advance(x, torch.sin(x) + stepper.t_B[:, None] * x, None)
+        return x
+
+    alone = torch.cat([sample(lists[i : i + 1], x[i : i + 1]) for i in range(3)])
+    assert torch.equal(sample(lists, x), alone)
+
+
+def test_finished_images_ignore_their_predictions():
+    stepper = Stepper(FixedTimes([[1.0, 0.0], [1.0, 0.5, 0.0]]), EULER, images=2)
+    x = stepper.advance(torch.randn(2, 3), torch.randn(2, 3), None)
+    prediction = torch.tensor([[float("nan")] * 3, [1.0] * 3])
+    x_next = stepper.advance(x, prediction, None)
+    assert torch.equal(x_next[0], x[0])
+    assert not torch.equal(x_next[1], x[1])
+
+
+def test_stop_below_and_cap():
+    stepper = Stepper(Halving(), EULER, images=1, stop_below=0.2, record=True)
+    run(stepper, torch.randn(1, 3))
+    assert stepper.times == [[1.0, 0.5, 0.25, 0.0]]
+    assert all(step.counts for step in stepper.trajectories()[0].steps)
+
+    stepper = Stepper(Halving(), EULER, images=1, max_steps=2, stop_below=0.01, record=True)
+    run(stepper, torch.randn(1, 3))
+    (trajectory,) = stepper.trajectories()
+    assert trajectory.times == stepper.times[0] == [1.0, 0.5, 0.0]
+    assert [step.counts for step in trajectory.steps] == [True, False]
+    assert [step.action for step in trajectory.steps] == [0.5, 0.5]
+
+
+def test_a_stop_at_the_cap_still_counts():
+    stepper = Stepper(Halving(), EULER, images=1, max_steps=2, stop_below=0.3, record=True)
+    run(stepper, torch.randn(1, 3))
+    assert [step.counts for step in stepper.trajectories()[0].steps] == [True, True]
+
+
+def test_policies_see_active_rows_only_and_records_are_per_image():
+    stepper = Stepper(
+        LookingPolicy(), EULER, images=3, max_steps=4, seeds=[5, 6, 5], record=True, stop_below=0.35
+    )
+    x, shown = torch.randn(3, 2), []
+    while not stepper.done:
+        shown.append((stepper.active_rows, features(len(stepper.active_rows))))
+        x = stepper.advance(x, x, shown[-1][1])
+    trajectories = stepper.trajectories()
+    assert [len(t.steps) for t in trajectories] == stepper.steps
+    assert (
+        trajectories[0].times == trajectories[2].times != trajectories[1].times
+    )  # equal seeds, equal decisions
+    for b, trajectory in enumerate(trajectories):
+        for i, step in enumerate(trajectory.steps):
+            rows, seen = shown[i]
+            expected = seen.last_BDHW[rows.index(b)].mean((1, 2))
+            assert torch.equal(step.observation.map_BCHW[0, :, 0, 0], expected)
+            assert (step.observation.row_B.item(), step.observation.index_B.item()) == (b, i)
+            assert step.t == step.observation.t_B.item() == trajectory.times[i]
+            assert step.logp == -step.action
+
+
+def test_seeds_stay_with_their_images_when_others_finish():
+    shown = []
+
+    class Watching(Halving):
+        def propose(self, observation, seeds):
+            shown.append(seeds)
+            first_B = observation.row_B == 0
+            ratio_B = torch.where(first_B, 0.1, 0.5)
+            return Decision(ratio_B * observation.t_B, ratio_B, -ratio_B)
+
+    run(Stepper(Watching(), EULER, images=3, seeds=[5, 6, 7], stop_below=0.3), torch.randn(3, 2))
+    assert shown == [[5, 6, 7], [6, 7]]
+
+
+def test_nan_is_named_by_image_and_time():
+    stepper = Stepper(FixedTimes([1.0, 0.5, 0.0]), EULER, images=2)
+    x = stepper.advance(torch.zeros(2, 3), torch.zeros(2, 3), None)
+    with pytest.raises(TpdmError, match=r"NaN .* prediction for image 1 at t = 0.5 \(step 2\)"):
+        stepper.advance(x, torch.tensor([[0.0] * 3, [0.0, float("nan"), 0.0]]), None)
+
+    stepper, seen = Stepper(LookingPolicy(), EULER, images=2), features(2)
+    seen.first_BDHW[0, 0, 0, 0] = float("inf")
+    with pytest.raises(TpdmError, match="features for image 0 at t = 1"):
+        stepper.advance(torch.zeros(2, 3), torch.zeros(2, 3), seen)
+
+
+def test_a_broken_policy_is_named():
+    class Broken(Halving):
+        def propose(self, observation, seeds):
+            nan = torch.full_like(observation.t_B, float("nan"))
+            return Decision(nan, nan, nan)
+
+    with pytest.raises(TpdmError, match=r"next time nan \(log-probability nan\) from the policy for image 0"):
+        Stepper(Broken(), EULER, images=1).advance(torch.zeros(1, 3), torch.zeros(1, 3), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "at least 1"),
+        ({"max_steps": 0}, "at least 1"),
+        ({"stop_below": 1.0}, "stop_below 1"),
+        ({"seeds": [1]}, "1 seeds for 2 images"),
+        ({"t_start": 0.0}, "t_start 0"),
+        ({"t_start": 0.5}, "leave t_start out"),
+        ({"max_steps": 2}, "pass max_steps=3"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    options = {"images": 2, **options}
+    with pytest.raises(ConfigError, match=message):
+        Stepper(FixedTimes([1.0, 0.5, 0.2, 0.0]), EULER, **options)
+
+
+def test_a_later_start():
+    stepper = Stepper(Halving(), EULER, images=1, t_start=0.5, stop_below=0.3)
+    run(stepper, torch.randn(1, 3))
+    assert stepper.times == [[0.5, 0.0]]
+
+
+def test_misuse_is_refused():
+    stepper = Stepper(FixedTimes([1.0, 0.0]), EULER, images=1)
+    with pytest.raises(TpdmError, match="expected two equal shapes of 1 rows"):
+        stepper.advance(torch.zeros(2, 3), torch.zeros(2, 3), None)
+    stepper.advance(torch.zeros(1, 3), torch.zeros(1, 3), None)
+    with pytest.raises(TpdmError, match="stop when done"):
+        stepper.advance(torch.zeros(1, 3), torch.zeros(1, 3), None)
+    with pytest.raises(ConfigError, match="record=True"):
+        stepper.trajectories()
+    with pytest.raises(TpdmError, match="features of 2 rows"):
+        Stepper(LookingPolicy(), EULER, images=1).advance(torch.zeros(1, 3), torch.zeros(1, 3), features(2))
