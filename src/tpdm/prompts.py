@@ -199,3 +199,12 @@ _READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[str, Any]]]] = {
     ".csv": _read_table,
     ".tsv": _read_table,
 }
+
+
+def load_source(source: str, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
+    """Prompts of a recipe: the captions of ``tinyworld`` (``limit`` of them, 20,000 by default), or of a file."""
+    if source == "tinyworld":
+        from tpdm.tinyworld.captions import make_captions
+
+        return [Prompt(text) for text in make_captions(limit or 20_000)]
+    return load_prompts(source, column, limit)

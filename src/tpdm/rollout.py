@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tpdm.pipelines.attach import AdaptivePipeline
-from tpdm.types import Observation, Trajectory
+from tpdm.types import Observation, TrainingError, Trajectory
+
+if TYPE_CHECKING:  # training on another sampler loads no diffusers
+    from tpdm.pipelines.attach import AdaptivePipeline
 
 
 def derive_seed(*parts: int) -> int:
-    """A 63-bit seed from non-negative integers: the same parts give the same seed in every process, for ever."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    """A 63-bit seed from non-negative integers: the same parts give the same seed everywhere, for ever."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class Replay:
 
     Attributes:
         observation: of T decisions.
-        action_T: as sampled, fp32. logp_T: as scored then. segment_T: the trajectory of each, int64, ascending.
+        action_T: as sampled, fp32.
+        logp_T: as scored then.
+        segment_T: the trajectory of each, int64, ascending.
         trajectories: n.
     """
 
@@ -132,8 +136,17 @@ def _rows(o: Observation, rows: Tensor) -> Observation:
 
 
 def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
-    """Flattens trajectories; decisions that the cap overruled are left out."""
+    """Flattens trajectories; decisions that the cap overruled are left out.
+
+    Raises:
+        TrainingError: the cap overruled all of them.
+    """
     steps = [(n, s) for n, trajectory in enumerate(trajectories) for s in trajectory.steps if s.counts]
+    if not steps:
+        raise TrainingError(
+            f"got no decision that counts in {len(trajectories)} trajectories, expected at least one that the "
+            "cap did not overrule; raise sampling.max_steps"
+        )
     seen = [s.observation for _, s in steps]
     maps = [o.map_BCHW for o in seen if o.map_BCHW is not None]
     tembs = [o.temb_BE for o in seen if o.temb_BE is not None]

@@ -140,5 +140,3 @@ class Trajectory:
     def times(self) -> list[float]:
         """t_0 = 1.0 (or the strength) down to 0.0: one more entry than steps."""
         return [self.steps[0].t, *(s.t_next for s in self.steps)]
-
-

@@ -38,7 +38,7 @@ def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "
             "Hub name 'owner/model': check the path."
         )
     try:
-        pipe = _from_pretrained(name_or_path, DTYPES[dtype])
+        pipe = from_pretrained(name_or_path, DTYPES[dtype])
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(
@@ -48,7 +48,8 @@ def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "
     return pipe.to(device)
 
 
-def _from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
+def from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
+    """Any diffusers pipeline, on the CPU; parts that were saved as None stay None."""
     import diffusers
 
     # The old name warns from 0.42 on; older versions ignore the new one, and would load fp32.
@@ -59,6 +60,15 @@ def _from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(
         name_or_path, use_safetensors=True, **absent, **{keyword: dtype}
     )
+
+
+def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
+    """Arguments of the pipeline's call that this backbone wants where the user gives none."""
+    if str(name_or_path) == "tinyworld":
+        from tpdm.tinyworld.pipeline import CALL_DEFAULTS
+
+        return dict(CALL_DEFAULTS)
+    return {}
 
 
 def choose_device() -> str:

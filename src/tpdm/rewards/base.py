@@ -23,28 +23,40 @@ class Reward(Protocol):
 
 
 def checked_scores(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-    """``reward.score`` with its promise enforced.
+    """``reward.score`` with its promise enforced; fp32 on the CPU, without gradient.
 
     Raises:
-        RewardError: the reward failed, or returned the wrong number of scores, NaN or infinity. The message names
-            the reward and the prompt; nothing is silently replaced.
+        RewardError: the reward failed, or returned no tensor, the wrong number of scores, NaN or infinity.
+            The message names the reward and the prompt; nothing is silently replaced.
     """
     try:
         scores = reward.score(images_B3HW, prompts)
     except RewardError:
         raise
-    except Exception as e:
-        raise RewardError(f"reward '{reward.name}' failed on prompt '{prompts[0]}' (first of its batch): {e}") from e
-    if scores.shape != (len(prompts),):
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise RewardError(
-            f"reward '{reward.name}' returned shape {tuple(scores.shape)} for {len(prompts)} images; "
-            f"it must return one score per image"
+            f"got a failure of reward '{reward.name}' on {_name(prompts[0])}, the first of {len(prompts)} "
+            f"prompts ({type(error).__name__}: {reason}), expected scores; mend the reward and start again"
+        ) from error
+    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if got != (len(prompts),):
+        raise RewardError(
+            f"got {got} from reward '{reward.name}' for {len(prompts)} images from {_name(prompts[0])} on, "
+            f"expected a tensor of shape {(len(prompts),)}; return one score per image"
         )
+    scores = scores.detach().float().cpu()
     bad = (~torch.isfinite(scores)).nonzero()
     if len(bad):
         row = int(bad[0])
         raise RewardError(
-            f"reward '{reward.name}' returned {scores[row].item()} for prompt '{prompts[row]}'; "
-            f"check the reward on that prompt alone before training on it"
+            f"got {scores[row].item()} from reward '{reward.name}' for {_name(prompts[row])}, expected a "
+            "finite score; try the reward on that prompt alone"
         )
-    return scores.float()
+    return scores
+
+
+def _name(prompt: str) -> str:
+    """The prompt in quotes, on one line, at most 80 characters of it."""
+    line = " ".join(prompt.split())
+    return f"'{line}'" if len(line) <= 80 else f"'{line[:80]} ...'"

@@ -92,7 +92,9 @@ def fit(name: str, module: nn.Module, loss_fn: LossFn, plan: FitPlan, folder: Pa
             group["lr"] = learning_rate(plan, step)
         loss = loss_fn(step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate")
+            raise FloatingPointError(
+                f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate"
+            )
         module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -28,7 +28,7 @@ ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("leftmost", "left", "right", "rightmost")
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (12, 12, 16),
-    "gray": (105, 105, 110),
+    "gray": (170, 170, 175),
     "navy": (20, 28, 80),
     "brown": (95, 62, 40),
 }

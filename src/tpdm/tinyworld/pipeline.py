@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -39,7 +40,7 @@ def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipelin
 
 def load_tinyworld_pipeline(
     dtype: torch.dtype = torch.float32, device: str = "cpu", folder: Path | None = None
-) -> StableDiffusion3Pipeline:
+) -> Any:
     """The embedded text-to-image pipeline, ready to be called with ``CALL_DEFAULTS``.
 
     Raises:
@@ -48,6 +49,8 @@ def load_tinyworld_pipeline(
     path = folder or weights_folder() / "pipeline"
     if not (path / "model_index.json").exists():
         raise BackboneError(f"no tinyworld pipeline in {path}; make one with `tpdm tinyworld build`")
-    pipe = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+    from tpdm.pipelines.load import from_pretrained
+
+    pipe = from_pretrained(path, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

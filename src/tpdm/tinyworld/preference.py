@@ -22,13 +22,12 @@ from tpdm.tinyworld.corruption import LATENT_FAULTS, PIXEL_FAULTS, apply_mixture
 from tpdm.tinyworld.data import generator, to_unit_range
 from tpdm.tinyworld.fit import FitPlan, fit
 from tpdm.tinyworld.grammar import Scene, describe, perturb
-from tpdm.tinyworld.reader import accuracy
+from tpdm.tinyworld.matching import accuracy
 from tpdm.tinyworld.render import render
 from tpdm.tinyworld.tokenizer import MAX_TOKENS, encode_words, end_id, make_tokenizer, start_id, vocabulary
 
 CAPTIONS_PER_STEP = 32
 RMS_SCALE = 24.0  # root mean square pixel error (of 255) at which quality has fallen to 1/e
-POOL = 12_288
 
 
 def make_clip() -> CLIPModel:
@@ -54,7 +53,9 @@ def make_clip() -> CLIPModel:
         image_size=64,
         patch_size=8,
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=192))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=192)
+    )
 
 
 def quality(rms_B: Tensor) -> Tensor:
@@ -63,13 +64,13 @@ def quality(rms_B: Tensor) -> Tensor:
 
 
 def faulty_pool(vae: AutoencoderKL, latents: Tensor, seed: int, folder: Path) -> tuple[Tensor, Tensor]:
-    """Decoded pictures with faults in their latents: (uint8 (M, 3, 64, 64), quality (M,)) of the first M scenes."""
+    """Decoded pictures with faults in their latents: (uint8 (M, 3, 64, 64), quality (M,)) of M scenes."""
     path = folder / f"faulty-{seed}.safetensors"
     if path.exists():
         pool = load_tensors(path)[0]
         return pool["pictures"], pool["quality"]
     pictures, qualities = [], []
-    chunks = latents[:POOL].float().split(64)
+    chunks = latents.float().split(64)
     for step, z in enumerate(tqdm(chunks, desc="faulty pictures", dynamic_ncols=True)):
         rng = generator(seed, "faults", step)
         # One in three is left whole, so that the reward knows what good pictures of this decoder look like.

@@ -8,7 +8,6 @@ a measure of picture quality that is independent of any reward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,7 +53,9 @@ def read_scenes(images_BHWC: np.ndarray) -> list[Reading]:
         ValueError: the pictures are not 64 x 64 RGB bytes.
     """
     if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(f"got {images_BHWC.dtype} {images_BHWC.shape}; expected uint8 of shape (B, 64, 64, 3)")
+        raise ValueError(
+            f"got {images_BHWC.dtype} {images_BHWC.shape}; expected uint8 of shape (B, 64, 64, 3)"
+        )
     return [_read(image.astype(np.float32)) for image in images_BHWC]
 
 
@@ -104,35 +105,3 @@ def _template_energy(background: str) -> np.ndarray:
     m, s = _templates()
     ss, sm, mm = (s * s).sum(1), (s * m).sum(1), (m * m).sum(1)
     return ss[:, None] * (_PALETTE**2).sum(1) - 2 * sm[:, None] * (_PALETTE @ b) + mm[:, None] * (b @ b)
-
-
-def accuracy(asked: Scene, seen: Scene) -> float:
-    """Share of what was asked that is there, in [0, 1].
-
-    The objects asked for are matched with different objects seen so that as many as possible fit every attribute the
-    caption names; the count is divided by the larger of the two numbers of objects, so that extra objects cost as
-    much as missing ones. A background counts as one more object where the caption names it.
-    """
-    right = matched_objects(asked.objects, seen.objects)
-    total = max(len(asked.objects), len(seen.objects))
-    if asked.background is not None:
-        right += asked.background == seen.background
-        total += 1
-    return right / max(1, total)
-
-
-def matched_objects(asked: Sequence[SceneObject], seen: Sequence[SceneObject]) -> int:
-    """Size of the largest matching between descriptions and objects that they admit."""
-    fits = [[i for i, s in enumerate(seen) if a.admits(s)] for a in asked]
-    owner: dict[int, int] = {}
-
-    def claim(a: int, tried: set[int]) -> bool:
-        for s in fits[a]:
-            if s not in tried:
-                tried.add(s)
-                if s not in owner or claim(owner[s], tried):
-                    owner[s] = a
-                    return True
-        return False
-
-    return sum(claim(a, set()) for a in range(len(asked)))

@@ -74,7 +74,9 @@ def render(scene: Scene) -> np.ndarray:
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     canvas[:] = BACKGROUNDS[scene.background]
     for o in scene.objects:
-        assert o.shape and o.size and o.texture and o.colour and o.row and o.column, "open attributes cannot be drawn"
+        assert o.shape and o.size and o.texture and o.colour and o.row and o.column, (
+            "open attributes cannot be drawn"
+        )
         coverage, tone = sprites()[o.shape, o.size, o.texture]
         top, left = place_origin(o.row, o.column)
         window = canvas[top : top + SPRITE_SIZE, left : left + SPRITE_SIZE]

@@ -1,7 +1,9 @@
 """Atomic checkpoints of a run: everything that the next update depends on, and nothing else.
 
-Prompts, noise and decisions of an update follow from the recipe's seed and the number of the update, so that the
-weights, the optimizer and that number are the whole state.
+Prompts, noise and decisions of an update follow from the recipe's seed and the number of the update, so that
+the weights, the optimizer and that number are the whole state. Under its final name a checkpoint is whole,
+wherever the process was killed; what a kill leaves behind is called ``.writing-*``, never read, and removed by
+the next save.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
+from tpdm.train.identity import differences
 from tpdm.types import TrainingError
 
 _NAME = re.compile(r"update-(\d{6})")
@@ -30,23 +35,26 @@ class RunState:
 
     Attributes:
         update: updates done.
-        recipe_hash: of the recipe that made it.
         best_objective: best validation objective so far; None before the first validation.
         best_update: after how many updates it was reached.
         seconds: training time so far.
     """
 
     update: int
-    recipe_hash: str
     best_objective: float | None = None
     best_update: int | None = None
     seconds: float = 0.0
 
 
 def save_checkpoint(
-    folder: Path, policy: TimePredictor, optimizer: torch.optim.Optimizer, state: RunState, keep: int
+    folder: Path,
+    policy: TimePredictor,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    identity: Mapping[str, Any],
+    keep: int,
 ) -> None:
-    """Writes ``folder/update-NNNNNN`` under a temporary name, renames it, and removes all but the last ``keep``."""
+    """Writes ``folder/update-NNNNNN`` under another name, renames it, and removes all but the last ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"update-{state.update:06d}"
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
@@ -58,6 +66,8 @@ def save_checkpoint(
     }
     save_tensors(temporary / "optimizer.safetensors", flat)
     write_json(temporary / "state.json", asdict(state))
+    write_json(temporary / "identity.json", identity)
+    temporary.chmod(0o755)  # mkdtemp makes it private
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -72,34 +82,43 @@ def _existing(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, policy: TimePredictor, optimizer: torch.optim.Optimizer, recipe_hash: str
+    folder: Path, policy: TimePredictor, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
 ) -> RunState | None:
     """Restores the newest checkpoint into policy and optimizer; None where there is none.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or belongs to another recipe.
+        TrainingError: the checkpoint cannot be read, or belongs to another run (see ``run_identity``).
     """
     existing = _existing(folder)
     if not existing:
         return None
     newest = existing[-1]
     try:
-        state = RunState(**json.loads((newest / "state.json").read_text(encoding="utf-8")))
-        if state.recipe_hash != recipe_hash:
-            raise TrainingError(
-                f"{newest} was made with another recipe ({state.recipe_hash}, now {recipe_hash}); go on with the "
-                "recipe.yaml saved beside it, or choose another output"
-            )
-        policy.load_state_dict(load_tensors(newest / "policy.safetensors")[0])
-        packed = optimizer.state_dict()
-        packed["state"] = {}
-        for key, value in load_tensors(newest / "optimizer.safetensors")[0].items():
-            index, name = key.split(".", 1)
-            packed["state"].setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict(packed)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        before = json.loads((newest / "identity.json").read_text(encoding="utf-8"))
+        changed = differences(before, identity)
+        if not changed:
+            return _restore(newest, policy, optimizer)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+        way_out = f"from {existing[-2].name}" if len(existing) > 1 else "from the beginning"
         raise TrainingError(
-            f"{newest} cannot be read ({reason}); remove that folder to go on from the one before"
+            f"got {newest}, which cannot be read ({reason}), expected a whole checkpoint; remove that folder to "
+            f"go on {way_out}"
         ) from error
+    raise TrainingError(
+        f"got a recipe that differs from the one of {newest} ({changed}), expected the same; change it back to "
+        "go on, or choose another output"
+    )
+
+
+def _restore(checkpoint: Path, policy: TimePredictor, optimizer: torch.optim.Optimizer) -> RunState:
+    state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    weights = load_tensors(checkpoint / "policy.safetensors")[0]
+    packed = optimizer.state_dict()
+    packed["state"] = {}
+    for key, value in load_tensors(checkpoint / "optimizer.safetensors")[0].items():
+        index, name = key.split(".", 1)
+        packed["state"].setdefault(int(index), {})[name] = value
+    policy.load_state_dict(weights)
+    optimizer.load_state_dict(packed)
     return state

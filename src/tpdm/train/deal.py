@@ -13,7 +13,7 @@ _STREAM = 3  # beside the streams of noise, decisions and validation
 
 
 def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) -> list[Prompt]:
-    """``count`` prompts for one update: every prompt once before any comes again, in an order fixed by the seed.
+    """``count`` prompts for one update: every prompt once before any comes again, in the seed's order.
 
     Depends on its arguments alone, so that a resumed run sees what an uninterrupted one would have seen.
 
@@ -22,9 +22,8 @@ def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) 
     """
     if not prompts:
         raise PromptError("got no training prompts, expected at least one; lower prompts.held_out_fraction")
-    dealt = []
-    for position in range(update * count, (update + 1) * count):
-        epoch, place = divmod(position, len(prompts))
-        order = np.random.default_rng([seed, _STREAM, epoch]).permutation(len(prompts))
-        dealt.append(prompts[order[place]])
-    return dealt
+    first, last = update * count, (update + 1) * count
+    epochs = range(first // len(prompts), (last - 1) // len(prompts) + 1)
+    orders = {e: np.random.default_rng([seed, _STREAM, e]).permutation(len(prompts)) for e in epochs}
+    places = (divmod(position, len(prompts)) for position in range(first, last))
+    return [prompts[orders[epoch][place]] for epoch, place in places]

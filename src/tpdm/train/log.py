@@ -10,6 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from tpdm.files import write_text
+from tpdm.types import TrainingError
 
 
 class MetricsLog:
@@ -23,7 +24,7 @@ class MetricsLog:
     def __init__(self, path: Path, keep_up_to: int) -> None:
         self.path = path
         kept = [row for row in read_metrics(path) if row["update"] <= keep_up_to]
-        # Before the first checkpoint nothing is resumed, so not even the validation of the untrained policy stays.
+        # Before the first checkpoint nothing is resumed: not even the untrained policy's validation stays.
         kept = kept if keep_up_to else []
         write_text(path, "".join(_line(row) for row in kept))
 
@@ -38,11 +39,22 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete rows; a last line cut off by a kill is left out."""
+    """All complete rows; a last line cut off by a kill is left out.
+
+    Raises:
+        TrainingError: a line is no JSON object.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"got {where} damaged ({error}), expected a JSON object; remove that line") from error
 
 
 def step_statistics(steps: Sequence[int]) -> dict[str, Any]:

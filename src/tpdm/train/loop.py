@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpdm.config import Recipe, RewardConfig, recipe_hash
+from tpdm.config import Recipe, RewardConfig
 from tpdm.core.objective import additive_reward, discounted_reward, rloo_advantages
 from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
@@ -23,9 +23,10 @@ from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rollout import Sampler, derive_seed, make_replay
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
+from tpdm.train.identity import run_identity
 from tpdm.train.log import MetricsLog, step_statistics
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
-from tpdm.types import TrainingError
+from tpdm.types import PromptError, TrainingError
 
 # Streams of randomness, so that no two purposes share a seed.
 NOISE, DECISION, VALIDATION = 0, 1, 2
@@ -68,32 +69,32 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
 
     Raises:
         TrainingError: the rewards say nothing, a gradient is not finite, or a checkpoint does not fit.
-        RewardError: the reward failed.
+        RewardError: the reward failed. After any error the same call goes on from the newest checkpoint.
     """
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
-    identity = recipe_hash(recipe)
-    state = load_checkpoint(folder / "checkpoints", parts.policy, optimizer, identity) or RunState(0, identity)
+    identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
+    checkpoints = folder / "checkpoints"
+    state = load_checkpoint(checkpoints, parts.policy, optimizer, identity) or RunState(0)
     log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
-    if state.update == 0 and state.best_objective is None:
+    if state.update == 0:
         state = _validate(recipe, parts, state, log)
     updates = range(state.update, recipe.rl.updates)
-    bar = tqdm(updates, desc="train", initial=state.update, total=recipe.rl.updates, dynamic_ncols=True)
-    for update in bar:
-        began = time.monotonic()
-        row = _one_update(recipe, parts, optimizer, reference, update)
-        state = replace(
-            state, update=update + 1, seconds=round(state.seconds + time.monotonic() - began, 2)
-        )
-        log.write({"kind": "train", "update": update + 1, **row, "seconds": state.seconds})
-        bar.set_postfix(score=f"{row['score_mean']:.3f}", steps=f"{row['steps_mean']:.1f}")
-        last = state.update == recipe.rl.updates
-        if state.update % recipe.validation.every == 0 or last:
-            state = _validate(recipe, parts, state, log)
-        if state.update % recipe.checkpoint.every == 0 or last:
-            save_checkpoint(
-                folder / "checkpoints", parts.policy, optimizer, state, keep=recipe.checkpoint.keep
-            )
+    with tqdm(updates, desc="train", initial=state.update, total=recipe.rl.updates, dynamic_ncols=True) as bar:
+        for update in bar:
+            began = time.monotonic()
+            row = _one_update(recipe, parts, optimizer, reference, update)
+            seconds = round(state.seconds + time.monotonic() - began, 2)
+            state = replace(state, update=update + 1, seconds=seconds)
+            log.write({"kind": "train", "update": state.update, **row, "seconds": seconds})
+            bar.set_postfix(score=f"{row['score_mean']:.3f}", steps=f"{row['steps_mean']:.1f}")
+            last = state.update == recipe.rl.updates
+            if state.update % recipe.validation.every == 0 or last:
+                state = _validate(recipe, parts, state, log)
+            # After the validation, so that a run that goes on from here knows of it.
+            if state.update % recipe.checkpoint.every == 0 or last:
+                keep = recipe.checkpoint.keep
+                save_checkpoint(checkpoints, parts.policy, optimizer, state, identity, keep)
     return state
 
 
@@ -122,8 +123,9 @@ def _one_update(
     score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
     steps_B = torch.tensor(generated.steps)
     objective_B = priced(score_B, steps_B, recipe.reward)
-    _refuse_constant(objective_B.view(-1, K), parts.reward.name, update)
-    advantage_B = rloo_advantages(objective_B.view(-1, K), rl.normalise_advantages).flatten()
+    _refuse_constant(score_B, parts.reward.name, prompts[0], update)
+    objective_PK = objective_B.view(-1, K)
+    advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages).flatten()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
     stats = update_policy(
@@ -139,7 +141,8 @@ def _one_update(
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std()),
         "objective_mean": float(objective_B.mean()),
-        "objective_sd_within_group": float(objective_B.view(-1, K).std(dim=1).mean()),
+        "objective_sd_within_group": float(objective_PK.std(dim=1).mean()),
+        "silent_groups": float((objective_PK.amax(1) == objective_PK.amin(1)).float().mean()),
         **step_statistics(generated.steps),
         **asdict(stats),
         "lr": optimizer.param_groups[0]["lr"],
@@ -147,16 +150,25 @@ def _one_update(
     }
 
 
-def _refuse_constant(objective_PK: Tensor, reward: str, update: int) -> None:
-    if bool((objective_PK.std(dim=1) < 1e-9).all()):
+def _refuse_constant(score_B: Tensor, reward: str, prompt: str, update: int) -> None:
+    """A reward that gives one number for every image leaves only the price of steps to be learnt.
+
+    A group of equal objectives is no error: an easy prompt, once learnt, gives nothing but such groups.
+    """
+    if bool((score_B == score_B[0]).all()):
         raise TrainingError(
-            f"all images of every group got the same objective in update {update + 1} (reward '{reward}'), expected "
-            "differences to learn from; check the reward, or raise tpm.init_beta so that sampled schedules differ"
+            f"got the score {float(score_B[0]):g} from reward '{reward}' for all {len(score_B)} images of "
+            f"update {update + 1} (the first is of prompt '{prompt}'), expected different ones; try the reward "
+            "on two unlike images"
         )
 
 
 def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) -> RunState:
-    """Held-out prompts on fixed noise under the mode of the policy; saves last/ and, where it is one, best/."""
+    """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it is that."""
+    if not parts.validation_prompts:
+        raise PromptError(
+            "got no validation prompts, expected at least one; raise prompts.held_out_fraction or add prompts"
+        )
     n = recipe.validation.samples_per_prompt
     prompts = [p.text for p in parts.validation_prompts for _ in range(n)]
     parts.policy.eval()

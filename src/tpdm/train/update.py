@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tpdm.config import OptimizerConfig, RlConfig
 from tpdm.core import beta
-from tpdm.core.objective import clipped_objective, trajectory_log_ratio
+from tpdm.core.objective import MAX_LOG_RATIO, clipped_objective, trajectory_log_ratio
 from tpdm.policy import TimePredictor
 from tpdm.rollout import Replay
 from tpdm.types import TrainingError
@@ -71,8 +71,8 @@ def update_policy(
 ) -> UpdateStats:
     """``rl.epochs`` passes over one rollout, one optimizer step each.
 
-    The loss is a mean over trajectories (and, for entropy and KL, over decisions) of the whole rollout, summed up
-    from micro-batches of whole trajectories: their size changes memory, not the result.
+    The loss is a mean over trajectories (and, for entropy and KL, over decisions) of the whole rollout, summed
+    up from micro-batches of whole trajectories: their size changes memory, not the result.
 
     Raises:
         TrainingError: the gradient is not finite.
@@ -82,9 +82,7 @@ def update_policy(
         optimizer.zero_grad(set_to_none=True)
         measured = _Pass()
         for first, last in _micro_batches(replay, rl.update_batch):
-            _accumulate(
-                policy, replay, replay.part(first, last), advantage_B[first:last], rl, reference, measured
-            )
+            _accumulate(policy, replay, replay.part(first, last), advantage_B[first:last], rl, reference, measured)
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), grad_clip))
         if not norm < float("inf"):
             raise TrainingError(
@@ -159,9 +157,9 @@ def _accumulate(
         loss = loss + rl.kl_weight * decision_share * kl
         measured.kl += decision_share * float(kl)
     torch.autograd.backward(loss)
-    ratio_B = log_ratio_B.detach().exp()
-    measured.ratio_deviation = max(measured.ratio_deviation, float((ratio_B - 1).abs().max()))
-    measured.ratio_max = max(measured.ratio_max, float(ratio_B.max()))
+    deviation = float(torch.expm1(log_ratio_B.detach().clamp_max(MAX_LOG_RATIO)).abs().max())
+    measured.ratio_deviation = max(measured.ratio_deviation, deviation)
+    measured.ratio_max = max(measured.ratio_max, float(clipped.ratio_max))
     measured.clip_fraction += share * float(clipped.clip_fraction)
     measured.approx_kl += share * float(clipped.approx_kl)
     measured.entropy += decision_share * float(entropy_T.detach().mean())

@@ -1,0 +1,64 @@
+"""The frame of the report: its head and its style sheet, for light and dark, for desk and phone."""
+
+from __future__ import annotations
+
+from tpdm.evals.markup import Markup, element, join
+
+STYLE = Markup("""
+:root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5c5c63; --line: #d9d9de; --ground: #fff;
+  --mark: #fdf0e6; --learned: #c45500; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececef; --soft: #a8a8b0; --line: #3d3d44; --ground: #17171a; --mark: #33241a;
+    --learned: #ff9a4d; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 74rem; background: var(--ground); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .6rem; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+.verdict { font-size: 1.1rem; border-left: 4px solid var(--learned); padding-left: .8rem; }
+.note, figcaption, dd, dt, .prompt { font-size: .88rem; }
+.note, figcaption { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th:first-child { text-align: left; padding-left: .4rem; }
+tbody th { font-weight: normal; }
+.marked { background: var(--mark); }
+.marked th { font-weight: bold; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.2rem; }
+.figures figure { flex: 1 1 21rem; max-width: 36rem; min-width: 0; }
+figure { margin: 0; }
+.figures img { display: block; width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px;
+  padding: .4rem; }
+figcaption { margin-top: .3rem; }
+.prompt { margin: .6rem 0 .3rem; }
+.strip { display: flex; flex-wrap: wrap; gap: .7rem; }
+.tile { width: 6rem; }
+.tile figcaption { line-height: 1.3; font-size: .8rem; }
+.pixels, .empty { display: block; width: 6rem; height: 6rem; border: 1px solid var(--line); }
+.pixels { image-rendering: pixelated; }
+.empty { color: var(--soft); font-size: .8rem; padding: .4rem; }
+.learned .pixels, .learned .empty { outline: 3px solid var(--learned); }
+footer { margin-top: 2.5rem; border-top: 1px solid var(--line); }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1rem; }
+dt { color: var(--soft); }
+dd { margin: 0; }
+""")
+# The browser itself is told to fetch nothing: the promise of one file is enforced, not only kept.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(title: str, body: Markup) -> str:
+    """A complete HTML document."""
+    head = join(
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", STYLE),
+    )
+    html = element("html", element("head", head), element("body", element("main", body)), lang="en")
+    return f"<!doctype html>\n{html}\n"

@@ -1,0 +1,142 @@
+"""The report: one HTML file rendered from a demo's results, nothing typed by hand, nothing fetched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tpdm.evals.figures import plot_section, training_section
+from tpdm.evals.gallery import picture_section
+from tpdm.evals.markup import Markup, element, join, table
+from tpdm.evals.page import page
+from tpdm.evals.results import LEARNED, REFERENCE, Results, gains, load_results
+from tpdm.evals.statistics import quantile_of_difference
+from tpdm.evals.verdict import MEASURES, effect, signed_interval, verdict
+from tpdm.files import write_text
+
+COLUMNS = ("policy", "steps", "reward", "accuracy", "residual")
+SIGNS = {"better": " ▲", "worse": " ▼", "unclear": " ≈", "unknown": ""}
+
+
+def write_report(folder: Path, title: str) -> Path:
+    """Renders ``folder/report.html`` from the folder's files; results.py says which.
+
+    Args:
+        folder: holds summary.json, results.jsonl, and, where they were made, train/metrics.jsonl and
+            pictures/<policy>/<index>.png.
+        title: heading of the page.
+
+    Raises:
+        ConfigError: the folder is no finished demo.
+    """
+    results = load_results(Path(folder))
+    body = join(
+        element("h1", title),
+        element("p", verdict(results.summary), class_="verdict"),
+        _policies(results.summary),
+        _differences(results),
+        plot_section(results),
+        training_section(results),
+        picture_section(results),
+        _footer(results.summary),
+    )
+    return write_text(results.folder / "report.html", page(title, body))
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """The table of policies for the README, as Markdown."""
+    lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *_policy_cells(summary)]
+    return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
+
+
+def _policy_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            row["name"],
+            f"{row['steps_mean']:.1f} ± {row['steps_sd']:.1f}",
+            *(_number(row.get(key)) for key in ("reward_mean", "accuracy", "residual")),
+        ]
+        for row in summary["rows"]
+    ]
+
+
+def _policies(summary: Mapping[str, Any]) -> Markup:
+    learned = {i for i, row in enumerate(summary["rows"]) if row["name"] == LEARNED}
+    return element(
+        "section",
+        element("h2", "Policies"),
+        table(list(COLUMNS), _policy_cells(summary), learned),
+        element(
+            "p",
+            "Steps: network evaluations per image, mean ± standard deviation over images. Reward: what was "
+            "trained on. Accuracy: share of the prompt found in the picture, read from its pixels. Residual: "
+            "RMS distance (0 to 255) to the nearest picture the renderer can draw; lower is better.",
+            class_="note",
+        ),
+    )
+
+
+def _differences(results: Results) -> Markup:
+    paired = results.summary.get("paired", {})
+    cells = [
+        [
+            name,
+            *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in MEASURES),
+        ]
+        for name, found in paired.items()
+    ]
+    return element(
+        "section",
+        element("h2", "tpdm minus each control"),
+        table(["control", *MEASURES], cells),
+        element(
+            "p",
+            "Same prompt and same initial noise; mean [95 % bootstrap interval over images]. ▲ better, "
+            f"▼ worse, ≈ the interval contains zero. {_tail(results)}",
+            class_="note",
+        ),
+    )
+
+
+def _tail(results: Results) -> str:
+    """What the mean hides: the worst-served tenth."""
+    gain = list(gains(results.rows_of).values())
+    if len(gain) < 2:
+        return ""
+    value, low, high = quantile_of_difference(gain, 0.1)
+    return (
+        f"In the worst-served tenth of the images the reward of {LEARNED} minus that of {REFERENCE} is "
+        f"{signed_interval((value, low, high))} or lower."
+    )
+
+
+def _footer(summary: Mapping[str, Any]) -> Markup:
+    facts = {
+        "seeds": summary.get("seeds"),
+        "versions": summary.get("versions"),
+        "git revision": summary.get("git_revision"),
+        "hardware": summary.get("hardware"),
+        "command": summary.get("command"),
+        "training": _duration(summary.get("train_seconds")),
+        "in all": _duration(summary.get("total_seconds")),
+    }
+    lines = [join(element("dt", key), element("dd", _plain(value))) for key, value in facts.items() if value]
+    return element("footer", element("h2", "How this was made"), element("dl", *lines))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value)
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.3f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"

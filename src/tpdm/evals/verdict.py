@@ -1,0 +1,98 @@
+"""Words for numbers: a claim is made only where the interval excludes zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tpdm.evals.results import LEARNED, REFERENCE
+
+# Measure -> whether more of it is better; the order of the report's columns.
+MEASURES = {"reward": True, "accuracy": True, "residual": False}
+WORDS = {
+    "reward": ("a higher reward", "a lower reward", "no measurable difference in reward"),
+    "accuracy": (
+        "more of the prompt in the picture",
+        "less of the prompt in the picture",
+        "no measurable difference in accuracy",
+    ),
+    "residual": ("cleaner pictures", "less clean pictures", "no measurable difference in picture quality"),
+}
+
+Paired = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def effect(measure: str, interval: Sequence[float] | None) -> str:
+    """``better``, ``worse``, ``unclear`` (zero lies in the interval) or ``unknown`` (there is no interval)."""
+    if interval is None or len(interval) != 3 or not all(math.isfinite(x) for x in interval):
+        return "unknown"
+    _, low, high = interval
+    if low <= 0 <= high:
+        return "unclear"
+    return "better" if (low > 0) == MEASURES[measure] else "worse"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """One sentence: steps and measures of tpdm against static-28, then its reward against other controls."""
+    paired: Paired = summary.get("paired", {})
+    found = [_finding(measure, paired.get(REFERENCE, {}).get(measure)) for measure in MEASURES]
+    sentence = f"{_steps(summary)} and shows {_listed(found)} against {REFERENCE}"
+    others = {name: effect("reward", p.get("reward")) for name, p in paired.items() if name != REFERENCE}
+    phrases = {
+        "better": "above {}",
+        "worse": "below {}",
+        "unclear": "not measurably different from {}",
+        "unknown": "not compared with {}",
+    }
+    said = []
+    for kind, phrase in phrases.items():
+        names = [name for name, e in others.items() if e == kind]
+        if names:
+            said.append(phrase.format(_listed(names)))
+    return sentence + (f"; its reward is {_listed(said)}." if said else ".")
+
+
+def relation(correlation: Mapping[str, Any] | None) -> str:
+    """A sentence on steps against measured difficulty."""
+    numbers = [(correlation or {}).get(key) for key in ("correlation", "low", "high")]
+    if any(x is None or not math.isfinite(x) for x in numbers):
+        return "A rank correlation of steps and difficulty does not exist here (one of them is constant)."
+    rho, low, high = (float(x) for x in numbers if x is not None)
+    if low > 0:
+        claim = "Harder images get more steps"
+    elif high < 0:
+        claim = "Harder images get fewer steps"
+    else:
+        claim = "No relation of steps and difficulty was measured"
+    return f"{claim}: rank correlation {rho:.2f} [{low:.2f}, {high:.2f}]."
+
+
+def _steps(summary: Mapping[str, Any]) -> str:
+    mean = {row["name"]: float(row["steps_mean"]) for row in summary["rows"]}
+    sd = {row["name"]: float(row["steps_sd"]) for row in summary["rows"]}
+    learned, reference = mean[LEARNED], mean[REFERENCE]
+    change = 100 * (learned / reference - 1)
+    words = "as many" if abs(change) < 0.5 else f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'}"
+    taken = f"{learned:.1f} ± {sd[LEARNED]:.1f} steps"
+    return f"{LEARNED} takes {taken} where {REFERENCE} takes {reference:.0f} ({words})"
+
+
+def _finding(measure: str, interval: Sequence[float] | None) -> str:
+    kind = effect(measure, interval)
+    if kind == "unknown" or interval is None:
+        return f"an unmeasured {measure}"
+    word = WORDS[measure][{"better": 0, "worse": 1, "unclear": 2}[kind]]
+    return f"{word} ({signed_interval(interval)})"
+
+
+def signed_interval(interval: Sequence[float] | None) -> str:
+    """``+0.031 [+0.010, +0.052]``; a dash where there is none."""
+    if interval is None or len(interval) != 3:
+        return "–"
+    value, low, high = (f"{x:+.3f}".replace("-", "−") for x in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]

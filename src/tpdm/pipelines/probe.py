@@ -1,0 +1,57 @@
+"""What a denoiser's features look like, found out by one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpdm.pipelines.attach import attach
+from tpdm.types import Decision, Features, Observation
+
+
+@dataclass(frozen=True)
+class FeatureWidths:
+    """Widths of the features, and the token grid at the size that was called for."""
+
+    feature_channels: int
+    temb_channels: int
+    token_grid: tuple[int, int]
+
+
+class _Probe:
+    """A policy that looks once and jumps to t = 0."""
+
+    reads_features = True
+
+    def __init__(self) -> None:
+        self.widths: FeatureWidths | None = None
+
+    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+        assert features is not None
+        _, D, H, W = features.first_BDHW.shape
+        self.widths = FeatureWidths(D, features.temb_BE.shape[-1], (H, W))
+        return Observation(None, None, t_B, index_B, row_B)
+
+    def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        t_B = observation.t_B
+        return Decision(torch.zeros_like(t_B), torch.full_like(t_B, 1e-3), torch.zeros_like(t_B))
+
+
+def probe_features(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:
+    """Runs one step of the pipeline without decoding and reports the features a TPM would read.
+
+    Args:
+        pipe: a pipeline that ``attach`` accepts.
+        arguments: of its call (guidance_scale, height, width ...).
+
+    Raises:
+        BackboneError: the pipeline cannot be driven.
+    """
+    probe = _Probe()
+    attach(pipe, probe, max_steps=1)(prompt="a", seeds=[0], output_type="latent", **arguments)
+    assert probe.widths is not None
+    return probe.widths

@@ -1,0 +1,162 @@
+"""From a recipe to a trained artefact: loads the parts, hands them to the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
+from tpdm.config import Recipe, dump_recipe
+from tpdm.files import write_json
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.load import call_defaults, choose_device, load_pipeline
+from tpdm.pipelines.probe import FeatureWidths, probe_features
+from tpdm.policy import TimePredictor, TpmShape
+from tpdm.prompts import Prompt, load_source, split_by_hash
+from tpdm.rewards.load import load_reward
+from tpdm.rollout import PipelineSampler, derive_seed
+from tpdm.train.loop import Parts, train_loop
+from tpdm.types import ConfigError, PromptError
+
+_WEIGHTS_STREAM = 4  # seeds of the initial weights, beside the streams of train.loop and train.deal
+
+
+def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
+    """Trains a TPM, or goes on where an interrupted run of the same recipe stopped.
+
+    Args:
+        recipe: what to do.
+        resume: ``auto`` continues from the newest checkpoint in the output folder, ``never`` refuses to.
+
+    Returns:
+        The folder of the best artefact, ready for ``attach``.
+
+    Raises:
+        ConfigError: the output folder already holds a run and ``resume`` is ``never``.
+        TpdmError: whatever the parts refuse; nothing is half written.
+    """
+    folder = Path(recipe.output)
+    if resume == "never" and (folder / "checkpoints").exists():
+        raise ConfigError(
+            f"got output {folder}, which already holds a run; choose another output or resume=auto"
+        )
+    parts = build_parts(recipe, folder)
+    dump_recipe(recipe, folder / "recipe.yaml")
+    state = train_loop(recipe, parts, folder)
+    write_json(
+        folder / "run.json",
+        {
+            "updates": state.update,
+            "best_update": state.best_update,
+            "best_objective": state.best_objective,
+            "train_seconds": state.seconds,
+        },
+    )
+    return folder / "best"
+
+
+def build_parts(recipe: Recipe, folder: Path) -> Parts:
+    """Pipeline, policy, reward and prompts of a recipe."""
+    train_prompts, validation_prompts = choose_prompts(recipe)
+    device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = pipeline_arguments(recipe)
+    widths = probe_features(pipe, arguments)
+    policy = make_policy(recipe, widths).to(device)
+    adaptive = attach(
+        pipe,
+        policy,
+        solver=recipe.sampling.solver,
+        max_steps=recipe.sampling.max_steps,
+        stop_below=recipe.sampling.stop_below,
+    )
+
+    def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
+        config = artefact_config(recipe, policy, type(pipe.transformer).__name__, arguments, facts)
+        save_pretrained(policy, config, folder / name)
+
+    return Parts(
+        policy=policy,
+        sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments),
+        reward=load_reward(recipe.reward.name, device),
+        train_prompts=train_prompts,
+        validation_prompts=validation_prompts,
+        save=save,
+    )
+
+
+def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
+    """Training prompts, and the first held-out ones for validation."""
+    p = recipe.prompts
+    train_prompts, held_out = split_by_hash(load_source(p.source, p.column, p.limit), p.held_out_fraction)
+    if not train_prompts or not held_out:
+        raise PromptError(
+            f"got {len(train_prompts)} training and {len(held_out)} held-out prompts from '{p.source}', expected at "
+            "least one of each; add prompts or change prompts.held_out_fraction"
+        )
+    return train_prompts, held_out[: recipe.validation.prompts]
+
+
+def pipeline_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Arguments of every pipeline call: the backbone's defaults, then the recipe's wishes."""
+    b = recipe.backbone
+    wishes = {"guidance_scale": b.guidance_scale, "height": b.height, "width": b.width}
+    return call_defaults(b.name_or_path) | {k: v for k, v in wishes.items() if v is not None}
+
+
+def make_policy(recipe: Recipe, widths: FeatureWidths) -> TimePredictor:
+    """A fresh TPM for features of these widths, or the one the recipe starts from."""
+    if recipe.tpm.init_from:
+        return load_policy(recipe.tpm.init_from).train()
+    folded = recipe.tpm.layout == "folded"
+    shape = TpmShape(
+        feature_channels=widths.feature_channels,
+        temb_channels=widths.temb_channels,
+        layout=recipe.tpm.layout,
+        channels=recipe.tpm.channels,
+        grid=recipe.tpm.grid,
+        init_alpha=recipe.tpm.init_alpha,
+        init_beta=recipe.tpm.init_beta,
+        token_grid=widths.token_grid if folded else None,
+    )
+    return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
+
+
+def artefact_config(
+    recipe: Recipe,
+    policy: TimePredictor,
+    backbone_class: str,
+    arguments: dict[str, Any],
+    facts: dict[str, Any],
+) -> ArtefactConfig:
+    """What the artefact says of itself."""
+    guidance = arguments.get("guidance_scale")
+    return ArtefactConfig(
+        shape=policy.shape,
+        backbone_class=backbone_class,
+        backbone_name=recipe.backbone.name_or_path,
+        features="tokens entering the first block and leaving the last, conditional rows, time embedding",
+        guidance_scale=float(guidance if guidance is not None else 0.0),
+        gamma=recipe.reward.gamma,
+        reward=recipe.reward.name,
+        reward_form="paper" if recipe.reward.form == "discounted" else "additive",
+        reward_offset=recipe.reward.offset,
+        solver=recipe.sampling.solver,
+        max_steps=recipe.sampling.max_steps,
+        stop_below=recipe.sampling.stop_below,
+        mean_steps=facts["validation"]["steps_mean"],
+        call_defaults=arguments,
+        trained={
+            "update": facts["update"],
+            "objective": facts["validation"]["objective_mean"],
+            "score": facts["validation"]["score_mean"],
+            "seed": recipe.seed,
+            "updates": recipe.rl.updates,
+            "prompts_per_update": recipe.rl.prompts_per_update,
+            "samples_per_prompt": recipe.rl.samples_per_prompt,
+            "torch": torch.__version__,
+        },
+    )

@@ -1,0 +1,175 @@
+"""A training problem whose best schedule is known, on the exact Gaussian denoiser: no pipeline, no pictures.
+
+Easy prompts have a single point as data: their velocity is constant along the path, every step is exact,
+and the best schedule is the shortest. Hard prompts have a well separated mixture: their error falls with the
+steps. An "image" is the pair (where the schedule ended, where the exact flow ends); the reward is minus their
+distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.support.mixture import Mixture, integrate
+from tpdm.artefact import ArtefactConfig, save_pretrained
+from tpdm.config import Recipe, make_recipe
+from tpdm.core.solvers import AB2, Euler
+from tpdm.policy import TimePredictor, TpmShape
+from tpdm.prompts import Prompt
+from tpdm.rewards.base import Reward
+from tpdm.rollout import Generated
+from tpdm.stepper import Stepper
+from tpdm.train.loop import Parts
+from tpdm.types import Features, Policy
+
+EASY = Mixture((1.0,), ((1.0, 0.5),), (0.0,))
+HARD = Mixture((0.5, 0.5), ((2.0, 2.0), (-2.0, -2.0)), (0.1, 0.1))
+NOISES = 512  # noise is one of so many, so that the exact ends are computed once
+STOP_BELOW, MAX_STEPS = 0.1, 12
+SHAPE = TpmShape(
+    feature_channels=8, temb_channels=4, channels=16, grid=2, storage="fp32", init_alpha=1.5, init_beta=1.0
+)
+RECIPE: dict[str, Any] = {
+    "name": "gaussian",
+    "sampling": {"max_steps": MAX_STEPS, "stop_below": STOP_BELOW},
+    "reward": {"form": "additive", "step_cost": 0.03},
+    "optimizer": {"lr": 4e-3, "lr_schedule": "linear"},
+    "rl": {"updates": 80, "prompts_per_update": 8, "samples_per_prompt": 16, "rollout_batch": 1000},
+    "validation": {"every": 20},
+    "checkpoint": {"every": 20},
+}
+
+
+def prompts(count: int, first: int = 0) -> list[Prompt]:
+    """Easy and hard ones by turns."""
+    return [Prompt(f"{'hard' if n % 2 else 'easy'} {n}") for n in range(first, first + count)]
+
+
+def is_hard(prompt: str) -> bool:
+    return prompt.startswith("hard")
+
+
+@cache
+def noise_pool() -> Tensor:
+    return torch.randn(NOISES, 2, generator=torch.Generator().manual_seed(5))
+
+
+@cache
+def exact_ends() -> dict[bool, Tensor]:
+    """Ends of the flow from every noise of the pool, for easy (False) and hard (True) prompts."""
+    grid = torch.linspace(1, 0, 401, dtype=torch.float64).sqrt()  # finer near 1, where the hard flow chooses its side
+    start = noise_pool().double()
+    ends = {kind: integrate(AB2(), m, start, [grid] * NOISES)[0].float() for kind, m in ((False, EASY), (True, HARD))}
+    return ends
+
+
+class GaussianSampler:
+    """A ``Sampler`` of the real stepper with Euler on the exact velocity, ``batch`` images at a time."""
+
+    def __init__(self, policy: Policy, batch: int = 1000) -> None:
+        self.policy, self.batch = policy, batch
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+    ) -> Generated:
+        images, steps, times, trajectories = [], [], [], []
+        for start in range(0, len(prompts), self.batch):
+            part = slice(start, start + self.batch)
+            asked = None if decision_seeds is None else decision_seeds[part]
+            end, stepper = self._run(prompts[part], seeds[part], asked, record)
+            images.append(end)
+            steps += stepper.steps
+            times += stepper.times
+            trajectories += stepper.trajectories() if record else []
+        return Generated(torch.cat(images), steps, times, trajectories if record else None)
+
+    def _run(
+        self, prompts: Sequence[str], seeds: Sequence[int], decision_seeds: Sequence[int] | None, record: bool
+    ) -> tuple[Tensor, Stepper]:
+        hard_B = torch.tensor([is_hard(p) for p in prompts])
+        place_B = torch.tensor([s % NOISES for s in seeds])
+        x = noise_pool()[place_B]
+        exact = torch.where(hard_B[:, None], exact_ends()[True][place_B], exact_ends()[False][place_B])
+        stepper = Stepper(
+            self.policy,
+            Euler(),
+            images=len(prompts),
+            max_steps=MAX_STEPS,
+            stop_below=STOP_BELOW,
+            seeds=decision_seeds,
+            record=record,
+        )
+        while not stepper.done:
+            t_B = stepper.t_B.clamp_min(1e-3)  # rows that have ended are computed and ignored
+            v = torch.where(hard_B[:, None], HARD.velocity(x, t_B), EASY.velocity(x, t_B))
+            rows = torch.tensor(stepper.active_rows)
+            features = _features(x, v, hard_B, t_B, rows) if self.policy.reads_features else None
+            x = stepper.advance(x, v, features)
+        return torch.stack([x, exact], dim=1), stepper
+
+
+def _features(x: Tensor, v: Tensor, hard_B: Tensor, t_B: Tensor, rows: Tensor) -> Features:
+    """Maps of 2 x 2 cells and 8 channels: x or v, then a code of the prompt, then constants."""
+    x, v, hard_B, t_B = x[rows], v[rows], hard_B[rows].float(), t_B[rows]
+    code = torch.stack([hard_B, 1 - hard_B, torch.ones_like(hard_B), -torch.ones_like(hard_B)], dim=1)
+    first, last = torch.cat([x, -x, code], dim=1), torch.cat([v, -v, code], dim=1)
+    temb = torch.stack([t_B, 1 - t_B, torch.cos(3 * t_B), torch.sin(3 * t_B)], dim=1)
+    cells = (1, 1, 2, 2)
+    return Features(first[..., None, None].repeat(cells), last[..., None, None].repeat(cells), temb)
+
+
+class DistanceReward:
+    """Minus the distance to the exact end."""
+
+    name = "distance"
+
+    def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -(images_B3HW[:, 0] - images_B3HW[:, 1]).norm(dim=1)
+
+
+class ShuffledReward(DistanceReward):
+    """The same scores, dealt to other images of the batch."""
+
+    def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(len(prompts)))
+        return super().score(images_B3HW, prompts)[order]
+
+
+def make_problem(folder: Path | None, judge: Reward | None = None, **sections: Any) -> tuple[Recipe, Parts]:
+    """A recipe (``RECIPE``, its sections updated key by key) and fresh parts that save to ``folder``."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in RECIPE.items()}
+    for key, value in sections.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    recipe = make_recipe(values)
+    policy = TimePredictor(SHAPE, seed=recipe.seed)
+
+    def save(name: str, trained: TimePredictor, facts: dict[str, Any]) -> None:
+        config = ArtefactConfig(
+            shape=SHAPE,
+            backbone_class="None",
+            backbone_name="gaussian",
+            features="x, v and a code of the prompt",
+            guidance_scale=1.0,
+            gamma=recipe.reward.gamma,
+            reward="distance",
+            reward_form="additive",
+            reward_offset=0.0,
+            solver="euler",
+            max_steps=MAX_STEPS,
+            stop_below=STOP_BELOW,
+            trained=facts,
+        )
+        save_pretrained(trained, config, folder / name)
+
+    sampler = GaussianSampler(policy, recipe.rl.rollout_batch)
+    return recipe, Parts(policy, sampler, judge or DistanceReward(), prompts(40), prompts(32, 40), save)
