@@ -287,17 +287,25 @@ def load_policy(name: str | Path, revision: str | None = None) -> TimePredictor:
 
 
 def check_backbone(
-    config: ArtefactConfig, denoiser_class: str, feature_channels: int, temb_channels: int
+    config: ArtefactConfig, denoiser_class: str, feature_channels: int, temb_channels: int | None = None
 ) -> None:
     """Refuses a denoiser that the TPM was not trained for.
+
+    Args:
+        config: of the TPM.
+        denoiser_class: name of the class.
+        feature_channels: width of its tokens.
+        temb_channels: width of its time embedding; None where that is not known before the first evaluation.
 
     Raises:
         ArtefactError: another class or other widths.
     """
-    got = (denoiser_class, feature_channels, temb_channels)
-    expected = (config.backbone_class, config.shape.feature_channels, config.shape.temb_channels)
-    if got != expected:
+    shape = config.shape
+    temb_fits = temb_channels in (None, shape.temb_channels)
+    if (denoiser_class, feature_channels) != (config.backbone_class, shape.feature_channels) or not temb_fits:
         raise ArtefactError(
-            f"got the denoiser {got[0]} with widths {got[1:]} (features, temb), expected {expected[0]} with"
-            f" {expected[1:]}; load {config.backbone_name} or a TPM trained for this denoiser."
+            f"got the denoiser {denoiser_class} of width {feature_channels} (time embedding"
+            f" {temb_channels or 'not looked at'}), expected {config.backbone_class} of width"
+            f" {shape.feature_channels} (time embedding {shape.temb_channels}); load {config.backbone_name} or a"
+            " TPM trained for this denoiser."
         )

@@ -108,9 +108,10 @@ def sample(
 
     \b
     Example:
-      tpdm sample --tpm runs/demo/tpm --prompt "red circle north" --prompt "blue ring west"
+      tpdm sample --tpm runs/demo/train/best --prompt "red circle top" --prompt "blue ring lower left"
       tpdm sample --backbone tinyworld --prompts prompts.txt --steps 12
     """
+    from tpdm.pipelines.load import call_defaults
     from tpdm.prompts import load_prompts
     from tpdm.sample import sample_to_folder
 
@@ -124,19 +125,10 @@ def sample(
         guidance_scale=guidance_scale,
         max_steps=max_steps,
         steps=steps,
-        defaults=_call_defaults(backbone),
+        defaults=call_defaults(backbone),
     )
     for line in lines:
         typer.echo(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}")
-
-
-def _call_defaults(backbone: str) -> dict[str, float | int]:
-    """Arguments that the embedded pipeline must be called with; others are called as they come."""
-    if backbone != "tinyworld":
-        return {}
-    from tpdm.tinyworld.pipeline import CALL_DEFAULTS
-
-    return CALL_DEFAULTS
 
 
 @app.command(name="eval")

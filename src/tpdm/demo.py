@@ -147,7 +147,8 @@ def summarise(results: list[Result], needed: np.ndarray) -> dict[str, Any]:
     """The numbers of ``summary.json``."""
     tpdm = results[0]
     steps, objects = tpdm.column("steps"), tpdm.column("objects")
-    rho, low, high = spearman(needed, steps)
+    # Undefined where one of the two does not vary at all.
+    rho, low, high = spearman(needed, steps) or (None, None, None)
     return {
         "rows": [
             {

@@ -23,7 +23,7 @@ def training_curves(metrics: Rows, **options: Any) -> list[tuple[str, str]]:
         ("Steps, with ± one standard deviation", "steps_mean", _both(train, held_out)),
         ("Score", "score_mean", _both(train, held_out)),
         ("Entropy of the decisions (nats)", "entropy", [("training", train, FIXED)]),
-        ("Share of trajectories clipped in the last pass", "clip_fraction", [("training", train, FIXED)]),
+        ("Share of ratios clipped in the last pass", "clip_fraction", [("training", train, FIXED)]),
     ]
     curves = []
     for caption, key, lines in panels:

@@ -8,6 +8,7 @@ from typing import Any
 from tpdm.evals.markup import Markup, element, join
 from tpdm.evals.results import LEARNED, PER_RULE, REFERENCE, Results, choose_images, gains
 from tpdm.evals.style import data_uri
+from tpdm.evals.verdict import signed
 
 
 def picture_section(results: Results) -> Markup:
@@ -33,7 +34,7 @@ def picture_section(results: Results) -> Markup:
 def _image_row(results: Results, index: int, gain: float) -> Markup:
     made = {name: rows[index] for name, rows in results.rows_of.items() if index in rows}
     first = made[LEARNED]
-    heading = f"“{first['prompt']}” (image {index}, seed {first['seed']}, difference {gain:+.3f})"
+    heading = f"“{first['prompt']}” (image {index}, seed {first['seed']}, difference {signed(gain)})"
     return element(
         "div",
         element("p", heading, class_="prompt"),
@@ -48,10 +49,10 @@ def _tile(results: Results, name: str, row: Mapping[str, Any]) -> Markup:
         if content
         else element("div", "no picture kept", class_="empty")
     )
-    steps = f"{row['steps']} step{'' if row['steps'] == 1 else 's'}, score {row['score']:.2f}"
+    steps = f"{row['steps']} step{'' if row['steps'] == 1 else 's'}, score {signed(row['score'])}"
     return element(
         "figure",
         picture,
-        element("figcaption", element("b", name), " ", steps),
+        element("figcaption", element("b", name), steps),
         class_="tile learned" if name == LEARNED else "tile",
     )

@@ -29,7 +29,7 @@ tbody th { font-weight: normal; }
 .marked { background: var(--mark); }
 .marked th { font-weight: bold; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.2rem; }
-.figures figure { flex: 1 1 21rem; max-width: 36rem; min-width: 0; }
+.figures figure { flex: 1 1 21rem; max-width: 27rem; min-width: 0; }
 figure { margin: 0; }
 .figures img { display: block; width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px;
   padding: .4rem; }
@@ -38,6 +38,7 @@ figcaption { margin-top: .3rem; }
 .strip { display: flex; flex-wrap: wrap; gap: .7rem; }
 .tile { width: 6rem; }
 .tile figcaption { line-height: 1.3; font-size: .8rem; }
+.tile b { display: block; }
 .pixels, .empty { display: block; width: 6rem; height: 6rem; border: 1px solid var(--line); }
 .pixels { image-rendering: pixelated; }
 .empty { color: var(--soft); font-size: .8rem; padding: .4rem; }

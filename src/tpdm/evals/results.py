@@ -50,18 +50,20 @@ def load_results(folder: Path) -> Results:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         rows = read_metrics(folder / "results.jsonl")
+        metrics = read_metrics(folder / "train" / "metrics.jsonl")
     except (OSError, json.JSONDecodeError) as e:
         raise ConfigError(f"got a folder '{folder}' that cannot be read ({e}), expected a finished demo") from e
     rows_of: dict[str, dict[int, Row]] = {}
     for row in rows:
         rows_of.setdefault(row["policy"], {})[int(row["index"])] = row
-    missing = [name for name in (LEARNED, REFERENCE) if name not in rows_of]
+    known = set(rows_of) & {row["name"] for row in summary.get("rows", [])}
+    missing = [name for name in (LEARNED, REFERENCE) if name not in known]
     if missing:
         raise ConfigError(
-            f"got results of {sorted(rows_of) or 'no policy'} in '{folder}', expected {' and '.join(missing)} "
+            f"got results of {', '.join(sorted(known)) or 'no policy'} in '{folder}', expected {' and '.join(missing)} "
             "among them; run the demo to its end"
         )
-    return Results(folder, summary, rows_of, read_metrics(folder / "train" / "metrics.jsonl"))
+    return Results(folder, summary, rows_of, metrics)
 
 
 def gains(rows_of: Mapping[str, Mapping[int, Row]]) -> dict[int, float]:

@@ -29,9 +29,7 @@ def paired_bootstrap(difference_B: ArrayLike, seed: int = 0, resamples: int = 10
     return _bootstrap(difference_B, lambda drawn: drawn.mean(axis=1), seed, resamples)
 
 
-def quantile_of_difference(
-    difference_B: ArrayLike, quantile: float, seed: int = 0, resamples: int = 2_000
-) -> Interval:
+def quantile_of_difference(difference_B: ArrayLike, quantile: float, seed: int = 0, resamples: int = 2_000) -> Interval:
     """A quantile of per-image differences and its interval: what a mean hides.
 
     ``quantile`` 0.1 answers "by how much do the worst-served tenth of the images lose at least?".

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from tpdm.evals.results import LEARNED, REFERENCE
 
@@ -25,7 +25,7 @@ Paired = Mapping[str, Mapping[str, Sequence[float]]]
 
 def effect(measure: str, interval: Sequence[float] | None) -> str:
     """``better``, ``worse``, ``unclear`` (zero lies in the interval) or ``unknown`` (there is no interval)."""
-    if interval is None or len(interval) != 3 or not all(math.isfinite(x) for x in interval):
+    if not _exists(interval):
         return "unknown"
     _, low, high = interval
     if low <= 0 <= high:
@@ -80,7 +80,7 @@ def _steps(summary: Mapping[str, Any]) -> str:
 
 def _finding(measure: str, interval: Sequence[float] | None) -> str:
     kind = effect(measure, interval)
-    if kind == "unknown" or interval is None:
+    if kind == "unknown":
         return f"an unmeasured {measure}"
     word = WORDS[measure][{"better": 0, "worse": 1, "unclear": 2}[kind]]
     return f"{word} ({signed_interval(interval)})"
@@ -88,10 +88,19 @@ def _finding(measure: str, interval: Sequence[float] | None) -> str:
 
 def signed_interval(interval: Sequence[float] | None) -> str:
     """``+0.031 [+0.010, +0.052]``; a dash where there is none."""
-    if interval is None or len(interval) != 3:
+    if not _exists(interval):
         return "–"
-    value, low, high = (f"{x:+.3f}".replace("-", "−") for x in interval)
+    value, low, high = map(signed, interval)
     return f"{value} [{low}, {high}]"
+
+
+def signed(value: float) -> str:
+    """Three decimals, always with a sign, and that a true minus."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _exists(interval: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
+    return interval is not None and len(interval) == 3 and all(x is not None and math.isfinite(x) for x in interval)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from tpdm.artefact import check_backbone, load_policy
 from tpdm.core.solvers import SOLVERS
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments
-from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.backbones import TapEntry, find_entry
 from tpdm.pipelines.rows import ActiveRows
 from tpdm.pipelines.scheduler import AdaptiveScheduler
 from tpdm.pipelines.taps import FeatureTaps
+from tpdm.policy import TimePredictor
 from tpdm.stepper import Stepper
 from tpdm.stepper_checks import check_limits
 from tpdm.types import BackboneError, ConfigError, Features, Policy, Trajectory
@@ -117,8 +119,8 @@ def attach(
     pipe: Any,
     policy: Policy | str | Path,
     *,
-    solver: str = "euler",
-    max_steps: int = 28,
+    solver: str | None = None,
+    max_steps: int | None = None,
     stop_below: float | None = None,
     defaults: Mapping[str, object] | None = None,
 ) -> AdaptivePipeline:
@@ -126,44 +128,55 @@ def attach(
 
     Args:
         pipe: a pipeline with a scheduler and a transformer of a class in ``backbones.TAPS``; left as it is.
-        policy: the policy, or the folder of a trained one.
-        solver: a name in ``tpdm.core.solvers.SOLVERS``.
-        max_steps: no image takes more steps, at least 1.
-        stop_below: a decided time below it becomes 0, in [0, 1); None is 0.01. Fixed schedules ignore it.
+        policy: the policy, or the folder or hub id of a trained one. A trained one brings what it was trained
+            with: solver, limits, and arguments of the pipeline's call such as the guidance scale. What is given
+            here, or in a call, goes first.
+        solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler".
+        max_steps: no image takes more steps, at least 1; None is the policy's own, or 28.
+        stop_below: a decided time below it becomes 0, in [0, 1); None is the policy's own, or 0.01. Fixed schedules
+            ignore it.
         defaults: arguments of the pipeline's call for when the user does not give them.
 
     Raises:
         BackboneError: the pipeline cannot be driven.
+        ArtefactError: the folder cannot be read, or its TPM belongs to another denoiser.
         ConfigError: the solver is unknown, or a limit is out of range.
     """
+    entry = _check_pipe(pipe)
+    if isinstance(policy, str | Path):
+        policy = load_policy(policy)
+    trained = policy.artefact if isinstance(policy, TimePredictor) else None
+    if trained is not None:
+        width = next(pipe.transformer.get_submodule(entry.last).parameters()).shape[1]
+        check_backbone(trained, type(pipe.transformer).__name__, width)
+        policy = policy.to(pipe.transformer.device)  # type: ignore[attr-defined]
+    solver = solver or (trained.solver if trained else "euler")
     if solver not in SOLVERS:
         raise ConfigError(f"got solver {solver!r}, expected one of {', '.join(SOLVERS)}: choose one of them.")
-    _check_pipe(pipe)
-    if isinstance(policy, str | Path):
-        from tpdm.artefact import load_policy
-
-        policy = load_policy(policy)
-    stop_below = 0.01 if stop_below is None else stop_below
+    if max_steps is None:
+        max_steps = trained.max_steps if trained else 28
+    if stop_below is None:
+        stop_below = trained.stop_below if trained else 0.01
     check_limits(policy, max_steps, stop_below)
-    return AdaptivePipeline(
-        pipe, policy, solver, max_steps, stop_below, MappingProxyType(dict(defaults or {}))
-    )
+    call_defaults = {**(trained.call_defaults if trained else {}), **(defaults or {})}
+    return AdaptivePipeline(pipe, policy, solver, max_steps, stop_below, MappingProxyType(call_defaults))
 
 
-def _check_pipe(pipe: Any) -> None:
+def _check_pipe(pipe: Any) -> TapEntry:
     scheduler, denoiser = getattr(pipe, "scheduler", None), getattr(pipe, "transformer", None)
     if scheduler is None or denoiser is None:
         raise BackboneError(
             f"got {type(pipe).__name__} without a scheduler and a transformer, expected a text-to-image "
             "DiffusionPipeline such as StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
         )
-    find_entry(denoiser)
+    entry = find_entry(denoiser)
     for option in ("stochastic_sampling", "invert_sigmas"):
         if scheduler.config.get(option):
             raise BackboneError(
                 f"got a scheduler with {option}=True, expected a deterministic flow from t = 1 to 0: "
                 "set the option to False."
             )
+    return entry
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
         The final state. ``folder`` holds metrics.jsonl, checkpoints/ and the artefacts best/ and last/.
 
     Raises:
-        TrainingError: the rewards say nothing, a gradient is not finite, or a checkpoint does not fit.
+        TrainingError: the reward says nothing, a gradient is not finite, or a checkpoint does not fit.
         RewardError: the reward failed. After any error the same call goes on from the newest checkpoint.
     """
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
@@ -123,7 +123,6 @@ def _one_update(
     score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
     steps_B = torch.tensor(generated.steps)
     objective_B = priced(score_B, steps_B, recipe.reward)
-    _refuse_constant(score_B, parts.reward.name, prompts[0], update)
     objective_PK = objective_B.view(-1, K)
     advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages).flatten()
     for group in optimizer.param_groups:
@@ -139,7 +138,7 @@ def _one_update(
     )
     return {
         "score_mean": float(score_B.mean()),
-        "score_sd": float(score_B.std()),
+        "score_sd": float(score_B.std(correction=0)),
         "objective_mean": float(objective_B.mean()),
         "objective_sd_within_group": float(objective_PK.std(dim=1).mean()),
         "silent_groups": float((objective_PK.amax(1) == objective_PK.amin(1)).float().mean()),
@@ -150,16 +149,17 @@ def _one_update(
     }
 
 
-def _refuse_constant(score_B: Tensor, reward: str, prompt: str, update: int) -> None:
-    """A reward that gives one number for every image leaves only the price of steps to be learnt.
+def _refuse_constant(score_B: Tensor, reward: str, prompt: str) -> None:
+    """A reward that gives one number for every image would leave only the price of steps to be learnt.
 
-    A group of equal objectives is no error: an easy prompt, once learnt, gives nothing but such groups.
+    Asked of the untrained policy's validation alone: later, equal scores may be honest (a few easy prompts in one
+    update, a score that saturates), and stopping there would stop every resumed run at the same place.
     """
-    if bool((score_B == score_B[0]).all()):
+    if len(score_B) > 1 and bool((score_B == score_B[0]).all()):
         raise TrainingError(
-            f"got the score {float(score_B[0]):g} from reward '{reward}' for all {len(score_B)} images of "
-            f"update {update + 1} (the first is of prompt '{prompt}'), expected different ones; try the reward "
-            "on two unlike images"
+            f"got the score {float(score_B[0]):g} from reward '{reward}' for all {len(score_B)} validation "
+            f"images (the first is of prompt '{prompt}'), expected different ones; try the reward on two unlike "
+            "images, or raise validation.prompts"
         )
 
 
@@ -175,9 +175,12 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     seeds = [derive_seed(recipe.seed, VALIDATION, i) for i in range(len(prompts))]
     generated = parts.sampler(prompts, seeds=seeds)
     score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
+    if state.update == 0:
+        _refuse_constant(score_B, parts.reward.name, prompts[0])
     objective = float(priced(score_B, torch.tensor(generated.steps), recipe.reward).mean())
     row = {
         "score_mean": float(score_B.mean()),
+        "score_sd": float(score_B.std(correction=0)),
         "objective_mean": objective,
         **step_statistics(generated.steps),
     }

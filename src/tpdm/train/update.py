@@ -155,7 +155,7 @@ def _accumulate(
             initial = beta.beta_params(*reference(part.observation))
         kl = beta.kl(params, initial).mean().cpu()
         loss = loss + rl.kl_weight * decision_share * kl
-        measured.kl += decision_share * float(kl)
+        measured.kl += decision_share * float(kl.detach())
     torch.autograd.backward(loss)
     deviation = float(torch.expm1(log_ratio_B.detach().clamp_max(MAX_LOG_RATIO)).abs().max())
     measured.ratio_deviation = max(measured.ratio_deviation, deviation)

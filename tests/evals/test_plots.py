@@ -1,0 +1,71 @@
+"""Plots are pictures of any data that can occur; what they look like was looked at."""
+
+import base64
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import pytest
+from matplotlib._pylab_helpers import Gcf
+
+from tests.evals.folder import IMAGES, POLICIES, metrics, row
+from tpdm.evals import plots
+from tpdm.evals.curves import training_curves
+
+PREFIX = "data:image/svg+xml;base64,"
+TPDM = [row("tpdm", i) for i in range(IMAGES)]
+
+
+def svg(uri):
+    assert uri.startswith(PREFIX)
+    return ET.fromstring(base64.b64decode(uri.removeprefix(PREFIX)))
+
+
+def everything(rows):
+    rows_of = {name: [row(name, i) for i in range(len(rows))] for name in POLICIES} | {"tpdm": rows}
+    return [
+        plots.quality_against_steps(rows_of, "score", "score"),
+        plots.steps_histogram(rows),
+        plots.schedules(rows),
+        plots.steps_by_objects(rows),
+        plots.steps_against_difficulty([[i % 4, r["steps"]] for i, r in enumerate(rows)]),
+    ]
+
+
+@pytest.mark.parametrize("rows", [TPDM, TPDM[:2], TPDM[:1], [TPDM[0]] * 3], ids=["many", "two", "one", "equal"])
+def test_every_plot_is_an_svg(rows):
+    assert [svg(uri).tag.rsplit("}")[-1] for uri in everything(rows)] == ["svg"] * 5
+
+
+def test_same_data_same_bytes():
+    assert everything(TPDM) == everything(TPDM)
+
+
+def test_png():
+    uri = plots.steps_histogram(TPDM, file_format="png")
+    assert base64.b64decode(uri.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+
+
+def test_policies_of_any_name_and_number():
+    names = [f"control {i}" for i in range(9)]
+    svg(plots.quality_against_steps(dict.fromkeys(names, TPDM), "score", "score"))
+
+
+def test_difficulty_that_is_continuous():
+    svg(plots.steps_against_difficulty([[0.1 * i, i] for i in range(40)]))
+
+
+def test_training_curves_of_what_is_there():
+    assert len(training_curves(metrics())) == 5
+    assert training_curves([]) == []
+    captions = [caption for caption, _ in training_curves([m for m in metrics() if m["kind"] == "validation"])]
+    assert len(captions) == 3
+    assert captions[0].startswith("Validation objective")
+    broken = [{**m, "entropy": float("nan")} for m in metrics()]
+    assert len(training_curves(broken)) == 4
+
+
+def test_no_global_state_of_matplotlib():
+    before = dict(matplotlib.rcParams)
+    plots.steps_histogram(TPDM)
+    assert dict(matplotlib.rcParams) == before
+    assert Gcf.get_all_fig_managers() == []
