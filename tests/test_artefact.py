@@ -109,9 +109,7 @@ def test_saving_again_replaces_both_and_keeps_other_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["save_tensors", "write_json"])
-def test_a_failure_while_saving_leaves_the_old_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_failure_while_saving_leaves_the_old_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
@@ -251,9 +249,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "./runs/best", "a/b/c", "/no/where", Path("org/name")])
-def test_a_path_that_is_no_folder_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path
-) -> None:
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path) -> None:
     monkeypatch.chdir(tmp_path)
     refused(name, "expected a folder or a hub id")
 
@@ -278,9 +274,7 @@ def test_a_hub_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     refused("org/name", r"cannot be had from the hub \(RuntimeError\)")
 
 
-@pytest.mark.parametrize(
-    "got", [("Flux", 6, 5), ("SD3Transformer2DModel", 7, 5), ("SD3Transformer2DModel", 6, 4)]
-)
+@pytest.mark.parametrize("got", [("Flux", 6, 5), ("SD3Transformer2DModel", 7, 5), ("SD3Transformer2DModel", 6, 4)])
 def test_another_backbone_is_refused(got: tuple[str, int, int]) -> None:
     check_backbone(config_of(), "SD3Transformer2DModel", 6, 5)
     with pytest.raises(ArtefactError, match="expected SD3Transformer2DModel with") as caught:

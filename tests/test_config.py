@@ -77,9 +77,7 @@ def test_bad_overrides(tmp_path, override, part):
 
 
 def test_an_unknown_key_names_itself_and_its_neighbour():
-    assert refusal(name="a", tpm={"chanels": 64}) == (
-        "recipe: tpm.chanels is no known key: did you mean tpm.channels?"
-    )
+    assert refusal(name="a", tpm={"chanels": 64}) == ("recipe: tpm.chanels is no known key: did you mean tpm.channels?")
 
 
 def test_a_key_in_the_wrong_section_finds_the_right_one():
@@ -91,9 +89,7 @@ def test_a_key_like_no_other_lists_the_sections():
 
 
 def test_all_problems_come_at_once():
-    message = refusal(
-        name="a", optimizer={"lr": "fast"}, rl={"noise": "pink", "samples_per_prompt": 1}, tmp={}
-    )
+    message = refusal(name="a", optimizer={"lr": "fast"}, rl={"noise": "pink", "samples_per_prompt": 1}, tmp={})
     assert message.startswith("recipe: 4 problems:\n")
     assert "optimizer.lr: expected a valid number" in message
     assert "got 'fast'" in message
@@ -138,9 +134,7 @@ def test_yes_and_no_are_no_numbers(value):
 
 
 def test_height_and_width_go_together():
-    assert "backbone: height and width go together, got 64 x None" in refusal(
-        name="a", backbone={"height": 64}
-    )
+    assert "backbone: height and width go together, got 64 x None" in refusal(name="a", backbone={"height": 64})
     assert make_recipe({"name": "a", "backbone": {"height": 64, "width": 32}}).backbone.width == 32
 
 

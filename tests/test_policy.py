@@ -171,9 +171,7 @@ def test_a_row_does_not_depend_on_its_batch(shape: TpmShape) -> None:
         assert (torch.stack(policy(row(o, i)))[:, 0] - raw_B[:, i]).abs().max() <= 1e-6
         one: Decision = policy.propose(row(o, i), [5 + i])
         assert one.action_B.item() == pytest.approx(sampled.action_B[i].item(), abs=1e-6)
-        assert policy.propose(row(o, i), None).action_B.item() == pytest.approx(
-            best.action_B[i].item(), abs=1e-6
-        )
+        assert policy.propose(row(o, i), None).action_B.item() == pytest.approx(best.action_B[i].item(), abs=1e-6)
 
 
 def test_a_draw_depends_on_seed_and_decision_index() -> None:
@@ -272,9 +270,7 @@ def test_full_precision_gives_back_the_users_settings() -> None:
 
 def observe_with(policy: TimePredictor, d: int, e: int, H: int, W: int) -> Observation:
     x = torch.zeros(1, d, H, W)
-    return policy.observe(
-        Features(x, x, torch.zeros(1, e)), torch.ones(1), torch.zeros(1).long(), torch.zeros(1)
-    )
+    return policy.observe(Features(x, x, torch.zeros(1, e)), torch.ones(1), torch.zeros(1).long(), torch.zeros(1))
 
 
 def test_observe_refuses_what_does_not_fit() -> None:

@@ -92,18 +92,14 @@ def test_a_stop_at_the_cap_still_counts():
 
 
 def test_policies_see_active_rows_only_and_records_are_per_image():
-    stepper = Stepper(
-        LookingPolicy(), EULER, images=3, max_steps=4, seeds=[5, 6, 5], record=True, stop_below=0.35
-    )
+    stepper = Stepper(LookingPolicy(), EULER, images=3, max_steps=4, seeds=[5, 6, 5], record=True, stop_below=0.35)
     x, shown = torch.randn(3, 2), []
     while not stepper.done:
         shown.append((stepper.active_rows, features(len(stepper.active_rows))))
         x = stepper.advance(x, x, shown[-1][1])
     trajectories = stepper.trajectories()
     assert [len(t.steps) for t in trajectories] == stepper.steps
-    assert (
-        trajectories[0].times == trajectories[2].times != trajectories[1].times
-    )  # equal seeds, equal decisions
+    assert trajectories[0].times == trajectories[2].times != trajectories[1].times  # equal seeds, equal decisions
     for b, trajectory in enumerate(trajectories):
         for i, step in enumerate(trajectory.steps):
             rows, seen = shown[i]

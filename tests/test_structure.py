@@ -171,9 +171,7 @@ def test_the_check_itself(module, source, allowed):
 def test_no_file_and_no_function_is_long(name):
     text = FILES[name].read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LONGEST_FILE
-    functions = [
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno + 1 > LONGEST_FUNCTION]
     assert long == []
 

@@ -91,9 +91,7 @@ class ArtefactConfig:
 def _check_keys(value: Any, cls: type, where: str) -> None:
     """Every field of ``cls`` is there and nothing else: defaults are for writers, never for readers."""
     if not isinstance(value, dict):
-        raise ArtefactError(
-            f"got {type(value).__name__} for {where}, expected an object; save the TPM again."
-        )
+        raise ArtefactError(f"got {type(value).__name__} for {where}, expected an object; save the TPM again.")
     names = {f.name for f in dataclasses.fields(cls)}
     for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys())):
         if keys:
@@ -112,14 +110,11 @@ def parse_config(text: str, where: str = CONFIG) -> ArtefactConfig:
     try:
         raw = json.loads(text)
     except ValueError as error:
-        raise ArtefactError(
-            f"got {where} that is no JSON ({error}), expected one object; download it again."
-        ) from None
+        raise ArtefactError(f"got {where} that is no JSON ({error}), expected one object; download it again.") from None
     found = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(found, int) and found != FORMAT_VERSION:
         raise ArtefactError(
-            f"got format_version {found} in {where}, expected {FORMAT_VERSION}; install the tpdm"
-            " version that wrote it."
+            f"got format_version {found} in {where}, expected {FORMAT_VERSION}; install the tpdm version that wrote it."
         )
     _check_keys(raw, ArtefactConfig, where)
     _check_keys(raw["shape"], TpmShape, f"shape of {where}")
@@ -145,9 +140,7 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
         ArtefactError: the config does not describe this policy, or holds something JSON cannot.
     """
     if config.shape != policy.shape:
-        raise ArtefactError(
-            "got a config of another shape than the policy's, expected policy.shape; use that one."
-        )
+        raise ArtefactError("got a config of another shape than the policy's, expected policy.shape; use that one.")
     values = dataclasses.asdict(config)
     try:
         text = json.dumps(values, allow_nan=False)
@@ -158,9 +151,7 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
     parse_config(text, "the config")
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(
-            f"got the file {folder}, expected a folder to save the TPM in; choose another path."
-        )
+        raise ArtefactError(f"got the file {folder}, expected a folder to save the TPM in; choose another path.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     new, old = room / "new", room / "old"
@@ -188,16 +179,12 @@ def _locate(name: str | Path, revision: str | None) -> Path:
     if folder.is_dir():
         return folder
     if isinstance(name, Path) or not HUB_ID.fullmatch(name):
-        raise ArtefactError(
-            f"got {str(name)!r}, expected a folder or a hub id such as org/name; correct the path."
-        )
+        raise ArtefactError(f"got {str(name)!r}, expected a folder or a hub id such as org/name; correct the path.")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
-    except (
-        Exception
-    ) as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
+    except Exception as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
         raise ArtefactError(
             f"got {name!r}, which is no folder here and cannot be had from the hub ({type(error).__name__}),"
             " expected a trained TPM; correct the name or check the network."
@@ -209,9 +196,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if not path.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         found = f"only {pickles[0]}" if pickles else "none"
-        raise ArtefactError(
-            f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained."
-        )
+        raise ArtefactError(f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained.")
     try:
         return load_tensors(path)[0]
     except (SafetensorError, OSError) as error:
@@ -238,8 +223,7 @@ def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | 
     ):
         if names:
             raise ArtefactError(
-                f"got {problem} tensor {min(names)!r} in {where}, expected those of its shape; use the"
-                " matching config."
+                f"got {problem} tensor {min(names)!r} in {where}, expected those of its shape; use the matching config."
             )
     for name, tensor in tensors.items():
         want = expected[name]
@@ -249,9 +233,7 @@ def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | 
                 f" {tuple(want.shape)}; use the matching config."
             )
         if not torch.isfinite(tensor).all():
-            raise ArtefactError(
-                f"got NaN or infinity in {name!r} of {where}, expected numbers; take an earlier save."
-            )
+            raise ArtefactError(f"got NaN or infinity in {name!r} of {where}, expected numbers; take an earlier save.")
     policy.load_state_dict(tensors)
 
 

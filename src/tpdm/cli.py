@@ -5,6 +5,7 @@ The library is imported inside the commands, so that ``tpdm --help`` answers wit
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,16 +92,12 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def sample(
     backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id.")] = "tinyworld",
-    tpm: Annotated[
-        str | None, typer.Option(help="Folder of a TPM; without it the stock schedule runs.")
-    ] = None,
+    tpm: Annotated[str | None, typer.Option(help="Folder of a TPM; without it the stock schedule runs.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i gets seed + i.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
-    guidance_scale: Annotated[
-        float | None, typer.Option(min=0, help="The pipeline's own if left out.")
-    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on the steps of the TPM.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stock schedule (no --tpm).")] = None,
 ) -> None:
@@ -169,9 +166,7 @@ def demo(
 def build(
     out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("runs/tinyworld"),
     seed: Annotated[int, typer.Option(min=0, help="Of the whole build.")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A few updates only: tests the path, not the model.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few updates only: tests the path, not the model.")] = False,
 ) -> None:
     """Build the embedded model again from nothing.
 
@@ -203,4 +198,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the ``tpdm`` command."""
+    # The libraries' hints (a missing torchvision, which nothing here needs) would drown what the command says.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     app()

@@ -71,9 +71,7 @@ class BackboneConfig(_Part):
 
     def __post_init__(self) -> None:
         if (self.height is None) != (self.width is None):
-            raise ValueError(
-                f"height and width go together, got {self.height} x {self.width}: set both or none"
-            )
+            raise ValueError(f"height and width go together, got {self.height} x {self.width}: set both or none")
 
 
 @dataclass(frozen=True)
@@ -318,13 +316,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as a recipe ({error}): give a YAML file in UTF-8."
-        ) from error
+        raise ConfigError(f"{path}: cannot be read as a recipe ({error}): give a YAML file in UTF-8.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{path}: is no valid YAML ({' '.join(str(error).split())}): correct that line."
-        ) from error
+        raise ConfigError(f"{path}: is no valid YAML ({' '.join(str(error).split())}): correct that line.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping such as 'name: first', got {values!r}.")
     return values
@@ -345,9 +339,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[part] = {}
         values = values[part]
         if not isinstance(values, dict):
-            raise ConfigError(
-                f"override {override!r}: {'.'.join(parts[:depth])} is a value, it has no keys inside."
-            )
+            raise ConfigError(f"override {override!r}: {'.'.join(parts[:depth])} is a value, it has no keys inside.")
     values[parts[-1]] = value
 
 
@@ -374,11 +366,7 @@ def _explain(detail: Mapping[str, Any]) -> str:
         return f"{key}: expected a mapping of keys, got {detail['input']!r}."
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     # A check that spans several keys says itself what it got.
-    return (
-        f"{key}: {message}."
-        if detail["type"] == "value_error"
-        else f"{key}: {message}, got {detail['input']!r}."
-    )
+    return f"{key}: {message}." if detail["type"] == "value_error" else f"{key}: {message}, got {detail['input']!r}."
 
 
 def _did_you_mean(key: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Calls ``write(temporary)`` and renames the result to ``path``: a reader never sees half a file.
 
     Args:
@@ -35,7 +35,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Writes UTF-8 text atomically."""
-    return write_atomically(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+    return write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -43,9 +43,7 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> Path:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Writes a safetensors file atomically; tensors are made contiguous and moved to the CPU."""
     from safetensors.torch import save_file
 

@@ -62,23 +62,15 @@ class TpmShape:
     def __post_init__(self) -> None:
         for name in ("feature_channels", "temb_channels", "channels", "grid"):
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape."
-                )
+                raise ConfigError(f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape.")
         if self.layout not in ("pooled", "folded"):
-            raise ConfigError(
-                f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.'
-            )
+            raise ConfigError(f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.')
         if self.storage not in STORAGE:
-            raise ConfigError(
-                f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.'
-            )
+            raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
         if self.layout == "folded" and self.time_only:
             raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
         if self.layout == "pooled" and self.token_grid is not None:
-            raise ConfigError(
-                'got token_grid with layout "pooled", which reads every grid; set token_grid=None.'
-            )
+            raise ConfigError('got token_grid with layout "pooled", which reads every grid; set token_grid=None.')
 
 
 def fold_tokens(map_BDHW: Tensor) -> Tensor:
@@ -98,9 +90,7 @@ def fold_tokens(map_BDHW: Tensor) -> Tensor:
     """
     B, D, H, W = map_BDHW.shape
     if H % 2 or W % 2:
-        raise BackboneError(
-            f"got {H} x {W} tokens, expected even sides for the folded layout; change the image size."
-        )
+        raise BackboneError(f"got {H} x {W} tokens, expected even sides for the folded layout; change the image size.")
     blocks = map_BDHW.reshape(B, D, H // 2, W // 2, 2, 2)
     return blocks.permute(0, 1, 2, 4, 3, 5).reshape(B, D, H, W)
 

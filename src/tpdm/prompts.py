@@ -40,9 +40,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise PromptError(
-                f"got the empty prompt {self.text!r}, expected a text: write one or remove the entry."
-            )
+            raise PromptError(f"got the empty prompt {self.text!r}, expected a text: write one or remove the entry.")
         # JSON tells a missing negative prompt from an empty one, and no separator in the text can fool it.
         content = json.dumps([self.text, self.negative], ensure_ascii=False)
         object.__setattr__(self, "id", _hash64(content) >> 1)
@@ -64,17 +62,13 @@ def load_prompts(path: str | Path, column: str = "prompt", limit: int | None = N
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
     if read is None:
-        raise PromptError(
-            f"{path}: got the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: convert it."
-        )
+        raise PromptError(f"{path}: got the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: convert it.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = (_prompt(value, column, f"{path}, {where}") for where, value in read(file, path))
             prompts = list(islice(_distinct(rows), limit))
     except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{path}, line {_undecodable(path)}: is not UTF-8, save the file as UTF-8."
-        ) from error
+        raise PromptError(f"{path}, line {_undecodable(path)}: is not UTF-8, save the file as UTF-8.") from error
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}): give a file of prompts.") from error
     if not prompts:
@@ -105,9 +99,7 @@ def _hash64(content: str) -> int:
     try:
         data = content.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PromptError(
-            f"got {content!r} with half a surrogate pair, expected Unicode text: mend it."
-        ) from error
+        raise PromptError(f"got {content!r} with half a surrogate pair, expected Unicode text: mend it.") from error
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
@@ -139,9 +131,7 @@ def _prompt(value: Any, column: str, where: str) -> Prompt:
     negative = None
     if isinstance(value, dict):
         if column not in value:
-            raise PromptError(
-                f"{where}: no column {column!r}, there are {sorted(map(str, value))}: name one of these."
-            )
+            raise PromptError(f"{where}: no column {column!r}, there are {sorted(map(str, value))}: name one of these.")
         value, negative = value[column], value.get(NEGATIVE)
     if not isinstance(value, str) or not isinstance(negative, str | None):
         wrong = negative if isinstance(value, str) else value
@@ -163,9 +153,7 @@ def _read_jsonl(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
 def _read_json(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
     values = _parse(file.read(), str(path))
     if not isinstance(values, list):
-        raise PromptError(
-            f"{path}: expected an array of prompts, got {type(values).__name__}: put it in [ ]."
-        )
+        raise PromptError(f"{path}: expected an array of prompts, got {type(values).__name__}: put it in [ ].")
     return ((f"entry {number}", value) for number, value in enumerate(values, start=1))
 
 
@@ -182,14 +170,10 @@ def _read_table(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
         for row in reader:
             # Cells beyond the header have the key None: most often a comma in an unquoted prompt.
             if None in row:
-                raise PromptError(
-                    f"{path}, line {reader.line_num}: more cells than the header has: quote the text."
-                )
+                raise PromptError(f"{path}, line {reader.line_num}: more cells than the header has: quote the text.")
             yield f"line {reader.line_num}", row
     except csv.Error as error:
-        raise PromptError(
-            f"{path}, line {reader.reader.line_num}: is no valid table ({error}): correct it."
-        ) from error
+        raise PromptError(f"{path}, line {reader.reader.line_num}: is no valid table ({error}): correct it.") from error
 
 
 _READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[str, Any]]]] = {

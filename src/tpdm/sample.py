@@ -59,9 +59,7 @@ def sample_to_folder(
     if tpm is not None and steps is not None:
         raise ConfigError(f"got steps={steps} with a TPM, which chooses its own: give max_steps, or no TPM.")
     if tpm is None and max_steps is not None:
-        raise ConfigError(
-            f"got max_steps={max_steps} without a TPM: give a TPM, or steps for the stock schedule."
-        )
+        raise ConfigError(f"got max_steps={max_steps} without a TPM: give a TPM, or steps for the stock schedule.")
 
     # Late, so that a wrong argument is answered before diffusers is imported.
     from tpdm.pipelines.load import load_pipeline
@@ -85,9 +83,7 @@ def sample_to_folder(
                 "times": result.times[i],
             }
             lines.append({**line, "file": name})
-    write_text(
-        Path(out) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    )
+    write_text(Path(out) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return lines
 
 

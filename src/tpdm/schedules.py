@@ -69,9 +69,7 @@ class FixedTimes:
         table_RT = self._table_RT.to(observation.t_B.device)
         row_B = observation.row_B if len(self._rows) > 1 else torch.zeros_like(observation.row_B)
         t_next_B = table_RT[row_B, (observation.index_B + 1).clamp(max=self.steps)]
-        return Decision(
-            t_next_B=t_next_B, action_B=t_next_B / observation.t_B, logp_B=torch.zeros_like(t_next_B)
-        )
+        return Decision(t_next_B=t_next_B, action_B=t_next_B / observation.t_B, logp_B=torch.zeros_like(t_next_B))
 
 
 def _checked(times: Sequence[float]) -> list[float]:

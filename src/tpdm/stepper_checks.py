@@ -69,9 +69,7 @@ def finite_rows(prediction: Tensor, features: Features | None, rows: list[int]) 
     return finite_n, torch.stack([m.flatten(1).isfinite().all(1) for m in maps]).all(0)
 
 
-def check_numbers(
-    image: int, t: float, step: int, *, finite: bool, seen: bool, t_next: float, logp: float
-) -> None:
+def check_numbers(image: int, t: float, step: int, *, finite: bool, seen: bool, t_next: float, logp: float) -> None:
     """Refuses NaN in prediction (not ``finite``) or features (not ``seen``), and decisions outside [0, t]."""
     if not finite or not seen:
         raise TpdmError(

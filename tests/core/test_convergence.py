@@ -23,9 +23,7 @@ def inner(n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", [whole, inner])
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("euler", 0.9, 1.2), ("dpmpp_2m", 1.6, 2.4), ("ab2", 1.8, 2.2)]
-)
+@pytest.mark.parametrize(("name", "low", "high"), [("euler", 0.9, 1.2), ("dpmpp_2m", 1.6, 2.4), ("ab2", 1.8, 2.2)])
 def test_order_of_convergence_on_the_exact_model(name, low, high, grid):
     """On the whole interval DPM++ 2M's error is n^-2 ln n (its steps near t = 0 are not small in log-SNR)."""
     mixture, x_BD = Mixture(), noise(32, 2, dtype=torch.float64)

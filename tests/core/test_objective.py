@@ -25,9 +25,7 @@ def test_advantages_centre_each_prompt_and_ignore_its_level(p, k, seed, level):
     reward_PK = torch.randn(p, k, generator=torch.Generator().manual_seed(seed))
     advantage_PK = objective.rloo_advantages(reward_PK)
     torch.testing.assert_close(advantage_PK.sum(1), torch.zeros(p), rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        objective.rloo_advantages(reward_PK + level), advantage_PK, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(objective.rloo_advantages(reward_PK + level), advantage_PK, rtol=1e-4, atol=1e-5)
     assert objective.rloo_advantages(reward_PK, True).std(correction=0).item() == pytest.approx(1.0, rel=1e-4)
 
 

@@ -29,9 +29,7 @@ def test_flow_maps_invert_each_other(times):
     t_B = torch.tensor(times)
     torch.testing.assert_close(paths.flow_time_of_sigma(paths.flow_sigma(t_B)), t_B)
     torch.testing.assert_close(paths.flow_time_of_log_snr(paths.flow_log_snr(t_B)), t_B)
-    torch.testing.assert_close(
-        paths.flow_log_snr(t_B), -2 * paths.flow_sigma(t_B).log(), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(paths.flow_log_snr(t_B), -2 * paths.flow_sigma(t_B).log(), rtol=1e-5, atol=1e-5)
 
 
 def test_flow_maps_hold_at_both_ends():

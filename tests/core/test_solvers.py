@@ -60,9 +60,7 @@ def test_dpmpp_2m_is_the_stock_scheduler(n, shift):
     scheduler.set_timesteps(n)
     x = stock = noise(2, 4, 8, 8)
     times = scheduler.sigmas.tolist()
-    for ours, t, timestep in zip(
-        run(SOLVERS["dpmpp_2m"], x, times), times, scheduler.timesteps, strict=False
-    ):
+    for ours, t, timestep in zip(run(SOLVERS["dpmpp_2m"], x, times), times, scheduler.timesteps, strict=False):
         stock = scheduler.step(toy_network(stock, t), timestep, stock, return_dict=False)[0]
         torch.testing.assert_close(ours, stock, rtol=0, atol=5e-6)
 

@@ -55,8 +55,7 @@ def test_the_patch_grid_is_where_the_latents_are(sd3):
     marked = latents.clone()
     marked[..., 10:, 2:4] = 1.0
     maps = [
-        seen_by_policy(sd3, prompt="a", latents=x, height=24, width=16, **CALL)[0].first_BDHW
-        for x in (latents, marked)
+        seen_by_policy(sd3, prompt="a", latents=x, height=24, width=16, **CALL)[0].first_BDHW for x in (latents, marked)
     ]
     changed = (maps[0] != maps[1]).any(1)[0]
     assert changed.nonzero().tolist() == [[5, 1]]
@@ -93,9 +92,7 @@ def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(sd3, flux, famil
 
 
 def test_an_unknown_denoiser_is_told_how_to_join():
-    with pytest.raises(
-        BackboneError, match=r"class Linear, expected one of .*add TAPS\['Linear'\] = TapEntry"
-    ):
+    with pytest.raises(BackboneError, match=r"class Linear, expected one of .*add TAPS\['Linear'\] = TapEntry"):
         FeatureTaps(nn.Linear(2, 2))
 
 

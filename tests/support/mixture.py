@@ -32,9 +32,7 @@ class Mixture:
             variance_B = ((1 - t_B) * scale) ** 2 + t_B**2
             rest_BD = x_BD - (1 - t_B)[:, None] * torch.tensor(mean, dtype=x_BD.dtype)
             square_B = sum((d**2 for d in rest_BD.unbind(1)), torch.zeros_like(t_B))
-            logits.append(
-                math.log(weight) - 0.5 * square_B / variance_B - 0.5 * x_BD.shape[1] * torch.log(variance_B)
-            )
+            logits.append(math.log(weight) - 0.5 * square_B / variance_B - 0.5 * x_BD.shape[1] * torch.log(variance_B))
             centred.append(rest_BD)
             variances.append(variance_B)
         top_B = torch.stack(logits).max(0).values
@@ -51,9 +49,7 @@ class Mixture:
         return v_BD
 
 
-def integrate(
-    solver: Solver, mixture: Mixture, x_BD: Tensor, schedules: Sequence[Tensor]
-) -> tuple[Tensor, int]:
+def integrate(solver: Solver, mixture: Mixture, x_BD: Tensor, schedules: Sequence[Tensor]) -> tuple[Tensor, int]:
     """Runs every image through its own times (down to 0) in one batch; returns x at 0 and the evaluations.
 
     An image that has reached its end stays in the batch with t_next = t.

@@ -62,21 +62,26 @@ def test_perturbed_scenes_can_be_drawn(seed):
 
 def test_captions_leave_everything_from_nothing_to_almost_all_open():
     rng = np.random.default_rng(0)
-    told = [sum(getattr(o, a) is not None for a in ATTRIBUTES) for s in some_scenes(300) for o in describe(s, rng).objects]
+    told = [
+        sum(getattr(o, a) is not None for a in ATTRIBUTES) for s in some_scenes(300) for o in describe(s, rng).objects
+    ]
     assert min(told) == 0
     assert max(told) == len(ATTRIBUTES)
 
 
 @pytest.mark.parametrize("caption", ["red", "circle on pink", "circle and", "circle big", "red blue circle", ""])
 def test_unknown_captions_are_refused(caption):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"unexpected word|unknown background|names no shape"):
         parse(caption)
 
 
 def test_the_reader_reads_clean_renders_without_error():
     scenes = some_scenes(400, seed=1)
     readings = read_scenes(np.stack([render(s) for s in scenes]))
-    right = [set(r.scene.objects) == set(s.objects) and r.scene.background == s.background for r, s in zip(readings, scenes, strict=True)]
+    right = [
+        set(r.scene.objects) == set(s.objects) and r.scene.background == s.background
+        for r, s in zip(readings, scenes, strict=True)
+    ]
     assert np.mean(right) >= 0.99
     assert max(r.residual for r in readings) < 0.5  # rounding to bytes
 

@@ -76,9 +76,7 @@ def log_prob(params: BetaParams, action_B: Tensor) -> Tensor:
     """
     alpha_B, beta_B = _wide(params)
     r_B = action_B.double()
-    logp_B = (
-        (alpha_B - 1.0) * torch.log(r_B) + (beta_B - 1.0) * torch.log1p(-r_B) - _log_beta(alpha_B, beta_B)
-    )
+    logp_B = (alpha_B - 1.0) * torch.log(r_B) + (beta_B - 1.0) * torch.log1p(-r_B) - _log_beta(alpha_B, beta_B)
     return logp_B.float()
 
 

@@ -66,9 +66,7 @@ def dpmpp_2m_update(
     (alpha_B, sigma_B), (alpha_next_B, sigma_next_B) = alpha_sigma(t_B), alpha_sigma(t_next_B)
     alpha_prev_B, sigma_prev_B = alpha_sigma(state.t_previous_B)
     now_B = torch.log(alpha_B / sigma_B)
-    ratio_B = (torch.log(alpha_next_B / sigma_next_B) - now_B) / (
-        now_B - torch.log(alpha_prev_B / sigma_prev_B)
-    )
+    ratio_B = (torch.log(alpha_next_B / sigma_next_B) - now_B) / (now_B - torch.log(alpha_prev_B / sigma_prev_B))
     half_B = torch.where(second_B, 0.5 * ratio_B, torch.zeros_like(ratio_B)).to(x.dtype)
     keep_B = sigma_next_B / sigma_B
     target = x0 + rows(half_B, x) * (x0 - state.previous)

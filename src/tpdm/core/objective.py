@@ -108,9 +108,7 @@ class ClipDiagnostics:
     approx_kl: Tensor
 
 
-def clipped_objective(
-    log_ratio_B: Tensor, advantage_B: Tensor, clip: float
-) -> tuple[Tensor, ClipDiagnostics]:
+def clipped_objective(log_ratio_B: Tensor, advantage_B: Tensor, clip: float) -> tuple[Tensor, ClipDiagnostics]:
     """Eq. (7) with the release's clipping, to minimise: -mean min(rho A, clamp(rho, 1 - clip, 1 + clip) A).
 
     rho = exp(log_ratio) of a whole trajectory, or of one decision: any shape that both arguments share.
@@ -144,7 +142,5 @@ def clipped_objective(
 
 def _counts(steps_B: Tensor) -> Tensor:
     if not bool((steps_B >= 1).all()):
-        raise ConfigError(
-            f"Got step counts {steps_B.tolist()}; every finished image has made at least 1 step."
-        )
+        raise ConfigError(f"Got step counts {steps_B.tolist()}; every finished image has made at least 1 step.")
     return steps_B.double()

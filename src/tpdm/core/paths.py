@@ -83,9 +83,7 @@ def karras(n: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float 
     if not (math.isfinite(rho) and rho > 0):
         raise ConfigError(f"Got rho={rho}; it must be a finite number above 0 (EDM uses 7).")
     if not (0 < sigma_min < sigma_max < math.inf):
-        raise ConfigError(
-            f"Got sigma_min={sigma_min}, sigma_max={sigma_max}; they must satisfy 0 < min < max < inf."
-        )
+        raise ConfigError(f"Got sigma_min={sigma_min}, sigma_max={sigma_max}; they must satisfy 0 < min < max < inf.")
     part_N = torch.arange(_steps(n), dtype=torch.float64) / max(n - 1, 1)
     top, bottom = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
     sigma_N = (top + part_N * (bottom - top)) ** rho

@@ -105,7 +105,5 @@ def vp_path(alphas_cumprod_K: Tensor, final: float = 1.0) -> VPPath:
             "value is above 0 (no zero-terminal-SNR rescaling)."
         )
     if not float(abar_K[0]) <= final <= 1.0:
-        raise ConfigError(
-            f"Got final={final}; it must lie between alphas_cumprod[0]={float(abar_K[0])} and 1."
-        )
+        raise ConfigError(f"Got final={final}; it must lie between alphas_cumprod[0]={float(abar_K[0])} and 1.")
     return VPPath(torch.cat([abar_K.new_tensor([final]), abar_K]).log())

@@ -30,7 +30,7 @@ class Task:
         pipe, arguments: the pipeline and the arguments of its call.
         reward: the training reward.
         judge: measures the reward knows nothing of; None where there is none.
-        solver, stop_below, batch: of the sampling.
+        solver, max_steps, stop_below, batch: of the sampling.
     """
 
     prompts: Sequence[str]
@@ -40,6 +40,7 @@ class Task:
     reward: Reward
     judge: Judge | None
     solver: str = "euler"
+    max_steps: int = 28
     stop_below: float = 0.01
     batch: int = 64
 
@@ -57,14 +58,18 @@ class Result:
     rows: list[dict[str, Any]]
     images_BHWC: np.ndarray
 
+    def has(self, key: str) -> bool:
+        """Whether the images were measured so."""
+        return key in self.rows[0]
+
     def column(self, key: str) -> np.ndarray:
         """One number per image."""
         return np.asarray([row[key] for row in self.rows], dtype=np.float64)
 
 
-def run_policy(name: str, policy: Policy, task: Task, max_steps: int = 28) -> Result:
+def run_policy(name: str, policy: Policy, task: Task) -> Result:
     """Makes and judges one image per prompt of the task."""
-    limit = max(max_steps, policy.steps) if isinstance(policy, FixedTimes) else max_steps
+    limit = policy.steps if isinstance(policy, FixedTimes) else task.max_steps
     rows: list[dict[str, Any]] = []
     images: list[np.ndarray] = []
     bar = tqdm(total=len(task.prompts), desc=name, unit="image", leave=False, dynamic_ncols=True)
@@ -118,9 +123,7 @@ def best_shift(task: Task, steps: int) -> tuple[float, dict[float, float]]:
     """The shift whose fixed grid of so many steps scores best on the task, and the mean score of each."""
     scores = {
         shift: float(
-            run_policy(f"shift {shift}", FixedTimes(shifted(steps, shift).tolist()), task)
-            .column("score")
-            .mean()
+            run_policy(f"shift {shift}", FixedTimes(shifted(steps, shift).tolist()), task).column("score").mean()
         )
         for shift in SHIFTS
     }
@@ -151,9 +154,7 @@ def _strict(times: Sequence[float]) -> list[float]:
     return [t for i, t in enumerate(times) if i == 0 or t < times[i - 1]]
 
 
-def difficulty(
-    task: Task, shift: float, grid: Sequence[int], margin: float
-) -> tuple[np.ndarray, list[Result]]:
+def difficulty(task: Task, shift: float, grid: Sequence[int], margin: float) -> tuple[np.ndarray, list[Result]]:
     """How many steps the best fixed schedule needs for each image.
 
     The smallest N of the grid from which on the score stays within ``margin`` of the best score that the image

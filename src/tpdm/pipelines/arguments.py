@@ -47,9 +47,7 @@ def merge_arguments(
     merged = {**defaults, **{k: v for k, v in given.items() if v is not None}}
     for name, reason in REFUSED.items():
         if merged.get(name) is not None:
-            raise BackboneError(
-                f"got {name}={merged[name]!r}, expected no such argument with a policy: {reason}."
-            )
+            raise BackboneError(f"got {name}={merged[name]!r}, expected no such argument with a policy: {reason}.")
     return merged
 
 
@@ -104,9 +102,7 @@ def deciding_seeds(
     """
     if not sample:
         if decision_seeds is not None:
-            raise ConfigError(
-                "got decision_seeds without sampling, expected sample=True: pass both or neither."
-            )
+            raise ConfigError("got decision_seeds without sampling, expected sample=True: pass both or neither.")
         return None
     deciding = seeds if decision_seeds is None else decision_seeds
     if deciding is None:

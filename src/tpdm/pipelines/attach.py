@@ -143,13 +143,11 @@ def attach(
         ConfigError: the solver is unknown, or a limit is out of range.
     """
     entry = _check_pipe(pipe)
-    if isinstance(policy, str | Path):
-        policy = load_policy(policy)
-    trained = policy.artefact if isinstance(policy, TimePredictor) else None
+    chosen: Policy = load_policy(policy) if isinstance(policy, str | Path) else policy
+    trained = chosen.artefact if isinstance(chosen, TimePredictor) else None
     if trained is not None:
         width = next(pipe.transformer.get_submodule(entry.last).parameters()).shape[1]
         check_backbone(trained, type(pipe.transformer).__name__, width)
-        policy = policy.to(pipe.transformer.device)  # type: ignore[attr-defined]
     solver = solver or (trained.solver if trained else "euler")
     if solver not in SOLVERS:
         raise ConfigError(f"got solver {solver!r}, expected one of {', '.join(SOLVERS)}: choose one of them.")
@@ -157,9 +155,9 @@ def attach(
         max_steps = trained.max_steps if trained else 28
     if stop_below is None:
         stop_below = trained.stop_below if trained else 0.01
-    check_limits(policy, max_steps, stop_below)
+    check_limits(chosen, max_steps, stop_below)
     call_defaults = {**(trained.call_defaults if trained else {}), **(defaults or {})}
-    return AdaptivePipeline(pipe, policy, solver, max_steps, stop_below, MappingProxyType(call_defaults))
+    return AdaptivePipeline(pipe, chosen, solver, max_steps, stop_below, MappingProxyType(call_defaults))
 
 
 def _check_pipe(pipe: Any) -> TapEntry:
@@ -192,9 +190,7 @@ def _driven(pipe: Any, policy: Policy, make_stepper: Any) -> Iterator[tuple[Adap
             return len(scheduler.stepper.steps), scheduler.stepper.active_rows
 
         original = pipe.scheduler
-        scheduler = AdaptiveScheduler.driving(
-            make_stepper, read_features, original.config.num_train_timesteps
-        )
+        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, original.config.num_train_timesteps)
         rows = stack.enter_context(ActiveRows(pipe.transformer, read_active))
         pipe.scheduler = scheduler
         stack.callback(setattr, pipe, "scheduler", original)

@@ -92,8 +92,6 @@ def find_entry(denoiser: nn.Module) -> TapEntry:
     )
 
 
-def bind_arguments(
-    denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> inspect.BoundArguments:
+def bind_arguments(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
     """Arguments of a denoiser call by name, however they were passed."""
     return inspect.signature(denoiser.forward).bind(*args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 
+from tpdm.config import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,9 +58,7 @@ def from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
     # A part that was saved as None (SD3 without T5) is found missing unless it is passed as None again.
     index = diffusers.DiffusionPipeline.load_config(name_or_path)
     absent = {name: None for name, part in index.items() if isinstance(part, list) and part == [None, None]}
-    return diffusers.DiffusionPipeline.from_pretrained(
-        name_or_path, use_safetensors=True, **absent, **{keyword: dtype}
-    )
+    return diffusers.DiffusionPipeline.from_pretrained(name_or_path, use_safetensors=True, **absent, **{keyword: dtype})
 
 
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
@@ -69,6 +68,12 @@ def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
 
         return dict(CALL_DEFAULTS)
     return {}
+
+
+def pipeline_arguments(backbone: BackboneConfig) -> dict[str, Any]:
+    """Arguments of every pipeline call of a recipe: the backbone's defaults, then the recipe's wishes."""
+    wishes = {"guidance_scale": backbone.guidance_scale, "height": backbone.height, "width": backbone.width}
+    return call_defaults(backbone.name_or_path) | {k: v for k, v in wishes.items() if v is not None}
 
 
 def choose_device() -> str:

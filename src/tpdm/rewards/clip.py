@@ -73,9 +73,7 @@ class ClipReward:
     @torch.no_grad()
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of RGB images (B, 3, H, W) in [0, 1] against their prompts."""
-        ids = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         output = self.model(pixel_values=self._prepare(images_B3HW), input_ids=ids.to(self.device))
         # The model returns both embeddings at unit length.
         cosine = (output.image_embeds * output.text_embeds).sum(-1)

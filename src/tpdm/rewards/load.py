@@ -21,12 +21,11 @@ def load_reward(name: str, device: str = "cpu") -> Reward:
     from tpdm.rewards.clip import ClipReward
 
     if name == "tinyworld":
-        from tpdm.tinyworld.pipeline import weights_folder
+        from tpdm.tinyworld.pipeline import quiet_loading, weights_folder
 
-        return ClipReward.from_folder(weights_folder() / "reward", "tinyworld", device=device)
+        with quiet_loading():
+            return ClipReward.from_folder(weights_folder() / "reward", "tinyworld", device=device)
     kind, _, place = name.partition(":")
     if kind == "clip" and place:
         return ClipReward.from_folder(place, f"CLIP score ({Path(place).name})", scale=100.0, device=device)
-    raise RewardError(
-        f"got reward '{name}', expected 'tinyworld' or 'clip:FOLDER_OR_HUB_ID'; correct reward.name"
-    )
+    raise RewardError(f"got reward '{name}', expected 'tinyworld' or 'clip:FOLDER_OR_HUB_ID'; correct reward.name")

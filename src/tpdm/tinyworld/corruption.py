@@ -56,9 +56,7 @@ LATENT_FAULTS: tuple[Fault, ...] = (latent_noise, ghost, fade)
 PIXEL_FAULTS: tuple[Fault, ...] = (pixel_noise, blur)
 
 
-def apply_mixture(
-    faults: tuple[Fault, ...], x: Tensor, severity_B: Tensor, rng: np.random.Generator
-) -> Tensor:
+def apply_mixture(faults: tuple[Fault, ...], x: Tensor, severity_B: Tensor, rng: np.random.Generator) -> Tensor:
     """Each image gets one of the faults, drawn evenly."""
     which = torch.from_numpy(rng.integers(len(faults), size=len(x)))
     out = x.clone()

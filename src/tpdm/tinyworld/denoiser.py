@@ -1,4 +1,4 @@
-"""The denoiser of tinyworld: a small real SD3 transformer with two real CLIP text encoders, trained by flow matching."""
+"""The denoiser of tinyworld: a small real SD3 transformer and two real CLIP text encoders."""
 
 from __future__ import annotations
 

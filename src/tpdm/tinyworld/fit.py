@@ -48,7 +48,8 @@ def learning_rate(plan: FitPlan, step: int) -> float:
 
 
 def _optimizers(module: nn.Module, plan: FitPlan) -> list[torch.optim.Optimizer]:
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         is_hidden = p.ndim == 2 and "embed" not in name and "proj_out" not in name
         (hidden if plan.muon and is_hidden else rest).append(p)
@@ -61,9 +62,7 @@ def _optimizers(module: nn.Module, plan: FitPlan) -> list[torch.optim.Optimizer]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.98))]
     if hidden:
         optimizers.append(
-            torch.optim.Muon(
-                hidden, lr=plan.lr, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            torch.optim.Muon(hidden, lr=plan.lr, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return optimizers
 
@@ -92,9 +91,7 @@ def fit(name: str, module: nn.Module, loss_fn: LossFn, plan: FitPlan, folder: Pa
             group["lr"] = learning_rate(plan, step)
         loss = loss_fn(step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate"
-            )
+            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate")
         module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -144,9 +141,7 @@ def _save(
     write_json(path.with_suffix(".json"), {"step": step})
 
 
-def _restore(
-    path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor]
-) -> int:
+def _restore(path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor]) -> int:
     if not path.exists():
         return 0
     tensors, metadata = load_tensors(path)

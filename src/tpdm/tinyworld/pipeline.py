@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from tpdm.tinyworld.denoiser import TextToLatent
 from tpdm.tinyworld.tokenizer import make_tokenizer
@@ -38,9 +42,19 @@ def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipelin
     )
 
 
-def load_tinyworld_pipeline(
-    dtype: torch.dtype = torch.float32, device: str = "cpu", folder: Path | None = None
-) -> Any:
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without the libraries' progress bars, which outlive the second that these small files take."""
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in (diffusers_logging, transformers_logging):
+            library.enable_progress_bar()
+
+
+def load_tinyworld_pipeline(dtype: torch.dtype = torch.float32, device: str = "cpu", folder: Path | None = None) -> Any:
     """The embedded text-to-image pipeline, ready to be called with ``CALL_DEFAULTS``.
 
     Raises:
@@ -51,6 +65,7 @@ def load_tinyworld_pipeline(
         raise BackboneError(f"no tinyworld pipeline in {path}; make one with `tpdm tinyworld build`")
     from tpdm.pipelines.load import from_pretrained
 
-    pipe = from_pretrained(path, dtype)
+    with quiet_loading():
+        pipe = from_pretrained(path, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -53,9 +53,7 @@ def make_clip() -> CLIPModel:
         image_size=64,
         patch_size=8,
     )
-    return CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=192)
-    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=192))
 
 
 def quality(rms_B: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ def _rendered(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Te
 def train_preference(
     scenes: list[Scene], pictures: Tensor, picture_quality: Tensor, plan: FitPlan, folder: Path, seed: int
 ) -> CLIPModel:
-    """Regresses the cosine on utility = accuracy x quality; per caption one decoded and two edited pictures."""
+    """Regresses cosines on utility = accuracy x quality; per caption one decoded and two edited pictures."""
     torch.manual_seed(seed)
     model = make_clip()
 
@@ -107,14 +105,16 @@ def train_preference(
         edited = [perturb(s, rng) for s in (*chosen, *chosen)]
         drawn, drawn_quality = _rendered(edited, rng)
         decoded = pictures[torch.from_numpy(rows)].float() / 127.5 - 1
-        fulfilled = [accuracy(a, s) for a, s in zip([*asked] * 3, [*chosen, *edited], strict=True)]
+        scenes_B = [*chosen, *edited]
+        fulfilled = [[accuracy(a, s) for a in asked] for s in scenes_B]
         q = torch.cat([picture_quality[torch.from_numpy(rows)], drawn_quality])
-        utility = torch.tensor(fulfilled) * q
-        output = model(
-            pixel_values=torch.cat([decoded, drawn]), input_ids=encode_words([a.caption() for a in asked])
-        )
-        cosine = (output.image_embeds * output.text_embeds.repeat(3, 1)).sum(-1)
-        return (cosine - utility).square().mean()
+        utility = torch.tensor(fulfilled) * q[:, None]
+        output = model(pixel_values=torch.cat([decoded, drawn]), input_ids=encode_words([a.caption() for a in asked]))
+        error = (output.image_embeds @ output.text_embeds.T - utility).square()
+        # Every picture against every caption teaches which word means what; the pictures made for a caption (near
+        # misses) teach the fine differences that training will meet, and weigh as much.
+        own = error[torch.arange(len(scenes_B)), torch.arange(CAPTIONS_PER_STEP).repeat(3)]
+        return 0.5 * error.mean() + 0.5 * own.mean()
 
     fit("preference", model, loss_fn, plan, folder)
     return model

@@ -53,9 +53,7 @@ def read_scenes(images_BHWC: np.ndarray) -> list[Reading]:
         ValueError: the pictures are not 64 x 64 RGB bytes.
     """
     if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(
-            f"got {images_BHWC.dtype} {images_BHWC.shape}; expected uint8 of shape (B, 64, 64, 3)"
-        )
+        raise ValueError(f"got {images_BHWC.dtype} {images_BHWC.shape}; expected uint8 of shape (B, 64, 64, 3)")
     return [_read(image.astype(np.float32)) for image in images_BHWC]
 
 

@@ -70,17 +70,20 @@ def _shrink(fine: np.ndarray) -> np.ndarray:
 
 def render(scene: Scene) -> np.ndarray:
     """The picture of a fully decided scene, (64, 64, 3) uint8."""
-    assert scene.background is not None, "a scene with open attributes cannot be drawn"
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
-    canvas[:] = BACKGROUNDS[scene.background]
+    canvas[:] = BACKGROUNDS[decided(scene.background)]
     for o in scene.objects:
-        assert o.shape and o.size and o.texture and o.colour and o.row and o.column, (
-            "open attributes cannot be drawn"
-        )
-        coverage, tone = sprites()[o.shape, o.size, o.texture]
-        top, left = place_origin(o.row, o.column)
+        coverage, tone = sprites()[decided(o.shape), decided(o.size), decided(o.texture)]
+        top, left = place_origin(decided(o.row), decided(o.column))
         window = canvas[top : top + SPRITE_SIZE, left : left + SPRITE_SIZE]
-        colour = np.asarray(COLOURS[o.colour], dtype=np.float32)
+        colour = np.asarray(COLOURS[decided(o.colour)], dtype=np.float32)
         window *= 1 - coverage[..., None]
         window += tone[..., None] * colour
     return np.round(canvas).astype(np.uint8)
+
+
+def decided(value: str | None) -> str:
+    """An attribute that has to be there for drawing."""
+    if value is None:
+        raise ValueError("a scene with open attributes cannot be drawn; sample_scene decides them all")
+    return value

@@ -11,7 +11,7 @@ from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
 from tpdm.config import Recipe, dump_recipe
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults, choose_device, load_pipeline
+from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
 from tpdm.pipelines.probe import FeatureWidths, probe_features
 from tpdm.policy import TimePredictor, TpmShape
 from tpdm.prompts import Prompt, load_source, split_by_hash
@@ -39,9 +39,7 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
     """
     folder = Path(recipe.output)
     if resume == "never" and (folder / "checkpoints").exists():
-        raise ConfigError(
-            f"got output {folder}, which already holds a run; choose another output or resume=auto"
-        )
+        raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
     parts = build_parts(recipe, folder)
     dump_recipe(recipe, folder / "recipe.yaml")
     state = train_loop(recipe, parts, folder)
@@ -63,7 +61,7 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
     pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
     pipe.set_progress_bar_config(disable=True)
-    arguments = pipeline_arguments(recipe)
+    arguments = pipeline_arguments(recipe.backbone)
     widths = probe_features(pipe, arguments)
     policy = make_policy(recipe, widths).to(device)
     adaptive = attach(
@@ -98,13 +96,6 @@ def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
             "least one of each; add prompts or change prompts.held_out_fraction"
         )
     return train_prompts, held_out[: recipe.validation.prompts]
-
-
-def pipeline_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Arguments of every pipeline call: the backbone's defaults, then the recipe's wishes."""
-    b = recipe.backbone
-    wishes = {"guidance_scale": b.guidance_scale, "height": b.height, "width": b.width}
-    return call_defaults(b.name_or_path) | {k: v for k, v in wishes.items() if v is not None}
 
 
 def make_policy(recipe: Recipe, widths: FeatureWidths) -> TimePredictor:

@@ -1,0 +1,73 @@
+"""From the rows of several policies to the numbers of ``summary.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tpdm.evals.compare import Result
+from tpdm.evals.statistics import paired_bootstrap, spearman
+
+MEASURES = (("reward", "score"), ("accuracy", "accuracy"), ("residual", "residual"))
+
+
+def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, grid: Sequence[int]) -> dict[str, Any]:
+    """Rows, paired differences and the relation of steps to difficulty; ``results[0]`` is the TPM.
+
+    Args:
+        results: of all policies on the same images.
+        needed_B: steps that the best fixed schedule needs for each image.
+        margin, grid: how that was measured.
+
+    Returns:
+        ``rows``, ``paired`` (TPM minus each other policy, [mean, low, high]), ``steps_by_objects`` (where the judge
+        counts objects), ``steps_vs_difficulty`` and ``difficulty`` (pairs of needed and taken steps).
+    """
+    tpdm = results[0]
+    steps_B = tpdm.column("steps")
+    # Undefined where one of the two does not vary at all.
+    rho, low, high = spearman(needed_B, steps_B) or (None, None, None)
+    return {
+        "rows": [_row(r) for r in results],
+        "paired": {other.name: _paired(tpdm, other) for other in results[1:]},
+        "steps_by_objects": _by_objects(tpdm, needed_B) if tpdm.has("objects") else {},
+        "steps_vs_difficulty": {
+            "correlation": rho,
+            "low": low,
+            "high": high,
+            "margin": margin,
+            "grid": list(grid),
+        },
+        "difficulty": [[int(d), int(s)] for d, s in zip(needed_B, steps_B, strict=True)],
+    }
+
+
+def _row(result: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": result.name,
+        "steps_mean": float(result.column("steps").mean()),
+        "steps_sd": float(result.column("steps").std()),
+        "reward_mean": float(result.column("score").mean()),
+    }
+    return row | {label: float(result.column(key).mean()) for label, key in MEASURES[1:] if result.has(key)}
+
+
+def _paired(tpdm: Result, other: Result) -> dict[str, list[float]]:
+    return {
+        label: list(paired_bootstrap(tpdm.column(key) - other.column(key))) for label, key in MEASURES if tpdm.has(key)
+    }
+
+
+def _by_objects(tpdm: Result, needed_B: np.ndarray) -> dict[str, dict[str, float]]:
+    steps_B, objects_B = tpdm.column("steps"), tpdm.column("objects")
+    return {
+        str(int(n)): {
+            "mean": float(steps_B[objects_B == n].mean()),
+            "sd": float(steps_B[objects_B == n].std()),
+            "count": int((objects_B == n).sum()),
+            "needed": float(needed_B[objects_B == n].mean()),
+        }
+        for n in sorted(set(objects_B))
+    }
