@@ -28,7 +28,12 @@ LEVELS = (
 # The embedded model stands beside the levels: what it imports, and who imports it.
 TINYWORLD_IMPORTS = {"types", "files", "core", "prompts", "pipelines", "tinyworld"}
 TINYWORLD_USERS = {"cli", "evals", "demo", "doctor", "tinyworld"}
-TINYWORLD_LAZY_USERS = ("pipelines.load", "rewards", "prompts")  # inside a function only: they choose by name
+TINYWORLD_LAZY_USERS = (
+    "pipelines.load",
+    "rewards",
+    "prompts",
+    "artefact",
+)  # inside a function only: they choose by name
 # Heavy or optional packages, and the only rooms that may know them.
 PACKAGES = {
     "diffusers": {"pipelines", "tinyworld"},

@@ -174,7 +174,11 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
 
 
 def _locate(name: str | Path, revision: str | None) -> Path:
-    """The local folder of a path or a hub id (downloaded on first use)."""
+    """The local folder of a path, of the shipped TPM ("tinyworld"), or of a hub id (downloaded on first use)."""
+    if str(name) == "tinyworld":
+        from tpdm.tinyworld.shipped import weights_folder
+
+        return weights_folder() / "tpm"
     folder = Path(name)
     if folder.is_dir():
         return folder

@@ -202,3 +202,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     app()
+
+
+if __name__ == "__main__":
+    main()

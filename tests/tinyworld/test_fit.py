@@ -40,9 +40,9 @@ def test_resumed_is_uninterrupted(tmp_path, muon):
 
 def test_it_learns_and_logs(tmp_path):
     net = make_net()
-    before = float(loss_of(net)(0))
+    before = loss_of(net)(0).item()
     fit("net", net, loss_of(net), FitPlan(steps=200, lr=1e-2), tmp_path)
-    assert float(loss_of(net)(0)) < 0.2 * before
+    assert loss_of(net)(0).item() < 0.2 * before
     rows = [json.loads(line) for line in (tmp_path / "net.log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [50, 100, 150, 200]
     assert rows[-1]["loss"] < rows[0]["loss"]

@@ -21,7 +21,8 @@ def load_reward(name: str, device: str = "cpu") -> Reward:
     from tpdm.rewards.clip import ClipReward
 
     if name == "tinyworld":
-        from tpdm.tinyworld.pipeline import quiet_loading, weights_folder
+        from tpdm.tinyworld.pipeline import quiet_loading
+        from tpdm.tinyworld.shipped import weights_folder
 
         with quiet_loading():
             return ClipReward.from_folder(weights_folder() / "reward", "tinyworld", device=device)

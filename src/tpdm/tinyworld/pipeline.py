@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,13 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from tpdm.tinyworld.denoiser import TextToLatent
+from tpdm.tinyworld.shipped import weights_folder
 from tpdm.tinyworld.tokenizer import make_tokenizer
 from tpdm.types import BackboneError
 
 # What the stock pipeline is called with where the caller says nothing else. The T5 slot is empty, so its tokens
 # (256 zero vectors by default) are switched off; the denoiser was trained without them.
 CALL_DEFAULTS: dict[str, float | int] = {"guidance_scale": 3.0, "max_sequence_length": 0}
-
-
-def weights_folder() -> Path:
-    """Where the committed weights live inside the installed package."""
-    return Path(str(resources.files("tpdm.tinyworld") / "weights"))
 
 
 def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipeline:
