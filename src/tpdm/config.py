@@ -186,7 +186,7 @@ class RlConfig(_Part):
         noise: ``shared`` within a group, so that the schedule alone differs [paper: s = (c, eps)], or
             ``independent``. [release]
         epochs: passes over one rollout. [release]
-        clip: half width of the ratio's clip range, > 0. [release]
+        clip: half width of the ratio's clip range, in (0, 1). [release]
         ratio: of the whole ``trajectory`` [paper] or per ``decision``. [ours]
         normalise_advantages: divide by their standard deviation over the update. [ours; release: no]
         entropy_weight: bonus on the Beta's entropy, >= 0. [ours]
@@ -200,7 +200,7 @@ class RlConfig(_Part):
     samples_per_prompt: Annotated[Whole, Field(ge=2)] = 4
     noise: Literal["shared", "independent"] = "shared"
     epochs: Positive = 4
-    clip: Above0 = 0.2
+    clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     ratio: Literal["trajectory", "decision"] = "trajectory"
     normalise_advantages: bool = True
     entropy_weight: NonNegative = 0.0

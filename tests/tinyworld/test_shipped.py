@@ -18,9 +18,9 @@ from tpdm.tinyworld.corruption import blur, latent_noise, pixel_noise
 from tpdm.tinyworld.data import generator, to_unit_range
 from tpdm.tinyworld.grammar import COLOURS, describe, sample_scene
 from tpdm.tinyworld.matching import matched_objects
-from tpdm.tinyworld.shipped import weights_folder
 from tpdm.tinyworld.reader import read_scenes
 from tpdm.tinyworld.render import render
+from tpdm.tinyworld.shipped import weights_folder
 
 IMAGES = 48
 

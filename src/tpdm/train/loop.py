@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpdm.config import Recipe, RewardConfig
+from tpdm.config import Recipe, RewardConfig, dump_recipe
 from tpdm.core.objective import additive_reward, discounted_reward, rloo_advantages
 from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
@@ -65,7 +65,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     """Trains until ``recipe.rl.updates``, going on from the newest checkpoint in ``folder`` if there is one.
 
     Returns:
-        The final state. ``folder`` holds metrics.jsonl, checkpoints/ and the artefacts best/ and last/.
+        The final state. ``folder`` holds recipe.yaml, metrics.jsonl, checkpoints/ and the artefacts best/ and last/.
 
     Raises:
         TrainingError: the reward says nothing, a gradient is not finite, or a checkpoint does not fit.
@@ -76,6 +76,8 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     checkpoints = folder / "checkpoints"
     state = load_checkpoint(checkpoints, parts.policy, optimizer, identity) or RunState(0)
+    # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
+    dump_recipe(recipe, folder / "recipe.yaml")
     log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
     if state.update == 0:
         state = _validate(recipe, parts, state, log)

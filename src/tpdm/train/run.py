@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
-from tpdm.config import Recipe, dump_recipe
+from tpdm.config import Recipe
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
@@ -41,7 +41,6 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
     if resume == "never" and (folder / "checkpoints").exists():
         raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
     parts = build_parts(recipe, folder)
-    dump_recipe(recipe, folder / "recipe.yaml")
     state = train_loop(recipe, parts, folder)
     write_json(
         folder / "run.json",
