@@ -154,19 +154,21 @@ def _strict(times: Sequence[float]) -> list[float]:
     return [t for i, t in enumerate(times) if i == 0 or t < times[i - 1]]
 
 
-def difficulty(task: Task, shift: float, grid: Sequence[int], margin: float) -> tuple[np.ndarray, list[Result]]:
+def difficulty(task: Task, shift: float, grid: Sequence[int], share: float) -> tuple[np.ndarray, float, list[Result]]:
     """How many steps the best fixed schedule needs for each image.
 
-    The smallest N of the grid from which on the score stays within ``margin`` of the best score that the image
-    reaches at any N.
+    The smallest N of the grid from which on the score stays within a margin of the best score that the image reaches
+    at any N. The margin is ``share`` of the mean (over images) range of scores over the grid, so that it means the
+    same for every reward.
 
     Returns:
-        (steps needed per image, the results at every N).
+        (steps needed per image, the margin, the results at every N).
     """
     results = [run_policy(f"fixed {n}", FixedTimes(shifted(n, shift).tolist()), task) for n in grid]
     score_NB = np.stack([r.column("score") for r in results])
+    margin = share * float(np.ptp(score_NB, axis=0).mean())
     good_NB = score_NB >= score_NB.max(axis=0) - margin
     stays_NB = np.flip(np.logical_and.accumulate(np.flip(good_NB, axis=0), axis=0), axis=0)
     # Where even the longest grid is not within the margin, it is the longest.
     first_B = np.where(stays_NB.any(axis=0), stays_NB.argmax(axis=0), len(grid) - 1)
-    return np.asarray(grid)[first_B], results
+    return np.asarray(grid)[first_B], margin, results

@@ -44,7 +44,7 @@ from tpdm.types import PromptError
 TEST_PROMPTS = 256
 TUNING_PROMPTS = 64  # held out too, but not those of the test: the best shift is chosen on them
 DIFFICULTY_GRID = (3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 24, 28)
-DIFFICULTY_MARGIN = 0.02  # share of the range between the worst and the best mean score over the grid
+DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
 TEST_STREAM = 5  # seeds of the test's noise
 
 
@@ -69,9 +69,9 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuning, test = make_tasks(recipe)
     shift, shift_scores = best_shift(tuning, 14)
     results = compare_all(test, tuning, policy, shift)
-    needed_B, fixed = difficulty(test, shift, DIFFICULTY_GRID, DIFFICULTY_MARGIN)
+    needed_B, margin, fixed = difficulty(test, shift, DIFFICULTY_GRID, DIFFICULTY_SHARE)
     _save(out, results, run / "metrics.jsonl")
-    summary = summarise(results, needed_B, DIFFICULTY_MARGIN, DIFFICULTY_GRID)
+    summary = summarise(results, needed_B, margin, DIFFICULTY_GRID)
     summary |= {
         "best_shift": {"shift": shift, "scores": {str(k): v for k, v in shift_scores.items()}},
         "fixed_grid": [[r.name, float(r.column("score").mean())] for r in fixed],

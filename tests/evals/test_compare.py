@@ -1,0 +1,85 @@
+"""Baselines that are made from a policy's own schedules, and the measure of difficulty."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import tpdm.evals.compare as compare
+from tpdm.evals.compare import Result, difficulty, mean_schedule, shuffled_schedules
+from tpdm.evals.judge import to_bytes
+from tpdm.evals.seeds import BEGIN, END, render_results
+
+
+def result_of(times: list[list[float]], scores: list[float] | None = None) -> Result:
+    rows = [
+        {"policy": "p", "index": i, "times": t, "steps": len(t) - 1, "score": (scores or [0.0] * len(times))[i]}
+        for i, t in enumerate(times)
+    ]
+    return Result("p", rows, np.zeros((len(times), 2, 2, 3), np.uint8))
+
+
+def test_the_mean_of_equal_schedules_is_that_schedule():
+    times = [1.0, 0.7, 0.2, 0.0]
+    assert mean_schedule(result_of([times] * 5)).lists == [pytest.approx(times)]
+
+
+def test_the_mean_schedule_has_the_mean_number_of_steps():
+    mean = mean_schedule(result_of([[1.0, 0.0], [1.0, 0.75, 0.5, 0.25, 0.1, 0.0], [1.0, 0.5, 0.0]])).lists[0]
+    assert len(mean) - 1 == 3  # (1 + 5 + 2) / 3 rounded
+    assert mean[0] == 1.0
+    assert mean[-1] == 0.0
+    assert all(a > b for a, b in pairwise(mean))
+
+
+def test_shuffled_schedules_are_the_same_schedules():
+    times = [[1.0, x, 0.0] for x in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    shuffled = shuffled_schedules(result_of(times)).lists
+    assert sorted(map(tuple, shuffled)) == sorted(map(tuple, (np.float32(t).tolist() for t in times))) or sorted(
+        map(tuple, shuffled)
+    ) == sorted(map(tuple, times))
+    assert shuffled != times
+
+
+def test_difficulty_is_where_the_score_stays_near_its_best(monkeypatch):
+    # Rows: N = 2, 4, 8. The second image touches its best early and loses it again; the third needs everything.
+    scores = {2: [0.9, 1.0, 0.0], 4: [1.0, 0.2, 0.5], 8: [1.0, 1.0, 1.0]}
+    monkeypatch.setattr(
+        compare, "run_policy", lambda name, policy, task: result_of([[1.0, 0.0]] * 3, scores[policy.steps])
+    )
+    needed, margin, results = difficulty(task=None, shift=1.0, grid=(2, 4, 8), share=0.1)
+    assert margin == pytest.approx(0.1 * (0.1 + 0.8 + 1.0) / 3)
+    assert needed.tolist() == [4, 8, 8]
+    assert len(results) == 3
+
+
+def test_bytes_round_and_clip():
+    import torch
+
+    images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert to_bytes(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_the_results_section_is_replaced_and_computed():
+    def run(seed: int, reward: float) -> dict:
+        row = {"steps_mean": 8.0 + seed, "steps_sd": 1.0, "reward_mean": reward, "accuracy": 0.9, "residual": 4.0}
+        return {
+            "rows": [{"name": "tpdm", **row}, {"name": "static-28", **row, "steps_mean": 28.0}],
+            "paired": {"static-28": {"reward": [0.01, -0.01, 0.03 + seed], "accuracy": [0.0, -0.1, 0.1]}},
+            "steps_vs_difficulty": {"correlation": 0.4, "low": 0.3, "high": 0.5},
+            "train_seconds": 100.0,
+            "total_seconds": 200.0,
+            "hardware": "2 threads",
+            "versions": {"torch": "2", "diffusers": "0"},
+        }
+
+    page = f"before\n{BEGIN}\nold\n{END}\nafter"
+    rendered = render_results(page, [run(0, 0.5), run(2, 0.7)])
+    assert "old" not in rendered
+    assert rendered.startswith("before")
+    assert rendered.endswith("after")
+    assert "| tpdm | 9.0 ± 1.4 | 0.6000 ± 0.1414 | 0.900 |" in rendered
+    assert "+0.0100 [-0.0100, +2.0300]" in rendered
+    assert render_results(rendered, [run(0, 0.5), run(2, 0.7)]) == rendered
+    with pytest.raises(ValueError, match="once each"):
+        render_results("no markers", [])
