@@ -10,12 +10,17 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from tpdm.demo import run_demo
 from tpdm.evals.seeds import render_results
+from tpdm.tinyworld.showcase import labelled_grid
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "demo-seeds.json"
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "images" / "demo.png"
 
 
 def collect(seeds):
@@ -31,6 +36,21 @@ def collect(seeds):
     RESULTS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 
+def draw(folder):
+    """Five images from the fewest to the most steps of the TPM (evenly spaced ranks, ties by index), both ways."""
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    by_policy = {name: [r for r in rows if r["policy"] == name] for name in ("static-28", "tpdm")}
+    order = sorted(range(len(by_policy["tpdm"])), key=lambda i: (by_policy["tpdm"][i]["steps"], i))
+    chosen = [order[round(q * (len(order) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
+    images, labels = [], []
+    for name, of_policy in by_policy.items():
+        for i in chosen:
+            images.append(np.asarray(Image.open(folder / "pictures" / name / f"{i:04d}.png")))
+            caption = f": {of_policy[i]['prompt']}" if name == "static-28" else " of the same noise"
+            labels.append(f"{of_policy[i]['steps']} steps ({name}){caption}")
+    labelled_grid(np.stack(images), labels, PICTURE)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -38,6 +58,7 @@ def main():
     chosen = parser.parse_args()
     if not chosen.render:
         collect(chosen.seeds)
+        draw(ROOT / "runs" / f"demo-seed-{chosen.seeds[0]}")
     README.write_text(
         render_results(README.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8"))),
         encoding="utf-8",
