@@ -167,17 +167,24 @@ class TimePredictor(nn.Module):
         self.conv1 = nn.Conv2d(2 * shape.feature_channels, C, 3, padding=1)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra)
         self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
-        self.fc1 = nn.Linear(C, C)
+        self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C, C)
         self.fc2 = nn.Linear(C, 2)
         self._initialise(seed)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """As published: weights N(0, .02), biases 0, last bias (init_alpha, init_beta): r = .818 always."""
+        """Biases 0, last bias (init_alpha, init_beta): r = .818, moved a little by what is seen.
+
+        "folded" is N(0, .02) throughout, as published. "pooled" scales the layers below the last by their inputs
+        (variance 1 / fan-in): .02 suits thousands of channels, and at a width of 160 it lets so little of the
+        features through that hundreds of updates move all images alike.
+        """
         generator = torch.Generator().manual_seed(seed)
         for module in (self.conv1, self.norm1.linear, self.conv2, self.fc1, self.fc2):
             weight, bias = module.parameters()
-            weight.normal_(0, PUBLISHED_STD, generator=generator)
+            scaled = self.shape.layout == "pooled" and module is not self.fc2
+            std = weight[0].numel() ** -0.5 if scaled else PUBLISHED_STD
+            weight.normal_(0, std, generator=generator)
             bias.zero_()
         if self.shape.layout == "pooled":
             self.norm1.linear.weight[:, -TIME_SCALARS:].normal_(0, TIME_STD, generator=generator)
@@ -259,7 +266,11 @@ class TimePredictor(nn.Module):
             x = self.conv2(x)
             H, W = x.shape[2:]
             x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
-            a_B, b_B = self.fc2(F.silu(self.fc1(x.amax((2, 3))))).unbind(1)
+            pooled_BC = x.amax((2, 3))
+            if shape.layout == "pooled":
+                # A maximum cannot count: how much there is in the picture is in the mean.
+                pooled_BC = torch.cat([pooled_BC, x.mean((2, 3))], dim=1)
+            a_B, b_B = self.fc2(F.silu(self.fc1(pooled_BC))).unbind(1)
         return a_B, b_B
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_an_uninterrupted_run_leaves_what_it_says(whole):
     checkpoints = sorted(p.name for p in (whole / "checkpoints").iterdir())
     assert checkpoints == ["update-000008", "update-000010"]  # every 4 and the last, two kept
-    assert {p.name for p in whole.iterdir()} == {"best", "last", "checkpoints", "metrics.jsonl"}
+    assert {p.name for p in whole.iterdir()} == {"best", "last", "checkpoints", "metrics.jsonl", "recipe.yaml"}
     kinds = [(row["kind"], row["update"]) for row in read_metrics(whole / "metrics.jsonl")]
     assert [update for kind, update in kinds if kind == "validation"] == [0, 3, 6, 9, 10]
 

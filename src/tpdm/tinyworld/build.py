@@ -30,9 +30,9 @@ class BuildPlan:
         compiled: ``torch.compile`` the denoiser; needs a C++ compiler on the CPU.
     """
 
-    autoencoder: FitPlan = field(default_factory=lambda: FitPlan(steps=3_300, lr=2e-3, ema=0.995))
-    denoiser: FitPlan = field(default_factory=lambda: FitPlan(steps=13_000, lr=2e-3, ema=0.998, muon=True))
-    preference: FitPlan = field(default_factory=lambda: FitPlan(steps=4_000, lr=1e-3, ema=0.995, muon=True))
+    autoencoder: FitPlan = field(default_factory=lambda: FitPlan(steps=4_800, lr=2e-3, ema=0.995))
+    denoiser: FitPlan = field(default_factory=lambda: FitPlan(steps=3_000, lr=2e-3, ema=0.998, muon=True))
+    preference: FitPlan = field(default_factory=lambda: FitPlan(steps=5_000, lr=1.2e-3, ema=0.995, muon=True))
     scenes: int = 40_960
     pool: int = 12_288
     bf16: bool = False

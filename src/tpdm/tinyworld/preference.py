@@ -27,7 +27,7 @@ from tpdm.tinyworld.render import render
 from tpdm.tinyworld.tokenizer import MAX_TOKENS, encode_words, end_id, make_tokenizer, start_id, vocabulary
 
 CAPTIONS_PER_STEP = 32
-RMS_SCALE = 24.0  # root mean square pixel error (of 255) at which quality has fallen to 1/e
+RMS_SCALE = 12.0  # root mean square pixel error (of 255) at which quality has fallen to 1/e
 
 
 def make_clip() -> CLIPModel:
