@@ -42,7 +42,7 @@ def results_section(runs: Sequence[dict[str, Any]]) -> str:
     relation = [r["steps_vs_difficulty"] for r in runs]
     lines += [
         "",
-        f"{len(runs)} training seeds, mean ± sd over them; differences are paired over held-out prompts, mean over"
+        f"Training seeds: {len(runs)} (mean ± sd over them); differences are paired over held-out prompts, mean over"
         " seeds [widest 95 % bootstrap interval of any seed].",
         "Rank correlation of the steps taken with the steps needed: "
         + ", ".join(f"{r['correlation']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in relation)
