@@ -77,6 +77,11 @@ def save_weights(vae: AutoencoderKL, model: TextToLatent, clip: torch.nn.Module,
     """Writes ``weights/pipeline`` and ``weights/reward`` in fp16."""
     assemble(vae.half(), model.half()).save_pretrained(weights / "pipeline", safe_serialization=True)
     save_preference(clip, weights / "reward")
+    for path in weights.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        # The libraries write down where a part was loaded from, which is nobody's business but this machine's.
+        if config.pop("_name_or_path", None) is not None:
+            write_json(path, config)
 
 
 def _autoencoder(plan: BuildPlan, work: Path, seed: int) -> AutoencoderKL:
