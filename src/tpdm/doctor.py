@@ -11,7 +11,7 @@ from importlib import metadata, resources
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
-EXTRAS = {"accelerate": "train", "matplotlib": "eval"}  # module -> the extra of this package that brings it
+EXTRAS = {"matplotlib": "eval"}  # module -> the extra of this package that brings it
 DISK_WANTED_GB = 1.0  # a demo run with its checkpoints and pictures stays below
 
 
@@ -67,7 +67,7 @@ def _package(name: str) -> Finding:
 def _extra(module: str, extra: str) -> Finding:
     if find_spec(module) is not None:
         return Finding(module, metadata.version(module))
-    # The demo trains and draws its report, so it wants both extras.
+    # The demo draws its report.
     return Finding(module, "missing", f"pip install 'tpdm[{extra}]'", stops_demo=True)
 
 

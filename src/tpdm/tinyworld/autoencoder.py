@@ -20,7 +20,7 @@ CROWD = 14  # objects in every second training picture: more sprites a picture, 
 
 
 def make_autoencoder() -> AutoencoderKL:
-    """An untrained ``AutoencoderKL`` of tinyworld's shape (1.5 M parameters)."""
+    """An untrained ``AutoencoderKL`` of tinyworld's shape (1.7 M parameters)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
