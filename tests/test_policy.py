@@ -56,10 +56,10 @@ def test_published_shape_has_the_published_number_of_parameters() -> None:
     assert sum(p.numel() for p in TimePredictor(shape).parameters()) == 4_097_154
 
 
-def test_pooled_shape_differs_by_four_time_scalars_and_the_mean_pool() -> None:
+def test_pooled_shape_differs_by_time_scalars_the_mean_pool_and_the_short_way_of_the_condition() -> None:
     pooled, folded = (TimePredictor(TpmShape(D, E, layout=x)) for x in ("pooled", "folded"))
     count = [sum(p.numel() for p in m.parameters()) for m in (pooled, folded)]
-    assert count[0] - count[1] == 4 * 2 * 128 + 128 * 128
+    assert count[0] - count[1] == 4 * 2 * 128 + (128 + E + 4) * 128
 
 
 def test_names_of_weights_are_the_published_ones() -> None:
@@ -309,3 +309,39 @@ def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
 def test_shape_refuses_nonsense(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TpmShape(D, E, **change)
+
+
+def test_calibration_takes_out_what_all_images_share() -> None:
+    """An offset common to all images is invisible afterwards, and what differs between them is seen in full."""
+    policy = perturbed(TimePredictor(SMALL))
+    o = seen(policy, B=32)
+    shared = Observation(o.map_BCHW * 0.01 + 1, o.temb_BE * 0.01 + 1, o.t_B * 0 + 0.5, o.index_B * 0, o.row_B)
+    before = policy(shared)[0].std()
+    policy.calibrate(shared)
+    after = policy(shared)[0].std()
+    assert after > 10 * before
+    moved = Observation(shared.map_BCHW + 0.25, shared.temb_BE + 0.25, shared.t_B, shared.index_B, shared.row_B)
+    again = TimePredictor(SMALL)
+    again.load_state_dict(perturbed(TimePredictor(SMALL)).state_dict())
+    again.calibrate(moved)
+    assert torch.allclose(again(moved)[0], policy(shared)[0], atol=5e-2)
+
+
+def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
+    for shape in (TpmShape(D, E, layout="folded"), TpmShape(D, E, time_only=True)):
+        policy = TimePredictor(shape)
+        before = {k: v.clone() for k, v in policy.state_dict().items()}
+        policy.calibrate(seen(policy))
+        assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
+    names = {n for n, _ in TimePredictor(SMALL).named_parameters()}
+    assert not names & {"map_mean", "map_std", "temb_mean", "temb_std"}
+
+
+def test_a_feature_that_never_varies_is_not_blown_up() -> None:
+    policy = TimePredictor(SMALL)
+    o = seen(policy)
+    flat = Observation(torch.ones_like(o.map_BCHW), torch.ones_like(o.temb_BE), o.t_B, o.index_B, o.row_B)
+    policy.calibrate(flat)
+    near = Observation(flat.map_BCHW * 1.001, flat.temb_BE * 1.001, o.t_B, o.index_B, o.row_B)
+    assert torch.isfinite(policy(near)[0]).all()
+    assert (policy(near)[0] - policy(flat)[0]).abs().max() < 0.1

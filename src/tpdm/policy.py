@@ -23,6 +23,7 @@ TIME_SCALARS = 4  # t, log t, decision index / 16, 1
 TIME_STD = 0.3  # initial std of their weights: four scalars must be heard beside E embedding channels
 PUBLISHED_STD = 0.02
 PUBLISHED_POOL = 16  # side of the average pool before the global max pool
+STD_FLOOR = 1e-2  # features are about 1; one that hardly varies is not blown up
 OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
 
 
@@ -159,6 +160,11 @@ class TimePredictor(nn.Module):
         artefact: what it was trained for, where it was loaded from a folder.
     """
 
+    map_mean: Tensor
+    map_std: Tensor
+    temb_mean: Tensor
+    temb_std: Tensor
+
     def __init__(self, shape: TpmShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
@@ -167,8 +173,12 @@ class TimePredictor(nn.Module):
         self.conv1 = nn.Conv2d(2 * shape.feature_channels, C, 3, padding=1)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra)
         self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
-        self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C, C)
+        self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C)
         self.fc2 = nn.Linear(C, 2)
+        if shape.layout == "pooled":
+            for name, width in (("map", 2 * shape.feature_channels), ("temb", shape.temb_channels)):
+                self.register_buffer(f"{name}_mean", torch.zeros(width))
+                self.register_buffer(f"{name}_std", torch.ones(width))
         self._initialise(seed)
 
     @torch.no_grad()
@@ -194,6 +204,24 @@ class TimePredictor(nn.Module):
     def reads_features(self) -> bool:
         """False for ``time_only``: no hooks, nothing to store."""
         return not self.shape.time_only
+
+    @torch.no_grad()
+    def calibrate(self, observation: Observation) -> None:
+        """Measures mean and spread of each feature, which ``forward`` then takes out ("pooled" alone; once, at first).
+
+        What differs between images is a small part of the features (.3 % of the power of tinyworld's time embedding,
+        and 4 % of it after its mean is gone): left as they are, an update moves all images alike.
+
+        Args:
+            observation: of many images at many times, of the untrained policy.
+        """
+        if self.shape.layout == "folded" or observation.map_BCHW is None or observation.temb_BE is None:
+            return
+        device = self.fc2.weight.device
+        map_XC = observation.map_BCHW.to(device, torch.float32).movedim(1, -1).flatten(0, 2)
+        for name, x in (("map", map_XC), ("temb", observation.temb_BE.to(device, torch.float32))):
+            getattr(self, f"{name}_mean").copy_(x.mean(0))
+            getattr(self, f"{name}_std").copy_((x.var(0, correction=0) + STD_FLOOR**2).sqrt())
 
     @torch.no_grad()
     def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
@@ -257,6 +285,9 @@ class TimePredictor(nn.Module):
             map_BCHW = observation.map_BCHW.to(device, torch.float32)
             temb_BE = observation.temb_BE.to(device, torch.float32)
         with full_precision(device.type):
+            if shape.layout == "pooled" and observation.map_BCHW is not None:
+                map_BCHW = (map_BCHW - self.map_mean[:, None, None]) / self.map_std[:, None, None]
+                temb_BE = (temb_BE - self.temb_mean) / self.temb_std
             condition_BE = F.silu(temb_BE)
             if shape.layout == "pooled":
                 index_B = observation.index_B.to(device) / 16
@@ -268,8 +299,9 @@ class TimePredictor(nn.Module):
             x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
             pooled_BC = x.amax((2, 3))
             if shape.layout == "pooled":
-                # A maximum cannot count: how much there is in the picture is in the mean.
-                pooled_BC = torch.cat([pooled_BC, x.mean((2, 3))], dim=1)
+                # A maximum cannot count: how much there is in the picture is in the mean. And the time embedding
+                # carries the pooled text, the plainest word on how hard the prompt is: it has a short way, too.
+                pooled_BC = torch.cat([pooled_BC, x.mean((2, 3)), condition_BE], dim=1)
             a_B, b_B = self.fc2(F.silu(self.fc1(pooled_BC))).unbind(1)
         return a_B, b_B
 

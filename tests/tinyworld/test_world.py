@@ -139,6 +139,12 @@ def test_every_caption_is_tokenised_word_by_word():
     assert all(len(tokenizer.tokenize(c)) == len(c.split()) for c in captions)
 
 
+def test_half_of_the_prompts_tell_all_that_fits():
+    told = [parse(c) for c in make_captions(600)]
+    full = [all(getattr(o, a) for o in s.objects for a in ATTRIBUTES) for s in told if len(s.objects) <= 3]
+    assert 0.45 < sum(full) / len(full) < 0.6
+
+
 def test_captions_are_distinct_and_a_longer_list_begins_with_a_shorter():
     assert len(set(make_captions(500))) == 500
     assert make_captions(500)[:100] == make_captions(100)

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.gaussian_problem import make_small_problem, prompts
 from tpdm.train.deal import deal_prompts
-from tpdm.train.loop import train_loop
+from tpdm.train.loop import CALIBRATION_PROMPTS, train_loop
 from tpdm.types import PromptError
 
 
@@ -45,7 +45,8 @@ def test_noise_within_a_group(tmp_path, noise):
         return generated
 
     train_loop(recipe, replace(parts, sampler=spy), tmp_path)
-    rollouts = [call for call in calls if call[3].trajectories is not None]
+    calibration, *rollouts = [call for call in calls if call[3].trajectories is not None]
+    assert len(calibration[0]) == CALIBRATION_PROMPTS
     assert len(rollouts) == 2
     for texts, seeds, decision_seeds, generated in rollouts:
         assert len(set(decision_seeds)) == 16

@@ -84,11 +84,11 @@ def test_equal_objectives_within_every_group_are_no_error(tmp_path):
             return torch.tensor([float(p.split()[1]) for p in prompts])
 
     recipe, parts = make_small_problem(tmp_path, PromptOnly(), reward={"step_cost": 0.0})
-    before = {k: v.clone() for k, v in parts.policy.state_dict().items()}
+    before = {k: v.detach().clone() for k, v in parts.policy.named_parameters()}
     train_loop(recipe, parts, tmp_path)
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
     assert all(row["silent_groups"] == 1 for row in rows)
-    assert all(torch.equal(before[k], v) for k, v in parts.policy.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in parts.policy.named_parameters())
 
 
 def test_no_validation_prompts_are_refused(tmp_path):

@@ -18,7 +18,7 @@ from tpdm.rollout import PipelineSampler
 from tpdm.schedules import FixedTimes
 from tpdm.types import Policy
 
-SHIFTS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)
+SHIFTS = (0.6, 1.0, 1.5, 2.2, 3.3)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,10 @@ from tpdm.rollout import derive_seed
 from tpdm.schedules import FixedTimes
 from tpdm.types import PromptError
 
-TEST_PROMPTS = 256
-TUNING_PROMPTS = 64  # held out too, but not those of the test: the best shift is chosen on them
-DIFFICULTY_GRID = (3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 24, 28)
+TEST_PROMPTS = 512
+TUNING_PROMPTS = 96  # held out too, but not those of the test: the best shift is chosen on them
+DIFFICULTY_PROMPTS = 256  # of the test, the first
+DIFFICULTY_GRID = (3, 4, 5, 6, 8, 10, 14, 20, 28)
 DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
 TEST_STREAM = 5  # seeds of the test's noise
 
@@ -69,7 +70,8 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuning, test = make_tasks(recipe)
     shift, shift_scores = best_shift(tuning, 14)
     results = compare_all(test, tuning, policy, shift)
-    needed_B, margin, fixed = difficulty(test, shift, DIFFICULTY_GRID, DIFFICULTY_SHARE)
+    part = replace(test, prompts=test.prompts[:DIFFICULTY_PROMPTS], seeds=test.seeds[:DIFFICULTY_PROMPTS])
+    needed_B, margin, fixed = difficulty(part, shift, DIFFICULTY_GRID, DIFFICULTY_SHARE)
     _save(out, results, run / "metrics.jsonl")
     summary = summarise(results, needed_B, margin, DIFFICULTY_GRID)
     summary |= {

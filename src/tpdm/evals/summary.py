@@ -18,7 +18,7 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
 
     Args:
         results: of all policies on the same images.
-        needed_B: steps that the best fixed schedule needs for each image.
+        needed_B: steps that the best fixed schedule needs for each image, or for the first so many.
         margin, grid: how that was measured.
 
     Returns:
@@ -26,7 +26,7 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
         counts objects), ``steps_vs_difficulty`` and ``difficulty`` (pairs of needed and taken steps).
     """
     tpdm = results[0]
-    steps_B = tpdm.column("steps")
+    steps_B = tpdm.column("steps")[: len(needed_B)]
     # Undefined where one of the two does not vary at all.
     rho, low, high = spearman(needed_B, steps_B) or (None, None, None)
     return {
@@ -61,7 +61,7 @@ def _paired(tpdm: Result, other: Result) -> dict[str, list[float]]:
 
 
 def _by_objects(tpdm: Result, needed_B: np.ndarray) -> dict[str, dict[str, float]]:
-    steps_B, objects_B = tpdm.column("steps"), tpdm.column("objects")
+    steps_B, objects_B = (tpdm.column(key)[: len(needed_B)] for key in ("steps", "objects"))
     return {
         str(int(n)): {
             "mean": float(steps_B[objects_B == n].mean()),

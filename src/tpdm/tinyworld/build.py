@@ -31,9 +31,9 @@ class BuildPlan:
     """
 
     autoencoder: FitPlan = field(default_factory=lambda: FitPlan(steps=4_800, lr=2e-3, ema=0.995))
-    denoiser: FitPlan = field(default_factory=lambda: FitPlan(steps=3_000, lr=2e-3, ema=0.998, muon=True))
-    preference: FitPlan = field(default_factory=lambda: FitPlan(steps=5_000, lr=1.2e-3, ema=0.995, muon=True))
-    scenes: int = 40_960
+    denoiser: FitPlan = field(default_factory=lambda: FitPlan(steps=6_000, lr=2e-3, ema=0.998, muon=True))
+    preference: FitPlan = field(default_factory=lambda: FitPlan(steps=10_000, lr=1.2e-3, ema=0.995, muon=True))
+    scenes: int = 81_920
     pool: int = 12_288
     bf16: bool = False
     compiled: bool = False
@@ -67,8 +67,8 @@ def build(out: Path, seed: int = 0, quick: bool = False, bf16: bool = False, com
     vae = _autoencoder(plan, work, seed)
     model = train_denoiser(vae, plan.denoiser, work, seed, plan.scenes, plan.compiled)
     scenes, latents = latent_cache(vae, plan.scenes, seed, work)
-    pictures, quality = faulty_pool(vae, latents[: plan.pool], seed, work)
-    clip = train_preference(scenes, pictures, quality, plan.preference, work, seed)
+    pool = faulty_pool(vae, model, scenes[: plan.pool], latents[: plan.pool], seed, work)
+    clip = train_preference(scenes, pool, plan.preference, work, seed)
     save_weights(vae, model, clip, weights)
     return weights
 

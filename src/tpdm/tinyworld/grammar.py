@@ -134,13 +134,13 @@ def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
         i = int(rng.integers(len(objects)))
         other = sample_scene(rng, 1)
         kind = rng.random()
-        if kind < 0.08:
+        if kind < 0.07:
             background = other.background
-        elif kind < 0.2 and len(objects) > 1:
+        elif kind < 0.25 and len(objects) > 1:
             del objects[i]
-        elif kind < 0.3:
+        elif kind < 0.42:
             objects.append(other.objects[0])
-        elif kind < 0.5:
+        elif kind < 0.57:
             objects[i] = replace(objects[i], row=other.objects[0].row, column=other.objects[0].column)
         else:
             attribute = ATTRIBUTES[int(rng.integers(4))]

@@ -19,7 +19,7 @@ from tpdm.types import BackboneError
 
 # What the stock pipeline is called with where the caller says nothing else. The T5 slot is empty, so its tokens
 # (256 zero vectors by default) are switched off; the denoiser was trained without them.
-CALL_DEFAULTS: dict[str, float | int] = {"guidance_scale": 5.0, "max_sequence_length": 0}
+CALL_DEFAULTS: dict[str, float | int] = {"guidance_scale": 1.5, "max_sequence_length": 0}
 
 
 def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipeline:

@@ -1,12 +1,14 @@
 """The reward of tinyworld: a small real ``CLIPModel`` taught to score content and picture quality at once.
 
 Its cosine is regressed on a utility in [0, 1] that is known by construction: the share of the caption that the scene
-in the picture fulfils, times how close the picture is to its faultless self. No picture of the denoiser and no
-reading of the scene reader goes into it, so both remain independent judges.
+in the picture fulfils, times how close the picture is to its faultless self. No reading of the scene reader goes into
+it, so that one remains an independent judge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from tpdm.files import load_tensors, save_tensors
 from tpdm.tinyworld.autoencoder import decode
 from tpdm.tinyworld.corruption import LATENT_FAULTS, PIXEL_FAULTS, apply_mixture
 from tpdm.tinyworld.data import generator, to_unit_range
+from tpdm.tinyworld.denoiser import TextToLatent
 from tpdm.tinyworld.fit import FitPlan, fit
 from tpdm.tinyworld.grammar import Scene, describe, perturb
 from tpdm.tinyworld.matching import accuracy
@@ -27,7 +30,7 @@ from tpdm.tinyworld.render import render
 from tpdm.tinyworld.tokenizer import MAX_TOKENS, encode_words, end_id, make_tokenizer, start_id, vocabulary
 
 CAPTIONS_PER_STEP = 32
-RMS_SCALE = 12.0  # root mean square pixel error (of 255) at which quality has fallen to 1/e
+RMS_SCALE = 8.0  # root mean square pixel error (of 255) at which quality has fallen to 1/e
 
 
 def make_clip() -> CLIPModel:
@@ -57,29 +60,75 @@ def make_clip() -> CLIPModel:
 
 
 def quality(rms_B: Tensor) -> Tensor:
-    """Picture quality in (0, 1] from the root mean square error (0 to 255) against the faultless picture."""
-    return torch.exp(-rms_B / RMS_SCALE)
+    """Picture quality in (0, 1] from the root mean square error (0 to 255) against the faultless picture.
+
+    A bell: errors that nobody sees cost nothing, so that a picture which is done is not worth another step.
+    """
+    return torch.exp(-((rms_B / RMS_SCALE) ** 2))
 
 
-def faulty_pool(vae: AutoencoderKL, latents: Tensor, seed: int, folder: Path) -> tuple[Tensor, Tensor]:
-    """Decoded pictures with faults in their latents: (uint8 (M, 3, 64, 64), quality (M,)) of M scenes."""
+@dataclass(frozen=True)
+class FaultyPool:
+    """Decoded pictures of M scenes, each with two kinds of faults.
+
+    Attributes:
+        corrupted, unfinished: uint8 (M, 3, 64, 64): faults put into the latents, and denoising that took too few steps.
+        corrupted_quality, unfinished_quality: (M,), in (0, 1].
+    """
+
+    corrupted: Tensor
+    corrupted_quality: Tensor
+    unfinished: Tensor
+    unfinished_quality: Tensor
+
+
+def faulty_pool(
+    vae: AutoencoderKL, model: TextToLatent, scenes: Sequence[Scene], latents: Tensor, seed: int, folder: Path
+) -> FaultyPool:
+    """Makes the pictures (or reads them from ``folder``, because it takes minutes)."""
     path = folder / f"faulty-{seed}.safetensors"
     if path.exists():
-        pool = load_tensors(path)[0]
-        return pool["pictures"], pool["quality"]
-    pictures, qualities = [], []
-    chunks = latents.float().split(64)
-    for step, z in enumerate(tqdm(chunks, desc="faulty pictures", dynamic_ncols=True)):
+        return FaultyPool(**load_tensors(path)[0])
+    parts: dict[str, list[Tensor]] = {f.name: [] for f in fields(FaultyPool)}
+    for step, first in enumerate(tqdm(range(0, len(latents), 64), desc="faulty pictures", dynamic_ncols=True)):
         rng = generator(seed, "faults", step)
+        z = latents[first : first + 64].float()
+        clean = decode(vae, z).clamp(-1, 1)
         # One in three is left whole, so that the reward knows what good pictures of this decoder look like.
         severity = torch.from_numpy(np.maximum(0, rng.uniform(-0.5, 1, size=len(z))).astype(np.float32))
-        clean = decode(vae, z).clamp(-1, 1)
-        faulty = decode(vae, apply_mixture(LATENT_FAULTS, z, severity, rng)).clamp(-1, 1)
-        qualities.append(quality(127.5 * (faulty - clean).square().mean(dim=(1, 2, 3)).sqrt()))
-        pictures.append(((faulty + 1) * 127.5).round().byte())
-    pool = {"pictures": torch.cat(pictures), "quality": torch.cat(qualities)}
+        for name, faulty_z in (
+            ("corrupted", apply_mixture(LATENT_FAULTS, z, severity, rng)),
+            ("unfinished", unfinished(model, scenes[first : first + 64], z, rng)),
+        ):
+            faulty = decode(vae, faulty_z).clamp(-1, 1)
+            parts[name].append(((faulty + 1) * 127.5).round().byte())
+            parts[f"{name}_quality"].append(_quality_beside(faulty, clean))
+    pool = {name: torch.cat(part) for name, part in parts.items()}
     save_tensors(path, pool)
-    return pool["pictures"], pool["quality"]
+    return FaultyPool(**pool)
+
+
+@torch.no_grad()
+def unfinished(model: TextToLatent, scenes: Sequence[Scene], z: Tensor, rng: np.random.Generator) -> Tensor:
+    """What too few steps make of latents: noised to a time in [0.6, 0.98], then one or two Euler steps to 0.
+
+    The caption tells as much of the scene as fits, and the noised latents the rest, so that the faultless picture is
+    known. What comes out is what few-step pictures suffer from: averages over what the denoiser had not decided.
+    """
+    t = torch.from_numpy(rng.uniform(0.6, 0.98, size=len(z)).astype(np.float32))
+    middle = torch.where(torch.from_numpy(rng.random(len(z)) < 0.5), t / 2, 0.0)
+    ids = encode_words([describe(s, rng, keep=1.0).caption() for s in scenes])
+    noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
+    t_B, middle_B = t.view(-1, 1, 1, 1), middle.view(-1, 1, 1, 1)
+    x = (1 - t_B) * z + t_B * noise
+    x = x + (middle_B - t_B) * model(x, t, ids)
+    second = middle > 0
+    x[second] = x[second] - middle_B[second] * model(x[second], middle[second], ids[second])
+    return x
+
+
+def _quality_beside(faulty: Tensor, clean: Tensor) -> Tensor:
+    return quality(127.5 * (faulty - clean).square().mean(dim=(1, 2, 3)).sqrt())
 
 
 def _rendered(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -87,34 +136,35 @@ def _rendered(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Te
     clean = to_unit_range(np.stack([render(s) for s in scenes]))
     severity = torch.from_numpy(np.maximum(0, rng.uniform(-1, 1, size=len(scenes))).astype(np.float32))
     faulty = apply_mixture(PIXEL_FAULTS, clean, severity, rng).clamp(-1, 1)
-    return faulty, quality(127.5 * (faulty - clean).square().mean(dim=(1, 2, 3)).sqrt())
+    return faulty, _quality_beside(faulty, clean)
 
 
-def train_preference(
-    scenes: list[Scene], pictures: Tensor, picture_quality: Tensor, plan: FitPlan, folder: Path, seed: int
-) -> CLIPModel:
-    """Regresses cosines on utility = accuracy x quality; per caption one decoded and two edited pictures."""
+def train_preference(scenes: Sequence[Scene], pool: FaultyPool, plan: FitPlan, folder: Path, seed: int) -> CLIPModel:
+    """Regresses cosines on utility = accuracy x quality; per caption two decoded pictures and an edited render."""
     torch.manual_seed(seed)
     model = make_clip()
 
     def loss_fn(step: int) -> Tensor:
         rng = generator(seed, "preference", step)
-        rows = rng.integers(len(pictures), size=CAPTIONS_PER_STEP)
-        chosen = [scenes[r] for r in rows]
-        asked = [describe(s, rng) for s in chosen]
-        edited = [perturb(s, rng) for s in (*chosen, *chosen)]
+        rows = torch.from_numpy(rng.integers(len(pool.corrupted), size=CAPTIONS_PER_STEP))
+        chosen = [scenes[r] for r in rows.tolist()]
+        # Half of the captions are near misses of the decoded pictures, so that those are read as closely as renders.
+        meant = [perturb(s, rng) if rng.random() < 0.5 else s for s in chosen]
+        asked = [describe(s, rng) for s in meant]
+        edited = [perturb(s, rng) for s in meant]
         drawn, drawn_quality = _rendered(edited, rng)
-        decoded = pictures[torch.from_numpy(rows)].float() / 127.5 - 1
-        scenes_B = [*chosen, *edited]
-        fulfilled = [[accuracy(a, s) for a in asked] for s in scenes_B]
-        q = torch.cat([picture_quality[torch.from_numpy(rows)], drawn_quality])
+        decoded = torch.cat([pool.corrupted[rows], pool.unfinished[rows]]).float() / 127.5 - 1
+        scenes_B = [*chosen, *chosen, *edited]
+        fulfilled = [[accuracy(a, s) for a in asked] for s in (*chosen, *edited)]
+        fulfilled = fulfilled[:CAPTIONS_PER_STEP] + fulfilled
+        q = torch.cat([pool.corrupted_quality[rows], pool.unfinished_quality[rows], drawn_quality])
         utility = torch.tensor(fulfilled) * q[:, None]
         output = model(pixel_values=torch.cat([decoded, drawn]), input_ids=encode_words([a.caption() for a in asked]))
         error = (output.image_embeds @ output.text_embeds.T - utility).square()
         # Every picture against every caption teaches which word means what; the pictures made for a caption (near
-        # misses) teach the fine differences that training will meet, and weigh as much.
+        # misses) teach the fine differences that training will meet, and weigh more.
         own = error[torch.arange(len(scenes_B)), torch.arange(CAPTIONS_PER_STEP).repeat(3)]
-        return 0.5 * error.mean() + 0.5 * own.mean()
+        return 0.3 * error.mean() + 0.7 * own.mean()
 
     fit("preference", model, loss_fn, plan, folder)
     return model

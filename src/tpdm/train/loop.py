@@ -29,7 +29,8 @@ from tpdm.train.update import learning_rate, make_optimizer, update_policy
 from tpdm.types import PromptError, TrainingError
 
 # Streams of randomness, so that no two purposes share a seed.
-NOISE, DECISION, VALIDATION = 0, 1, 2
+NOISE, DECISION, VALIDATION, CALIBRATION = 0, 1, 2, 4
+CALIBRATION_PROMPTS = 64
 
 SaveArtefact = Callable[[str, TimePredictor, dict[str, Any]], None]
 
@@ -72,6 +73,8 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
         RewardError: the reward failed. After any error the same call goes on from the newest checkpoint.
     """
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
+    if not recipe.tpm.init_from:
+        _calibrate(recipe, parts)
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     checkpoints = folder / "checkpoints"
@@ -98,6 +101,18 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
                 keep = recipe.checkpoint.keep
                 save_checkpoint(checkpoints, parts.policy, optimizer, state, identity, keep)
     return state
+
+
+def _calibrate(recipe: Recipe, parts: Parts) -> None:
+    """Shows the untrained policy what features look like: the same ones whenever the run is started or resumed."""
+    if not parts.policy.reads_features:
+        return
+    prompts = deal_prompts(parts.train_prompts, CALIBRATION_PROMPTS, recipe.seed, 0)
+    noise, decisions = ([derive_seed(recipe.seed, CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
+    parts.policy.eval()
+    generated = parts.sampler([p.text for p in prompts], noise, decisions, record=True)
+    assert generated.trajectories is not None
+    parts.policy.calibrate(make_replay(generated.trajectories).observation)
 
 
 def _one_update(
