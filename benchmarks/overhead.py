@@ -16,7 +16,8 @@ from tpdm.evals.compare import default_schedule
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import call_defaults, load_pipeline
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor, TpmShape
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.tinyworld.captions import make_captions
 
 STEPS, BATCH, REPEATS = 14, 16, 9

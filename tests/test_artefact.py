@@ -22,7 +22,8 @@ from tpdm.artefact import (
     save_pretrained,
 )
 from tpdm.files import load_tensors, save_tensors
-from tpdm.policy import TimePredictor, TpmShape
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.types import ArtefactError, Features
 
 POOLED = TpmShape(6, 5, channels=8, grid=4)

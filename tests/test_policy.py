@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpdm.core import beta
-from tpdm.policy import TimePredictor, TpmShape, fold_tokens, normalise
+from tpdm.policy import TimePredictor
+from tpdm.policy_layers import fold_tokens, normalise
+from tpdm.policy_shape import TpmShape
 from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation, Policy
 
 D, E = 12, 10
@@ -63,7 +65,8 @@ def test_pooled_shape_differs_by_time_scalars_the_mean_pool_and_the_short_way_of
 
 
 def test_names_of_weights_are_the_published_ones() -> None:
-    names = set(TimePredictor(SMALL).state_dict())
+    names = set(TimePredictor(TpmShape(D, E, layout="folded")).state_dict())
+    assert names == {name for name, _ in TimePredictor(SMALL).named_parameters()}
     stems = ("conv1", "norm1.norm", "norm1.linear", "conv2", "fc1", "fc2")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")}
 
@@ -247,7 +250,7 @@ USERS = [
 ]
 SCRIPT = """
 import operator, torch
-from tpdm.policy import full_precision
+from tpdm.policy_layers import full_precision
 
 modern = ("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision")
 legacy = ("cuda.matmul.allow_tf32", "cudnn.allow_tf32")

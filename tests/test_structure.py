@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 LEVELS = (
     {"types", "files"},
     {"core"},
-    {"policy", "schedules", "artefact", "rewards", "prompts", "config"},
+    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "rewards", "prompts", "config"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout"},

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tpdm.files import load_tensors, save_tensors, write_json
-from tpdm.policy import TimePredictor, TpmShape
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.types import ArtefactError, ConfigError
 
 FORMAT_VERSION = 1

@@ -188,7 +188,8 @@ class RlConfig(_Part):
         epochs: passes over one rollout. [release]
         clip: half width of the ratio's clip range, in (0, 1). [release]
         ratio: of the whole ``trajectory`` [paper] or per ``decision``. [ours]
-        normalise_advantages: divide by their standard deviation over the update. [ours; release: no]
+        normalise_advantages: divide them by the standard deviation of their ``group`` (each prompt is heard alike)
+            or of the whole ``batch``, or by nothing (``none``). [ours; release: none]
         entropy_weight: bonus on the Beta's entropy, >= 0. [ours]
         kl_weight: penalty towards the initial policy, >= 0. [release: 0; optional in the paper]
         rollout_batch: images in flight at once; memory only, never the result. [ours]
@@ -202,7 +203,7 @@ class RlConfig(_Part):
     epochs: Positive = 4
     clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     ratio: Literal["trajectory", "decision"] = "trajectory"
-    normalise_advantages: bool = True
+    normalise_advantages: Literal["none", "batch", "group"] = "group"
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
     rollout_batch: Positive = 16

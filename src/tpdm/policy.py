@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,140 +11,18 @@ from torch import Tensor, nn
 
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
-from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation
+from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, normalise
+from tpdm.policy_shape import STORAGE, TpmShape
+from tpdm.types import BackboneError, Decision, Features, Observation
 
 if TYPE_CHECKING:
     from tpdm.artefact import ArtefactConfig
 
-STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
 TIME_SCALARS = 4  # t, log t, decision index / 16, 1
 TIME_STD = 0.3  # initial std of their weights: four scalars must be heard beside E embedding channels
 PUBLISHED_STD = 0.02
 PUBLISHED_POOL = 16  # side of the average pool before the global max pool
 STD_FLOOR = 1e-2  # features are about 1; one that hardly varies is not blown up
-OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
-
-
-@dataclass(frozen=True)
-class TpmShape:
-    """Everything that fixes the architecture of a TPM.
-
-    Attributes:
-        feature_channels: D, width of the denoiser's tokens (SD3: 1536).
-        temb_channels: E, width of its time embedding.
-        layout: "pooled" keeps the true 2-D layout and reads any resolution; "folded" is the published one.
-        channels: C, width of the TPM.
-        grid: S, side of the pooled map; unused by "folded".
-        storage: dtype of the observation in replay; "fp32" for denoisers whose features exceed 65,504.
-        init_alpha: initial raw output a (alpha = 1 + e^a); 2.5 as published.
-        init_beta: initial raw output b; 1.0 as published. Together: mode .818.
-        token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
-        time_only: sees nothing but the time: the control "one learned schedule for every image".
-
-    Raises:
-        ConfigError: a size below 1, an unknown word, or an option of the other layout.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-
-    feature_channels: int
-    temb_channels: int
-    layout: Literal["pooled", "folded"] = "pooled"
-    channels: int = 128
-    grid: int = 8
-    storage: Literal["fp16", "fp32"] = "fp16"
-    init_alpha: float = 2.5
-    init_beta: float = 1.0
-    token_grid: tuple[int, int] | None = None
-    time_only: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("feature_channels", "temb_channels", "channels", "grid"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape.")
-        if self.layout not in ("pooled", "folded"):
-            raise ConfigError(f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.')
-        if self.storage not in STORAGE:
-            raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
-        if self.layout == "folded" and self.time_only:
-            raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
-        if self.layout == "pooled" and self.token_grid is not None:
-            raise ConfigError('got token_grid with layout "pooled", which reads every grid; set token_grid=None.')
-
-
-def fold_tokens(map_BDHW: Tensor) -> Tensor:
-    """Folds a true map into the published one, which is NOT the true layout (method.md, section 3).
-
-    The raster list of tokens is read as (H/2, W/2, 2, 2) blocks, as if four consecutive tokens were a 2 x 2
-    block: token n = 4 (i W/2 + j) + 2 p + q goes to row 2i + p, column 2j + q.
-
-    Args:
-        map_BDHW: true layout, (B, D, H, W), H and W even.
-
-    Returns:
-        (B, D, H, W), the same tokens in other places.
-
-    Raises:
-        BackboneError: an odd side.
-    """
-    B, D, H, W = map_BDHW.shape
-    if H % 2 or W % 2:
-        raise BackboneError(f"got {H} x {W} tokens, expected even sides for the folded layout; change the image size.")
-    blocks = map_BDHW.reshape(B, D, H // 2, W // 2, 2, 2)
-    return blocks.permute(0, 1, 2, 4, 3, 5).reshape(B, D, H, W)
-
-
-def normalise(x: Tensor, dim: int = 1) -> Tensor:
-    """x / mean|x| over channels, clamped to +-8: no parameters, and one learning rate suits every backbone.
-
-    Decision: the mean magnitude rather than LayerNorm's variance, because transformers keep a few channels
-    1,000 times larger than the rest; those would own the variance (at D = 1536 the rest shrinks to .04), but
-    not this mean (the rest keeps about .5).
-    """
-    x = x.float()
-    return (x / x.abs().mean(dim, keepdim=True).clamp_min(1e-6)).clamp(-OUTLIER_BOUND, OUTLIER_BOUND)
-
-
-def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
-    """(place, name, on, off) of the TF32 settings in use; torch has two ways that must not mix."""
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    modern = ("fp32_precision", "tf32", "ieee")  # torch >= 2.9
-    convolution = (cudnn.conv, *modern) if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", True, False)
-    try:
-        _ = matmul.allow_tf32
-    except RuntimeError:  # the user set products the modern way, so the other one only raises
-        return [convolution, (matmul, *modern)]
-    return [convolution, (matmul, "allow_tf32", True, False)]
-
-
-@contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """Plain fp32 inside (no autocast, no TF32): a decision is scored in any batch as it was sampled."""
-    switches = _tf32_switches() if device_type == "cuda" else []
-    were_on = [(place, name, on, off) for place, name, on, off in switches if getattr(place, name) == on]
-    try:
-        for place, name, _, off in were_on:
-            setattr(place, name, off)
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for place, name, on, _ in were_on:
-            setattr(place, name, on)
-
-
-class TimeAdaptiveNorm(nn.Module):
-    """Group norm with one group, then scale and shift from the time: norm(x) (1 + scale) + shift."""
-
-    def __init__(self, channels: int, condition_channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
-        self.linear = nn.Linear(condition_channels, 2 * channels)
-
-    def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
-        """(B, C, H, W) and (B, E) to (B, C, H, W)."""
-        scale_BC, shift_BC = self.linear(condition_BE).chunk(2, dim=-1)
-        return self.norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]
 
 
 class TimePredictor(nn.Module):

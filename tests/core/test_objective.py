@@ -26,11 +26,28 @@ def test_advantages_centre_each_prompt_and_ignore_its_level(p, k, seed, level):
     advantage_PK = objective.rloo_advantages(reward_PK)
     torch.testing.assert_close(advantage_PK.sum(1), torch.zeros(p), rtol=0, atol=1e-5)
     torch.testing.assert_close(objective.rloo_advantages(reward_PK + level), advantage_PK, rtol=1e-4, atol=1e-5)
-    assert objective.rloo_advantages(reward_PK, True).std(correction=0).item() == pytest.approx(1.0, rel=1e-4)
+    batch_PK = objective.rloo_advantages(reward_PK, "batch")
+    assert batch_PK.std(correction=0).item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_in_group_normalisation_each_prompt_is_heard_alike_down_to_a_floor():
+    shape_K = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    reward_PK = torch.stack([0.1 * shape_K, 1.0 * shape_K, 1e-5 * shape_K])
+    loud, louder, silent = objective.rloo_advantages(reward_PK, "group")
+    torch.testing.assert_close(loud, louder)
+    assert loud.std(correction=0).item() == pytest.approx(1.0, rel=1e-4)
+    assert silent.abs().max() < 1e-3  # far below the floor: it stays small
+
+
+def test_a_scale_of_all_rewards_changes_no_normalised_advantage():
+    reward_PK = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    for how in ("batch", "group"):
+        small, large = (objective.rloo_advantages(c * reward_PK, how) for c in (0.01, 100.0))
+        torch.testing.assert_close(small, large)
 
 
 def test_equal_rewards_give_zero_not_noise():
-    advantage_PK = objective.rloo_advantages(torch.full((3, 4), 0.1), normalise=True)
+    advantage_PK = objective.rloo_advantages(torch.full((3, 4), 0.1), normalise="group")
     assert torch.equal(advantage_PK.abs().clamp_min(1e-6), torch.full((3, 4), 1e-6))
 
 

@@ -6,6 +6,7 @@ Axes: B trajectories, P prompts, K trajectories per prompt, T decisions of all t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ MAX_LOG_RATIO = 20.0
 
 MIN_STD = 1e-6
 """Floor of the divisor when advantages are normalised: equal rewards give zeros, not amplified rounding."""
+
+GROUP_FLOOR = 0.05
+"""Floor of a prompt's own divisor, as a share of the batch's: what is smaller than that stays small."""
+
+Normalise = Literal["none", "batch", "group"]
 
 
 def discounted_reward(score_B: Tensor, steps_B: Tensor, gamma: float | Tensor, offset: float = 0.0) -> Tensor:
@@ -54,12 +60,14 @@ def additive_reward(score_B: Tensor, steps_B: Tensor, cost: float | Tensor) -> T
     return (score_B.double() - cost_B * _counts(steps_B)).float()
 
 
-def rloo_advantages(reward_PK: Tensor, normalise: bool = False) -> Tensor:
+def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none") -> Tensor:
     """A_k = R_k - mean of the other K - 1 rewards of the same prompt: eq. (7)'s leave-one-out baseline.
 
     Args:
         reward_PK: one row per prompt, K >= 2.
-        normalise: divides by the (population) standard deviation of all P K advantages.
+        normalise: divides by a (population) standard deviation: "batch" by that of all P K advantages; "group" by
+            that of the prompt's own, but at least ``GROUP_FLOOR`` of the batch's. In "group" a prompt whose samples
+            differ by little more than the price of a step is heard as clearly as one whose pictures differ widely.
 
     Returns:
         (P, K); every row sums to 0.
@@ -71,8 +79,11 @@ def rloo_advantages(reward_PK: Tensor, normalise: bool = False) -> Tensor:
         )
     wide_PK = reward_PK.double()
     advantage_PK = wide_PK - (wide_PK.sum(1, keepdim=True) - wide_PK) / (reward_PK.shape[1] - 1)
-    if normalise:
-        advantage_PK = advantage_PK / advantage_PK.std(correction=0).clamp_min(MIN_STD)
+    if normalise != "none":
+        std = advantage_PK.std(correction=0).clamp_min(MIN_STD)
+        if normalise == "group":
+            std = advantage_PK.std(dim=1, correction=0, keepdim=True).clamp_min(GROUP_FLOOR * float(std))
+        advantage_PK = advantage_PK / std
     return advantage_PK.float()
 
 

@@ -13,7 +13,8 @@ from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
 from tpdm.pipelines.probe import FeatureWidths, probe_features
-from tpdm.policy import TimePredictor, TpmShape
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt, load_source, split_by_hash
 from tpdm.rewards.load import load_reward
 from tpdm.rollout import PipelineSampler, derive_seed

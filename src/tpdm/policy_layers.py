@@ -1,0 +1,89 @@
+"""What a TPM is built from: features on their 2-D layout, a norm that hears the time, fp32 whatever surrounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpdm.types import BackboneError
+
+OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
+
+
+def fold_tokens(map_BDHW: Tensor) -> Tensor:
+    """Folds a true map into the published one, which is NOT the true layout (method.md, section 3).
+
+    The raster list of tokens is read as (H/2, W/2, 2, 2) blocks, as if four consecutive tokens were a 2 x 2
+    block: token n = 4 (i W/2 + j) + 2 p + q goes to row 2i + p, column 2j + q.
+
+    Args:
+        map_BDHW: true layout, (B, D, H, W), H and W even.
+
+    Returns:
+        (B, D, H, W), the same tokens in other places.
+
+    Raises:
+        BackboneError: an odd side.
+    """
+    B, D, H, W = map_BDHW.shape
+    if H % 2 or W % 2:
+        raise BackboneError(f"got {H} x {W} tokens, expected even sides for the folded layout; change the image size.")
+    blocks = map_BDHW.reshape(B, D, H // 2, W // 2, 2, 2)
+    return blocks.permute(0, 1, 2, 4, 3, 5).reshape(B, D, H, W)
+
+
+def normalise(x: Tensor, dim: int = 1) -> Tensor:
+    """x / mean|x| over channels, clamped to +-8: no parameters, and one learning rate suits every backbone.
+
+    Decision: the mean magnitude rather than LayerNorm's variance, because transformers keep a few channels
+    1,000 times larger than the rest; those would own the variance (at D = 1536 the rest shrinks to .04), but
+    not this mean (the rest keeps about .5).
+    """
+    x = x.float()
+    return (x / x.abs().mean(dim, keepdim=True).clamp_min(1e-6)).clamp(-OUTLIER_BOUND, OUTLIER_BOUND)
+
+
+def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
+    """(place, name, on, off) of the TF32 settings in use; torch has two ways that must not mix."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    modern = ("fp32_precision", "tf32", "ieee")  # torch >= 2.9
+    convolution = (cudnn.conv, *modern) if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", True, False)
+    try:
+        _ = matmul.allow_tf32
+    except RuntimeError:  # the user set products the modern way, so the other one only raises
+        return [convolution, (matmul, *modern)]
+    return [convolution, (matmul, "allow_tf32", True, False)]
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Plain fp32 inside (no autocast, no TF32): a decision is scored in any batch as it was sampled."""
+    switches = _tf32_switches() if device_type == "cuda" else []
+    were_on = [(place, name, on, off) for place, name, on, off in switches if getattr(place, name) == on]
+    try:
+        for place, name, _, off in were_on:
+            setattr(place, name, off)
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for place, name, on, _ in were_on:
+            setattr(place, name, on)
+
+
+class TimeAdaptiveNorm(nn.Module):
+    """Group norm with one group, then scale and shift from the time: norm(x) (1 + scale) + shift."""
+
+    def __init__(self, channels: int, condition_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.linear = nn.Linear(condition_channels, 2 * channels)
+
+    def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, E) to (B, C, H, W)."""
+        scale_BC, shift_BC = self.linear(condition_BE).chunk(2, dim=-1)
+        return self.norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]

@@ -1,0 +1,59 @@
+"""The architecture of a TPM as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from tpdm.types import ConfigError
+
+STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class TpmShape:
+    """Everything that fixes the architecture of a TPM.
+
+    Attributes:
+        feature_channels: D, width of the denoiser's tokens (SD3: 1536).
+        temb_channels: E, width of its time embedding.
+        layout: "pooled" keeps the true 2-D layout and reads any resolution; "folded" is the published one.
+        channels: C, width of the TPM.
+        grid: S, side of the pooled map; unused by "folded".
+        storage: dtype of the observation in replay; "fp32" for denoisers whose features exceed 65,504.
+        init_alpha: initial raw output a (alpha = 1 + e^a); 2.5 as published.
+        init_beta: initial raw output b; 1.0 as published. Together: mode .818.
+        token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
+        time_only: sees nothing but the time: the control "one learned schedule for every image".
+
+    Raises:
+        ConfigError: a size below 1, an unknown word, or an option of the other layout.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    feature_channels: int
+    temb_channels: int
+    layout: Literal["pooled", "folded"] = "pooled"
+    channels: int = 128
+    grid: int = 8
+    storage: Literal["fp16", "fp32"] = "fp16"
+    init_alpha: float = 2.5
+    init_beta: float = 1.0
+    token_grid: tuple[int, int] | None = None
+    time_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("feature_channels", "temb_channels", "channels", "grid"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape.")
+        if self.layout not in ("pooled", "folded"):
+            raise ConfigError(f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.')
+        if self.storage not in STORAGE:
+            raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
+        if self.layout == "folded" and self.time_only:
+            raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
+        if self.layout == "pooled" and self.token_grid is not None:
+            raise ConfigError('got token_grid with layout "pooled", which reads every grid; set token_grid=None.')
