@@ -203,7 +203,7 @@ class RlConfig(_Part):
     epochs: Positive = 4
     clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     ratio: Literal["trajectory", "decision"] = "trajectory"
-    normalise_advantages: Literal["none", "batch", "group"] = "group"
+    normalise_advantages: Literal["none", "batch", "group"] = "batch"
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
     rollout_batch: Positive = 16
