@@ -59,7 +59,8 @@ def three_objects(pipe):
 
 
 def table(facts):
-    lines = ["| steps | reward | accuracy | residual | minus 28 steps: reward | accuracy | residual |", "|" + "---|" * 7]
+    head = "| steps | reward | accuracy | residual | minus 28 steps: reward | accuracy | residual |"
+    lines = [head, "|" + "---|" * 7]
     for row in facts["rows"]:
         cells = [f"{row[m]:.4f}" for m in MEASURES]
         if row["steps"] != max(STEPS):
