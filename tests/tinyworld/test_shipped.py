@@ -97,7 +97,7 @@ def test_the_reward_falls(pipe, scenes, asked, pictures, fault):
             latents = latent_noise(pipe.vae.encode(2 * clean - 1).latent_dist.mean, strength, rng)
             bad = (pipe.vae.decode(latents).sample.clamp(-1, 1) + 1) / 2
     elif fault == "few steps":
-        short = attach(pipe, FixedTimes(uniform(3).tolist()), defaults=call_defaults("tinyworld"))
+        short = attach(pipe, FixedTimes(uniform(2).tolist()), defaults=call_defaults("tinyworld"))
         good, bad = pictures, short(captions, seeds=list(range(IMAGES)), output_type="pt").images
     else:
         others = [replace(s, objects=sample_scene(rng, 3).objects) for s in scenes]
