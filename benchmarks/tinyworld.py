@@ -63,8 +63,8 @@ def table(facts):
     lines = [head, "|" + "---|" * 7]
     for row in facts["rows"]:
         cells = [f"{row[m]:.4f}" for m in MEASURES]
-        if row["steps"] != max(STEPS):
-            cells += ["{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["minus_28"][m]) for m in MEASURES]
+        longest = row["steps"] == max(STEPS)
+        cells += ["" if longest else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["minus_28"][m]) for m in MEASURES]
         lines.append(f"| {row['steps']} | " + " | ".join(cells) + " |")
     return "\n".join(
         [
