@@ -86,7 +86,7 @@ class TimePredictor(nn.Module):
         """Measures mean and spread of each feature, which ``forward`` then takes out ("pooled" alone; once, at first).
 
         What differs between images is a small part of the features (.3 % of the power of tinyworld's time embedding,
-        and 4 % of it after its mean is gone): left as they are, an update moves all images alike.
+        and 10 % of it after its mean is gone): left as they are, an update moves all images alike.
 
         Args:
             observation: of many images at many times, of the untrained policy.
