@@ -44,7 +44,11 @@ def main():
     arguments = {**call_defaults("tinyworld"), "output_type": "latent"}
     widths = probe_features(pipe, call_defaults("tinyworld"))
     tpm = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=64, grid=4)).eval()
-    fixed, prompts, seeds = default_schedule(pipe, STEPS), make_captions(BATCH), list(range(BATCH))
+    fixed, prompts, seeds = (
+        default_schedule(pipe, STEPS, call_defaults("tinyworld")),
+        make_captions(BATCH),
+        list(range(BATCH)),
+    )
     listed = attach(pipe, fixed)
     learned = attach(pipe, Overruled(tpm, fixed), stop_below=0.0)
 

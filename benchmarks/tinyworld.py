@@ -34,7 +34,7 @@ THREE_OBJECT_CAPTIONS = 200
 
 
 def steps_and_quality(task):
-    results = {n: run_policy(f"static-{n}", default_schedule(task.pipe, n), task) for n in STEPS}
+    results = {n: run_policy(f"static-{n}", default_schedule(task.pipe, n, task.arguments), task) for n in STEPS}
     longest = results[max(STEPS)]
     return [
         {
@@ -51,7 +51,7 @@ def three_objects(pipe):
     rng = np.random.default_rng(3)
     asked = [describe(sample_scene(rng, 3), rng, keep=0.75) for _ in range(THREE_OBJECT_CAPTIONS)]
     captions = [a.caption() for a in asked]
-    fixed = attach(pipe, default_schedule(pipe, 28), defaults=call_defaults("tinyworld"))
+    fixed = attach(pipe, default_schedule(pipe, 28, call_defaults("tinyworld")), defaults=call_defaults("tinyworld"))
     images = to_bytes(fixed(captions, seeds=list(range(len(captions))), output_type="pt").images)
     right = [matched_objects(a.objects, r.scene.objects) for a, r in zip(asked, read_scenes(images), strict=True)]
     labelled_grid(images[:15], captions[:15], ROOT / "docs" / "images" / "tinyworld.png")

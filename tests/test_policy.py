@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from tpdm.core import beta
 from tpdm.policy import TimePredictor
-from tpdm.policy_layers import fold_tokens, normalise
+from tpdm.policy_layers import RATIO_RANGE, fold_tokens, normalise, schedule_logit
 from tpdm.policy_shape import TpmShape
 from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation, Policy
 
@@ -49,6 +50,7 @@ def variants() -> list[TpmShape]:
         SMALL,
         TpmShape(D, E, channels=16, grid=4, storage="fp32"),
         TpmShape(D, E, channels=16, grid=4, time_only=True),
+        TpmShape(D, E, channels=16, grid=4, start_times=(1.0, 0.7, 0.2, 0.0)),
         TpmShape(D, E, channels=16, layout="folded", token_grid=(6, 8)),
     ]
 
@@ -127,6 +129,33 @@ def test_features_may_come_in_half_precision(dtype: torch.dtype) -> None:
         Features(x, x, torch.randn(2, E).to(dtype)), torch.ones(2), torch.zeros(2).long(), torch.arange(2)
     )
     assert policy.propose(o, [1, 2]).action_B.dtype == torch.float32
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(1, 999), max_size=12))
+def test_the_ratio_of_a_schedule_leads_from_each_of_its_times_to_the_next(inner: set[int]) -> None:
+    times = [1.0, *(n / 1000 for n in sorted(inner, reverse=True)), 0.0]
+    t_B = torch.tensor(times[:-1], dtype=torch.float32)
+    expected_B = (torch.tensor(times[1:], dtype=torch.float32) / t_B).clamp(*RATIO_RANGE)
+    assert torch.sigmoid(schedule_logit(t_B, times)) == pytest.approx(expected_B, abs=1e-4)
+
+
+def test_between_the_times_of_a_schedule_the_next_time_is_interpolated_and_below_them_it_is_the_least() -> None:
+    t_B = torch.tensor([0.9, 0.5, 0.25, 0.1])
+    t_next_B = torch.sigmoid(schedule_logit(t_B, [1.0, 0.8, 0.4, 0.2, 0.0])) * t_B
+    assert t_next_B.tolist() == pytest.approx([0.6, 0.25, 0.05, 0.1 * RATIO_RANGE[0]], abs=1e-6)
+
+
+def test_an_untrained_policy_with_a_schedule_follows_it() -> None:
+    times = (1.0, 0.8, 0.55, 0.25, 0.0)
+    policy = TimePredictor(dataclasses.replace(SMALL, start_times=times, init_alpha=9.0))
+    o = seen(policy, B=3)
+    o = dataclasses.replace(o, t_B=torch.tensor(times[:3]))
+    t_next_B = policy.propose(o, None).t_next_B
+    assert t_next_B == pytest.approx(torch.tensor(times[1:4]), abs=0.05)
+    with torch.no_grad():
+        policy.fc2.weight.zero_()
+    assert policy.propose(o, None).t_next_B == pytest.approx(torch.tensor(times[1:4]), abs=1e-3)
 
 
 def test_initial_policy_is_the_published_beta_for_every_input() -> None:
@@ -306,6 +335,11 @@ def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
         ({"layout": "flat"}, "got layout 'flat'"),
         ({"storage": "int8"}, "got storage 'int8'"),
         ({"layout": "folded", "time_only": True}, "got time_only with layout"),
+        ({"layout": "folded", "start_times": (1.0, 0.0)}, "got start_times with layout"),
+        ({"start_times": (1.0, 0.5)}, "expected times that fall"),
+        ({"start_times": (1.0, 0.5, 0.5, 0.0)}, "expected times that fall"),
+        ({"start_times": (0.0,)}, "expected times that fall"),
+        ({"start_times": (1.5, 0.0)}, "expected times that fall"),
         ({"token_grid": (4, 4)}, "got token_grid with layout"),
     ],
 )

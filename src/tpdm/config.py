@@ -85,6 +85,8 @@ class TpmConfig(_Part):
         grid: side of the adaptive pooling of the features, in cells. [ours; release pools to 16]
         init_alpha: last bias a, raw: alpha = 1 + exp(a) = 13.18. [release]
         init_beta: last bias b, raw: beta = 1 + exp(b) = 3.72, so the first mode is .818. [release]
+        start_steps: the untrained TPM follows the pipeline's default schedule of so many steps at its mode
+            (``pooled`` alone; init_alpha is then not used); None starts with the equal ratios above. [ours]
         init_from: folder of a TPM to start from; None starts from scratch. [ours]
     """
 
@@ -93,6 +95,7 @@ class TpmConfig(_Part):
     grid: Positive = 8
     init_alpha: Real = 2.5
     init_beta: Real = 1.0
+    start_steps: Positive | None = None
     init_from: Text | None = None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
-from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, normalise
+from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, normalise, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
 from tpdm.types import BackboneError, Decision, Features, Observation
 
@@ -74,7 +74,8 @@ class TimePredictor(nn.Module):
             bias.zero_()
         if self.shape.layout == "pooled":
             self.norm1.linear.weight[:, -TIME_SCALARS:].normal_(0, TIME_STD, generator=generator)
-        self.fc2.bias.copy_(torch.tensor([self.shape.init_alpha, self.shape.init_beta]))
+        first = self.shape.init_alpha if self.shape.start_times is None else self.shape.init_beta
+        self.fc2.bias.copy_(torch.tensor([first, self.shape.init_beta]))
 
     @property
     def reads_features(self) -> bool:
@@ -179,6 +180,8 @@ class TimePredictor(nn.Module):
                 # carries the pooled text, the plainest word on how hard the prompt is: it has a short way, too.
                 pooled_BC = torch.cat([pooled_BC, x.mean((2, 3)), condition_BE], dim=1)
             a_B, b_B = self.fc2(F.silu(self.fc1(pooled_BC))).unbind(1)
+            if shape.start_times is not None:
+                a_B = a_B + schedule_logit(t_B.float(), shape.start_times)
         return a_B, b_B
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tpdm.types import BackboneError
 
+RATIO_RANGE = (0.05, 0.98)  # of a schedule that is started from: leaves room on both sides
 OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
 
 
@@ -45,6 +46,28 @@ def normalise(x: Tensor, dim: int = 1) -> Tensor:
     """
     x = x.float()
     return (x / x.abs().mean(dim, keepdim=True).clamp_min(1e-6)).clamp(-OUTLIER_BOUND, OUTLIER_BOUND)
+
+
+def schedule_logit(t_B: Tensor, times: Sequence[float]) -> Tensor:
+    """logit(t_next / t) of a schedule, also at times between its own: t_next is interpolated, 0 below its last time.
+
+    Args:
+        t_B: in (0, 1], fp32.
+        times: falling to 0.0.
+
+    Returns:
+        fp32 (B,), of ratios limited to ``RATIO_RANGE``.
+    """
+    rising_T = t_B.new_tensor(list(times)).flip(0)
+    here_T, there_T = rising_T[1:], rising_T[:-1]
+    above_B = torch.searchsorted(here_T, t_B.contiguous()).clamp(1, max(1, len(here_T) - 1))
+    if len(here_T) == 1:
+        t_next_B = torch.zeros_like(t_B)
+    else:
+        low_B, high_B = here_T[above_B - 1], here_T[above_B]
+        share_B = ((t_B - low_B) / (high_B - low_B)).clamp(0, 1)
+        t_next_B = there_T[above_B - 1] + share_B * (there_T[above_B] - there_T[above_B - 1])
+    return torch.logit((t_next_B / t_B).clamp(*RATIO_RANGE))
 
 
 def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:

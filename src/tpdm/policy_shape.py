@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,6 +26,8 @@ class TpmShape:
         storage: dtype of the observation in replay; "fp32" for denoisers whose features exceed 65,504.
         init_alpha: initial raw output a (alpha = 1 + e^a); 2.5 as published.
         init_beta: initial raw output b; 1.0 as published. Together: mode .818.
+        start_times: a schedule 1.0 > ... > 0.0 that the untrained TPM follows at its mode ("pooled" alone): what is
+            trained is the departure from it, and init_alpha is not used; None starts with equal ratios everywhere.
         token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
         time_only: sees nothing but the time: the control "one learned schedule for every image".
 
@@ -42,6 +45,7 @@ class TpmShape:
     storage: Literal["fp16", "fp32"] = "fp16"
     init_alpha: float = 2.5
     init_beta: float = 1.0
+    start_times: tuple[float, ...] | None = None
     token_grid: tuple[int, int] | None = None
     time_only: bool = False
 
@@ -55,5 +59,14 @@ class TpmShape:
             raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
         if self.layout == "folded" and self.time_only:
             raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
+        if self.layout == "folded" and self.start_times is not None:
+            raise ConfigError('got start_times with layout "folded", expected "pooled"; set layout="pooled".')
+        if self.start_times is not None:
+            falling = all(now > then for now, then in pairwise(self.start_times))
+            if len(self.start_times) < 2 or not falling or self.start_times[-1] != 0.0 or self.start_times[0] > 1.0:
+                raise ConfigError(
+                    f"got start_times {list(self.start_times)}, expected times that fall from at most 1.0 to 0.0; "
+                    "correct the TPM's shape."
+                )
         if self.layout == "pooled" and self.token_grid is not None:
             raise ConfigError('got token_grid with layout "pooled", which reads every grid; set token_grid=None.')

@@ -45,7 +45,7 @@ def asked(scenes):
 @pytest.fixture(scope="module")
 def pictures(pipe, asked):
     """At the pipeline's default schedule of 28, float in [0, 1]."""
-    fixed = attach(pipe, default_schedule(pipe, 28), defaults=call_defaults("tinyworld"))
+    fixed = attach(pipe, default_schedule(pipe, 28, call_defaults("tinyworld")), defaults=call_defaults("tinyworld"))
     return fixed([a.caption() for a in asked], seeds=list(range(IMAGES)), output_type="pt").images
 
 
@@ -57,7 +57,9 @@ def test_the_weights_are_small():
 def test_a_fixed_list_is_the_stock_pipeline(pipe):
     prompts, seeds = ["large red circle top left on navy", "object"], [0, 1]
     arguments = {**call_defaults("tinyworld"), "output_type": "latent"}
-    driven = attach(pipe, default_schedule(pipe, 6))(prompts, seeds=seeds, **arguments).images
+    driven = attach(pipe, default_schedule(pipe, 6, call_defaults("tinyworld")))(
+        prompts, seeds=seeds, **arguments
+    ).images
     noise = [torch.Generator().manual_seed(s) for s in seeds]
     stock = pipe(prompts, num_inference_steps=6, generator=noise, **arguments).images
     assert (driven - stock).abs().max() == 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tpdm.core.paths import shifted
 from tpdm.evals.judge import Judge, to_bytes
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.probe import default_times
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rollout import PipelineSampler
 from tpdm.schedules import FixedTimes
@@ -112,11 +113,9 @@ def _rows_of(policy: Policy, part: slice) -> Policy:
     return policy
 
 
-def default_schedule(pipe: Any, steps: int) -> FixedTimes:
-    """The pipeline's own schedule at so many steps, as its scheduler makes it."""
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(steps)
-    return FixedTimes(scheduler.sigmas.double().tolist())
+def default_schedule(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> FixedTimes:
+    """The pipeline's own schedule of so many steps, when it is called with these arguments."""
+    return FixedTimes(default_times(pipe, steps, arguments))
 
 
 def best_shift(task: Task, steps: int) -> tuple[float, dict[float, float]]:

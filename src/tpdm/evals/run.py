@@ -87,8 +87,13 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     return summary
 
 
-def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
-    """Tuning and test tasks on held-out prompts that validation does not use."""
+def make_tasks(recipe: Recipe, test_prompts: int | None = None) -> tuple[Task, Task]:
+    """Tuning and test tasks on held-out prompts that validation does not use.
+
+    Args:
+        recipe: of the training.
+        test_prompts: at most so many in the test; ``TEST_PROMPTS`` if not given.
+    """
     source = load_source(recipe.prompts.source, recipe.prompts.column, recipe.prompts.limit)
     _, held_out = split_by_hash(source, recipe.prompts.held_out_fraction)
     fresh = [p.text for p in held_out[recipe.validation.prompts :]]
@@ -110,7 +115,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
         max_steps=recipe.sampling.max_steps,
         stop_below=recipe.sampling.stop_below,
     )
-    prompts = fresh[TUNING_PROMPTS : TUNING_PROMPTS + TEST_PROMPTS]
+    prompts = fresh[TUNING_PROMPTS:][: test_prompts or TEST_PROMPTS]
     return tuning, replace(tuning, prompts=prompts, seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))])
 
 
@@ -120,9 +125,9 @@ def compare_all(test: Task, tuning: Task, policy: TimePredictor, shift: float) -
     own_mean = mean_schedule(run_policy("tpdm (tuning)", policy, tuning))
     equal = max(1, round(float(tpdm.column("steps").mean())))
     fixed = {
-        "static-28": default_schedule(test.pipe, 28),
-        "static-14": default_schedule(test.pipe, 14),
-        "static-10": default_schedule(test.pipe, 10),
+        "static-28": default_schedule(test.pipe, 28, test.arguments),
+        "static-14": default_schedule(test.pipe, 14, test.arguments),
+        "static-10": default_schedule(test.pipe, 10, test.arguments),
         "static-14 (best shift)": FixedTimes(shifted(14, shift).tolist()),
         "static-10 (best shift)": FixedTimes(shifted(10, shift).tolist()),
         f"static-{equal} (best shift, equal steps)": FixedTimes(shifted(equal, shift).tolist()),

@@ -41,6 +41,28 @@ class _Probe:
         return Decision(torch.zeros_like(t_B), torch.full_like(t_B, 1e-3), torch.zeros_like(t_B))
 
 
+def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[float]:
+    """The pipeline's own schedule of so many steps, from its first time down to 0.0.
+
+    Asked of the pipeline itself, which is stopped after its first step: only it knows how its shift depends on the
+    size of the image.
+
+    Args:
+        pipe: a flow-matching pipeline.
+        steps: network evaluations.
+        arguments: of its call (height, width ...).
+    """
+
+    def stop(pipe: Any, index: int, timestep: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = True  # diffusers' documented way
+        return {}
+
+    call = {"prompt": "a", "output_type": "latent", **arguments}
+    pipe(**call, num_inference_steps=steps, callback_on_step_end=stop)
+    times: list[float] = pipe.scheduler.sigmas.double().tolist()
+    return times
+
+
 def probe_features(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:
     """Runs one step of the pipeline without decoding and reports the features a TPM would read.
 

@@ -12,7 +12,7 @@ from tpdm.config import Recipe
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
-from tpdm.pipelines.probe import FeatureWidths, probe_features
+from tpdm.pipelines.probe import FeatureWidths, default_times, probe_features
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt, load_source, split_by_hash
@@ -63,7 +63,9 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     pipe.set_progress_bar_config(disable=True)
     arguments = pipeline_arguments(recipe.backbone)
     widths = probe_features(pipe, arguments)
-    policy = make_policy(recipe, widths).to(device)
+    steps = recipe.tpm.start_steps
+    start = tuple(default_times(pipe, steps, arguments)) if steps else None
+    policy = make_policy(recipe, widths, start).to(device)
     adaptive = attach(
         pipe,
         policy,
@@ -98,7 +100,7 @@ def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     return train_prompts, held_out[: recipe.validation.prompts]
 
 
-def make_policy(recipe: Recipe, widths: FeatureWidths) -> TimePredictor:
+def make_policy(recipe: Recipe, widths: FeatureWidths, start_times: tuple[float, ...] | None = None) -> TimePredictor:
     """A fresh TPM for features of these widths, or the one the recipe starts from."""
     if recipe.tpm.init_from:
         return load_policy(recipe.tpm.init_from).train()
@@ -111,6 +113,7 @@ def make_policy(recipe: Recipe, widths: FeatureWidths) -> TimePredictor:
         grid=recipe.tpm.grid,
         init_alpha=recipe.tpm.init_alpha,
         init_beta=recipe.tpm.init_beta,
+        start_times=start_times,
         token_grid=widths.token_grid if folded else None,
     )
     return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
