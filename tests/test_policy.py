@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpdm.core import beta
-from tpdm.policy import TimePredictor
-from tpdm.policy_layers import RATIO_RANGE, fold_tokens, normalise, schedule_logit
+from tpdm.policy import TIME_KNOTS, TimePredictor
+from tpdm.policy_layers import RATIO_RANGE, fold_tokens, hat_basis, normalise, schedule_logit
 from tpdm.policy_shape import TpmShape
 from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation, Policy
 
@@ -364,6 +364,26 @@ def test_calibration_takes_out_what_all_images_share() -> None:
     assert torch.allclose(again(moved)[0], policy(shared)[0], atol=5e-2)
 
 
+def test_calibration_takes_the_time_out_of_the_embedding_and_leaves_the_prompt() -> None:
+    g = torch.Generator().manual_seed(1)
+    prompt_BE, t_B = 0.05 * torch.randn(64, E, generator=g).repeat(8, 1), torch.rand(512, generator=g) * 0.9 + 0.05
+    waves_BE = torch.sin(torch.arange(1, E + 1) * t_B[:, None])
+    policy = TimePredictor(SMALL)
+    o = seen(policy, B=512)
+    policy.calibrate(Observation(o.map_BCHW, 1 + waves_BE + prompt_BE, t_B, o.index_B, o.row_B))
+    left_BE = (1 + waves_BE + prompt_BE - hat_basis(t_B, TIME_KNOTS) @ policy.temb_time) / policy.temb_std
+    wanted_BE = prompt_BE / prompt_BE.std(0)
+    assert torch.corrcoef(torch.stack([left_BE.flatten(), wanted_BE.flatten()]))[0, 1] > 0.95
+    assert left_BE.std() == pytest.approx(1, abs=0.1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(2, 30))
+def test_the_basis_over_times_sums_to_one_and_follows_a_line(times: list[float], knots: int) -> None:
+    basis_BR = hat_basis(torch.tensor(times), knots)
+    assert torch.allclose(basis_BR.sum(1), torch.ones(len(times)), atol=1e-5)
+    assert torch.allclose(basis_BR @ torch.linspace(0, 1, knots), torch.tensor(times), atol=1e-5)
+
+
 def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
     for shape in (TpmShape(D, E, layout="folded"), TpmShape(D, E, time_only=True)):
         policy = TimePredictor(shape)
@@ -371,7 +391,7 @@ def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
         policy.calibrate(seen(policy))
         assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
     names = {n for n, _ in TimePredictor(SMALL).named_parameters()}
-    assert not names & {"map_mean", "map_std", "temb_mean", "temb_std"}
+    assert not names & {"map_mean", "map_std", "temb_time", "temb_std"}
 
 
 def test_a_feature_that_never_varies_is_not_blown_up() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
-from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, normalise, schedule_logit
+from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, hat_basis, normalise, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
 from tpdm.types import BackboneError, Decision, Features, Observation
 
@@ -23,6 +23,8 @@ TIME_STD = 0.3  # initial std of their weights: four scalars must be heard besid
 PUBLISHED_STD = 0.02
 PUBLISHED_POOL = 16  # side of the average pool before the global max pool
 STD_FLOOR = 1e-2  # features are about 1; one that hardly varies is not blown up
+TIME_KNOTS = 24  # of the table of what the time alone puts into the time embedding
+TIME_RIDGE = 1e-3  # knots without an observation get the mean
 
 
 class TimePredictor(nn.Module):
@@ -38,7 +40,7 @@ class TimePredictor(nn.Module):
 
     map_mean: Tensor
     map_std: Tensor
-    temb_mean: Tensor
+    temb_time: Tensor
     temb_std: Tensor
 
     def __init__(self, shape: TpmShape, seed: int = 0) -> None:
@@ -52,9 +54,10 @@ class TimePredictor(nn.Module):
         self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C)
         self.fc2 = nn.Linear(C, 2)
         if shape.layout == "pooled":
-            for name, width in (("map", 2 * shape.feature_channels), ("temb", shape.temb_channels)):
-                self.register_buffer(f"{name}_mean", torch.zeros(width))
-                self.register_buffer(f"{name}_std", torch.ones(width))
+            self.register_buffer("map_mean", torch.zeros(2 * shape.feature_channels))
+            self.register_buffer("map_std", torch.ones(2 * shape.feature_channels))
+            self.register_buffer("temb_time", torch.zeros(TIME_KNOTS, shape.temb_channels))
+            self.register_buffer("temb_std", torch.ones(shape.temb_channels))
         self._initialise(seed)
 
     @torch.no_grad()
@@ -87,7 +90,9 @@ class TimePredictor(nn.Module):
         """Measures mean and spread of each feature, which ``forward`` then takes out ("pooled" alone; once, at first).
 
         What differs between images is a small part of the features (.3 % of the power of tinyworld's time embedding,
-        and 10 % of it after its mean is gone): left as they are, an update moves all images alike.
+        and 7 % of it after its mean is gone, because the time is in it): left as they are, an update moves all images
+        alike. So the part of the embedding that follows from the time goes out too, by a table over times; the time
+        itself is given beside it.
 
         Args:
             observation: of many images at many times, of the untrained policy.
@@ -96,9 +101,15 @@ class TimePredictor(nn.Module):
             return
         device = self.fc2.weight.device
         map_XC = observation.map_BCHW.to(device, torch.float32).movedim(1, -1).flatten(0, 2)
-        for name, x in (("map", map_XC), ("temb", observation.temb_BE.to(device, torch.float32))):
-            getattr(self, f"{name}_mean").copy_(x.mean(0))
-            getattr(self, f"{name}_std").copy_((x.var(0, correction=0) + STD_FLOOR**2).sqrt())
+        self.map_mean.copy_(map_XC.mean(0))
+        self.map_std.copy_((map_XC.var(0, correction=0) + STD_FLOOR**2).sqrt())
+        # On the CPU, because not every device knows float64.
+        temb_BE, basis_BR = observation.temb_BE.cpu().double(), hat_basis(observation.t_B.cpu().double(), TIME_KNOTS)
+        mean_E = temb_BE.mean(0)
+        gram_RR = basis_BR.T @ basis_BR + TIME_RIDGE * torch.eye(TIME_KNOTS, dtype=torch.float64)
+        table_RE = mean_E + torch.linalg.solve(gram_RR, basis_BR.T @ (temb_BE - mean_E))
+        self.temb_time.copy_(table_RE)
+        self.temb_std.copy_(((temb_BE - basis_BR @ table_RE).var(0, correction=0) + STD_FLOOR**2).sqrt())
 
     @torch.no_grad()
     def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
@@ -164,7 +175,7 @@ class TimePredictor(nn.Module):
         with full_precision(device.type):
             if shape.layout == "pooled" and observation.map_BCHW is not None:
                 map_BCHW = (map_BCHW - self.map_mean[:, None, None]) / self.map_std[:, None, None]
-                temb_BE = (temb_BE - self.temb_mean) / self.temb_std
+                temb_BE = (temb_BE - hat_basis(t_B, TIME_KNOTS) @ self.temb_time) / self.temb_std
             condition_BE = F.silu(temb_BE)
             if shape.layout == "pooled":
                 index_B = observation.index_B.to(device) / 16

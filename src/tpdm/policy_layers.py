@@ -70,6 +70,12 @@ def schedule_logit(t_B: Tensor, times: Sequence[float]) -> Tensor:
     return torch.logit((t_next_B / t_B).clamp(*RATIO_RANGE))
 
 
+def hat_basis(t_B: Tensor, knots: int) -> Tensor:
+    """Piecewise-linear basis on evenly spaced knots of [0, 1]: (B, knots), at most two entries a row, which sum to 1."""
+    place_B = t_B.clamp(0, 1) * (knots - 1)
+    return (1 - (place_B[:, None] - torch.arange(knots, device=t_B.device)).abs()).clamp_min(0)
+
+
 def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
     """(place, name, on, off) of the TF32 settings in use; torch has two ways that must not mix."""
     cudnn: Any = torch.backends.cudnn
