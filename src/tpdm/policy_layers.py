@@ -71,7 +71,7 @@ def schedule_logit(t_B: Tensor, times: Sequence[float]) -> Tensor:
 
 
 def hat_basis(t_B: Tensor, knots: int) -> Tensor:
-    """Piecewise-linear basis on evenly spaced knots of [0, 1]: (B, knots), at most two entries a row, which sum to 1."""
+    """Piecewise-linear basis on even knots of [0, 1]: (B, knots), at most two entries a row, which sum to 1."""
     place_B = t_B.clamp(0, 1) * (knots - 1)
     return (1 - (place_B[:, None] - torch.arange(knots, device=t_B.device)).abs()).clamp_min(0)
 
