@@ -1,6 +1,6 @@
 """The TPMs of several training seeds against the default schedule, on more prompts than a demo has time for.
 
-    python benchmarks/many_prompts.py --seeds 0 1 2    a quarter of an hour on two cores
+    python benchmarks/many_prompts.py --seeds 0 1 2    minutes on two cores
 
 Reads runs/demo-seed-N/train/best (made by benchmarks/demo_seeds.py). Writes docs/results/many-prompts.json and the
 table in docs/tinyworld.md.
@@ -64,7 +64,7 @@ def table(facts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--prompts", type=int, default=3072)
+    parser.add_argument("--prompts", type=int, default=1024)
     chosen = parser.parse_args()
     facts = compare(chosen.seeds, chosen.prompts)
     write_json(ROOT / "docs" / "results" / "many-prompts.json", facts)
