@@ -108,10 +108,11 @@ def test_the_ratio_is_one_before_the_first_step_of_every_update(trained):
 
 def test_discounted_reward_learns_too(tmp_path):
     recipe, parts = make_problem(
-        tmp_path, reward={"form": "discounted", "gamma": 0.9, "offset": 1.0}, rl={"updates": 40}
+        tmp_path, reward={"form": "discounted", "gamma": 0.9, "offset": 3.0}, rl={"updates": 40}
     )
     before = float(measure(parts.policy, recipe)[0].mean())
     train_loop(recipe, parts, tmp_path)
     objective_B, steps = measure(parts.policy, recipe)
-    assert float(objective_B.mean()) > before + 0.05
+    # Measured on three seeds: .30 to .48. The offset keeps every score positive, or eq. (9) pays for steps.
+    assert float(objective_B.mean()) > before + 0.2
     assert sum(steps) / len(steps) < 3
