@@ -138,6 +138,12 @@ def test_height_and_width_go_together():
     assert make_recipe({"name": "a", "backbone": {"height": 64, "width": 32}}).backbone.width == 32
 
 
+def test_a_first_schedule_needs_the_pooled_layout():
+    assert "tpm: start_steps needs layout pooled, got 18" in refusal(
+        name="a", tpm={"layout": "folded", "start_steps": 18}
+    )
+
+
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "a b", "a\n"])
 def test_names_that_make_no_folder_are_refused(name):
     assert "name: " in refusal(name=name)

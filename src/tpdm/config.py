@@ -98,6 +98,10 @@ class TpmConfig(_Part):
     start_steps: Positive | None = None
     init_from: Text | None = None
 
+    def __post_init__(self) -> None:
+        if self.layout == "folded" and self.start_steps is not None:
+            raise ValueError(f"start_steps needs layout pooled, got {self.start_steps} with folded: set it to null")
+
 
 @dataclass(frozen=True)
 class SamplingConfig(_Part):
