@@ -144,6 +144,11 @@ def test_a_first_schedule_needs_the_pooled_layout():
     )
 
 
+def test_the_shift_of_a_first_schedule_needs_its_steps():
+    assert "tpm: start_shift needs start_steps, got 1.0" in refusal(name="a", tpm={"start_shift": 1.0})
+    assert make_recipe({"name": "a", "tpm": {"start_steps": 9, "start_shift": 2}}).tpm.start_shift == 2.0
+
+
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "a b", "a\n"])
 def test_names_that_make_no_folder_are_refused(name):
     assert "name: " in refusal(name=name)

@@ -85,8 +85,9 @@ class TpmConfig(_Part):
         grid: side of the adaptive pooling of the features, in cells. [ours; release pools to 16]
         init_alpha: last bias a, raw: alpha = 1 + exp(a) = 13.18. [release]
         init_beta: last bias b, raw: beta = 1 + exp(b) = 3.72, so the first mode is .818. [release]
-        start_steps: the untrained TPM follows the pipeline's default schedule of so many steps at its mode
-            (``pooled`` alone; init_alpha is then not used); None starts with the equal ratios above. [ours]
+        start_steps: the untrained TPM follows a fixed schedule of so many steps at its mode (``pooled`` alone;
+            init_alpha is then not used); None starts with the equal ratios above. [ours]
+        start_shift: shift of that schedule, > 0 (1 is uniform); None takes the pipeline's default one. [ours]
         init_from: folder of a TPM to start from; None starts from scratch. [ours]
     """
 
@@ -96,11 +97,14 @@ class TpmConfig(_Part):
     init_alpha: Real = 2.5
     init_beta: Real = 1.0
     start_steps: Positive | None = None
+    start_shift: Above0 | None = None
     init_from: Text | None = None
 
     def __post_init__(self) -> None:
         if self.layout == "folded" and self.start_steps is not None:
             raise ValueError(f"start_steps needs layout pooled, got {self.start_steps} with folded: set it to null")
+        if self.start_steps is None and self.start_shift is not None:
+            raise ValueError(f"start_shift needs start_steps, got {self.start_shift} without: set both or none")
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ class OptimizerConfig(_Part):
         eps: > 0. [release]
         weight_decay: >= 0. [release]
         grad_clip: largest gradient norm, > 0. [paper]
+        average: decay, per update, of a running average of the weights that validation and artefacts use, in [0, 1);
+            0 uses the weights themselves. [ours; paper: none]
     """
 
     lr: Above0 = 1e-5
@@ -180,6 +186,7 @@ class OptimizerConfig(_Part):
     eps: Above0 = 1e-5
     weight_decay: NonNegative = 0.0
     grad_clip: Above0 = 1.0
+    average: Below1 = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.gaussian_problem import make_small_problem, prompts
 from tests.support.interrupted import InterruptingReward, files, run
+from tpdm.train.average import WeightAverage
 from tpdm.train.checkpoint import load_checkpoint
 from tpdm.train.identity import run_identity
 from tpdm.train.log import MetricsLog, read_metrics
@@ -14,7 +15,9 @@ from tpdm.train.update import make_optimizer
 from tpdm.types import TrainingError
 
 
-@pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json", "identity.json"])
+@pytest.mark.parametrize(
+    "name", ["policy.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "identity.json"]
+)
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
 def test_a_damaged_checkpoint_is_one_sentence_and_the_one_before_goes_on(tmp_path, whole, name, damage):
     folder = tmp_path / "run"
@@ -94,14 +97,15 @@ def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path):
 def test_optimizer_state_comes_back(tmp_path, whole):
     recipe, parts = make_small_problem(tmp_path)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
+    average = WeightAverage(parts.policy, 0.0)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
-    state = load_checkpoint(whole / "checkpoints", parts.policy, optimizer, identity)
+    state = load_checkpoint(whole / "checkpoints", parts.policy, average, optimizer, identity)
     assert state is not None
     assert state.update == 10
     values = optimizer.state_dict()["state"]
     assert len(values) == len(list(parts.policy.parameters()))
     assert all(v["step"] == 10 * recipe.rl.epochs for v in values.values())
-    assert load_checkpoint(tmp_path / "none", parts.policy, optimizer, identity) is None
+    assert load_checkpoint(tmp_path / "none", parts.policy, average, optimizer, identity) is None
 
 
 def test_a_damaged_line_of_metrics_is_one_sentence(tmp_path):

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
+from tpdm.train.average import WeightAverage
 from tpdm.train.identity import differences
 from tpdm.types import TrainingError
 
@@ -49,6 +50,7 @@ class RunState:
 def save_checkpoint(
     folder: Path,
     policy: TimePredictor,
+    average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     state: RunState,
     identity: Mapping[str, Any],
@@ -59,6 +61,7 @@ def save_checkpoint(
     final = folder / f"update-{state.update:06d}"
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     save_tensors(temporary / "policy.safetensors", dict(policy.state_dict()))
+    save_tensors(temporary / "average.safetensors", average.weights)
     flat = {
         f"{index}.{name}": torch.as_tensor(value)
         for index, values in optimizer.state_dict()["state"].items()
@@ -82,9 +85,13 @@ def _existing(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, policy: TimePredictor, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+    folder: Path,
+    policy: TimePredictor,
+    average: WeightAverage,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
 ) -> RunState | None:
-    """Restores the newest checkpoint into policy and optimizer; None where there is none.
+    """Restores the newest checkpoint into policy, average and optimizer; None where there is none.
 
     Raises:
         TrainingError: the checkpoint cannot be read, or belongs to another run (see ``run_identity``).
@@ -97,7 +104,7 @@ def load_checkpoint(
         before = json.loads((newest / "identity.json").read_text(encoding="utf-8"))
         changed = differences(before, identity)
         if not changed:
-            return _restore(newest, policy, optimizer)
+            return _restore(newest, policy, average, optimizer)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         way_out = f"from {existing[-2].name}" if len(existing) > 1 else "from the beginning"
@@ -111,14 +118,19 @@ def load_checkpoint(
     )
 
 
-def _restore(checkpoint: Path, policy: TimePredictor, optimizer: torch.optim.Optimizer) -> RunState:
+def _restore(
+    checkpoint: Path, policy: TimePredictor, average: WeightAverage, optimizer: torch.optim.Optimizer
+) -> RunState:
     state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
     weights = load_tensors(checkpoint / "policy.safetensors")[0]
+    averaged = load_tensors(checkpoint / "average.safetensors")[0]
     packed = optimizer.state_dict()
     packed["state"] = {}
     for key, value in load_tensors(checkpoint / "optimizer.safetensors")[0].items():
         index, name = key.split(".", 1)
         packed["state"].setdefault(int(index), {})[name] = value
+    policy.load_state_dict(averaged)  # strict: refuses another shape
+    average.weights = {k: v.detach().clone() for k, v in policy.state_dict().items()}
     policy.load_state_dict(weights)
     optimizer.load_state_dict(packed)
     return state

@@ -21,6 +21,7 @@ from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rollout import Sampler, derive_seed, make_replay
+from tpdm.train.average import WeightAverage
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
 from tpdm.train.identity import run_identity
@@ -76,9 +77,10 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     if not recipe.tpm.init_from:
         _calibrate(recipe, parts)
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
+    average = WeightAverage(parts.policy, recipe.optimizer.average)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     checkpoints = folder / "checkpoints"
-    state = load_checkpoint(checkpoints, parts.policy, optimizer, identity) or RunState(0)
+    state = load_checkpoint(checkpoints, parts.policy, average, optimizer, identity) or RunState(0)
     # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
     dump_recipe(recipe, folder / "recipe.yaml")
     log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
@@ -89,17 +91,19 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
         for update in bar:
             began = time.monotonic()
             row = _one_update(recipe, parts, optimizer, reference, update)
+            average.update(parts.policy, update + 1)
             seconds = round(state.seconds + time.monotonic() - began, 2)
             state = replace(state, update=update + 1, seconds=seconds)
             log.write({"kind": "train", "update": state.update, **row, "seconds": seconds})
             bar.set_postfix(score=f"{row['score_mean']:.3f}", steps=f"{row['steps_mean']:.1f}")
             last = state.update == recipe.rl.updates
             if state.update % recipe.validation.every == 0 or last:
-                state = _validate(recipe, parts, state, log)
+                with average.worn_by(parts.policy):
+                    state = _validate(recipe, parts, state, log)
             # After the validation, so that a run that goes on from here knows of it.
             if state.update % recipe.checkpoint.every == 0 or last:
                 keep = recipe.checkpoint.keep
-                save_checkpoint(checkpoints, parts.policy, optimizer, state, identity, keep)
+                save_checkpoint(checkpoints, parts.policy, average, optimizer, state, identity, keep)
     return state
 
 

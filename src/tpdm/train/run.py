@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
-from tpdm.config import Recipe
+from tpdm.config import Recipe, TpmConfig
+from tpdm.core.paths import shifted
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
@@ -63,9 +64,7 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     pipe.set_progress_bar_config(disable=True)
     arguments = pipeline_arguments(recipe.backbone)
     widths = probe_features(pipe, arguments)
-    steps = recipe.tpm.start_steps
-    start = tuple(default_times(pipe, steps, arguments)) if steps else None
-    policy = make_policy(recipe, widths, start).to(device)
+    policy = make_policy(recipe, widths, start_times(recipe.tpm, pipe, arguments)).to(device)
     adaptive = attach(
         pipe,
         policy,
@@ -88,6 +87,15 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     )
 
 
+def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
+    """The fixed schedule that the untrained TPM follows; None where the recipe names none."""
+    if tpm.start_steps is None:
+        return None
+    if tpm.start_shift is None:
+        return tuple(default_times(pipe, tpm.start_steps, arguments))
+    return tuple(shifted(tpm.start_steps, tpm.start_shift).tolist())
+
+
 def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts, and the first held-out ones for validation."""
     p = recipe.prompts
@@ -100,7 +108,7 @@ def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     return train_prompts, held_out[: recipe.validation.prompts]
 
 
-def make_policy(recipe: Recipe, widths: FeatureWidths, start_times: tuple[float, ...] | None = None) -> TimePredictor:
+def make_policy(recipe: Recipe, widths: FeatureWidths, start: tuple[float, ...] | None = None) -> TimePredictor:
     """A fresh TPM for features of these widths, or the one the recipe starts from."""
     if recipe.tpm.init_from:
         return load_policy(recipe.tpm.init_from).train()
@@ -113,7 +121,7 @@ def make_policy(recipe: Recipe, widths: FeatureWidths, start_times: tuple[float,
         grid=recipe.tpm.grid,
         init_alpha=recipe.tpm.init_alpha,
         init_beta=recipe.tpm.init_beta,
-        start_times=start_times,
+        start_times=start,
         token_grid=widths.token_grid if folded else None,
     )
     return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
