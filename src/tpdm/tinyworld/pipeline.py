@@ -18,15 +18,16 @@ from tpdm.tinyworld.tokenizer import make_tokenizer
 from tpdm.types import BackboneError
 
 # What the stock pipeline is called with where the caller says nothing else. The T5 slot is empty, so its tokens
-# (256 zero vectors by default) are switched off; the denoiser was trained without them.
-CALL_DEFAULTS: dict[str, float | int] = {"guidance_scale": 1.5, "max_sequence_length": 0}
+# (256 zero vectors by default) are switched off; the denoiser was trained without them. Guidance is off, as in
+# guidance-distilled models: one row per image and step (docs/decisions.md, 18).
+CALL_DEFAULTS: dict[str, float | int] = {"guidance_scale": 1.0, "max_sequence_length": 0}
 
 
 def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipeline:
-    """The pipeline of the given parts. Its scheduler has shift 1: at 64 x 64 pixels there is nothing to shift for."""
+    """The pipeline of the given parts, with the scheduler as Stable Diffusion 3 ships it (shift 3)."""
     return StableDiffusion3Pipeline(
         transformer=model.transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=model.text[0],
         tokenizer=make_tokenizer(),
