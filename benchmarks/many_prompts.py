@@ -1,4 +1,4 @@
-"""The TPMs of several training seeds against the default schedule, on more prompts than a demo has time for.
+"""The TPMs of several training seeds against fixed schedules, on more prompts than a demo has time for.
 
     python benchmarks/many_prompts.py --seeds 0 1 2    minutes on two cores
 
@@ -7,15 +7,18 @@ table in docs/tinyworld.md.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from tpdm.artefact import load_policy
+from tpdm.core.paths import shifted
 from tpdm.demo import demo_recipe
 from tpdm.evals.compare import default_schedule, run_policy
 from tpdm.evals.run import make_tasks, provenance
 from tpdm.evals.statistics import paired_bootstrap
 from tpdm.files import write_json
+from tpdm.schedules import FixedTimes
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tinyworld.md"
@@ -27,12 +30,18 @@ CAPTIONS = 60_000  # read, so that a tenth of them, held out, is enough; those o
 def compare(seeds, prompts):
     recipe = demo_recipe(ROOT / "runs" / "bench", seeds[0])
     _, task = make_tasks(replace(recipe, prompts=replace(recipe.prompts, limit=CAPTIONS)), prompts)
-    fixed = {n: run_policy(f"static-{n}", default_schedule(task.pipe, n, task.arguments), task) for n in (28, 14)}
-    rows = [row("static-14", fixed[14], fixed), row("static-28", fixed[28], fixed)]
+    shift = json.loads((ROOT / "runs" / f"demo-seed-{seeds[0]}" / "summary.json").read_text())["best_shift"]["shift"]
+    schedules = {
+        "static-28": default_schedule(task.pipe, 28, task.arguments),
+        "static-14": default_schedule(task.pipe, 14, task.arguments),
+        "static-14 (best shift)": FixedTimes(shifted(14, shift).tolist()),
+    }
+    fixed = {name: run_policy(name, schedule, task) for name, schedule in schedules.items()}
+    rows = [row(name, result, fixed) for name, result in fixed.items()]
     for seed in seeds:
         policy = load_policy(ROOT / "runs" / f"demo-seed-{seed}" / "train" / "best")
         rows.append(row(f"tpdm, seed {seed}", run_policy("tpdm", policy, task), fixed))
-    return {"prompts": len(task.prompts), "rows": rows, **provenance(recipe)}
+    return {"prompts": len(task.prompts), "best_shift": shift, "rows": rows, **provenance(recipe)}
 
 
 def row(name, result, fixed):
@@ -42,19 +51,20 @@ def row(name, result, fixed):
         "steps_sd": float(result.column("steps").std()),
         **{m: float(result.column(m).mean()) for m in MEASURES},
         **{
-            f"minus_{n}": {m: list(paired_bootstrap(result.column(m) - other.column(m))) for m in MEASURES}
-            for n, other in fixed.items()
+            f"minus {other_name}": {m: list(paired_bootstrap(result.column(m) - other.column(m))) for m in MEASURES}
+            for other_name, other in fixed.items()
             if other is not result
         },
     }
 
 
 def table(facts):
-    columns = [(n, m) for n in (28, 14) for m in MEASURES]
-    titles = [f"minus static-{n}: {'reward' if m == 'score' else m}" for n, m in columns]
+    columns = [(name, m) for name in ("static-28", "static-14") for m in MEASURES]
+    columns += [("static-14 (best shift)", "score")]
+    titles = [f"minus {name}: {'reward' if m == 'score' else m}" for name, m in columns]
     lines = ["| | steps | reward | " + " | ".join(titles) + " |", "|" + "---|" * (3 + len(columns))]
     for r in facts["rows"]:
-        pairs = [r.get(f"minus_{n}", {}).get(m) for n, m in columns]
+        pairs = [r.get(f"minus {name}", {}).get(m) for name, m in columns]
         cells = ["{:+.4f} [{:+.4f}, {:+.4f}]".format(*p) if p else "" for p in pairs]
         lines.append(f"| {r['name']} | {r['steps_mean']:.1f} | {r['score']:.4f} | " + " | ".join(cells) + " |")
     note = f"{facts['prompts']} held-out prompts, paired differences with 95 % bootstrap intervals."
@@ -64,7 +74,7 @@ def table(facts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--prompts", type=int, default=1024)
+    parser.add_argument("--prompts", type=int, default=3072)
     chosen = parser.parse_args()
     facts = compare(chosen.seeds, chosen.prompts)
     write_json(ROOT / "docs" / "results" / "many-prompts.json", facts)

@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tpdm.config import (
-    OptimizerConfig,
-    Recipe,
-    RlConfig,
-    dump_recipe,
-    load_recipe,
-    make_recipe,
-    recipe_hash,
-)
+from tpdm.config import dump_recipe, load_recipe, make_recipe, recipe_hash
+from tpdm.recipe import OptimizerConfig, Recipe, RlConfig
 from tpdm.types import ConfigError
 
 

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 LEVELS = (
     {"types", "files"},
     {"core"},
-    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "rewards", "prompts", "config"},
+    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "rewards", "prompts", "recipe", "config"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout"},
@@ -162,7 +162,7 @@ def test_rooms_do_not_load_each_other_in_a_circle():
         ("pipelines.load", "from tpdm.tinyworld.pipeline import load", False),
         ("pipelines.loader", "def f():\n    import tpdm.tinyworld", False),
         ("tinyworld.build", "from tpdm.pipelines.load import load_pipeline", True),
-        ("tinyworld.build", "from tpdm.config import Recipe", False),
+        ("tinyworld.build", "from tpdm.recipe import Recipe", False),
         ("newroom", "import tpdm.types", False),
         ("", "from tpdm.pipelines.attach import attach", True),
         ("", "import tpdm.tinyworld", False),

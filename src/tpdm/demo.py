@@ -7,9 +7,10 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from tpdm.config import Recipe, load_recipe
+from tpdm.config import load_recipe
 from tpdm.evals.run import evaluate
 from tpdm.files import write_json
+from tpdm.recipe import Recipe
 from tpdm.train.run import train
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from tests.support.mixture import Mixture, integrate
 from tpdm.artefact import ArtefactConfig, save_pretrained
-from tpdm.config import Recipe, make_recipe
+from tpdm.config import make_recipe
 from tpdm.core.solvers import AB2, Euler
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt
+from tpdm.recipe import Recipe
 from tpdm.rewards.base import Reward
 from tpdm.rollout import Generated
 from tpdm.stepper import Stepper

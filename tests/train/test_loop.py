@@ -15,7 +15,7 @@ from tests.support.gaussian_problem import (
     prompts,
 )
 from tpdm.artefact import load_policy
-from tpdm.config import Recipe
+from tpdm.recipe import Recipe
 from tpdm.schedules import FixedTimes
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import Parts, priced, train_loop

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.support.gaussian_problem import GaussianSampler, make_small_problem, prompts
-from tpdm.config import OptimizerConfig, RlConfig
 from tpdm.core import beta
 from tpdm.policy import TimePredictor
+from tpdm.recipe import OptimizerConfig, RlConfig
 from tpdm.rollout import Replay, derive_seed, make_replay
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import train_loop

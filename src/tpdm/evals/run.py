@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tpdm.artefact import load_policy
-from tpdm.config import Recipe, recipe_hash
+from tpdm.config import recipe_hash
 from tpdm.core.paths import shifted
 from tpdm.evals.compare import (
     Result,
@@ -36,6 +36,7 @@ from tpdm.files import write_atomically, write_json, write_text
 from tpdm.pipelines.load import load_pipeline, pipeline_arguments
 from tpdm.policy import TimePredictor
 from tpdm.prompts import load_source, split_by_hash
+from tpdm.recipe import Recipe
 from tpdm.rewards.load import load_reward
 from tpdm.rollout import derive_seed
 from tpdm.schedules import FixedTimes

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from tpdm.config import BackboneConfig
+from tpdm.recipe import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

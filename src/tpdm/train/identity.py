@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tpdm.config import Recipe, make_recipe
+from tpdm.config import make_recipe
 from tpdm.prompts import Prompt
+from tpdm.recipe import Recipe
 
 # Free to change between an interruption and going on. Places and machines: the prompts are compared, not where
 # their file lies. Sizes of batches: they move memory and time, and the result by rounding alone. When to look and

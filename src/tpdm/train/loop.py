@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpdm.config import Recipe, RewardConfig, dump_recipe
+from tpdm.config import dump_recipe
 from tpdm.core.objective import additive_reward, discounted_reward, rloo_advantages
 from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
+from tpdm.recipe import Recipe, RewardConfig
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rollout import Sampler, derive_seed, make_replay
 from tpdm.train.average import WeightAverage

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
-from tpdm.config import Recipe, TpmConfig
 from tpdm.core.paths import shifted
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
@@ -17,6 +16,7 @@ from tpdm.pipelines.probe import FeatureWidths, default_times, probe_features
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt, load_source, split_by_hash
+from tpdm.recipe import Recipe, TpmConfig
 from tpdm.rewards.load import load_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.loop import Parts, train_loop

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tpdm.config import OptimizerConfig, RlConfig
 from tpdm.core import beta
 from tpdm.core.objective import MAX_LOG_RATIO, clipped_objective, trajectory_log_ratio
 from tpdm.policy import TimePredictor
+from tpdm.recipe import OptimizerConfig, RlConfig
 from tpdm.rollout import Replay
 from tpdm.types import TrainingError
 
