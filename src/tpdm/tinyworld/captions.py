@@ -5,8 +5,8 @@ from __future__ import annotations
 from tpdm.tinyworld.data import generator
 from tpdm.tinyworld.grammar import describe, sample_scene
 
-# How much of its scene a prompt tells. People mix the precise and the vague: four in five tell all that fits.
-PROMPT_LEVELS = (*(1.0,) * 8, 0.45, 0.15)
+# How much of its scene a prompt tells. People mix the precise and the vague: three in four tell all that fits.
+PROMPT_LEVELS = (*(1.0,) * 6, 0.45, 0.15)
 
 
 def make_captions(count: int, seed: int = 0) -> list[str]:
