@@ -34,6 +34,7 @@ def compare(seeds, prompts):
     schedules = {
         "static-28": default_schedule(task.pipe, 28, task.arguments),
         "static-14": default_schedule(task.pipe, 14, task.arguments),
+        "static-28 (best shift)": FixedTimes(shifted(28, shift).tolist()),
         "static-14 (best shift)": FixedTimes(shifted(14, shift).tolist()),
     }
     fixed = {name: run_policy(name, schedule, task) for name, schedule in schedules.items()}
@@ -60,7 +61,7 @@ def row(name, result, fixed):
 
 def table(facts):
     columns = [(name, m) for name in ("static-28", "static-14") for m in MEASURES]
-    columns += [("static-14 (best shift)", "score")]
+    columns += [(f"static-{n} (best shift)", "score") for n in (28, 14)]
     titles = [f"minus {name}: {'reward' if m == 'score' else m}" for name, m in columns]
     lines = ["| | steps | reward | " + " | ".join(titles) + " |", "|" + "---|" * (3 + len(columns))]
     for r in facts["rows"]:

@@ -36,15 +36,17 @@ class RunState:
 
     Attributes:
         update: updates done.
-        best_objective: best validation objective so far; None before the first validation.
-        best_update: after how many updates it was reached.
+        best_objective: validation objective of what best/ holds; None before the first validation.
+        best_update: after how many updates that was.
         seconds: training time so far.
+        record: objectives of the validation images when their mean was highest.
     """
 
     update: int
     best_objective: float | None = None
     best_update: int | None = None
     seconds: float = 0.0
+    record: tuple[float, ...] | None = None
 
 
 def save_checkpoint(
@@ -105,7 +107,7 @@ def load_checkpoint(
         changed = differences(before, identity)
         if not changed:
             return _restore(newest, policy, average, optimizer)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         way_out = f"from {existing[-2].name}" if len(existing) > 1 else "from the beginning"
         raise TrainingError(
@@ -121,7 +123,9 @@ def load_checkpoint(
 def _restore(
     checkpoint: Path, policy: TimePredictor, average: WeightAverage, optimizer: torch.optim.Optimizer
 ) -> RunState:
-    state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    record = facts["record"]
+    state = RunState(**facts | {"record": None if record is None else tuple(record)})
     weights = load_tensors(checkpoint / "policy.safetensors")[0]
     averaged = load_tensors(checkpoint / "average.safetensors")[0]
     packed = optimizer.state_dict()

@@ -26,6 +26,7 @@ from tpdm.train.average import WeightAverage
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
 from tpdm.train.identity import run_identity
+from tpdm.train.keep import keeps_up
 from tpdm.train.log import MetricsLog, step_statistics
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
 from tpdm.types import PromptError, TrainingError
@@ -186,7 +187,7 @@ def _refuse_constant(score_B: Tensor, reward: str, prompt: str) -> None:
 
 
 def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) -> RunState:
-    """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it is that."""
+    """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it keeps up."""
     if not parts.validation_prompts:
         raise PromptError(
             "got no validation prompts, expected at least one; raise prompts.held_out_fraction or add prompts"
@@ -199,7 +200,8 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
     if state.update == 0:
         _refuse_constant(score_B, parts.reward.name, prompts[0])
-    objective = float(priced(score_B, torch.tensor(generated.steps), recipe.reward).mean())
+    objective_B = priced(score_B, torch.tensor(generated.steps), recipe.reward)
+    objective = float(objective_B.mean())
     row = {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
@@ -209,9 +211,12 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     log.write({"kind": "validation", "update": state.update, **row})
     facts = {"update": state.update, "validation": row}
     parts.save("last", parts.policy, facts)
-    if state.best_objective is None or objective > state.best_objective:
+    now = tuple(objective_B.tolist())
+    if state.record is None or keeps_up(now, state.record):
         parts.save("best", parts.policy, facts)
         state = replace(state, best_objective=objective, best_update=state.update)
+    if state.record is None or sum(now) > sum(state.record):
+        state = replace(state, record=now)
     return state
 
 
