@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+
+from tests.support.release import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,6 +47,7 @@ def test_python_blocks_run(page, body, tmp_path):
 @pytest.mark.parametrize("page", sorted({page for page, _ in commands()}))
 def test_commands_run_in_their_order(page, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
+    save_file(make_checkpoint(16, 16), tmp_path / "tpm-sd3.safetensors")  # stands for the download
     for _, line in (c for c in commands() if c[0] == page):
         words = [sys.executable, "-m", "tpdm.cli", *shlex.split(line)[1:]]
         run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)

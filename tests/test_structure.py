@@ -18,7 +18,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 LEVELS = (
     {"types", "files"},
     {"core"},
-    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "rewards", "prompts", "recipe", "config"},
+    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "convert"}
+    | {"rewards", "prompts", "recipe", "config"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout"},

@@ -73,16 +73,26 @@ def tpdm(
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; load no weights, write nothing.")] = False,
+) -> None:
     """Train a TPM, or go on where a run was interrupted.
 
     \b
     Example:
       tpdm train recipe.yaml rl.updates=50 optimizer.lr=3e-5
+      tpdm train recipe.yaml --dry-run
     """
     from tpdm.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])  # a wrong recipe is answered before the rest is loaded
+    if dry_run:
+        from tpdm.train.plan import describe, make_plan
+
+        typer.echo(describe(make_plan(loaded), loaded))
+        return
     from tpdm.train.run import train as run
 
     run(loaded, resume="auto")
@@ -143,6 +153,38 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     run(loaded)
     typer.echo(f"Evaluated: see {loaded.output}")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.safetensors", help="A file of the release.")],
+    out: Annotated[Path, typer.Option(help="Folder of the converted TPM.")],
+    backbone: Annotated[str, typer.Option(help="Pipeline it belongs to.")] = (
+        "stabilityai/stable-diffusion-3-medium-diffusers"
+    ),
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Of the pipeline: 7.0 for SD3, 3.5 for SD3.5.")] = 7.0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 1024,
+    max_steps: Annotated[int, typer.Option(min=1, help="Cap on the steps.")] = 35,
+    stop_below: Annotated[float, typer.Option(min=0, max=1, help="Time below which an image is finished.")] = 0.001,
+) -> None:
+    """Turn a checkpoint of the published TPDM release into a folder for --tpm.
+
+    \b
+    Example:
+      tpdm convert tpm-sd3.safetensors --out tpm-sd3
+    """
+    from tpdm.convert import convert as run
+
+    folder = run(
+        checkpoint,
+        out,
+        backbone=backbone,
+        guidance_scale=guidance_scale,
+        size=size,
+        max_steps=max_steps,
+        stop_below=stop_below,
+    )
+    typer.echo(f"Converted: see {folder}")
 
 
 @app.command()

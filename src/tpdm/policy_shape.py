@@ -20,6 +20,7 @@ class TpmShape:
     Attributes:
         feature_channels: D, width of the denoiser's tokens (SD3: 1536).
         temb_channels: E, width of its time embedding.
+        features: which rows it reads under guidance: "conditional" ones, or "guided", u + w (c - u), as published.
         layout: "pooled" keeps the true 2-D layout and reads any resolution; "folded" is the published one.
         channels: C, width of the TPM.
         grid: S, side of the pooled map; unused by "folded".
@@ -39,6 +40,7 @@ class TpmShape:
 
     feature_channels: int
     temb_channels: int
+    features: Literal["conditional", "guided"] = "conditional"
     layout: Literal["pooled", "folded"] = "pooled"
     channels: int = 128
     grid: int = 8
@@ -55,6 +57,10 @@ class TpmShape:
                 raise ConfigError(f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape.")
         if self.layout not in ("pooled", "folded"):
             raise ConfigError(f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.')
+        if self.features not in ("conditional", "guided"):
+            raise ConfigError(
+                f'got features {self.features!r}, expected "conditional" or "guided"; correct the TPM\'s shape.'
+            )
         if self.storage not in STORAGE:
             raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
         if self.layout == "folded" and self.time_only:

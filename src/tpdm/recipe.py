@@ -69,6 +69,7 @@ class TpmConfig(_Part):
     Attributes:
         layout: ``pooled`` keeps the true 2-D layout at any resolution [ours]; ``folded``, needed only for the
             release's checkpoint, is its own. [release]
+        features: rows it reads under guidance: ``conditional`` [ours], or ``guided``, u + w (c - u). [release]
         channels: width of its convolutions. [release]
         grid: side of the adaptive pooling of the features, in cells. [ours; release pools to 16]
         init_alpha: last bias a, raw: alpha = 1 + exp(a) = 13.18. [release]
@@ -80,6 +81,7 @@ class TpmConfig(_Part):
     """
 
     layout: Literal["pooled", "folded"] = "pooled"
+    features: Literal["conditional", "guided"] = "conditional"
     channels: Positive = 128
     grid: Positive = 8
     init_alpha: Real = 2.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ class AdaptivePipeline:
             )
 
         make_stepper(None)  # wrong limits or seeds are said before the text encoders run
-        with _driven(self.pipe, self.policy, make_stepper) as (scheduler, rows):
+        guidance = _feature_guidance(self.pipe, self.policy, arguments)
+        with _driven(self.pipe, self.policy, make_stepper, guidance) as (scheduler, rows):
             # The number of steps only sizes the progress bar.
             output = self.pipe(**arguments, num_inference_steps=limit)
         stepper = scheduler.stepper
@@ -177,11 +179,21 @@ def _check_pipe(pipe: Any) -> TapEntry:
     return entry
 
 
+def _feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
+    """w of this call, for a TPM that reads guided features; None for every other policy."""
+    if not isinstance(policy, TimePredictor) or policy.shape.features != "guided":
+        return None
+    name = find_entry(pipe.transformer).guidance_scale
+    return float(arguments.get(name, inspect.signature(pipe.__call__).parameters[name].default))
+
+
 @contextmanager
-def _driven(pipe: Any, policy: Policy, make_stepper: Any) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
+def _driven(
+    pipe: Any, policy: Policy, make_stepper: Any, guidance: float | None
+) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
     """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens."""
     with ExitStack() as stack:
-        taps = stack.enter_context(FeatureTaps(pipe.transformer)) if policy.reads_features else None
+        taps = stack.enter_context(FeatureTaps(pipe.transformer, guidance)) if policy.reads_features else None
 
         def read_features(stepper: Stepper) -> Features | None:
             return None if taps is None else taps.features(len(stepper.active_rows))

@@ -28,6 +28,7 @@ class TapEntry:
         time_scale: the denoiser is fed ``time_scale * t``.
         guidance: how conditional rows are told from unconditional ones. "uncond_cond": one call on
             [uncond, cond]; "cond_uncond": the reverse; "two_calls": the conditional call comes first.
+        guidance_scale: the pipeline's argument that is w in u + w (c - u).
         temb_index: element of the temb module's output, where that is a tuple.
         sample: argument that holds the latents; its dimension 0 is the number of rows.
         unbatched: tensor arguments whose dimension 0 is never rows (position ids).
@@ -39,6 +40,7 @@ class TapEntry:
     grid: Grid
     time_scale: float
     guidance: Guidance
+    guidance_scale: str = "guidance_scale"
     temb_index: int | None = None
     sample: str = "hidden_states"
     unbatched: frozenset[str] = frozenset()
@@ -70,6 +72,7 @@ TAPS: dict[str, TapEntry] = {
         grid_of_position_ids,
         time_scale=1.0,
         guidance="two_calls",
+        guidance_scale="true_cfg_scale",
         unbatched=frozenset({"img_ids", "txt_ids"}),
     ),
 }

@@ -61,6 +61,15 @@ def from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(name_or_path, use_safetensors=True, **absent, **{keyword: dtype})
 
 
+def pipeline_folder(name_or_path: str | Path) -> str | Path:
+    """Where diffusers finds the pipeline: the folder of the embedded one, any other name as it is."""
+    if str(name_or_path) == "tinyworld":
+        from tpdm.tinyworld.shipped import weights_folder
+
+        return weights_folder() / "pipeline"
+    return name_or_path
+
+
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
     """Arguments of the pipeline's call that this backbone wants where the user gives none."""
     if str(name_or_path) == "tinyworld":

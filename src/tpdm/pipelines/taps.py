@@ -31,13 +31,14 @@ class FeatureTaps:
 
     Args:
         denoiser: the network, of a class in ``backbones.TAPS``.
+        guidance: w, for features u + w (c - u) where the pipeline guides; None reads conditional rows alone.
 
     Raises:
         BackboneError: the class is unknown.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser, self.entry = denoiser, find_entry(denoiser)
+    def __init__(self, denoiser: nn.Module, guidance: float | None = None) -> None:
+        self.denoiser, self.entry, self.guidance = denoiser, find_entry(denoiser), guidance
         self._calls: list[_Capture] = []
         self._handles: list[Any] = []
 
@@ -62,7 +63,7 @@ class FeatureTaps:
         self._handles, self._calls = [], []
 
     def features(self, images: int) -> Features:
-        """Features of the conditional rows of the step just computed; forgets them.
+        """Features of the step just computed, one row per image; forgets them.
 
         Args:
             images: active images, B; under one-call guidance the captures hold 2B rows.
@@ -74,24 +75,34 @@ class FeatureTaps:
             BackboneError: the hooks saw no call, or an unexpected number of rows or tokens.
         """
         calls, self._calls = self._calls, []
-        first, last, temb, grid = self._conditional_call(calls)
-        return Features(
-            first_BDHW=_as_map(self._conditional_rows(first, images), grid),
-            last_BDHW=_as_map(self._conditional_rows(last, images), grid),
-            temb_BE=self._conditional_rows(temb, images),
-        )
+        whole = [self._whole(call) for call in calls] or [self._whole(_Capture((0, 0)))]
+        *kinds, grids = zip(*whole, strict=True)
+        first, last, temb = (self._rows(list(tensors), images) for tensors in kinds)
+        return Features(first_BDHW=_as_map(first, grids[0]), last_BDHW=_as_map(last, grids[0]), temb_BE=temb)
 
-    def _conditional_call(self, calls: list[_Capture]) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        # With two calls per step the conditional one comes first, with one call it is the only one.
-        call = calls[0] if calls else None
-        if call is None or call.first is None or call.last is None or call.temb is None:
+    def _whole(self, call: _Capture) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        if call.first is None or call.last is None or call.temb is None:
             raise BackboneError(
                 f"got no features from {type(self.denoiser).__name__}, expected its hooks to run in every "
                 "step: if it was compiled before, attach first and compile afterwards."
             )
         return call.first, call.last, call.temb, call.grid
 
-    def _conditional_rows(self, rows: Tensor, images: int) -> Tensor:
+    def _rows(self, calls: list[Tensor], images: int) -> Tensor:
+        """One row per image: the conditional one, or both combined as the prediction is."""
+        # With two calls per step the conditional one comes first, with one call it is the only one.
+        conditional = self._half(calls[0], images, conditional=True)
+        if self.guidance is None:
+            return conditional
+        if len(calls) > 1:
+            unconditional = calls[1]
+        elif calls[0].shape[0] == 2 * images:
+            unconditional = self._half(calls[0], images, conditional=False)
+        else:
+            return conditional  # the pipeline runs without guidance
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def _half(self, rows: Tensor, images: int, conditional: bool) -> Tensor:
         if rows.shape[0] == images:
             return rows
         if rows.shape[0] != 2 * images or self.entry.guidance == "two_calls":
@@ -99,7 +110,8 @@ class FeatureTaps:
                 f"got {rows.shape[0]} rows in a call of {type(self.denoiser).__name__} for {images} active "
                 f"images, expected {images}, or twice that under guidance: correct the TapEntry's guidance."
             )
-        return rows[images:] if self.entry.guidance == "uncond_cond" else rows[:images]
+        second = conditional == (self.entry.guidance == "uncond_cond")
+        return rows[images:] if second else rows[:images]
 
     def _begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = bind_arguments(denoiser, args, kwargs).arguments

@@ -1,0 +1,145 @@
+"""The published TPM checkpoint as an artefact folder.
+
+The release trains one agent that holds the TPM and the frozen backbone; its files name the TPM's tensors
+``agent_model.time_predictor.*``, or ``time_predictor.*`` where the agent was unwrapped (method.md, section 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tpdm.artefact import ArtefactConfig, load_strict, save_pretrained
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.types import ArtefactError
+
+PREFIXES = ("agent_model.time_predictor.", "time_predictor.")
+NORM = "norm1.norm"  # our name of the group norm inside norm1
+SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
+SD3_PATCH = 16  # pixels per token: 8 of the autoencoder, 2 of the patch
+LAUNCHED_GAMMA, LAUNCHED_OFFSET = 0.97, 3.10  # of the published run
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    backbone: str = SD3_MEDIUM,
+    guidance_scale: float = 7.0,
+    size: int = 1024,
+    max_steps: int = 35,
+    stop_below: float = 0.001,
+) -> Path:
+    """Writes the folder of a TPM from a checkpoint of the release; the rest of the file is not even read.
+
+    Args:
+        checkpoint: ``.safetensors`` file, with or without the frozen backbone's weights.
+        out: folder to write.
+        backbone: hub id or folder of the pipeline it belongs to.
+        guidance_scale: of the pipeline (release: 7.0 for SD3, 3.5 for SD3.5).
+        size: side of the images in pixels; the folded layout is bound to it (release: 1024).
+        max_steps: cap (release: 35 in its demo, 28 in training).
+        stop_below: below this time an image is finished (release: .001 in inference, .01 in training).
+
+    Returns:
+        The folder, ready for ``attach``.
+
+    Raises:
+        ArtefactError: no such file, no safetensors, or no whole TPM in it.
+    """
+    path = Path(checkpoint)
+    tensors = read_release(path)
+    shape = shape_of(tensors, (size // SD3_PATCH, size // SD3_PATCH), path)
+    policy = TimePredictor(shape)
+    load_strict(policy, tensors, path)
+    config = ArtefactConfig(
+        shape=shape,
+        backbone_class="SD3Transformer2DModel",
+        backbone_name=backbone,
+        features="tokens entering the first block and leaving the last, guided rows, time embedding",
+        guidance_scale=guidance_scale,
+        gamma=LAUNCHED_GAMMA,
+        reward="ImageReward",
+        reward_form="paper",
+        reward_offset=LAUNCHED_OFFSET,
+        solver="euler",
+        max_steps=max_steps,
+        stop_below=stop_below,
+        call_defaults={"guidance_scale": guidance_scale, "height": size, "width": size},
+        trained={"converted_from": path.name, "sha256": _sha256(path)},
+    )
+    return save_pretrained(policy, config, out)
+
+
+def read_release(path: Path) -> dict[str, Tensor]:
+    """The TPM's tensors of a release's file under our names, in fp32.
+
+    Raises:
+        ArtefactError: no such file, no safetensors, or no tensor of a TPM in it.
+    """
+    if not path.is_file():
+        raise ArtefactError(f"got {path}, which is no file, expected a .safetensors checkpoint; correct the path.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = {name: _ours(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {ours: file.get_tensor(name).float() for name, ours in names.items() if ours}
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(
+            f"got {path}, which is no whole safetensors file ({error}), expected the release's checkpoint; download "
+            "it again (pickles are never loaded)."
+        ) from None
+    if not tensors:
+        some = f", the first is {min(names)!r}" if names else ""
+        raise ArtefactError(
+            f"got {len(names)} tensors in {path} but none of a TPM{some}, expected names with "
+            f"'{PREFIXES[1]}'; give the release's checkpoint."
+        )
+    return tensors
+
+
+def _ours(name: str) -> str | None:
+    """Our name of a tensor of the release; None for what is not the TPM's."""
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            # Whatever the release calls the group norm inside norm1: it is all there is beside the linear layer.
+            if rest.startswith("norm1.") and not rest.startswith("norm1.linear."):
+                return f"{NORM}.{rest.rsplit('.', 1)[1]}"
+            return rest
+    return None
+
+
+def shape_of(tensors: dict[str, Tensor], token_grid: tuple[int, int], where: Path) -> TpmShape:
+    """The published architecture in the sizes of these tensors.
+
+    Raises:
+        ArtefactError: the tensors that tell them are missing or misshapen.
+    """
+    conv, linear = tensors.get("conv1.weight"), tensors.get("norm1.linear.weight")
+    if conv is None or linear is None or conv.ndim != 4 or linear.ndim != 2 or conv.shape[1] % 2:
+        found = None if conv is None else tuple(conv.shape)
+        raise ArtefactError(
+            f"got conv1.weight of shape {found} in {where}, expected (channels, 2 x width, 3, 3) beside norm1.linear; "
+            "give the release's checkpoint."
+        )
+    return TpmShape(
+        feature_channels=conv.shape[1] // 2,
+        temb_channels=linear.shape[1],
+        features="guided",
+        layout="folded",
+        channels=conv.shape[0],
+        storage="fp32",
+        token_grid=token_grid,
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""How large the parts of a pipeline are, from their configuration files alone: no weight is read or downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.load import pipeline_folder
+from tpdm.types import BackboneError
+
+DENOISERS = ("transformer", "unet")
+
+
+@dataclass(frozen=True)
+class PipelineSizes:
+    """What a plan needs to know of a pipeline.
+
+    Attributes:
+        parameters: of each network, by its name in the pipeline.
+        denoiser: name of the part that is the denoiser.
+        denoiser_class: its class.
+        feature_channels: width of the tokens that leave its last block.
+    """
+
+    parameters: dict[str, int]
+    denoiser: str
+    denoiser_class: str
+    feature_channels: int
+
+
+def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
+    """Sizes of "tinyworld", of a pipeline folder, or of a Hub name (whose small configuration files are fetched).
+
+    Raises:
+        BackboneError: there is no such pipeline, or no denoiser in it that tpdm knows.
+    """
+    import diffusers
+
+    place = pipeline_folder(name_or_path)
+    try:
+        index = diffusers.DiffusionPipeline.load_config(place)
+        parts = {name: part for name, part in index.items() if isinstance(part, list) and part[0]}
+        networks = {name: _on_meta(place, name, *part) for name, part in parts.items()}
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"got {str(name_or_path)!r}, whose configuration cannot be read, expected 'tinyworld', a pipeline folder "
+            f"or a Hub name 'owner/model': {reason}"
+        ) from error
+    found = {name: network for name, network in networks.items() if network is not None}
+    denoiser = next((name for name in DENOISERS if name in found), None)
+    if denoiser is None:
+        raise BackboneError(
+            f"got the parts {', '.join(found) or 'none'} in {str(name_or_path)!r}, expected one called "
+            f"{' or '.join(DENOISERS)}: give a text-to-image pipeline."
+        )
+    network = found[denoiser]
+    last = network.get_submodule(find_entry(network).last)
+    return PipelineSizes(
+        parameters={name: sum(p.numel() for p in n.parameters()) for name, n in found.items()},
+        denoiser=denoiser,
+        denoiser_class=type(network).__name__,
+        feature_channels=next(last.parameters()).shape[1],
+    )
+
+
+def _on_meta(path: str | Path, name: str, library: str, cls_name: str) -> nn.Module | None:
+    """The part with its shapes and without its numbers; None for what is no network (tokenizer, scheduler)."""
+    import diffusers
+    import transformers
+
+    found: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), cls_name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        return None
+    cls: Any = found
+    with torch.device("meta"):
+        if library == "diffusers":
+            network: nn.Module = cls.from_config(cls.load_config(path, subfolder=name))
+        else:
+            network = cls(cls.config_class.from_pretrained(path, subfolder=name))
+    return network
