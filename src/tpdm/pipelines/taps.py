@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tpdm.pipelines.backbones import bind_arguments, find_entry
@@ -18,9 +19,18 @@ from tpdm.types import BackboneError, Features
 
 @dataclass
 class _Capture:
-    """What the hooks saw during one denoiser call."""
+    """What the hooks saw during one denoiser call.
 
+    Attributes:
+        rows: of the call.
+        grid: (H, W) of its image tokens.
+        last_start_B: where they start in ``last``; None is 0.
+        first, last, temb: as the modules gave them.
+    """
+
+    rows: int
     grid: tuple[int, int]
+    last_start_B: Tensor | None
     first: Tensor | None = None
     last: Tensor | None = None
     temb: Tensor | None = None
@@ -74,14 +84,16 @@ class FeatureTaps:
             BackboneError: the hooks saw no call, or an unexpected number of rows or tokens.
         """
         calls, self._calls = self._calls, []
-        first, last, temb, grid = self._conditional_call(calls)
+        call, first, last, temb = self._conditional_call(calls)
+        first_map = _as_map(first, call.rows, call.grid, None)
+        last_map = _as_map(last, call.rows, call.grid, call.last_start_B)
         return Features(
-            first_BDHW=_as_map(self._conditional_rows(first, images), grid),
-            last_BDHW=_as_map(self._conditional_rows(last, images), grid),
+            first_BDHW=self._conditional_rows(first_map, images),
+            last_BDHW=self._conditional_rows(last_map, images),
             temb_BE=self._conditional_rows(temb, images),
         )
 
-    def _conditional_call(self, calls: list[_Capture]) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    def _conditional_call(self, calls: list[_Capture]) -> tuple[_Capture, Tensor, Tensor, Tensor]:
         # With two calls per step the conditional one comes first, with one call it is the only one.
         call = calls[0] if calls else None
         if call is None or call.first is None or call.last is None or call.temb is None:
@@ -89,7 +101,7 @@ class FeatureTaps:
                 f"got no features from {type(self.denoiser).__name__}, expected its hooks to run in every "
                 "step: if it was compiled before, attach first and compile afterwards."
             )
-        return call.first, call.last, call.temb, call.grid
+        return call, call.first, call.last, call.temb
 
     def _conditional_rows(self, rows: Tensor, images: int) -> Tensor:
         if rows.shape[0] == images:
@@ -102,8 +114,9 @@ class FeatureTaps:
         return rows[images:] if self.entry.guidance == "uncond_cond" else rows[:images]
 
     def _begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = bind_arguments(denoiser, args, kwargs).arguments
-        self._calls.append(_Capture(grid=self.entry.grid(arguments, denoiser)))
+        arguments, entry = bind_arguments(denoiser, args, kwargs).arguments, self.entry
+        start = None if entry.last_start is None else entry.last_start(arguments, denoiser)
+        self._calls.append(_Capture(len(arguments[entry.sample]), entry.grid(arguments, denoiser), start))
 
     def _keep(self, first: Any = None, last: Any = None, temb: Any = None) -> None:
         call = self._calls[-1]
@@ -115,12 +128,29 @@ class FeatureTaps:
             call.temb = temb if self.entry.temb_index is None else temb[self.entry.temb_index]
 
 
-def _as_map(tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Raster tokens (B, N, D) as a map (B, D, H, W); a view."""
-    height, width = grid
-    if tokens_BND.shape[1] < height * width:
+def _as_map(value: Tensor, rows: int, grid: tuple[int, int], start_B: Tensor | None) -> Tensor:
+    """What a module saw as a map (B, D, H, W); a view, unless tokens start at different places.
+
+    Args:
+        value: a map (B, D, ..., W), raster tokens (B, N, D), or those of all rows in one list (B N, D).
+        rows: B.
+        grid: (H, W).
+        start_B: position of each row's first image token, int64; None is 0.
+    """
+    (height, width), tokens_BND = grid, value
+    if value.ndim > 3:
+        return value.flatten(2).unflatten(2, grid)
+    if value.ndim == 2:
+        tokens_BND = value.unflatten(0, (rows, -1))
+    start = 0 if start_B is None else int(start_B.max())
+    if tokens_BND.shape[1] < start + height * width:
         raise BackboneError(
-            f"got {tokens_BND.shape[1]} tokens for a grid of {height} x {width}, expected at least "
-            f"{height * width}: the grid rule of this denoiser's TapEntry does not fit."
+            f"got {tokens_BND.shape[1]} tokens for a grid of {height} x {width} from token {start} on, expected at "
+            f"least {start + height * width}: the grid rule of this denoiser's TapEntry does not fit."
         )
-    return tokens_BND[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
+    if start_B is None:
+        tokens_BND = tokens_BND[:, : height * width]
+    else:
+        places_BN = start_B[:, None] + torch.arange(height * width, device=start_B.device)
+        tokens_BND = tokens_BND.gather(1, places_BN[:, :, None].expand(-1, -1, tokens_BND.shape[2]))
+    return tokens_BND.transpose(1, 2).unflatten(2, grid)
