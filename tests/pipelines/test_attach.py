@@ -137,7 +137,7 @@ def test_options_that_cannot_work_are_refused(sd3, call, error, message):
 
 
 def test_pipelines_that_cannot_work_are_refused(sd3):
-    with pytest.raises(BackboneError, match="object without a scheduler and a transformer"):
+    with pytest.raises(BackboneError, match="object without a scheduler"):
         attach(object(), FixedTimes([1.0, 0.0]))
     with pytest.raises(ConfigError, match="got solver 'heun'"):
         attach(sd3, FixedTimes([1.0, 0.0]), solver="heun")

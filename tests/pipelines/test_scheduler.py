@@ -1,8 +1,12 @@
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tpdm.core.solvers import SOLVERS
-from tpdm.pipelines.scheduler import AdaptiveScheduler, ImageTimes
+from tpdm.pipelines.axis import choose_axis
+from tpdm.pipelines.backbones import TAPS
+from tpdm.pipelines.image_times import ImageTimes
+from tpdm.pipelines.scheduler import AdaptiveScheduler
 from tpdm.schedules import FixedTimes
 from tpdm.stepper import Stepper
 from tpdm.types import BackboneError
@@ -14,7 +18,8 @@ def make_scheduler():
     def make_stepper(device):
         return Stepper(policy, SOLVERS["euler"], images=2, max_steps=5)
 
-    scheduler = AdaptiveScheduler.driving(make_stepper, lambda stepper: None)
+    axis = choose_axis(FlowMatchEulerDiscreteScheduler(), TAPS["SD3Transformer2DModel"], "euler")
+    scheduler = AdaptiveScheduler.driving(make_stepper, lambda stepper: None, axis)
     scheduler.set_timesteps(28)
     return scheduler
 
@@ -45,7 +50,8 @@ def test_only_the_present_can_be_read():
     assert timesteps[:] is timesteps
     assert timesteps[0:] is timesteps
     assert timesteps[0].tolist() == [1000, 1000]
-    for index in (1, -1, slice(2, None), slice(0, 1)):
+    assert timesteps[:1].tolist() == [1000]
+    for index in (1, -1, slice(2, None), slice(0, 2)):
         with pytest.raises(BackboneError, match="decided one by one"):
             timesteps[index]
 

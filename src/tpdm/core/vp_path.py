@@ -77,6 +77,11 @@ class VPPath:
             return alpha * x - sigma * output, alpha * output + sigma * x
         raise ConfigError(f"Got prediction type {prediction!r}; choose 'epsilon' or 'v_prediction'.")
 
+    def interpolate(self, x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
+        """x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, in x_0's dtype, with abar rounded to it as in diffusers."""
+        abar = rows(torch.exp(self.log_alphas_cumprod(t_B)).to(x0.dtype), x0)
+        return abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
+
     def _position(self, t_B: Tensor) -> Tensor:
         # (k + 1) / 1000 has no exact fp32; snapping returns the integer timestep that was meant (fp32 of T t
         # is 6e-5 off at most for T = 1000), without which no stock scheduler is met exactly.

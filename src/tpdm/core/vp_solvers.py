@@ -5,14 +5,19 @@ The network's output, eps or v by ``prediction``, stands where the velocity stoo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from tpdm.core.multistep import MultistepState, advance, dpmpp_2m_update, initial_state, moving
 from tpdm.core.paths import rows
+from tpdm.core.solvers import Solver
 from tpdm.core.vp_path import VPPath
+
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -74,3 +79,11 @@ class VPDpmpp2M:
         x0, _ = self.path.x0_eps(wide, v.to(wide.dtype), t_B, self.prediction)
         x_next = dpmpp_2m_update(wide, x0, t_B, t_next_B, state, self.path.alpha_sigma)
         return advance(x, x_next.to(v.dtype), x0, t_B, state, moving(t_B, t_next_B, active_B))
+
+
+VP_SOLVERS: Mapping[str, Callable[[VPPath, str], Solver]] = MappingProxyType({"euler": DDIM, "dpmpp_2m": VPDpmpp2M})
+"""The solvers of the variance-preserving path, (path, prediction) -> solver, named as their kin on the flow path.
+
+DDIM is Euler's method: with y = x / sqrt(abar) and sigma = sqrt((1 - abar) / abar) its step is
+y' = y + (sigma' - sigma) eps.
+"""

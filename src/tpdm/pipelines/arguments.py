@@ -17,9 +17,15 @@ REFUSED: dict[str, str] = {
     "sigmas": DECIDED,
     "timesteps": DECIDED,
     "mu": "it shifts a fixed schedule, and the policy decides the times; leave it out",
+    "denoising_end": "it cuts a fixed schedule short; leave it out",
+    "eta": "a driven chain adds no noise between its steps; leave it out",
     "skip_guidance_layers": "it is keyed on the index of a fixed schedule; leave skip-layer guidance out",
     "return_dict": "the call always returns an AdaptiveOutput; leave it out",
 }
+
+# Guidance that ends at some step of a fixed schedule: (value that means "never", what the pipeline is told then).
+# None keeps Z-Image's pipeline from reading all times before the first step.
+STEP_KEYED: dict[str, tuple[float, float | None]] = {"cfg_trunc_ratio": (1.0, 1.0), "cfg_truncation": (1.0, None)}
 
 
 def merge_arguments(
@@ -27,7 +33,7 @@ def merge_arguments(
 ) -> dict[str, Any]:
     """The arguments of one pipeline call by name: the user's, else the defaults.
 
-    An argument that is None counts as not given, as it does in the pipelines themselves.
+    None, where the user gives it, goes behind a default of ``attach`` and before one of the pipeline.
 
     Raises:
         BackboneError: an argument is unknown to this pipeline, or cannot go with a policy.
@@ -44,15 +50,31 @@ def merge_arguments(
         given = signature.bind_partial(*args, **arguments).arguments
     except TypeError as error:
         raise BackboneError(f"got arguments that {type(pipe).__name__} cannot take: {error}.") from error
-    merged = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+    merged = {**given, **defaults, **{k: v for k, v in given.items() if v is not None}}
     for name, reason in REFUSED.items():
-        if merged.get(name) is not None:
-            raise BackboneError(f"got {name}={merged[name]!r}, expected no such argument with a policy: {reason}.")
-    return merged
+        if merged.pop(name, None) is not None:
+            value = given.get(name, defaults.get(name))
+            raise BackboneError(f"got {name}={value!r}, expected no such argument with a policy: {reason}.")
+    return merged | _without_step_keys(merged, signature.parameters)
+
+
+def _without_step_keys(merged: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pipeline is told of guidance that is keyed on the index of a step: never to end it."""
+    told: dict[str, Any] = {}
+    for name, (never, value) in STEP_KEYED.items():
+        if name not in parameters:
+            continue
+        if merged.get(name) not in (None, never):
+            raise BackboneError(
+                f"got {name}={merged[name]!r}, expected {never:g} with a policy: it ends guidance at a step of a fixed "
+                "schedule; leave it out."
+            )
+        told[name] = value
+    return told
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
-    """Images that a call makes: prompts x images per prompt.
+    """Images (or videos) that a call makes: prompts x images per prompt.
 
     Raises:
         ConfigError: neither a prompt nor prompt embeddings are given, or the list of prompts is empty.
@@ -64,7 +86,15 @@ def count_images(arguments: Mapping[str, Any]) -> int:
     prompts = 1 if isinstance(prompt, str) else len(listed)
     if prompts == 0:
         raise ConfigError("got an empty list of prompts, expected at least one: pass prompt='...'.")
-    return prompts * int(arguments.get("num_images_per_prompt", 1))
+    for name in ("num_images_per_prompt", "num_videos_per_prompt"):
+        prompts *= int(arguments.get(name) or 1)
+    return prompts
+
+
+def start_time(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
+    """Where the chain starts: the strength of an image-to-image pipeline; None (pure noise) where there is none."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("strength")
+    return None if parameter is None else float(arguments.get("strength", parameter.default))
 
 
 def noise_arguments(

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 
 from tpdm.artefact import check_backbone, load_policy
-from tpdm.core.solvers import SOLVERS
-from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments
-from tpdm.pipelines.backbones import TapEntry, find_entry
+from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
+from tpdm.pipelines.axis import TimeAxis, choose_axis
+from tpdm.pipelines.backbones import find_denoiser, find_entry
+from tpdm.pipelines.checks import check_pipe
 from tpdm.pipelines.rows import ActiveRows
 from tpdm.pipelines.scheduler import AdaptiveScheduler
 from tpdm.pipelines.taps import FeatureTaps
 from tpdm.policy import TimePredictor
+from tpdm.schedules import FixedTimes
 from tpdm.stepper import Stepper
 from tpdm.stepper_checks import check_limits
-from tpdm.types import BackboneError, ConfigError, Features, Policy, Trajectory
+from tpdm.types import Features, Policy, Trajectory
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class AdaptivePipeline:
 
     pipe: Any
     policy: Policy
-    solver: str
+    axis: TimeAxis
     max_steps: int
     stop_below: float
     defaults: Mapping[str, object]
@@ -89,27 +91,30 @@ class AdaptivePipeline:
         arguments.update(noise_arguments(arguments, seeds, images))
         limit = self.max_steps if max_steps is None else max_steps
         deciding = deciding_seeds(sample, seeds, decision_seeds)
+        # A fixed list says itself where it starts.
+        t_start = None if isinstance(self.policy, FixedTimes) else start_time(self.pipe, arguments)
 
         def make_stepper(device: str | torch.device | None) -> Stepper:
             return Stepper(
                 self.policy,
-                SOLVERS[self.solver],
+                self.axis.solver,
                 images=images,
                 max_steps=limit,
                 stop_below=self.stop_below,
                 seeds=deciding,
+                t_start=t_start,
                 record=record,
                 device="cpu" if device is None else device,
             )
 
         make_stepper(None)  # wrong limits or seeds are said before the text encoders run
-        guidance = _feature_guidance(self.pipe, self.policy, arguments)
-        with _driven(self.pipe, self.policy, make_stepper, guidance) as (scheduler, rows):
+        guidance = feature_guidance(self.pipe, self.policy, arguments)
+        with _driven(self.pipe, self.policy, self.axis, make_stepper, guidance) as (scheduler, rows):
             # The number of steps only sizes the progress bar.
             output = self.pipe(**arguments, num_inference_steps=limit)
         stepper = scheduler.stepper
         return AdaptiveOutput(
-            images=output.images,
+            images=output[0],  # the field is called frames where they are videos
             steps=stepper.steps,
             times=stepper.times,
             trajectories=stepper.trajectories() if record else None,
@@ -129,11 +134,12 @@ def attach(
     """Joins a stock diffusers pipeline and a policy.
 
     Args:
-        pipe: a pipeline with a scheduler and a transformer of a class in ``backbones.TAPS``; left as it is.
+        pipe: a pipeline with a scheduler and a denoiser of a class in ``backbones.TAPS``; left as it is.
         policy: the policy, or the folder or hub id of a trained one. A trained one brings what it was trained
             with: solver, limits, and arguments of the pipeline's call such as the guidance scale. What is given
             here, or in a call, goes first.
-        solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler".
+        solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler". For models that predict
+            eps or v, "euler" is DDIM and "dpmpp_2m" DPM-Solver++ 2M on their path, and there is no other.
         max_steps: no image takes more steps, at least 1; None is the policy's own, or 28.
         stop_below: a decided time below it becomes 0, in [0, 1); None is the policy's own, or 0.01. Fixed schedules
             ignore it.
@@ -144,56 +150,38 @@ def attach(
         ArtefactError: the folder cannot be read, or its TPM belongs to another denoiser.
         ConfigError: the solver is unknown, or a limit is out of range.
     """
-    entry = _check_pipe(pipe)
+    entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
     chosen: Policy = load_policy(policy) if isinstance(policy, str | Path) else policy
     trained = chosen.artefact if isinstance(chosen, TimePredictor) else None
     if trained is not None:
-        width = next(pipe.transformer.get_submodule(entry.last).parameters()).shape[1]
-        check_backbone(trained, type(pipe.transformer).__name__, width)
-    solver = solver or (trained.solver if trained else "euler")
-    if solver not in SOLVERS:
-        raise ConfigError(f"got solver {solver!r}, expected one of {', '.join(SOLVERS)}: choose one of them.")
+        width = next(denoiser.get_submodule(entry.last).parameters()).shape[1]
+        check_backbone(trained, type(denoiser).__name__, width)
+    axis = choose_axis(pipe.scheduler, entry, solver or (trained.solver if trained else "euler"))
     if max_steps is None:
         max_steps = trained.max_steps if trained else 28
     if stop_below is None:
         stop_below = trained.stop_below if trained else 0.01
     check_limits(chosen, max_steps, stop_below)
     call_defaults = {**(trained.call_defaults if trained else {}), **(defaults or {})}
-    return AdaptivePipeline(pipe, chosen, solver, max_steps, stop_below, MappingProxyType(call_defaults))
+    return AdaptivePipeline(pipe, chosen, axis, max_steps, stop_below, MappingProxyType(call_defaults))
 
 
-def _check_pipe(pipe: Any) -> TapEntry:
-    scheduler, denoiser = getattr(pipe, "scheduler", None), getattr(pipe, "transformer", None)
-    if scheduler is None or denoiser is None:
-        raise BackboneError(
-            f"got {type(pipe).__name__} without a scheduler and a transformer, expected a text-to-image "
-            "DiffusionPipeline such as StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
-        )
-    entry = find_entry(denoiser)
-    for option in ("stochastic_sampling", "invert_sigmas"):
-        if scheduler.config.get(option):
-            raise BackboneError(
-                f"got a scheduler with {option}=True, expected a deterministic flow from t = 1 to 0: "
-                "set the option to False."
-            )
-    return entry
-
-
-def _feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
+def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
     """w of this call, for a TPM that reads guided features; None for every other policy."""
     if not isinstance(policy, TimePredictor) or policy.shape.features != "guided":
         return None
-    name = find_entry(pipe.transformer).guidance_scale
+    name = find_entry(find_denoiser(pipe)).guidance_scale
     return float(arguments.get(name, inspect.signature(pipe.__call__).parameters[name].default))
 
 
 @contextmanager
 def _driven(
-    pipe: Any, policy: Policy, make_stepper: Any, guidance: float | None
+    pipe: Any, policy: Policy, axis: TimeAxis, make_stepper: Any, guidance: float | None
 ) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
     """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens."""
+    denoiser = find_denoiser(pipe)
     with ExitStack() as stack:
-        taps = stack.enter_context(FeatureTaps(pipe.transformer, guidance)) if policy.reads_features else None
+        taps = stack.enter_context(FeatureTaps(denoiser, guidance)) if policy.reads_features else None
 
         def read_features(stepper: Stepper) -> Features | None:
             return None if taps is None else taps.features(len(stepper.active_rows))
@@ -202,8 +190,8 @@ def _driven(
             return len(scheduler.stepper.steps), scheduler.stepper.active_rows
 
         original = pipe.scheduler
-        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, original.config.num_train_timesteps)
-        rows = stack.enter_context(ActiveRows(pipe.transformer, read_active))
+        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, axis)
+        rows = stack.enter_context(ActiveRows(denoiser, read_active))
         pipe.scheduler = scheduler
         stack.callback(setattr, pipe, "scheduler", original)
         yield scheduler, rows

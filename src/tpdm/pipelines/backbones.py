@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from tpdm.pipelines.grids import (
+    Grid,
+    Starts,
+    grid_of_image_shapes,
+    grid_of_latent_list,
+    grid_of_latents,
+    grid_of_position_ids,
+    grid_of_unet_latents,
+    grid_of_video,
+    text_lengths,
+)
 from tpdm.types import BackboneError
 
 Guidance = Literal["uncond_cond", "cond_uncond", "two_calls"]
-Grid = Callable[[Mapping[str, Any], Any], tuple[int, int]]
+DENOISERS = ("transformer", "unet")
 
 
 @dataclass(frozen=True)
@@ -20,18 +30,22 @@ class TapEntry:
     """What tpdm has to know of one denoiser class.
 
     Attributes:
-        first: module path whose output is the tokens entering the first block, (B, N, D).
-        last: module path whose first input is the tokens leaving the last block, (B, N, D).
+        first: module path whose output is what enters the first block: tokens (B, N, D), the tokens of all rows in
+            one list (B N, D), or a map (B, D, ..., W).
+        last: module path whose first input is what leaves the last block: tokens (B, N, D) or a map (B, D, ..., W).
         temb: module path whose output is the time embedding, (B, E).
-        grid: (arguments of a denoiser call, denoiser) -> (H, W) of its raster image tokens, which
-            come first; further ones (of reference images) are cut.
-        time_scale: the denoiser is fed ``time_scale * t``.
+        grid: (arguments of a denoiser call, denoiser) -> (H, W) of its raster image tokens; tokens after those
+            (padding, text, reference images) are cut.
+        time_scale, time_offset: the denoiser is fed ``time_scale * t + time_offset``.
         guidance: how conditional rows are told from unconditional ones. "uncond_cond": one call on
             [uncond, cond]; "cond_uncond": the reverse; "two_calls": the conditional call comes first.
         guidance_scale: the pipeline's argument that is w in u + w (c - u).
         temb_index: element of the temb module's output, where that is a tuple.
-        sample: argument that holds the latents; its dimension 0 is the number of rows.
+        sample: argument that holds the latents, a tensor or a list; its length is the number of rows.
         unbatched: tensor arguments whose dimension 0 is never rows (position ids).
+        listed: arguments that are lists with one element per row.
+        last_start: (arguments, denoiser) -> position (B,) of each row's first image token in ``last``; None is 0.
+        path: "flow" (velocity) or "vp" (eps or v on the variance-preserving path of the scheduler's betas).
     """
 
     first: str
@@ -41,24 +55,13 @@ class TapEntry:
     time_scale: float
     guidance: Guidance
     guidance_scale: str = "guidance_scale"
+    time_offset: float = 0.0
     temb_index: int | None = None
     sample: str = "hidden_states"
     unbatched: frozenset[str] = frozenset()
-
-
-def grid_of_latents(arguments: Mapping[str, Any], denoiser: Any) -> tuple[int, int]:
-    """Latents (B, C, H, W) cut into square patches."""
-    height, width = arguments["hidden_states"].shape[-2:]
-    patch = denoiser.config.patch_size
-    return height // patch, width // patch
-
-
-def grid_of_position_ids(arguments: Mapping[str, Any], denoiser: Any) -> tuple[int, int]:
-    """Packed tokens with ids (N, 3) = (image, row, column); image 0 is the one being made."""
-    ids = arguments["img_ids"]
-    ids = ids[0] if ids.ndim == 3 else ids  # older pipelines repeat them per image
-    last = ids[ids[:, 0] == 0].amax(0).tolist()
-    return int(last[1]) + 1, int(last[2]) + 1
+    listed: frozenset[str] = frozenset()
+    last_start: Starts | None = None
+    path: Literal["flow", "vp"] = "flow"
 
 
 TAPS: dict[str, TapEntry] = {
@@ -75,7 +78,104 @@ TAPS: dict[str, TapEntry] = {
         guidance_scale="true_cfg_scale",
         unbatched=frozenset({"img_ids", "txt_ids"}),
     ),
+    "Flux2Transformer2DModel": TapEntry(
+        "x_embedder",
+        "proj_out",
+        "time_guidance_embed",
+        grid_of_position_ids,
+        time_scale=1.0,
+        guidance="two_calls",
+        unbatched=frozenset({"img_ids", "txt_ids"}),
+    ),
+    "QwenImageTransformer2DModel": TapEntry(
+        "img_in",
+        "proj_out",
+        "time_text_embed",
+        grid_of_image_shapes,
+        time_scale=1.0,
+        guidance="two_calls",
+        guidance_scale="true_cfg_scale",
+        listed=frozenset({"img_shapes"}),
+    ),
+    "SanaTransformer2DModel": TapEntry(
+        "patch_embed",
+        "proj_out",
+        "time_embed",
+        grid_of_latents,
+        time_scale=1000.0,
+        guidance="uncond_cond",
+        temb_index=1,
+    ),
+    "Lumina2Transformer2DModel": TapEntry(
+        "x_embedder",
+        "norm_out.linear_2",
+        "time_caption_embed",
+        grid_of_latents,
+        time_scale=-1.0,
+        time_offset=1.0,
+        guidance="two_calls",
+        temb_index=0,
+        last_start=text_lengths,
+    ),
+    "ZImageTransformer2DModel": TapEntry(
+        "all_x_embedder.2-1",
+        "all_final_layer.2-1.linear",
+        "t_embedder",
+        grid_of_latent_list,
+        time_scale=-1.0,
+        time_offset=1.0,
+        guidance="cond_uncond",
+        sample="x",
+        listed=frozenset({"x", "cap_feats"}),
+    ),
+    "WanTransformer3DModel": TapEntry(
+        "patch_embedding",
+        "proj_out",
+        "condition_embedder",
+        grid_of_video,
+        time_scale=1000.0,
+        guidance="two_calls",
+        temb_index=0,
+    ),
+    "PixArtTransformer2DModel": TapEntry(
+        "pos_embed",
+        "proj_out",
+        "adaln_single",
+        grid_of_latents,
+        time_scale=1000.0,
+        time_offset=-1.0,
+        guidance="uncond_cond",
+        temb_index=1,
+        path="vp",
+    ),
+    "UNet2DConditionModel": TapEntry(
+        "conv_in",
+        "conv_out",
+        "time_embedding",
+        grid_of_unet_latents,
+        time_scale=1000.0,
+        time_offset=-1.0,
+        guidance="uncond_cond",
+        sample="sample",
+        path="vp",
+    ),
 }
+
+
+def find_denoiser(pipe: Any) -> nn.Module:
+    """The network that a pipeline calls in every step: its transformer or its UNet.
+
+    Raises:
+        BackboneError: it has neither.
+    """
+    for name in DENOISERS:
+        denoiser: nn.Module | None = getattr(pipe, name, None)
+        if denoiser is not None:
+            return denoiser
+    raise BackboneError(
+        f"got {type(pipe).__name__} without a transformer or unet, expected a text-to-image DiffusionPipeline such as "
+        "StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
+    )
 
 
 def find_entry(denoiser: nn.Module) -> TapEntry:
@@ -91,7 +191,7 @@ def find_entry(denoiser: nn.Module) -> TapEntry:
     raise BackboneError(
         f"got denoiser class {name}, expected one of {', '.join(TAPS)}: add TAPS[{name!r}] = TapEntry(first="
         "<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
-        "guidance=...) to tpdm.pipelines.backbones, or set it from your own code."
+        "guidance=...) to tpdm.pipelines.backbones, or set it from your own code (docs/pipelines.md)."
     )
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.types import Decision, Features, Observation
 
 
@@ -45,13 +47,16 @@ def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[f
     """The pipeline's own schedule of so many steps, from its first time down to 0.0.
 
     Asked of the pipeline itself, which is stopped after its first step: only it knows how its shift depends on the
-    size of the image.
+    size of the image. The schedule of a diffusion model depends on nothing but its scheduler, which is asked alone.
 
     Args:
-        pipe: a flow-matching pipeline.
+        pipe: a pipeline that ``attach`` accepts.
         steps: network evaluations.
         arguments: of its call (height, width ...).
     """
+
+    if find_entry(find_denoiser(pipe)).path == "vp":
+        return vp_times(pipe.scheduler, steps)
 
     def stop(pipe: Any, index: int, timestep: Tensor, values: dict[str, Any]) -> dict[str, Any]:
         pipe._interrupt = True  # diffusers' documented way
@@ -68,12 +73,12 @@ def probe_features(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:
 
     Args:
         pipe: a pipeline that ``attach`` accepts.
-        arguments: of its call (guidance_scale, height, width ...).
+        arguments: of its call (guidance_scale, height, width ...); they may replace the prompt "a".
 
     Raises:
         BackboneError: the pipeline cannot be driven.
     """
     probe = _Probe()
-    attach(pipe, probe, max_steps=1)(prompt="a", seeds=[0], output_type="latent", **arguments)
+    attach(pipe, probe, max_steps=1)(**{"prompt": "a", "seeds": [0], "output_type": "latent", **arguments})
     assert probe.widths is not None
     return probe.widths

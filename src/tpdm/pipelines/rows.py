@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tpdm.pipelines.backbones import bind_arguments, find_entry
+from tpdm.pipelines.image_times import ImageTimes
 from tpdm.types import BackboneError
 
 
@@ -18,7 +19,8 @@ class ActiveRows:
 
     A call holds one row per image, or two under one-call guidance (all unconditional rows, then all
     conditional ones, or the reverse). Every tensor argument with that many rows, also inside lists and
-    dictionaries, is cut. As long as all images are active, calls pass through untouched.
+    dictionaries, is cut, and so are the lists of the entry and times per image. As long as all images are active,
+    calls pass through untouched.
 
     Args:
         denoiser: the network, of a class in ``backbones.TAPS``.
@@ -32,7 +34,7 @@ class ActiveRows:
         self.denoiser, self.entry, self._read_active = denoiser, find_entry(denoiser), read_active
         self.rows_per_call: list[int] = []
         self._handles: list[Any] = []
-        self._cut: tuple[Tensor, int] | None = None
+        self._cut: tuple[list[int], int] | None = None
 
     def __enter__(self) -> ActiveRows:
         # prepend: the taps' own pre-hook, set on the same module, then sees the call as it is computed.
@@ -53,8 +55,7 @@ class ActiveRows:
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         bound = bind_arguments(denoiser, args, kwargs)
-        sample = bound.arguments[self.entry.sample]
-        full, (images, active) = sample.shape[0], self._read_active()
+        full, (images, active) = len(bound.arguments[self.entry.sample]), self._read_active()
         if full not in (images, 2 * images):
             raise BackboneError(
                 f"got {full} rows in a call of {type(denoiser).__name__} for {images} images, expected "
@@ -65,41 +66,58 @@ class ActiveRows:
         self._cut = None
         if len(active) == images:
             return None
-        rows = torch.tensor([c * images + b for c in range(copies) for b in active], device=sample.device)
+        rows = [c * images + b for c in range(copies) for b in active]
         self._cut = (rows, full)
         for name, value in bound.arguments.items():
-            if name not in self.entry.unbatched:
-                bound.arguments[name] = _map_tensors(value, lambda t: _take(t, rows, full))
+            if name in self.entry.listed:
+                # Qwen's pipeline lists shapes per prompt, which may be fewer.
+                cut = isinstance(value, list) and len(value) == full
+                bound.arguments[name] = [value[row] for row in rows] if cut else value
+            elif name not in self.entry.unbatched:
+                bound.arguments[name] = _map_leaves(value, Tensor, lambda t: _take(t, rows, full, active, images))
         return bound.args, bound.kwargs
 
     def _after(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._cut is None:
             return None
         rows, full = self._cut
-        return _map_tensors(output, lambda t: _put_back(t, rows, full))
+        if self.entry.sample in self.entry.listed:
+            return _map_leaves(output, list, lambda items: _put_back_list(items, rows, full))
+        return _map_leaves(output, Tensor, lambda t: _put_back(t, rows, full))
 
 
-def _take(tensor: Tensor, rows: Tensor, full: int) -> Tensor:
+def _take(tensor: Tensor, rows: list[int], full: int, active: list[int], images: int) -> Tensor:
+    if isinstance(tensor, ImageTimes) and len(tensor) == images:
+        # UNets get one time per image even when guidance doubles the rows, and tile it themselves.
+        return tensor[torch.tensor(active, device=tensor.device)]
     if tensor.ndim == 0 or tensor.shape[0] != full:
         return tensor
-    return tensor.index_select(0, rows.to(tensor.device))
+    return tensor.index_select(0, torch.tensor(rows, device=tensor.device))
 
 
-def _put_back(tensor: Tensor, rows: Tensor, full: int) -> Tensor:
+def _put_back(tensor: Tensor, rows: list[int], full: int) -> Tensor:
     """Scatters computed rows among zeros, (rows, ...) -> (full, ...)."""
-    if tensor.ndim == 0 or tensor.shape[0] != rows.shape[0]:
+    if tensor.ndim == 0 or tensor.shape[0] != len(rows):
         return tensor
-    return tensor.new_zeros(full, *tensor.shape[1:]).index_copy(0, rows.to(tensor.device), tensor)
+    return tensor.new_zeros(full, *tensor.shape[1:]).index_copy(0, torch.tensor(rows, device=tensor.device), tensor)
 
 
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Applies ``change`` to the tensors of nested tuples, lists and mappings; the containers are new."""
-    if isinstance(value, Tensor):
+def _put_back_list(items: list[Tensor], rows: list[int], full: int) -> list[Tensor]:
+    """The computed rows' tensors among zeros; the list then has ``full`` elements."""
+    whole = [torch.zeros_like(items[0]) for _ in range(full)]
+    for row, item in zip(rows, items, strict=True):
+        whole[row] = item
+    return whole
+
+
+def _map_leaves(value: Any, leaf: type, change: Callable[[Any], Any]) -> Any:
+    """Applies ``change`` to the parts of type ``leaf`` of nested tuples, lists and mappings; the containers are new."""
+    if isinstance(value, leaf):
         return change(value)
     if isinstance(value, Mapping):
         # Covers diffusers' output classes too: they are mappings built from keywords.
-        items = {k: _map_tensors(v, change) for k, v in value.items()}
+        items = {k: _map_leaves(v, leaf, change) for k, v in value.items()}
         return items if type(value) is dict else type(value)(**items)
     if isinstance(value, list | tuple):
-        return type(value)(_map_tensors(v, change) for v in value)
+        return type(value)(_map_leaves(v, leaf, change) for v in value)
     return value

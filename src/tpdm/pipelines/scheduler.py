@@ -7,7 +7,6 @@ Every diffusers pipeline loops ``for i, t in enumerate(scheduler.timesteps)``, c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -16,28 +15,17 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor
 
+from tpdm.pipelines.axis import TimeAxis
+from tpdm.pipelines.image_times import ImageTimes
 from tpdm.stepper import Stepper
 from tpdm.types import BackboneError, Features
-
-
-class ImageTimes(Tensor):
-    """One time per image, (B,). Behaves as a tensor, except that expanding to a multiple of B rows tiles it.
-
-    Pipelines write ``t.expand(rows)``: with one time per image and guidance in one call, rows is 2B.
-    """
-
-    def expand(self, *sizes: Any) -> Tensor:  # type: ignore[override]
-        """``expand(k * B)`` repeats the B times k times over; anything else is the usual expand."""
-        plain = self.as_subclass(Tensor)
-        if len(sizes) == 1 and isinstance(sizes[0], int) and plain.ndim == 1 and sizes[0] % len(plain) == 0:
-            return plain.repeat(sizes[0] // len(plain))
-        return plain.expand(*sizes)
 
 
 class LazyTimesteps:
     """The timesteps that a pipeline iterates over: each is read from the stepper when its turn comes.
 
-    Its length is the cap. Past and future entries do not exist: only the current index and the whole slice.
+    Its length is the cap. Past and future entries do not exist: only the current index and the whole slice, which
+    image-to-image pipelines call by the index where the strength begins, and its first entry (1,).
     """
 
     def __init__(self, scheduler: AdaptiveScheduler) -> None:
@@ -54,10 +42,16 @@ class LazyTimesteps:
             yield self._scheduler.time_now()
 
     def __getitem__(self, index: int | slice) -> Tensor | LazyTimesteps:
-        now = max(self._scheduler.stepper.steps)
-        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
-            return self
-        if index == now and not self._scheduler.stepper.done:
+        stepper = self._scheduler.stepper
+        now = max(stepper.steps)
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            late = now == 0 and all(times[0] < 1.0 for times in stepper.times)
+            if (stop, step) == (len(self), 1) and (start == 0 or late):
+                return self
+            if (start, stop, step, now) == (0, 1, 1, 0):
+                return self._scheduler.time_now().as_subclass(Tensor)[:1]
+        elif index == now and not stepper.done:
             return self._scheduler.time_now()
         raise BackboneError(
             f"got timesteps[{index}] in step {now}, expected [{now}] or [:]: times are decided one by one, "
@@ -66,9 +60,16 @@ class LazyTimesteps:
 
 
 class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
-    """Hands out per-image times and asks the stepper. Make it with ``AdaptiveScheduler.driving``."""
+    """Hands out per-image times and asks the stepper. Make it with ``AdaptiveScheduler.driving``.
 
+    It stands in for the schedulers of flow and of diffusion pipelines alike: the solver that knows the path is the
+    stepper's, and diffusion pipelines need no more of a scheduler than ``init_noise_sigma`` and ``scale_model_input``,
+    which the variance-preserving path leaves at 1.
+    """
+
+    init_noise_sigma = 1.0
     stepper: Stepper
+    _axis: TimeAxis
     _make_stepper: Callable[[str | torch.device | None], Stepper]
     _read_features: Callable[[Stepper], Features | None]
 
@@ -77,16 +78,17 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         cls,
         make_stepper: Callable[[str | torch.device | None], Stepper],
         read_features: Callable[[Stepper], Features | None],
-        num_train_timesteps: int = 1000,
+        axis: TimeAxis,
     ) -> AdaptiveScheduler:
         """Makes the scheduler of one pipeline call.
 
         Args:
             make_stepper: (device) -> a stepper at its start; called by ``set_timesteps``.
             read_features: (stepper) -> features of its active images, or None; called in every step.
-            num_train_timesteps: pipelines are handed this times t.
+            axis: what the pipeline makes of times.
         """
-        scheduler: AdaptiveScheduler = cls(num_train_timesteps=num_train_timesteps)
+        scheduler: AdaptiveScheduler = cls(num_train_timesteps=axis.train_timesteps)
+        scheduler._axis = axis
         scheduler._make_stepper, scheduler._read_features = make_stepper, read_features
         return scheduler
 
@@ -106,9 +108,28 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         self._begin_index = None
 
     def time_now(self) -> Tensor:
-        """num_train_timesteps * t of every image, (B,) fp32."""
-        times: Tensor = (self.stepper.t_B * self.config.num_train_timesteps).as_subclass(ImageTimes)
+        """What the pipeline is handed for the time of every image, (B,) fp32; num_train_timesteps * t on the flow."""
+        times: Tensor = self._axis.timesteps(self.stepper.t_B).as_subclass(ImageTimes)
         return times
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """The latents as they are: on both paths the network reads them unscaled."""
+        return sample
+
+    def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of images brought to the times of the images; how image-to-image begins on the flow path.
+
+        Args:
+            sample: latents of B images.
+            timestep: ignored; the stepper knows the times.
+            noise: as sample.
+        """
+        assert noise is not None
+        return self._axis.noised(sample, noise, self.stepper.t_B.to(sample.device))
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """``scale_noise`` under the name that diffusion pipelines know."""
+        return self.scale_noise(original_samples, timesteps, noise)
 
     def step(
         self,
@@ -120,7 +141,7 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         """Advances every active image by one step of its own length.
 
         Args:
-            model_output: guided velocity, B rows.
+            model_output: guided prediction (velocity, eps or v), B rows.
             timestep: ignored; the stepper knows the times it handed out.
             sample: latents, B rows.
             return_dict: whether to wrap the result as diffusers does.

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.backbones import DENOISERS, find_entry
 from tpdm.pipelines.load import pipeline_folder
 from tpdm.types import BackboneError
-
-DENOISERS = ("transformer", "unet")
 
 
 @dataclass(frozen=True)

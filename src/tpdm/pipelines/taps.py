@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tpdm.pipelines.backbones import bind_arguments, find_entry
@@ -18,9 +19,18 @@ from tpdm.types import BackboneError, Features
 
 @dataclass
 class _Capture:
-    """What the hooks saw during one denoiser call."""
+    """What the hooks saw during one denoiser call.
 
+    Attributes:
+        rows: of the call.
+        grid: (H, W) of its image tokens.
+        last_start_B: where they start in ``last``; None is 0.
+        first, last, temb: as the modules gave them.
+    """
+
+    rows: int
     grid: tuple[int, int]
+    last_start_B: Tensor | None
     first: Tensor | None = None
     last: Tensor | None = None
     temb: Tensor | None = None
@@ -74,23 +84,25 @@ class FeatureTaps:
         Raises:
             BackboneError: the hooks saw no call, or an unexpected number of rows or tokens.
         """
-        calls, self._calls = self._calls, []
-        whole = [self._whole(call) for call in calls] or [self._whole(_Capture((0, 0)))]
-        *kinds, grids = zip(*whole, strict=True)
-        first, last, temb = (self._rows(list(tensors), images) for tensors in kinds)
-        return Features(first_BDHW=_as_map(first, grids[0]), last_BDHW=_as_map(last, grids[0]), temb_BE=temb)
+        calls, self._calls = self._calls or [_Capture(0, (0, 0), None)], []
+        # With two calls per step the conditional one comes first, with one call it is the only one.
+        needed = calls if self.guidance is not None else calls[:1]
+        kinds = zip(*(self._maps(call) for call in needed), strict=True)
+        first, last, temb = (self._rows(tensors, images) for tensors in kinds)
+        return Features(first_BDHW=first, last_BDHW=last, temb_BE=temb)
 
-    def _whole(self, call: _Capture) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    def _maps(self, call: _Capture) -> tuple[Tensor, Tensor, Tensor]:
+        """First and last map and the time embedding of all rows of a call."""
         if call.first is None or call.last is None or call.temb is None:
             raise BackboneError(
                 f"got no features from {type(self.denoiser).__name__}, expected its hooks to run in every "
                 "step: if it was compiled before, attach first and compile afterwards."
             )
-        return call.first, call.last, call.temb, call.grid
+        first = _as_map(call.first, call.rows, call.grid, None)
+        return first, _as_map(call.last, call.rows, call.grid, call.last_start_B), call.temb
 
-    def _rows(self, calls: list[Tensor], images: int) -> Tensor:
+    def _rows(self, calls: tuple[Tensor, ...], images: int) -> Tensor:
         """One row per image: the conditional one, or both combined as the prediction is."""
-        # With two calls per step the conditional one comes first, with one call it is the only one.
         conditional = self._half(calls[0], images, conditional=True)
         if self.guidance is None:
             return conditional
@@ -114,8 +126,9 @@ class FeatureTaps:
         return rows[images:] if second else rows[:images]
 
     def _begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = bind_arguments(denoiser, args, kwargs).arguments
-        self._calls.append(_Capture(grid=self.entry.grid(arguments, denoiser)))
+        arguments, entry = bind_arguments(denoiser, args, kwargs).arguments, self.entry
+        start = None if entry.last_start is None else entry.last_start(arguments, denoiser)
+        self._calls.append(_Capture(len(arguments[entry.sample]), entry.grid(arguments, denoiser), start))
 
     def _keep(self, first: Any = None, last: Any = None, temb: Any = None) -> None:
         call = self._calls[-1]
@@ -127,12 +140,29 @@ class FeatureTaps:
             call.temb = temb if self.entry.temb_index is None else temb[self.entry.temb_index]
 
 
-def _as_map(tokens_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Raster tokens (B, N, D) as a map (B, D, H, W); a view."""
-    height, width = grid
-    if tokens_BND.shape[1] < height * width:
+def _as_map(value: Tensor, rows: int, grid: tuple[int, int], start_B: Tensor | None) -> Tensor:
+    """What a module saw as a map (B, D, H, W); a view, unless tokens start at different places.
+
+    Args:
+        value: a map (B, D, ..., W), raster tokens (B, N, D), or those of all rows in one list (B N, D).
+        rows: B.
+        grid: (H, W).
+        start_B: position of each row's first image token, int64; None is 0.
+    """
+    (height, width), tokens_BND = grid, value
+    if value.ndim > 3:
+        return value.flatten(2).unflatten(2, grid)
+    if value.ndim == 2:
+        tokens_BND = value.unflatten(0, (rows, -1))
+    start = 0 if start_B is None else int(start_B.max())
+    if tokens_BND.shape[1] < start + height * width:
         raise BackboneError(
-            f"got {tokens_BND.shape[1]} tokens for a grid of {height} x {width}, expected at least "
-            f"{height * width}: the grid rule of this denoiser's TapEntry does not fit."
+            f"got {tokens_BND.shape[1]} tokens for a grid of {height} x {width} from token {start} on, expected at "
+            f"least {start + height * width}: the grid rule of this denoiser's TapEntry does not fit."
         )
-    return tokens_BND[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
+    if start_B is None:
+        tokens_BND = tokens_BND[:, : height * width]
+    else:
+        places_BN = start_B[:, None] + torch.arange(height * width, device=start_B.device)
+        tokens_BND = tokens_BND.gather(1, places_BN[:, :, None].expand(-1, -1, tokens_BND.shape[2]))
+    return tokens_BND.transpose(1, 2).unflatten(2, grid)

@@ -11,6 +11,7 @@ from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
 from tpdm.core.paths import shifted
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.backbones import find_denoiser
 from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
 from tpdm.pipelines.probe import FeatureWidths, default_times, probe_features
 from tpdm.policy import TimePredictor
@@ -74,7 +75,7 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     )
 
     def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
-        config = artefact_config(recipe, policy, type(pipe.transformer).__name__, arguments, facts)
+        config = artefact_config(recipe, policy, type(find_denoiser(pipe)).__name__, arguments, facts)
         save_pretrained(policy, config, folder / name)
 
     return Parts(

@@ -1,0 +1,105 @@
+"""How the policy's times meet a pipeline: which path it runs on, its solver, and what it is handed for a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from tpdm.core.paths import flow_interpolate
+from tpdm.core.solvers import SOLVERS, Solver
+from tpdm.core.vp_path import VPPath, vp_path
+from tpdm.core.vp_solvers import PREDICTIONS, VP_SOLVERS
+from tpdm.pipelines.backbones import TapEntry
+from tpdm.types import BackboneError, ConfigError
+
+# Scheduler options that make the path another one, and what the network may predict on it, the usual first.
+OPTIONS = {"flow": ("stochastic_sampling", "invert_sigmas"), "vp": ("clip_sample", "thresholding")}
+PREDICTED = {"flow": ("flow_prediction",), "vp": PREDICTIONS}
+
+
+@dataclass(frozen=True)
+class TimeAxis:
+    """What one pipeline makes of times t in (0, 1].
+
+    Attributes:
+        solver: integrates the network's output along the path.
+        timesteps: t (B,) -> what the pipeline is handed, fp32 (B,): T t on the flow path, T t - 1 on the
+            variance-preserving one (``VPPath.timestep``).
+        noised: (image latents, noise, t (B,)) -> the latents at t, where a chain starts from an image.
+        train_timesteps: T.
+    """
+
+    solver: Solver
+    timesteps: Callable[[Tensor], Tensor]
+    noised: Callable[[Tensor, Tensor, Tensor], Tensor]
+    train_timesteps: int
+
+
+def choose_axis(scheduler: Any, entry: TapEntry, solver: str) -> TimeAxis:
+    """The axis of a pipeline with this scheduler.
+
+    Args:
+        scheduler: of the pipeline; only its config is read, so any scheduler that fits the model will do.
+        entry: of its denoiser.
+        solver: a name in ``tpdm.core.solvers.SOLVERS``.
+
+    Raises:
+        ConfigError: the solver is unknown, or not one of this path.
+        BackboneError: the scheduler's options do not describe a deterministic path.
+    """
+    solvers = tuple(SOLVERS) if entry.path == "flow" else tuple(VP_SOLVERS)
+    if solver not in solvers:
+        raise ConfigError(
+            f"got solver {solver!r}, expected one of {', '.join(solvers)} for this model: choose one of them."
+        )
+    for option in OPTIONS[entry.path]:
+        if scheduler.config.get(option):
+            raise BackboneError(
+                f"got a scheduler with {option}=True, expected a deterministic path from t = 1 to 0: "
+                "set the option to False."
+            )
+    prediction = _prediction(scheduler, entry)
+    steps: int = scheduler.config.num_train_timesteps
+    if entry.path == "flow":
+        return TimeAxis(SOLVERS[solver], lambda t_B: t_B * steps, _flow_noised, steps)
+    path = path_of_scheduler(scheduler)
+    return TimeAxis(VP_SOLVERS[solver](path, prediction), path.timestep, path.interpolate, steps)
+
+
+def path_of_scheduler(scheduler: Any) -> VPPath:
+    """The variance-preserving path of a scheduler's betas; DDIM reads them as every other scheduler does.
+
+    Raises:
+        ConfigError: the noise reaches infinity (rescaled betas), where eps says nothing of the image.
+    """
+    ddim = DDIMScheduler.from_config(dict(scheduler.config))
+    return vp_path(ddim.alphas_cumprod, final=float(ddim.final_alpha_cumprod))
+
+
+def vp_times(scheduler: Any, steps: int) -> list[float]:
+    """A diffusion scheduler's own schedule as times: (timestep + 1) / T of each, then 0.0."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps)
+    timesteps = torch.as_tensor(fresh.timesteps).double().unique().flip(0)  # second-order ones repeat them
+    return [*path_of_scheduler(scheduler).time_of_timestep(timesteps).tolist(), 0.0]
+
+
+def _flow_noised(x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
+    # Times in the latents' dtype, as in diffusers.
+    return flow_interpolate(x0, eps, t_B.to(x0.dtype))
+
+
+def _prediction(scheduler: Any, entry: TapEntry) -> str:
+    expected = PREDICTED[entry.path]
+    prediction: str = scheduler.config.get("prediction_type", expected[0])
+    if prediction not in expected or (entry.path == "vp" and "beta_start" not in scheduler.config):
+        raise BackboneError(
+            f"got {type(scheduler).__name__} (prediction_type={prediction!r}), expected a scheduler of "
+            f"{' or '.join(expected)} for this denoiser class: give the pipeline the scheduler of its model."
+        )
+    return prediction

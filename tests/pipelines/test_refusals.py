@@ -1,0 +1,94 @@
+"""Pipelines and options that no policy can drive: one sentence each, before anything runs."""
+
+from types import SimpleNamespace
+
+import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tests.support.tiny_families import DIFFUSION
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.axis import path_of_scheduler, vp_times
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError, ConfigError
+
+FIXED = FixedTimes([1.0, 0.0])
+
+
+def refused(name, monkeypatch, match, error=BackboneError, **changes):
+    pipe = tiny_pipe(name)
+    for key, value in changes.items():
+        monkeypatch.setattr(pipe, key, value)
+    with pytest.raises(error, match=match) as caught:
+        attach(pipe, FIXED)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_experts(monkeypatch):
+    refused("Wan 2.1", monkeypatch, "two experts", transformer_2=tiny_pipe("Wan 2.1").transformer)
+
+
+def test_one_time_per_token(monkeypatch):
+    config = {**tiny_pipe("Wan 2.1").config, "expand_timesteps": True}
+    refused("Wan 2.1", monkeypatch, "one time per token", _internal_dict=config)
+
+
+def test_a_pipeline_without_a_denoiser():
+    with pytest.raises(BackboneError, match="without a transformer or unet"):
+        attach(SimpleNamespace(scheduler=object()), FIXED)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Lumina2", {"cfg_trunc_ratio": 0.25}),
+        ("Z-Image", {"cfg_truncation": 0.9}),
+        ("SDXL", {"denoising_end": 0.8}),
+        ("SD1.5", {"eta": 1.0}),
+        ("SD1.5", {"timesteps": [900, 500]}),
+    ],
+)
+def test_options_keyed_on_a_fixed_schedule(name, options):
+    family = FAMILIES[name]
+    (option,) = options
+    with pytest.raises(BackboneError, match=f"got {option}="):
+        attach(tiny_pipe(name), FIXED)(**family.text(1), **{**family.arguments(), **options})
+
+
+@pytest.mark.parametrize(("name", "option"), [("Lumina2", "cfg_trunc_ratio"), ("Z-Image", "cfg_truncation")])
+def test_their_neutral_value_is_taken(name, option):
+    family = FAMILIES[name]
+    call = {**family.text(1), **family.arguments(), option: 1.0}
+    assert attach(tiny_pipe(name), FIXED)(**call, seeds=[0]).steps == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "match"),
+    [
+        ("SD1.5", DDIMScheduler(**{**DIFFUSION, "clip_sample": True}), "clip_sample=True"),
+        ("SD1.5", DDIMScheduler(**DIFFUSION, thresholding=True), "thresholding=True"),
+        ("SD1.5", DDIMScheduler(**DIFFUSION, prediction_type="sample"), "prediction_type='sample'"),
+        ("SDXL", FlowMatchEulerDiscreteScheduler(), "scheduler of epsilon or v_prediction"),
+        ("Sana", DDIMScheduler(**DIFFUSION), "scheduler of flow_prediction"),
+    ],
+)
+def test_schedulers_of_another_path(monkeypatch, name, scheduler, match):
+    refused(name, monkeypatch, match, scheduler=scheduler)
+
+
+def test_noise_without_end(monkeypatch):
+    scheduler = DDIMScheduler(**DIFFUSION, rescale_betas_zero_snr=True)
+    refused("SD1.5", monkeypatch, "zero-terminal-SNR", ConfigError, scheduler=scheduler)
+
+
+def test_solvers_of_the_other_path():
+    with pytest.raises(ConfigError, match="got solver 'ab2', expected one of euler, dpmpp_2m for this model"):
+        attach(tiny_pipe("SD1.5"), FIXED, solver="ab2")
+
+
+def test_the_betas_count_whatever_the_scheduler():
+    ddim = DDIMScheduler(**{**DIFFUSION, "set_alpha_to_one": True})
+    pndm = PNDMScheduler.from_config(ddim.config, skip_prk_steps=True)
+    t_B = path_of_scheduler(ddim).log_abar_K.new_tensor([0.0, 0.25, 1.0])
+    assert path_of_scheduler(pndm).sigma(t_B).tolist() == path_of_scheduler(ddim).sigma(t_B).tolist()
+    assert len(vp_times(pndm, 6)) == 7  # its own list names one timestep twice
