@@ -18,7 +18,7 @@ from tpdm.sample import sample_to_folder
 from tpdm.schedules import FixedTimes
 from tpdm.types import ConfigError, PromptError, TrainingError
 
-COMMANDS = ["train", "sample", "eval", "demo", "doctor", "tinyworld build"]
+COMMANDS = ["train", "sample", "eval", "demo", "doctor", "tinyworld build", "reward serve"]
 
 
 def run(*arguments):

@@ -17,7 +17,7 @@ from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe, TpmConfig
-from tpdm.rewards.load import load_reward
+from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.loop import Parts, train_loop
 from tpdm.types import ConfigError, PromptError
@@ -80,7 +80,7 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     return Parts(
         policy=policy,
         sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments),
-        reward=load_reward(recipe.reward.name, device),
+        reward=recipe_reward(recipe.reward, device),
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         save=save,
@@ -143,7 +143,7 @@ def artefact_config(
         features="tokens entering the first block and leaving the last, conditional rows, time embedding",
         guidance_scale=float(guidance if guidance is not None else 0.0),
         gamma=recipe.reward.gamma,
-        reward=recipe.reward.name,
+        reward=recipe.reward.label,
         reward_form="paper" if recipe.reward.form == "discounted" else "additive",
         reward_offset=recipe.reward.offset,
         solver=recipe.sampling.solver,
