@@ -9,6 +9,7 @@ import torch
 from tests.support.gaussian_problem import DistanceReward, make_small_problem
 from tests.support.interrupted import InterruptingReward, files
 from tpdm.rewards.composite import CompositeReward, RewardPart, run_reward
+from tpdm.train.identity import differences, run_identity
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import train_loop
 from tpdm.types import RewardError
@@ -105,3 +106,21 @@ def test_an_evaluation_uses_the_statistics_of_the_run(whole):
     assert {key: vars(standard) for key, standard in standards.items()} == json.loads(
         (whole / "reward-statistics.json").read_text()
     )
+
+
+def test_checkpoints_from_before_composites_still_fit(tmp_path):
+    recipe, parts = make_small_problem(tmp_path)
+    identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
+    old = {"reward.name", "reward.form", "reward.gamma", "reward.offset", "reward.step_cost"}
+    assert {key for key in identity if key.startswith("reward.")} == old
+
+
+def test_other_weights_are_another_run(tmp_path):
+    def identity(weight):
+        reward = {"name": "composite", "parts": [{"name": "a"}, {"name": "b", "weight": weight}]}
+        recipe, parts = make_small_problem(tmp_path, reward=reward)
+        return run_identity(recipe, parts.train_prompts, parts.validation_prompts)
+
+    assert differences(identity(1), identity(2)) == "reward.parts.1.weight was 1.0 and is 2.0"
+    # As it comes back from a checkpoint.
+    assert differences(json.loads(json.dumps(identity(1))), identity(1)) == ""
