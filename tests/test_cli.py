@@ -18,7 +18,7 @@ from tpdm.sample import sample_to_folder
 from tpdm.schedules import FixedTimes
 from tpdm.types import ConfigError, PromptError, TrainingError
 
-COMMANDS = ["train", "sample", "eval", "demo", "doctor", "tinyworld build"]
+COMMANDS = ["train", "sample", "eval", "demo", "doctor", "tinyworld build", "reward serve"]
 
 
 def run(*arguments):
@@ -254,3 +254,40 @@ def test_sampling_refuses_before_it_loads(monkeypatch, tmp_path, tpm, prompts, o
     with pytest.raises(error):
         sample_to_folder("a/b", tpm, prompts, 0, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
+    calls = library("tpdm.serve.reward", "serve")
+    monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
+    options = ["--host", "0.0.0.0", "--port", "8081", "--device", "cpu"]
+    answer = run("reward", "serve", "--reward", "python:math:hypot", *options, "--token-env", "TPDM_TEST_TOKEN")
+    assert answer.exit_code == 0, answer.output
+    (reward, host, port, token), _ = calls[0]
+    assert (reward.name, host, port, token) == ("python:math:hypot", "0.0.0.0", 8081, "s3cret")
+    assert "whoever reaches" not in answer.output
+    open_to_all = run("reward", "serve", "--reward", "python:math:hypot", *options)
+    assert "No --token-env: whoever reaches 0.0.0.0:8081 may use this reward." in open_to_all.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--reward", "nope"], "expected one of tinyworld"),
+        (["--token-env", "TPDM_NO_SUCH_TOKEN"], "got no token in the environment variable 'TPDM_NO_SUCH_TOKEN'"),
+        (["--port", "0"], "Invalid value for '--port'"),
+    ],
+)
+def test_what_cannot_be_served(library, options, words):
+    calls = library("tpdm.serve.reward", "serve")
+    answer = run("reward", "serve", *options)
+    assert answer.exit_code == 2
+    assert words in answer.output
+    assert calls == []
+
+
+def test_serving_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "tpdm.serve.reward", raising=False)
+    answer = run("reward", "serve", "--reward", "python:math:hypot")
+    assert answer.exit_code == 2
+    assert "pip install 'tpdm[serve]'" in answer.output

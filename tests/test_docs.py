@@ -14,8 +14,12 @@ from tests.support.release import make_checkpoint
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Commands that take minutes to hours; what they do is tested elsewhere at small size.
-LONG = ("tpdm demo", "tpdm tinyworld build --out runs/tinyworld")
+# Commands that take minutes to hours, or answer for ever; what they do is tested elsewhere at small size.
+LONG = (
+    "tpdm demo",
+    "tpdm tinyworld build --out runs/tinyworld",
+    "tpdm reward serve --reward pickscore --port 8080 --token-env REWARD_TOKEN",
+)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

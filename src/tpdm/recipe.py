@@ -113,24 +113,72 @@ class SamplingConfig(_Part):
 
 
 @dataclass(frozen=True)
+class RewardPartConfig(_Part):
+    """One part of a composite reward. [all ours]
+
+    Attributes:
+        name: of a reward, as in ``reward.name``; no composite.
+        weight: of its score in standard deviations, not 0; below 0 it is a price.
+    """
+
+    name: Text
+    weight: Real = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight == 0:
+            raise ValueError(f"the weight of part '{self.name}' is 0: leave the part out, or give it another weight")
+
+
+COMPOSITE = "composite"
+
+
+@dataclass(frozen=True)
 class RewardConfig(_Part):
     """What the final image is worth, and what a step costs.
 
     Attributes:
-        name: of the reward. [ours; paper and release: ImageReward]
+        name: of the reward (``tpdm.rewards.load`` lists them), or ``composite`` for ``parts``. [ours; paper and
+            release: ImageReward]
+        parts: of a composite reward; each is standardised on a calibration batch, so that weights compare. [ours]
         form: ``discounted`` is eq. (9) [paper], ``additive`` is score - step_cost * N. [ours]
         gamma: discount of eq. (9), in (0, 1]; lower means fewer steps. [paper: .97 gives about 15,
             .85 about 7.5]
         offset: added to the score before the discount; keep the sum positive, or eq. (9) rewards more steps.
             [ours: 0; release: 3.10 with ImageReward]
         step_cost: lambda of the additive form, reward per step, >= 0. [ours]
+        batch: images that a reward scores at once; memory only, never the result but for rounding. [ours]
+        timeout: seconds to wait for a remote reward's answer, > 0. [ours]
+        token_env: environment variable that holds a remote reward's token; None sends none. [ours]
     """
 
     name: Text = "tinyworld"
+    parts: tuple[RewardPartConfig, ...] = ()
     form: Literal["discounted", "additive"] = "discounted"
     gamma: Annotated[Real, Field(gt=0, le=1)] = 0.97
     offset: Real = 0.0
     step_cost: NonNegative = 0.0
+    batch: Positive = 64
+    timeout: Above0 = 60.0
+    token_env: Text | None = None
+
+    def __post_init__(self) -> None:
+        if (self.name == COMPOSITE) != bool(self.parts):
+            raise ValueError(
+                f"name {COMPOSITE} and parts go together, got '{self.name}' with {len(self.parts)} parts: set both"
+            )
+        names = [part.name for part in self.parts]
+        if COMPOSITE in names or len(set(names)) < len(names):
+            raise ValueError(f"the parts are different single rewards, got {', '.join(names)}: give each one once")
+        if self.parts and self.form == "discounted" and self.offset <= 0:
+            raise ValueError(
+                f"a composite is 0 on average, and a discount rewards more steps below 0, got offset {self.offset}: "
+                "set offset (3 is about three standard deviations), or form additive"
+            )
+
+    @property
+    def label(self) -> str:
+        """What artefacts say of the reward: its name, or its parts with their weights."""
+        return " + ".join(f"{part.weight:g} x {part.name}" for part in self.parts) or self.name
 
 
 @dataclass(frozen=True)

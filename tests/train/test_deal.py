@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.support.gaussian_problem import make_small_problem, prompts
+from tpdm.train.calibrate import CALIBRATION_PROMPTS
 from tpdm.train.deal import deal_prompts
-from tpdm.train.loop import CALIBRATION_PROMPTS, train_loop
+from tpdm.train.loop import train_loop
 from tpdm.types import PromptError
 
 

@@ -21,14 +21,17 @@ def rows(tmp_path_factory):
     return read_metrics(folder / "metrics.jsonl")
 
 
-def documented() -> tuple[set[str], set[str]]:
-    """Fields in the tables of both kinds, and in the table of train rows."""
-    both, train = DOCUMENT.read_text(encoding="utf-8").split("## In train rows alone")
-    return tuple(set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in (both, train))
+def documented() -> tuple[set[str], set[str], set[str]]:
+    """Fields in the tables of both kinds, in the table of train rows, and in the one of composite rewards."""
+    headings = "## In both kinds of rows", "## With a composite reward", "## In train rows alone"
+    _, *parts = re.split("|".join(headings), DOCUMENT.read_text(encoding="utf-8"))
+    both, composite, train = (set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in parts)
+    return both, train, composite
 
 
 def test_every_field_is_in_the_document_and_the_reverse(rows):
-    both, train = documented()
+    both, train, composite = documented()
+    assert composite == {"parts"}  # tests/train/test_composite.py looks into it
     assert len(both) > 5
     for row in rows:
         assert set(row) == (both | train if row["kind"] == "train" else both)

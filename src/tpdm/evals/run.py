@@ -33,11 +33,12 @@ from tpdm.evals.judge import TinyworldJudge
 from tpdm.evals.report import write_report
 from tpdm.evals.summary import summarise
 from tpdm.files import write_atomically, write_json, write_text
-from tpdm.pipelines.load import load_pipeline, pipeline_arguments
+from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
 from tpdm.policy import TimePredictor
 from tpdm.prompts import load_source, split_by_hash
 from tpdm.recipe import Recipe
-from tpdm.rewards.load import load_reward
+from tpdm.rewards.composite import run_reward
+from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import derive_seed
 from tpdm.schedules import FixedTimes
 from tpdm.types import PromptError
@@ -103,14 +104,16 @@ def make_tasks(recipe: Recipe, test_prompts: int | None = None) -> tuple[Task, T
             f"got {len(fresh)} held-out prompts beside those of validation, expected at least {TUNING_PROMPTS + 2}; "
             "add prompts, raise prompts.held_out_fraction or lower validation.prompts"
         )
-    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, recipe.backbone.device)
+    device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
     pipe.set_progress_bar_config(disable=True)
+    reward = run_reward(recipe_reward(recipe.reward, device), Path(recipe.output))
     tuning = Task(
         prompts=fresh[:TUNING_PROMPTS],
         seeds=[derive_seed(TEST_STREAM, 1, i) for i in range(TUNING_PROMPTS)],
         pipe=pipe,
         arguments=pipeline_arguments(recipe.backbone),
-        reward=load_reward(recipe.reward.name),
+        reward=reward,
         judge=TinyworldJudge() if recipe.prompts.source == "tinyworld" else None,
         solver=recipe.sampling.solver,
         max_steps=recipe.sampling.max_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -36,13 +36,13 @@ def checked_scores(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) 
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RewardError(
-            f"got a failure of reward '{reward.name}' on {_name(prompts[0])}, the first of {len(prompts)} "
+            f"got a failure of reward '{reward.name}' on {quoted(prompts[0])}, the first of {len(prompts)} "
             f"prompts ({type(error).__name__}: {reason}), expected scores; mend the reward and start again"
         ) from error
     got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if got != (len(prompts),):
         raise RewardError(
-            f"got {got} from reward '{reward.name}' for {len(prompts)} images from {_name(prompts[0])} on, "
+            f"got {got} from reward '{reward.name}' for {len(prompts)} images from {quoted(prompts[0])} on, "
             f"expected a tensor of shape {(len(prompts),)}; return one score per image"
         )
     scores = scores.detach().float().cpu()
@@ -50,13 +50,22 @@ def checked_scores(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) 
     if len(bad):
         row = int(bad[0])
         raise RewardError(
-            f"got {scores[row].item()} from reward '{reward.name}' for {_name(prompts[row])}, expected a "
+            f"got {scores[row].item()} from reward '{reward.name}' for {quoted(prompts[row])}, expected a "
             "finite score; try the reward on that prompt alone"
         )
     return scores
 
 
-def _name(prompt: str) -> str:
+def in_batches(
+    score: Callable[[Tensor, Sequence[str]], Tensor], images_B3HW: Tensor, prompts: Sequence[str], size: int
+) -> Tensor:
+    """``score`` of ``size`` images at a time, so that memory does not grow with B: (B,) in fp32 on the CPU."""
+    starts = range(0, len(prompts), size)
+    parts = [score(images_B3HW[i : i + size], prompts[i : i + size]).float().cpu() for i in starts]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def quoted(prompt: str) -> str:
     """The prompt in quotes, on one line, at most 80 characters of it."""
     line = " ".join(prompt.split())
     return f"'{line}'" if len(line) <= 80 else f"'{line[:80]} ...'"

@@ -23,6 +23,9 @@ FREE = frozenset(
         "backbone.device",
         "prompts.source",
         "prompts.column",
+        "reward.batch",
+        "reward.timeout",
+        "reward.token_env",
         "rl.rollout_batch",
         "rl.update_batch",
         "validation.every",
@@ -63,6 +66,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, tuple):
+            # As keys of their own, so that a message names the part; and an empty list, older runs' none, is nothing.
+            yield from _flat({str(index): item for index, item in enumerate(value)}, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

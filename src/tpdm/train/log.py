@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from torch import Tensor
+
 from tpdm.files import write_text
 from tpdm.types import TrainingError
 
@@ -55,6 +57,13 @@ def _row(line: str, where: str) -> dict[str, Any]:
         return dict(json.loads(line))
     except (ValueError, TypeError) as error:
         raise TrainingError(f"got {where} damaged ({error}), expected a JSON object; remove that line") from error
+
+
+def part_statistics(parts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean and standard deviation of each part's raw scores (B,), in its own unit; nothing where there are no parts."""
+    if not parts:
+        return {}
+    return {"parts": {key: {"mean": float(s.mean()), "sd": float(s.std(correction=0))} for key, s in parts.items()}}
 
 
 def step_statistics(steps: Sequence[int]) -> dict[str, Any]:

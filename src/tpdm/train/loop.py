@@ -20,20 +20,21 @@ from tpdm.core.objective import additive_reward, discounted_reward, rloo_advanta
 from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe, RewardConfig
-from tpdm.rewards.base import Reward, checked_scores
+from tpdm.rewards.base import Reward
+from tpdm.rewards.composite import judge
 from tpdm.rollout import Sampler, derive_seed, make_replay
 from tpdm.train.average import WeightAverage
+from tpdm.train.calibrate import calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
 from tpdm.train.identity import run_identity
 from tpdm.train.keep import keeps_up
-from tpdm.train.log import MetricsLog, step_statistics
+from tpdm.train.log import MetricsLog, part_statistics, step_statistics
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
 from tpdm.types import PromptError, TrainingError
 
 # Streams of randomness, so that no two purposes share a seed.
-NOISE, DECISION, VALIDATION, CALIBRATION = 0, 1, 2, 4
-CALIBRATION_PROMPTS = 64
+NOISE, DECISION, VALIDATION = 0, 1, 2
 
 SaveArtefact = Callable[[str, TimePredictor, dict[str, Any]], None]
 
@@ -69,7 +70,8 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     """Trains until ``recipe.rl.updates``, going on from the newest checkpoint in ``folder`` if there is one.
 
     Returns:
-        The final state. ``folder`` holds recipe.yaml, metrics.jsonl, checkpoints/ and the artefacts best/ and last/.
+        The final state. ``folder`` holds recipe.yaml, metrics.jsonl, checkpoints/ and the artefacts best/ and last/;
+        with a composite reward reward-statistics.json too.
 
     Raises:
         TrainingError: the reward says nothing, a gradient is not finite, or a checkpoint does not fit.
@@ -77,7 +79,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     """
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
     if not recipe.tpm.init_from:
-        _calibrate(recipe, parts)
+        calibrate_policy(parts.policy, parts.sampler, parts.train_prompts, recipe.seed)
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
     average = WeightAverage(parts.policy, recipe.optimizer.average)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
@@ -85,8 +87,11 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     state = load_checkpoint(checkpoints, parts.policy, average, optimizer, identity) or RunState(0)
     # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
     dump_recipe(recipe, folder / "recipe.yaml")
+    fresh = state.update == 0
+    reward = calibrated_reward(parts.reward, parts.sampler, parts.train_prompts, recipe.seed, folder, fresh)
+    parts = replace(parts, reward=reward)
     log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
-    if state.update == 0:
+    if fresh:
         state = _validate(recipe, parts, state, log)
     updates = range(state.update, recipe.rl.updates)
     with tqdm(updates, desc="train", initial=state.update, total=recipe.rl.updates, dynamic_ncols=True) as bar:
@@ -107,18 +112,6 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
                 keep = recipe.checkpoint.keep
                 save_checkpoint(checkpoints, parts.policy, average, optimizer, state, identity, keep)
     return state
-
-
-def _calibrate(recipe: Recipe, parts: Parts) -> None:
-    """Shows the untrained policy what features look like: the same ones whenever the run is started or resumed."""
-    if not parts.policy.reads_features:
-        return
-    prompts = deal_prompts(parts.train_prompts, CALIBRATION_PROMPTS, recipe.seed, 0)
-    noise, decisions = ([derive_seed(recipe.seed, CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
-    parts.policy.eval()
-    generated = parts.sampler([p.text for p in prompts], noise, decisions, record=True)
-    assert generated.trajectories is not None
-    parts.policy.calibrate(make_replay(generated.trajectories).observation)
 
 
 def _one_update(
@@ -143,7 +136,8 @@ def _one_update(
     )
     assert generated.trajectories is not None
     sampled = time.monotonic()
-    score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
+    scored = judge(parts.reward, generated.images_B3HW, prompts)
+    score_B = scored.score_B
     steps_B = torch.tensor(generated.steps)
     objective_B = priced(score_B, steps_B, recipe.reward)
     objective_PK = objective_B.view(-1, K)
@@ -162,6 +156,7 @@ def _one_update(
     return {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
+        **part_statistics(scored.parts),
         "objective_mean": float(objective_B.mean()),
         "objective_sd_within_group": float(objective_PK.std(dim=1).mean()),
         "silent_groups": float((objective_PK.amax(1) == objective_PK.amin(1)).float().mean()),
@@ -197,7 +192,8 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     parts.policy.eval()
     seeds = [derive_seed(recipe.seed, VALIDATION, i) for i in range(len(prompts))]
     generated = parts.sampler(prompts, seeds=seeds)
-    score_B = checked_scores(parts.reward, generated.images_B3HW, prompts)
+    scored = judge(parts.reward, generated.images_B3HW, prompts)
+    score_B = scored.score_B
     if state.update == 0:
         _refuse_constant(score_B, parts.reward.name, prompts[0])
     objective_B = priced(score_B, torch.tensor(generated.steps), recipe.reward)
@@ -205,6 +201,7 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     row = {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
+        **part_statistics(scored.parts),
         "objective_mean": objective,
         **step_statistics(generated.steps),
     }

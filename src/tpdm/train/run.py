@@ -18,7 +18,7 @@ from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe, TpmConfig
-from tpdm.rewards.load import load_reward
+from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.loop import Parts, train_loop
 from tpdm.types import ConfigError, PromptError
@@ -81,7 +81,7 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     return Parts(
         policy=policy,
         sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments),
-        reward=load_reward(recipe.reward.name, device),
+        reward=recipe_reward(recipe.reward, device),
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         save=save,
@@ -145,7 +145,7 @@ def artefact_config(
         features=f"tokens entering the first block and leaving the last, {policy.shape.features} rows, time embedding",
         guidance_scale=float(guidance if guidance is not None else 0.0),
         gamma=recipe.reward.gamma,
-        reward=recipe.reward.name,
+        reward=recipe.reward.label,
         reward_form="paper" if recipe.reward.form == "discounted" else "additive",
         reward_offset=recipe.reward.offset,
         solver=recipe.sampling.solver,

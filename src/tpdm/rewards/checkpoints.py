@@ -1,0 +1,167 @@
+"""Published reward files: found on disk or on the hub, read without running anything, kept as safetensors."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tpdm.files import load_tensors, save_tensors
+from tpdm.types import RewardError
+
+Model = TypeVar("Model", bound=nn.Module)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+
+
+def find_file(place: str, filename: str, reward: str) -> Path:
+    """The published file of a reward.
+
+    Args:
+        place: the file itself, a folder that holds it (or its safetensors), or a hub id.
+        filename: its published name.
+        reward: for the error.
+
+    Raises:
+        RewardError: it is not there.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        names = (filename, f"{filename}.safetensors", f"{Path(filename).stem}.safetensors")
+        if found := next((path / name for name in names if (path / name).is_file()), None):
+            return found
+        raise RewardError(f"reward '{reward}': got folder '{path}' without {filename}; put the published file there")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(place, filename))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise RewardError(
+            f"reward '{reward}': no {filename} at '{place}' ({_line(error)}); give the file, a folder or a hub id"
+        ) from error
+
+
+def tokenizer_place(weights: Path, default: str) -> str:
+    """The folder of the weights where it holds a tokenizer too, or else the hub id that the authors used."""
+    folder = weights.parent
+    return str(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else default
+
+
+def load_tokenizer(kind: Any, place: str, reward: str) -> Any:
+    """A tokenizer of the transformers class ``kind`` from a folder or hub id.
+
+    Raises:
+        RewardError: there is none.
+    """
+    try:
+        return kind.from_pretrained(place)
+    except Exception as error:  # a damaged file may fail in any of three libraries
+        raise RewardError(
+            f"reward '{reward}': no tokenizer at '{place}' ({_line(error)}); put its files beside the weights"
+        ) from error
+
+
+def read_checkpoint(path: Path, reward: str) -> dict[str, Tensor]:
+    """Tensors by their published names, from safetensors or from a pickled state dictionary.
+
+    A pickle is read with ``weights_only=True``, which runs no code, and kept beside itself as
+    ``NAME.safetensors``, which later calls read while it is newer. Where the folder cannot be written, nothing is kept.
+
+    Raises:
+        RewardError: the file is damaged, or is a pickle of more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, reward)
+    kept = path.with_name(f"{path.name}.safetensors")
+    if kept.is_file() and kept.stat().st_mtime >= path.stat().st_mtime:
+        return _read_safetensors(kept, reward)
+    tensors = _state_dict(_unpickle(path, reward), path, reward)
+    try:
+        save_tensors(kept, tensors, {"source": path.name})
+    except OSError:  # a folder without write permission, a full disk: the pickle still serves
+        return tensors
+    return tensors
+
+
+def _read_safetensors(path: Path, reward: str) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path)[0]
+    except (OSError, SafetensorError) as error:
+        raise RewardError(
+            f"reward '{reward}': got {path}, which cannot be read ({_line(error)}), expected whole safetensors; fetch "
+            "the file again"
+        ) from error
+
+
+def _unpickle(path: Path, reward: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # PyTorch asks for a report of every unusual pickle; what cannot be read is answered below.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RewardError(
+            f"reward '{reward}': got {path}, a pickle that holds more than tensors and might run code, or is damaged, "
+            "expected a plain state dictionary; fetch the published file, or save the tensors as safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
+        raise RewardError(
+            f"reward '{reward}': got {path}, which cannot be read ({_line(error)}), expected a whole PyTorch file; "
+            "fetch the file again"
+        ) from error
+
+
+def _state_dict(content: Any, path: Path, reward: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, which may keep them under ``state_dict``; none shares memory with another."""
+    inner = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise RewardError(
+            f"reward '{reward}': got {path} with something else than named tensors, expected a state dictionary; "
+            "fetch the published file"
+        )
+    seen: set[int] = set()
+    tensors = {}
+    for name, value in inner.items():
+        place = value.untyped_storage().data_ptr()
+        tensors[str(name)] = value.clone() if place in seen else value
+        seen.add(place)
+    return tensors
+
+
+def fill(make: Callable[[], Model], tensors: Mapping[str, Tensor], reward: str) -> Model:
+    """The model that ``make`` builds, with exactly these tensors in fp32 as its weights, without a random start.
+
+    Raises:
+        RewardError: a tensor is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        model = make()
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in {**wanted, **got} if wanted.get(name) != got.get(name))
+    if wrong:
+        name = wrong[0]
+        raise RewardError(
+            f"reward '{reward}': got {got.get(name, 'nothing')} for {name} (and {len(wrong) - 1} more that differ), "
+            f"expected {wanted.get(name, 'nothing')}; fetch the published file of this very reward"
+        )
+    model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            # The only buffers of these models that no file holds: 0, 1, 2 ...
+            assert leaf == "position_ids", name
+            setattr(model.get_submodule(owner), leaf, torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    return model.eval().requires_grad_(False)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).splitlines()[:1]).rstrip(".:") or type(error).__name__

@@ -1,0 +1,147 @@
+"""Published files are read without running anything, kept as safetensors, and refused in one sentence."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from tests.rewards.conftest import PROMPTS, blip_shape, clip_config
+from tests.support.published import TINY_BLIP, TINY_CLIP
+from tpdm.files import load_tensors, save_tensors
+from tpdm.rewards.checkpoints import fill, find_file, read_checkpoint, tokenizer_place
+from tpdm.rewards.hps import FILE, load_hpsv2
+from tpdm.rewards.imagereward import load_imagereward
+from tpdm.types import RewardError
+
+WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(2.0)}
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("pickle-was-run",)
+
+
+def refusal(path):
+    with pytest.raises(RewardError) as caught:
+        read_checkpoint(path, "test")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("content", [WEIGHTS, {"state_dict": WEIGHTS, "epoch": 3}])
+def test_a_pickle_is_kept_as_safetensors(tmp_path, content):
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    first = read_checkpoint(path, "test")
+    kept = load_tensors(tmp_path / "x.pt.safetensors")[0]
+    for tensors in (first, kept, read_checkpoint(path, "test")):
+        assert all(torch.equal(tensors[name], value) for name, value in WEIGHTS.items())
+        assert len(tensors) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pt", "x.pt.safetensors"]
+
+
+def test_what_was_kept_is_used_until_the_pickle_is_newer(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(WEIGHTS, path)
+    read_checkpoint(path, "test")
+    kept = tmp_path / "x.pt.safetensors"
+    save_tensors(kept, {"other": torch.zeros(1)})
+    assert list(read_checkpoint(path, "test")) == ["other"]
+    later = kept.stat().st_mtime + 10
+    os.utime(path, (later, later))
+    assert set(read_checkpoint(path, "test")) == {"a", "b"}
+
+
+def test_a_folder_that_cannot_be_written_serves_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("read only")
+
+    monkeypatch.setattr("tpdm.rewards.checkpoints.save_tensors", refuse)
+    torch.save(WEIGHTS, tmp_path / "x.pt")
+    assert set(read_checkpoint(tmp_path / "x.pt", "test")) == {"a", "b"}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_weights_that_share_memory_are_kept(tmp_path):
+    shared = torch.arange(4.0)
+    torch.save({"a": shared, "b": shared[1:], "c": shared}, tmp_path / "x.pt")
+    read_checkpoint(tmp_path / "x.pt", "test")
+    kept = load_tensors(tmp_path / "x.pt.safetensors")[0]
+    assert torch.equal(kept["b"], shared[1:])
+    assert torch.equal(kept["c"], shared)
+
+
+def test_a_real_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": WEIGHTS, "extra": Evil()}, tmp_path / "x.pt")
+    assert "holds more than tensors and might run code" in refusal(tmp_path / "x.pt")
+    (tmp_path / "y.pt").write_bytes(pickle.dumps(Evil()))
+    assert "might run code" in refusal(tmp_path / "y.pt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pt", "y.pt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.rand(200, 20)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert "expected a " in refusal(path)
+    kept = save_tensors(tmp_path / "x.safetensors", {"a": torch.rand(200, 20)})
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: int(len(whole) * share)])
+    assert "expected whole safetensors" in refusal(kept)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"state_dict": [torch.zeros(1)]}, torch.zeros(2)])
+def test_something_else_than_named_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    assert "expected a state dictionary" in refusal(tmp_path / "x.pt")
+
+
+def test_places(tmp_path):
+    with pytest.raises(RewardError, match=r"got folder '.*' without w\.pt; put the published file there"):
+        find_file(str(tmp_path), "w.pt", "test")
+    with pytest.raises(
+        RewardError, match=r"no w\.pt at 'nobody/nothing' \(.*\); give the file, a folder or a hub id"
+    ) as e:
+        find_file("nobody/nothing", "w.pt", "test")
+    assert "\n" not in str(e.value)
+    with pytest.raises(RewardError, match=r"no w\.pt at '/not/there/at/all'"):
+        find_file("/not/there/at/all", "w.pt", "test")
+    kept = save_tensors(tmp_path / "w.pt.safetensors", WEIGHTS)
+    assert find_file(str(tmp_path), "w.pt", "test") == kept  # the pickle may be deleted once it was read
+    assert find_file(str(kept), "w.pt", "test") == kept
+    assert tokenizer_place(kept, "some/default") == "some/default"
+    (tmp_path / "vocab.txt").touch()
+    assert tokenizer_place(kept, "some/default") == str(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused():
+    make, good = lambda: nn.Linear(3, 2), {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    assert torch.equal(fill(make, {k: v.half() for k, v in good.items()}, "test").weight, good["weight"])
+    for bad, words in (
+        ({**good, "bias": torch.ones(3)}, r"got \(3,\) for bias"),
+        ({"weight": good["weight"]}, "got nothing for bias"),
+        ({**good, "more": torch.ones(1)}, r"got \(1,\) for more .*expected nothing"),
+    ):
+        with pytest.raises(RewardError, match=words):
+            fill(make, bad, "test")
+
+
+def test_from_pickle_and_from_what_was_kept_score_alike(hps_folder, imagereward_folder, images):
+    for _ in range(2):
+        hps = load_hpsv2(str(hps_folder[0]), config=clip_config(TINY_CLIP, "gelu")).score(images, PROMPTS)
+        blip = load_imagereward(str(imagereward_folder[0]), shape=blip_shape(TINY_BLIP)).score(images, PROMPTS)
+    again = load_hpsv2(str(hps_folder[0] / f"{FILE}.safetensors"), config=clip_config(TINY_CLIP, "gelu"))
+    assert torch.equal(again.score(images, PROMPTS), hps)
+    assert torch.isfinite(blip).all()
+
+
+def test_the_full_size_model_refuses_a_tiny_file(hps_folder):
+    with pytest.raises(RewardError, match=r"HPSv2\.1.*expected .*fetch the published file of this very reward"):
+        load_hpsv2(str(hps_folder[0]))

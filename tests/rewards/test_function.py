@@ -1,0 +1,65 @@
+"""A function of your own."""
+
+import sys
+
+import pytest
+import torch
+
+from tpdm.rewards.base import checked_scores
+from tpdm.rewards.load import load_reward
+from tpdm.types import RewardError
+
+MODULE = """
+VALUE = 3
+
+def red(images, prompts):
+    assert images.dtype.is_floating_point and images.shape[0] == len(prompts) and isinstance(prompts, list)
+    return images[:, 0].mean((1, 2)).requires_grad_()
+
+def wrong(images, prompts):
+    raise KeyError(prompts[0])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with modules in it that are forgotten afterwards."""
+    (tmp_path / "own_reward_here.py").write_text(MODULE)
+    (tmp_path / "broken_reward_here.py").write_text("raise RuntimeError('two\\nlines')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in ("own_reward_here", "broken_reward_here"):
+        sys.modules.pop(name, None)
+
+
+def test_a_module_in_the_current_folder(folder):
+    reward = load_reward("python:own_reward_here:red")
+    images = torch.rand(3, 3, 4, 4, dtype=torch.float64)
+    assert reward.name == "python:own_reward_here:red"
+    scores = checked_scores(reward, images, ("a", "b", "c"))
+    assert torch.allclose(scores, images[:, 0].mean((1, 2)).float())
+
+
+def test_its_failure_names_it_and_the_prompt(folder):
+    with pytest.raises(RewardError, match=r"failure of reward 'python:own_reward_here:wrong' on 'a'.*KeyError"):
+        checked_scores(load_reward("python:own_reward_here:wrong"), torch.rand(1, 3, 4, 4), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("own_reward_here", "expected python:package.module:function"),
+        ("own_reward_here:", "expected python:package.module:function"),
+        (":red", "expected python:package.module:function"),
+        ("own_reward_here:blue", "cannot be imported .AttributeError"),
+        ("own_reward_here:VALUE", "a int, expected a function"),
+        ("nowhere_at_all:red", "cannot be imported .ModuleNotFoundError"),
+        ("broken_reward_here:red", "cannot be imported .RuntimeError: two lines"),
+        (".relative:red", "cannot be imported"),
+    ],
+)
+def test_what_is_no_function(folder, place, words):
+    with pytest.raises(RewardError, match=words) as caught:
+        load_reward(f"python:{place}")
+    assert "\n" not in str(caught.value)
