@@ -99,7 +99,7 @@ class FeatureTaps:
         if call is None or call.first is None or call.last is None or call.temb is None:
             raise BackboneError(
                 f"got no features from {type(self.denoiser).__name__}, expected its hooks to run in every "
-                "step: if it was compiled before, attach first and compile afterwards."
+                "step: if a part of it is compiled that holds them, compile its blocks alone."
             )
         return call, call.first, call.last, call.temb
 
