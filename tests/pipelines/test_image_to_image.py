@@ -1,11 +1,13 @@
-"""Image-to-image: the chain starts at the strength."""
+"""Image-to-image and inpainting: the chain starts at the strength."""
 
 import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
     StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
     StableDiffusionImg2ImgPipeline,
 )
 
@@ -17,21 +19,39 @@ from tpdm.schedules import FixedTimes
 from tpdm.types import ConfigError
 
 CLASSES = {
-    "SD3.5": StableDiffusion3Img2ImgPipeline,
+    "SD3": StableDiffusion3Img2ImgPipeline,
     "FLUX.1 dev": FluxImg2ImgPipeline,
     "SD1.5": StableDiffusionImg2ImgPipeline,
+    "SD3, inpainting": StableDiffusion3InpaintPipeline,
+    "FLUX.1 dev, inpainting": FluxInpaintPipeline,
 }
 
 
-def pipe_and_call(name, images=2):
+def sixteen_channels(components):
+    """SD3's inpainting checks that there are so many, as in the published model."""
+    torch.manual_seed(0)
+    vae, transformer = components["vae"], components["transformer"]
+    changed = {
+        "vae": type(vae).from_config({**vae.config, "latent_channels": 16}),
+        "transformer": type(transformer).from_config({**transformer.config, "in_channels": 16, "out_channels": 16}),
+    }
+    return {**components, **{name: part.eval() for name, part in changed.items()}}
+
+
+def pipe_and_call(case, images=2):
+    name, _, inpainting = case.partition(", ")
     source, family = tiny_pipe(name), FAMILIES[name]
     options = {"requires_safety_checker": False} if name == "SD1.5" else {}
-    pipe = CLASSES[name](**source.components, **options)
+    parts = sixteen_channels(source.components) if case == "SD3, inpainting" else source.components
+    pipe = CLASSES[case](**parts, **options)
     pipe.set_progress_bar_config(disable=True)
     if name != "SD1.5":
         pipe.scheduler = FlowMatchEulerDiscreteScheduler()  # no shift: its times are k / N
     pictures = torch.rand(images, 3, 24, 16, generator=torch.Generator().manual_seed(7))
     call = {**family.text(images), **family.arguments(), "image": pictures, "strength": 0.6}
+    if inpainting:
+        call["mask_image"] = torch.zeros(images, 1, 24, 16)
+        call["mask_image"][..., 8:] = 1.0  # the right half is made anew
     if name == "SD1.5":
         call = {key: value for key, value in call.items() if key not in ("height", "width")}
     return pipe, call
@@ -56,3 +76,14 @@ def test_a_policy_starts_at_the_strength(name):
     assert [times[-1] for times in output.times] == [0.0, 0.0]
     with pytest.raises(ConfigError, match="got t_start 0"):
         attach(pipe, LookingPolicy())(**{**call, "strength": 0.0}, seeds=[0, 1])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_finished_images_keep_what_they_are(name):
+    pipe, call = pipe_and_call(name)
+    lists = [[0.6, 0.3, 0.0], [0.6, 0.5, 0.4, 0.2, 0.0]]
+    together = attach(pipe, FixedTimes(lists))(**call, seeds=[0, 1])
+    assert together.steps == [2, 4]
+    one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in call.items()}
+    alone = attach(pipe, FixedTimes(lists[0]))(**one, seeds=[0])
+    torch.testing.assert_close(together.images[:1], alone.images, atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers import SD3ControlNetModel, StableDiffusion3ControlNetPipeline
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
@@ -11,6 +12,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.axis import vp_times
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError
 
 NAMES = ["SD3", "FLUX.1 dev"]
 SIZES = [{"height": 16, "width": 48}, {"height": 40, "width": 8}]
@@ -79,13 +81,50 @@ def test_callbacks_see_the_times_of_every_image(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_denoiser_whose_blocks_are_compiled(name):
     pipe = copy.deepcopy(tiny_pipe(name))
-    expected = attach(pipe, LookingPolicy(), max_steps=4)(**call_of(name), seeds=[0, 1])
-    for block in find_denoiser(pipe).transformer_blocks:
+    fixed = FixedTimes([TIMES, [1.0, 0.5, 0.0]])
+    expected = [attach(pipe, policy, max_steps=4)(**call_of(name), seeds=[0, 1]) for policy in (LookingPolicy(), fixed)]
+    for block in pipe.transformer.transformer_blocks:
         block.compile(backend="eager")
-    for _ in range(2):
-        output = attach(pipe, LookingPolicy(), max_steps=4)(**call_of(name), seeds=[0, 1])
-        assert output.steps == expected.steps
-        torch.testing.assert_close(output.images, expected.images, atol=1e-4, rtol=0)
+    # Twice: what was compiled for one call must not see the hooks of it in the next.
+    for policy, uncompiled in zip([LookingPolicy(), fixed] * 2, expected * 2, strict=True):
+        output = attach(pipe, policy, max_steps=4)(**call_of(name), seeds=[0, 1])
+        assert output.steps == uncompiled.steps
+        assert output.nfe_rows == uncompiled.nfe_rows
+        torch.testing.assert_close(output.images, uncompiled.images, atol=1e-4, rtol=0)
+
+
+def test_a_denoiser_that_is_compiled_whole_is_refused():
+    pipe = copy.deepcopy(tiny_pipe("SD3"))
+    attached_before = attach(pipe, LookingPolicy())
+    whole = copy.deepcopy(pipe.transformer)
+    pipe.transformer.compile(backend="eager")
+    for refused in (lambda: attach(pipe, LookingPolicy()), lambda: attached_before(**call_of("SD3"))):
+        with pytest.raises(BackboneError, match="compile its blocks instead"):
+            refused()
+    pipe.transformer = torch.compile(whole, backend="eager")
+    with pytest.raises(BackboneError, match="compile its blocks instead"):
+        attach(pipe, LookingPolicy())
+
+
+def test_control_of_finished_images_leaves_the_call_too():
+    source = tiny_pipe("SD3")
+    torch.manual_seed(1)
+    controlnet = SD3ControlNetModel.from_transformer(
+        source.transformer, num_layers=2, num_extra_conditioning_channels=0, load_weights_from_transformer=False
+    ).eval()
+    for parameter in controlnet.controlnet_blocks.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # they start at zero: no control
+    pipe = StableDiffusion3ControlNetPipeline(**source.components, controlnet=controlnet)
+    pipe.set_progress_bar_config(disable=True)
+    call = call_of("SD3", control_image=torch.rand(2, 3, 24, 16), controlnet_conditioning_scale=0.7)
+    expected, times = stock(pipe, call, [0, 1])
+    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    assert (output.images - expected).abs().max().item() == 0.0
+    uneven = attach(pipe, FixedTimes([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
+    assert uneven.nfe_rows == 2 * (4 + 2)
+    torch.testing.assert_close(uneven.images[0], expected[0], atol=1e-5, rtol=0)
+    with pytest.raises(BackboneError, match=r"got control_guidance_end=0\.5"):
+        attach(pipe, FixedTimes(times))(**call, control_guidance_end=0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,7 +29,7 @@ def test_times_are_read_when_their_turn_comes():
     x, seen = torch.zeros(2, 3), []
     assert len(scheduler.timesteps) == scheduler.stepper.max_steps == 5
     for i, t in enumerate(scheduler.timesteps):
-        assert torch.equal(t, scheduler.timesteps[i])
+        assert torch.equal(t.max(), scheduler.timesteps[i])
         seen.append(t.tolist())
         x = scheduler.step(torch.ones(2, 3), t, x, return_dict=False)[0]
     assert seen == [[1000, 1000], [500, pytest.approx(800)], [0, pytest.approx(400)]]
@@ -49,7 +49,7 @@ def test_only_the_present_can_be_read():
     timesteps = make_scheduler().timesteps
     assert timesteps[:] is timesteps
     assert timesteps[0:] is timesteps
-    assert timesteps[0].tolist() == [1000, 1000]
+    assert timesteps[0].tolist() == 1000
     assert timesteps[:1].tolist() == [1000]
     for index in (1, -1, slice(2, None), slice(0, 2)):
         with pytest.raises(BackboneError, match="decided one by one"):

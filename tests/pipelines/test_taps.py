@@ -104,5 +104,5 @@ def test_a_subclass_is_its_parent(sd3):
 
 
 def test_hooks_that_saw_nothing_are_said(sd3):
-    with FeatureTaps(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile afterwards"):
+    with FeatureTaps(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile its blocks alone"):
         taps.features(1)

@@ -44,7 +44,7 @@ class Family:
     listed: bool = False
     calls: int = 1
     rows: int = 1
-    tolerance: float = 5e-6
+    tolerance: float = 2e-6
     width: int = tiny.WIDTH
 
     def text(self, images: int, guided: bool = True) -> dict[str, Any]:
@@ -100,7 +100,7 @@ FLOW_FAMILIES: dict[str, Family] = {
     "Wan 2.1": Family(tiny.make_wan, call={"height": 48, "width": 32, "num_frames": 5}, **TWO_CALLS),
 }
 VP_FAMILIES: dict[str, Family] = {
-    name: Family(partial(build, prediction), tolerance=2e-5, **options)
+    name: Family(partial(build, prediction), tolerance=8e-6, **options)
     for prediction, mark in (("epsilon", ""), ("v_prediction", ", v-prediction"))
     for name, build, options in (
         (f"SD1.5{mark}", tiny.make_sd15, {"call": SIZE, **ONE_CALL}),

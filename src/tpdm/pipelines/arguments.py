@@ -23,9 +23,15 @@ REFUSED: dict[str, str] = {
     "return_dict": "the call always returns an AdaptiveOutput; leave it out",
 }
 
-# Guidance that ends at some step of a fixed schedule: (value that means "never", what the pipeline is told then).
+# Guidance and control that begin or end at a step of a fixed schedule: (value that means "never", what the pipeline is
+# told then).
 # None keeps Z-Image's pipeline from reading all times before the first step.
-STEP_KEYED: dict[str, tuple[float, float | None]] = {"cfg_trunc_ratio": (1.0, 1.0), "cfg_truncation": (1.0, None)}
+STEP_KEYED: dict[str, tuple[float, float | None]] = {
+    "cfg_trunc_ratio": (1.0, 1.0),
+    "cfg_truncation": (1.0, None),
+    "control_guidance_start": (0.0, 0.0),
+    "control_guidance_end": (1.0, 1.0),
+}
 
 
 def merge_arguments(
@@ -59,14 +65,14 @@ def merge_arguments(
 
 
 def _without_step_keys(merged: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pipeline is told of guidance that is keyed on the index of a step: never to end it."""
+    """What the pipeline is told of options that are keyed on the index of a step: not to use them."""
     told: dict[str, Any] = {}
     for name, (never, value) in STEP_KEYED.items():
         if name not in parameters:
             continue
         if merged.get(name) not in (None, never):
             raise BackboneError(
-                f"got {name}={merged[name]!r}, expected {never:g} with a policy: it ends guidance at a step of a fixed "
+                f"got {name}={merged[name]!r}, expected {never:g} with a policy: it is keyed on the steps of a fixed "
                 "schedule; leave it out."
             )
         told[name] = value

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers.utils.torch_utils import is_compiled_module
+from torch import nn
+
 from tpdm.pipelines.backbones import TapEntry, find_denoiser, find_entry
 from tpdm.types import BackboneError
 
@@ -19,7 +22,9 @@ def check_pipe(pipe: Any) -> TapEntry:
             f"got {type(pipe).__name__} without a scheduler, expected a text-to-image DiffusionPipeline such as "
             "StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
         )
-    entry = find_entry(find_denoiser(pipe))
+    denoiser = find_denoiser(pipe)
+    check_hooks_run(denoiser)
+    entry = find_entry(denoiser)
     if getattr(pipe, "transformer_2", None) is not None or pipe.config.get("boundary_ratio") is not None:
         raise BackboneError(
             f"got {type(pipe).__name__} with two experts that share the chain (transformer_2), expected one denoiser "
@@ -31,3 +36,16 @@ def check_pipe(pipe: Any) -> TapEntry:
             "Wan 2.1, or another model that takes one."
         )
     return entry
+
+
+def check_hooks_run(denoiser: nn.Module) -> None:
+    """Refuses a denoiser that was compiled whole: what is compiled in one call keeps the hooks of that call.
+
+    Raises:
+        BackboneError: it was.
+    """
+    if is_compiled_module(denoiser) or denoiser._compiled_call_impl is not None:
+        raise BackboneError(
+            f"got a {type(denoiser).__name__} that is compiled as a whole, expected one whose hooks run in every call: "
+            "compile its blocks instead, block.compile() for each, which is where the time goes."
+        )

@@ -24,8 +24,9 @@ from tpdm.types import BackboneError, Features
 class LazyTimesteps:
     """The timesteps that a pipeline iterates over: each is read from the stepper when its turn comes.
 
-    Its length is the cap. Past and future entries do not exist: only the current index and the whole slice, which
-    image-to-image pipelines call by the index where the strength begins, and its first entry (1,).
+    Its length is the cap. Past and future entries do not exist: only the whole slice, which image-to-image pipelines
+    call by the index where the strength begins, its first entry (1,), and the current index. Inpainting hands that
+    on to ``scale_noise``, which knows the time of each image; so it is one number here, the latest.
     """
 
     def __init__(self, scheduler: AdaptiveScheduler) -> None:
@@ -51,8 +52,8 @@ class LazyTimesteps:
                 return self
             if (start, stop, step, now) == (0, 1, 1, 0):
                 return self._scheduler.time_now().as_subclass(Tensor)[:1]
-        elif index == now and not stepper.done:
-            return self._scheduler.time_now()
+        elif index == now:
+            return self._scheduler.time_now().as_subclass(Tensor).amax()
         raise BackboneError(
             f"got timesteps[{index}] in step {now}, expected [{now}] or [:]: times are decided one by one, "
             "so a pipeline that looks ahead or starts in the middle cannot be driven."

@@ -96,7 +96,7 @@ class FeatureTaps:
         if call.first is None or call.last is None or call.temb is None:
             raise BackboneError(
                 f"got no features from {type(self.denoiser).__name__}, expected its hooks to run in every "
-                "step: if it was compiled before, attach first and compile afterwards."
+                "step: if a part of it is compiled that holds them, compile its blocks alone."
             )
         first = _as_map(call.first, call.rows, call.grid, None)
         return first, _as_map(call.last, call.rows, call.grid, call.last_start_B), call.temb
