@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-from tests.support.tiny_sd3 import make_tiny_sd3
+from tests.support.tiny_families import make_sd15
+from tests.support.tiny_flux import make_tiny_flux
+from tests.support.tiny_sd3 import WIDTH, make_text_encoder, make_tiny_sd3, make_tokenizer
 from tpdm.config import load_recipe
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import load_pipeline
@@ -27,9 +30,33 @@ def tiny_sd35(folder: Path) -> Any:
     return pipe
 
 
+def tiny_flux(folder: Path) -> Any:
+    """FLUX.1 with its two text encoders. The tokenizer of the T5 is CLIP's: only the class of the weights counts."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder)
+    shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    text_2 = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape)).eval()
+    text = CLIPTextModel(make_text_encoder(tokenizer).config).eval()
+    pipe = make_tiny_flux()
+    pipe.register_modules(tokenizer=tokenizer, tokenizer_2=tokenizer, text_encoder=text, text_encoder_2=text_2)
+    pipe.tokenizer_max_length = 12
+    return pipe
+
+
+def tiny_sd15(folder: Path) -> Any:
+    """SD1.5 with its text encoder."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder)
+    pipe = make_sd15()
+    pipe.register_modules(tokenizer=tokenizer, text_encoder=CLIPTextModel(make_text_encoder(tokenizer).config).eval())
+    return pipe
+
+
 TINY: dict[str, Callable[[Path], Any]] = {
     "sd3-medium": make_tiny_sd3,
     "sd3.5-large": tiny_sd35,
+    "flux1-dev": tiny_flux,
+    "sd15": tiny_sd15,
 }
 SMALL = [
     "backbone.height=16",

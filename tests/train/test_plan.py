@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from tests.support.tiny_sd3 import make_tiny_sd3
 from tpdm.cli import app
 from tpdm.pipelines.load import load_pipeline
+from tpdm.pipelines.probe import probe_features
 from tpdm.pipelines.sizes import pipeline_sizes
 from tpdm.recipe import BackboneConfig, PromptsConfig, Recipe, RlConfig, SamplingConfig, TpmConfig
 from tpdm.train.plan import make_plan, replay_bytes
@@ -27,7 +28,8 @@ def test_sizes_from_configuration_alone_are_those_of_the_loaded_pipeline(tmp_pat
         pipe, sizes = load_pipeline(name, device="cpu"), pipeline_sizes(name)
         networks = {k: v for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
         assert sizes.parameters == {k: sum(p.numel() for p in v.parameters()) for k, v in networks.items()}
-        assert sizes.feature_channels == pipe.transformer.inner_dim
+        widths = probe_features(pipe, {"max_sequence_length": 4})
+        assert (sizes.feature_channels, sizes.temb_channels) == (widths.feature_channels, widths.temb_channels)
 
 
 def test_the_numbers_of_a_plan():
@@ -40,7 +42,7 @@ def test_the_numbers_of_a_plan():
 
 def test_replay_of_sd3_medium_is_a_sixteenth_of_the_release_s_or_less():
     recipe = Recipe(name="sd3")
-    per_decision = replay_bytes(recipe, 1536) / (256 * recipe.sampling.max_steps)
+    per_decision = replay_bytes(recipe, 1536, 1536) / (256 * recipe.sampling.max_steps)
     assert per_decision <= 25e6 / 16
 
 

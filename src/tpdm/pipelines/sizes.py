@@ -23,12 +23,14 @@ class PipelineSizes:
         denoiser: name of the part that is the denoiser.
         denoiser_class: its class.
         feature_channels: width of the tokens that leave its last block.
+        temb_channels: width of its time embedder, which is nearly always that of the embedding.
     """
 
     parameters: dict[str, int]
     denoiser: str
     denoiser_class: str
     feature_channels: int
+    temb_channels: int
 
 
 def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
@@ -58,12 +60,14 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
             f"{' or '.join(DENOISERS)}: give a text-to-image pipeline."
         )
     network = found[denoiser]
-    last = network.get_submodule(find_entry(network).last)
+    entry = find_entry(network)
+    last, temb = network.get_submodule(entry.last), network.get_submodule(entry.temb)
     return PipelineSizes(
         parameters={name: sum(p.numel() for p in n.parameters()) for name, n in found.items()},
         denoiser=denoiser,
         denoiser_class=type(network).__name__,
         feature_channels=next(last.parameters()).shape[1],
+        temb_channels=next(m.out_features for m in temb.modules() if isinstance(m, nn.Linear)),
     )
 
 

@@ -75,7 +75,7 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes) -> dict[str, int]:
     weight = BYTES[recipe.backbone.dtype]
     shape = TpmShape(
         feature_channels=sizes.feature_channels,
-        temb_channels=sizes.feature_channels,  # equal in every transformer of the table
+        temb_channels=sizes.temb_channels,
         channels=recipe.tpm.channels,
         grid=recipe.tpm.grid,
     )
@@ -83,13 +83,13 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes) -> dict[str, int]:
     return {
         **{f"{name} (frozen)": n * weight for name, n in sizes.parameters.items()},
         "TPM, gradients and optimizer": tpm * 4 * ADAM,
-        "replay of one update, at most": replay_bytes(recipe, sizes.feature_channels),
+        "replay of one update, at most": replay_bytes(recipe, sizes.feature_channels, sizes.temb_channels),
     }
 
 
-def replay_bytes(recipe: Recipe, feature_channels: int) -> int:
+def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
     """Bytes that the decisions of one update take if every image runs to the cap: independent of the image's size."""
-    observation = 2 * feature_channels * recipe.tpm.grid**2 + feature_channels
+    observation = 2 * feature_channels * recipe.tpm.grid**2 + temb_channels
     decisions = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt * recipe.sampling.max_steps
     return 2 * observation * decisions  # fp16
 
