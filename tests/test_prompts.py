@@ -103,6 +103,13 @@ def test_another_column_and_negatives(tmp_path):
     assert load_prompts(path, column="caption") == [Prompt("a")]
 
 
+def test_a_named_negative_column_must_be_there(tmp_path):
+    path = write(tmp_path, "p.csv", "prompt,avoid\na,blurry\nb,\n")
+    assert load_prompts(path, negative="avoid") == [Prompt("a", "blurry"), Prompt("b")]
+    assert load_prompts(path) == [Prompt("a"), Prompt("b")]
+    assert "no column 'without', there are ['avoid', 'prompt']" in refusal(path, negative="without")
+
+
 def test_quoted_cells_may_hold_line_breaks(tmp_path):
     path = write(tmp_path, "p.csv", 'prompt\n"two\nlines"\none\n')
     assert texts(load_prompts(path)) == ["two\nlines", "one"]
@@ -115,7 +122,7 @@ def test_quoted_cells_may_hold_line_breaks(tmp_path):
         ("p.txt", " \n\n", ["holds no prompt"]),
         ("p.json", "[]", ["holds no prompt"]),
         ("p.csv", "", ["holds no prompt"]),
-        ("p.parquet", "", ["'.parquet'", ".jsonl"]),
+        ("p.xlsx", "", ["'.xlsx'", ".jsonl", ".parquet"]),
         ("p", "one", ["suffix ''"]),
         ("p.txt", b"one\ntw\xff\n", ["line 2", "not UTF-8"]),
         ("p.txt", "one\n".encode("utf-16"), ["line 1", "not UTF-8"]),

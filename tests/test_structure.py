@@ -19,7 +19,7 @@ LEVELS = (
     {"types", "files"},
     {"core"},
     {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "convert"}
-    | {"rewards", "prompts", "recipe", "config"},
+    | {"rewards", "prompts", "prompt_sets", "recipe", "config"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout"},
@@ -41,6 +41,8 @@ PACKAGES = {
     "transformers": {"pipelines", "tinyworld", "rewards", "evals"},
     "accelerate": {"train"},
     "matplotlib": {"evals"},
+    "datasets": {"prompt_sets"},
+    "pyarrow": {"prompt_sets"},
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},

@@ -106,7 +106,7 @@ def sample(
     backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id.")] = "tinyworld",
     tpm: Annotated[str | None, typer.Option(help="Folder of a TPM; without it the stock schedule runs.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv, parquet.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i gets seed + i.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,

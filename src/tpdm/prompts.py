@@ -1,6 +1,7 @@
 """Prompts: read from a file, named by a stable group id, split into training and held-out by content.
 
-Only the standard library is used: text, JSON lines, JSON, and comma- or tab-separated tables.
+Text, JSON lines, JSON, and comma- or tab-separated tables are read by the standard library; parquet files and data
+sets of the hub by ``tpdm.prompt_sets``.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from tpdm.prompt_sets import read_hub, read_parquet
 from tpdm.types import PromptError
 
 # Part of the meaning of every published result: another salt moves prompts between the sides of the split.
 SPLIT_SALT = "tpdm held-out 1\n"
 NEGATIVE = "negative"  # optional column or key with the negative prompt
+PARQUET, HUB = ".parquet", "hub:"
 
 
 @dataclass(frozen=True)
@@ -46,33 +49,52 @@ class Prompt:
         object.__setattr__(self, "id", _hash64(content) >> 1)
 
 
-def load_prompts(path: str | Path, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
+@dataclass(frozen=True)
+class OverLong:
+    """Prompts that are read in part.
+
+    Attributes:
+        reader: who reads them, in words.
+        tokens: read of each prompt, special tokens included.
+        prompts: how many have more.
+    """
+
+    reader: str
+    tokens: int
+    prompts: int
+
+
+def load_prompts(
+    path: str | Path, column: str = "prompt", limit: int | None = None, negative: str | None = None
+) -> list[Prompt]:
     """Reads distinct prompts in the order of the file.
 
     Args:
         path: ``.txt`` (one prompt a line, blank lines skipped), ``.jsonl``, ``.json`` (an array), ``.csv`` or
-            ``.tsv`` (with a header), in UTF-8. A JSON entry is a text, or an object with the key ``column``.
-        column: column or key of the text; ``negative`` beside it is read where there is one.
+            ``.tsv`` (with a header), in UTF-8, or ``.parquet``. A JSON entry is a text, or an object with the key
+            ``column``.
+        column: column or key of the text.
         limit: stop after this many distinct prompts; the rest of the file is not looked at.
+        negative: column or key of the negative prompt; None reads ``negative`` where there is one.
 
     Raises:
         PromptError: unknown suffix, unreadable or empty file, missing column, or an entry that is no text
             (with its line).
     """
     path = Path(path)
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise PromptError(f"{path}: got the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: convert it.")
+    suffix = path.suffix.lower()
+    read = _READERS.get(suffix)
+    if read is None and suffix != PARQUET:
+        known = ", ".join([*_READERS, PARQUET])
+        raise PromptError(f"{path}: got the suffix {path.suffix!r}, expected one of {known}: convert it.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (_prompt(value, column, f"{path}, {where}") for where, value in read(file, path))
-            prompts = list(islice(_distinct(rows), limit))
+            entries = read_parquet(path, column, _optional(negative)) if read is None else read(file, path)
+            prompts = _collect(entries, str(path), column, negative, limit)
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}, line {_undecodable(path)}: is not UTF-8, save the file as UTF-8.") from error
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}): give a file of prompts.") from error
-    if not prompts:
-        raise PromptError(f"{path}: holds no prompt, expected at least one: add a line.")
     return prompts
 
 
@@ -126,13 +148,40 @@ def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
             yield prompt
 
 
-def _prompt(value: Any, column: str, where: str) -> Prompt:
+def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
+    """How many prompts a transformers tokenizer turns into more than ``tokens`` tokens."""
+    if not prompts:
+        return 0
+    ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+    return sum(len(row) > tokens for row in ids)
+
+
+def _collect(
+    entries: Iterable[tuple[str, Any]], source: str, column: str, negative: str | None, limit: int | None
+) -> list[Prompt]:
+    """The first ``limit`` distinct prompts of (place, entry) pairs."""
+    rows = (_prompt(value, column, negative, f"{source}, {where}") for where, value in entries)
+    prompts = list(islice(_distinct(rows), limit))
+    if not prompts:
+        raise PromptError(f"{source}: holds no prompt, expected at least one: add a line.")
+    return prompts
+
+
+def _optional(negative: str | None) -> tuple[str, ...]:
+    return (NEGATIVE if negative is None else negative,)
+
+
+def _prompt(value: Any, column: str, negative_column: str | None, where: str) -> Prompt:
     """The prompt in one entry: a text, or a mapping with the text under ``column``."""
     negative = None
     if isinstance(value, dict):
-        if column not in value:
-            raise PromptError(f"{where}: no column {column!r}, there are {sorted(map(str, value))}: name one of these.")
-        value, negative = value[column], value.get(NEGATIVE)
+        asked = [column] if negative_column is None else [column, negative_column]
+        for name in asked:
+            if name not in value:
+                raise PromptError(
+                    f"{where}: no column {name!r}, there are {sorted(map(str, value))}: name one of these."
+                )
+        value, negative = value[column], value.get(NEGATIVE if negative_column is None else negative_column)
     if not isinstance(value, str) or not isinstance(negative, str | None):
         wrong = negative if isinstance(value, str) else value
         raise PromptError(f"{where}: expected a text, got {wrong!r}: correct the entry.")
@@ -185,10 +234,35 @@ _READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[str, Any]]]] = {
 }
 
 
-def load_source(source: str, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
-    """Prompts of a recipe: the captions of ``tinyworld`` (``limit`` of them, 20,000 by default), or of a file."""
+def load_source(
+    source: str,
+    column: str = "prompt",
+    limit: int | None = None,
+    negative: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+) -> list[Prompt]:
+    """Distinct prompts of a recipe, in their order.
+
+    Args:
+        source: ``tinyworld`` (its captions, ``limit`` of them, 20,000 by default), ``hub:owner/name`` (a data set), or
+            a file (see ``load_prompts``).
+        column: of the text.
+        limit: distinct prompts at most.
+        negative: column of the negative prompt; None reads ``negative`` where there is one.
+        subset: of a data set.
+        split: of a data set; its rows are then split again by content hash.
+
+    Raises:
+        PromptError: see ``load_prompts`` and ``tpdm.prompt_sets.read_hub``.
+    """
     if source == "tinyworld":
         from tpdm.tinyworld.captions import make_captions
 
         return [Prompt(text) for text in make_captions(limit or 20_000)]
-    return load_prompts(source, column, limit)
+    if source.startswith(HUB):
+        if source == HUB:
+            raise PromptError(f"{source}: got no name of a data set, expected hub:owner/name: add it.")
+        rows = read_hub(source.removeprefix(HUB), column, _optional(negative), subset, split)
+        return _collect(rows, source, column, negative, limit)
+    return load_prompts(source, column, limit, negative)

@@ -186,17 +186,23 @@ class PromptsConfig(_Part):
     """Where prompts come from.
 
     Attributes:
-        source: ``tinyworld`` (its caption grammar) or a prompt file. [ours; paper: captions of COCO,
-            Laion-Art and COYO]
+        source: ``tinyworld`` (its caption grammar), a prompt file, or ``hub:owner/name``, a data set of the hub. [ours;
+            paper: captions of COCO, Laion-Art and COYO]
         column: of a table, or key of JSON objects, that holds the text. [release: jsonl with "prompt"]
         held_out_fraction: kept for validation by content hash, in [0, 1). [ours]
         limit: distinct prompts read at most; None reads all. [ours]
+        negative: column of the negative prompt; None reads ``negative`` where there is one. [ours]
+        subset: of a data set; None where it has only one. [ours]
+        split: of a data set. [ours]
     """
 
     source: Text = "tinyworld"
     column: Text = "prompt"
     held_out_fraction: Below1 = 0.1
     limit: Positive | None = None
+    negative: Text | None = None
+    subset: Text | None = None
+    split: Text = "train"
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,9 @@ def make_tasks(recipe: Recipe, test_prompts: int | None = None) -> tuple[Task, T
         recipe: of the training.
         test_prompts: at most so many in the test; ``TEST_PROMPTS`` if not given.
     """
-    source = load_source(recipe.prompts.source, recipe.prompts.column, recipe.prompts.limit)
-    _, held_out = split_by_hash(source, recipe.prompts.held_out_fraction)
+    p = recipe.prompts
+    source = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
+    _, held_out = split_by_hash(source, p.held_out_fraction)
     fresh = [p.text for p in held_out[recipe.validation.prompts :]]
     if len(fresh) < TUNING_PROMPTS + 2:
         raise PromptError(

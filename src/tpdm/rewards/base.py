@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from tpdm.prompts import OverLong
 from tpdm.types import RewardError
 
 
@@ -20,6 +21,14 @@ class Reward(Protocol):
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in fp32, higher is better, of RGB images (B, 3, H, W) in [0, 1]."""
+
+
+@runtime_checkable
+class ReadsTokens(Protocol):
+    """A reward that reads so many tokens of a prompt and no more."""
+
+    def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
+        """One entry for each text tower: how many of the prompts it does not read to their end."""
 
 
 def checked_scores(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from tpdm.prompts import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.images import Preprocess
 from tpdm.types import RewardError
@@ -99,3 +100,8 @@ class ClipReward:
         # The model returns both embeddings at unit length.
         cosine = (output.image_embeds * output.text_embeds).sum(-1)
         return self.scale * cosine.cpu() + self.shift
+
+    def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
+        """How many prompts have more tokens than the text tower reads."""
+        texts = [self.clean(prompt) for prompt in prompts]
+        return [OverLong(f"reward '{self.name}'", self.tokens, count_over_long(self.tokenizer, self.tokens, texts))]

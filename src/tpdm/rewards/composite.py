@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tpdm.files import write_json
-from tpdm.rewards.base import Reward, checked_scores
+from tpdm.prompts import OverLong
+from tpdm.rewards.base import ReadsTokens, Reward, checked_scores
 from tpdm.types import RewardError
 
 STANDARDS = "reward-statistics.json"
@@ -81,6 +82,11 @@ class CompositeReward:
             RewardError: a part fails, or returns no scores.
         """
         return {part.key: checked_scores(part.reward, images_B3HW, prompts) for part in self.parts}
+
+    def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
+        """What its parts say of themselves."""
+        readers = [part.reward for part in self.parts if isinstance(part.reward, ReadsTokens)]
+        return [said for reader in readers for said in reader.over_long(prompts)]
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum (B,) of standardised scores.

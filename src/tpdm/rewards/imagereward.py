@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from tpdm.prompts import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_tokenizer, read_checkpoint, tokenizer_place
 from tpdm.rewards.heads import make_head
@@ -88,6 +89,10 @@ class ImageReward:
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of RGB images (B, 3, H, W) in [0, 1] against the first 35 tokens of their prompts."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
+
+    def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
+        """How many prompts have more than 35 tokens."""
+        return [OverLong(f"reward '{self.name}'", TOKENS, count_over_long(self.tokenizer, TOKENS, prompts))]
 
     @torch.no_grad()
     def _score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +16,18 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import find_denoiser
 from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
 from tpdm.pipelines.probe import FeatureWidths, default_times, probe_features
+from tpdm.pipelines.reads import over_long
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
-from tpdm.prompts import Prompt, load_source, split_by_hash
+from tpdm.prompts import OverLong, Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe, TpmConfig
+from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.loop import Parts, train_loop
 from tpdm.types import ConfigError, PromptError
 
+_LOG = logging.getLogger(__name__)
 _WEIGHTS_STREAM = 4  # seeds of the initial weights, beside the streams of train.loop and train.deal
 
 
@@ -78,14 +83,31 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
         config = artefact_config(recipe, policy, type(find_denoiser(pipe)).__name__, arguments, facts)
         save_pretrained(policy, config, folder / name)
 
+    reward = recipe_reward(recipe.reward, device)
+    tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     return Parts(
         policy=policy,
         sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments),
-        reward=recipe_reward(recipe.reward, device),
+        reward=reward,
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         save=save,
     )
+
+
+def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
+    """Says once, as a warning in the log, how many prompts a text encoder or the reward does not read to their end."""
+    readers: list[OverLong] = over_long(pipe, arguments, prompts)
+    readers += reward.over_long(prompts) if isinstance(reward, ReadsTokens) else []
+    for reader in readers:
+        if reader.prompts:
+            _LOG.warning(
+                "%d of %d prompts have more than the %d tokens that %s reads; the rest of them is not seen",
+                reader.prompts,
+                len(prompts),
+                reader.tokens,
+                reader.reader,
+            )
 
 
 def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
@@ -100,7 +122,8 @@ def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[f
 def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts, and the first held-out ones for validation."""
     p = recipe.prompts
-    train_prompts, held_out = split_by_hash(load_source(p.source, p.column, p.limit), p.held_out_fraction)
+    everything = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
+    train_prompts, held_out = split_by_hash(everything, p.held_out_fraction)
     if not train_prompts or not held_out:
         raise PromptError(
             f"got {len(train_prompts)} training and {len(held_out)} held-out prompts from '{p.source}', expected at "

@@ -1,0 +1,84 @@
+"""Prompts in parquet files (pyarrow) and in data sets of the hub (``datasets``, which brings pyarrow), row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpdm.types import PromptError
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+
+
+def read_parquet(path: Path, column: str, optional: Sequence[str]) -> Rows:
+    """(place, row) of every row of a parquet file.
+
+    Args:
+        path: the file.
+        column: must be there.
+        optional: columns that are read where there are any; all others, pictures for example, are left unread.
+
+    Raises:
+        PromptError: pyarrow is not installed, the file is damaged, or it has no such column.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise PromptError(_missing(str(path), error)) from error
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            wanted = _wanted(str(path), file.schema_arrow.names, column, optional)
+            for batch in file.iter_batches(columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (OSError, ArrowException) as error:
+        raise PromptError(_unreadable(str(path), number, error)) from error
+
+
+def read_hub(name: str, column: str, optional: Sequence[str], subset: str | None = None, split: str = "train") -> Rows:
+    """(place, row) of every row of a data set of the hub, streamed: nothing beyond what is used is fetched.
+
+    Args:
+        name: "owner/name", or a folder that ``datasets`` can read.
+        column: must be there.
+        optional: see ``read_parquet``.
+        subset: of the data set (``datasets`` calls it name or configuration).
+        split: of the data set.
+
+    Raises:
+        PromptError: ``datasets`` is not installed, the data set cannot be had, or it has no such column.
+    """
+    source, number = f"hub:{name}", 0
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError as error:
+        raise PromptError(_missing(source, error)) from error
+    try:
+        rows = load_dataset(name, subset, split=split, streaming=True)
+        if rows.column_names is not None:  # some formats do not tell before they are read
+            rows = rows.select_columns(_wanted(source, rows.column_names, column, optional))
+        for row in rows:
+            number += 1
+            yield f"row {number}", row
+    except (OSError, ValueError, LookupError, RuntimeError, DatasetsError) as error:
+        raise PromptError(_unreadable(source, number, error)) from error
+
+
+def _wanted(source: str, names: Sequence[str], column: str, optional: Sequence[str]) -> list[str]:
+    if column not in names:
+        raise PromptError(f"{source}: no column {column!r}, there are {sorted(names)}: name one of these.")
+    return [name for name in names if name == column or name in optional]
+
+
+def _missing(source: str, error: ModuleNotFoundError) -> str:
+    return f"{source}: got no package {error.name}, which parquet files and data sets need: pip install 'tpdm[data]'."
+
+
+def _unreadable(source: str, rows: int, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{source}: cannot be read after {rows} rows ({reason}): give another source."

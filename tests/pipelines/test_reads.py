@@ -1,0 +1,60 @@
+"""Prompts that are not read to their end are counted, and said once."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.pipelines.load import call_defaults, load_pipeline
+from tpdm.pipelines.reads import over_long
+from tpdm.prompts import OverLong
+from tpdm.rewards.load import load_reward
+from tpdm.train.run import tell_over_long
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return make_tiny_sd3(tmp_path_factory.mktemp("sd3"))
+
+
+def test_every_text_encoder_counts(sd3):
+    """The letters' tokenizer reads twelve tokens, two of them the special ones."""
+    prompts = ["abcdefghij", "abcdefghijk", "a" * 5000]
+    expected = [OverLong(f"{name} of the pipeline", 12, 2) for name in ("tokenizer", "tokenizer_2")]
+    assert over_long(sd3, {}, prompts) == expected
+    assert over_long(sd3, {"max_sequence_length": 3}, prompts) == expected  # of T5 alone
+    assert [entry.prompts for entry in over_long(sd3, {}, [])] == [0, 0]
+
+
+class Other:
+    """A tokenizer of words that is no CLIP's, as T5's is to a pipeline."""
+
+    model_max_length = 10**30
+
+    def __call__(self, texts, truncation, verbose):
+        assert (truncation, verbose) == (False, False)
+
+        return SimpleNamespace(input_ids=[text.split() for text in texts])
+
+
+def test_the_argument_caps_other_encoders(sd3, monkeypatch):
+    monkeypatch.setattr(type(sd3), "components", {"tokenizer_3": Other()})
+    prompts = ["a b c", "a b c d", "a " * 300]
+    assert over_long(sd3, {"max_sequence_length": 3}, prompts) == [OverLong("tokenizer_3 of the pipeline", 3, 2)]
+    assert over_long(sd3, {}, prompts) == [OverLong("tokenizer_3 of the pipeline", 256, 1)]  # SD3's own default
+
+
+def test_it_is_said_once_for_each_reader(caplog):
+    pipe, reward = load_pipeline("tinyworld", device="cpu"), load_reward("tinyworld")
+    with caplog.at_level(logging.WARNING):
+        tell_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle", "red circle " * 500])
+    readers = ("tokenizer of the pipeline", "tokenizer_2 of the pipeline", "reward 'tinyworld'")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"1 of 2 prompts have more than the 32 tokens that {reader} reads; the rest of them is not seen"
+        for reader in readers
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        tell_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle"])
+    assert caplog.records == []
