@@ -47,8 +47,12 @@ class Sampler(Protocol):
         seeds: Sequence[int],
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
+        negatives: Sequence[str] | None = None,
     ) -> Generated:
-        """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode."""
+        """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode.
+
+        ``negatives`` are negative prompts, one per image; None leaves the pipeline's own.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class PipelineSampler:
         seeds: Sequence[int],
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
+        negatives: Sequence[str] | None = None,
     ) -> Generated:
         """See ``Sampler``."""
         images: list[Tensor] = []
@@ -79,6 +84,7 @@ class PipelineSampler:
         trajectories: list[Trajectory] = []
         for start in range(0, len(prompts), self.batch):
             part = slice(start, start + self.batch)
+            avoided: dict[str, Any] = {} if negatives is None else {"negative_prompt": list(negatives[part])}
             output = self.pipeline(
                 prompt=list(prompts[part]),
                 seeds=list(seeds[part]),
@@ -87,6 +93,7 @@ class PipelineSampler:
                 record=record,
                 output_type="pt",
                 **self.arguments,
+                **avoided,
             )
             images.append(output.images.float().cpu())
             steps += output.steps

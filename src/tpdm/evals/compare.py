@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Task:
         reward: the training reward.
         judge: measures the reward knows nothing of; None where there is none.
         solver, max_steps, stop_below, batch: of the sampling.
+        negatives: negative prompts, one for each prompt; None leaves the pipeline's own.
     """
 
     prompts: Sequence[str]
@@ -44,6 +45,12 @@ class Task:
     max_steps: int = 28
     stop_below: float = 0.01
     batch: int = 64
+    negatives: Sequence[str] | None = None
+
+    def first(self, count: int) -> Task:
+        """The same task on its first ``count`` prompts."""
+        negatives = None if self.negatives is None else self.negatives[:count]
+        return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count], negatives=negatives)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ def run_policy(name: str, policy: Policy, task: Task) -> Result:
             max_steps=limit,
             stop_below=task.stop_below,
         )
-        generated = PipelineSampler(pipeline, task.batch, task.arguments)(prompts, seeds)
+        negatives = None if task.negatives is None else task.negatives[part]
+        generated = PipelineSampler(pipeline, task.batch, task.arguments)(prompts, seeds, negatives=negatives)
         scores = checked_scores(task.reward, generated.images_B3HW, prompts).tolist()
         measures = task.judge(generated.images_B3HW, prompts) if task.judge else [{} for _ in prompts]
         for i, prompt in enumerate(prompts):

@@ -72,8 +72,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuning, test = make_tasks(recipe)
     shift, shift_scores = best_shift(tuning, 14)
     results = compare_all(test, tuning, policy, shift)
-    part = replace(test, prompts=test.prompts[:DIFFICULTY_PROMPTS], seeds=test.seeds[:DIFFICULTY_PROMPTS])
-    needed_B, margin, fixed = difficulty(part, shift, DIFFICULTY_GRID, DIFFICULTY_SHARE)
+    needed_B, margin, fixed = difficulty(test.first(DIFFICULTY_PROMPTS), shift, DIFFICULTY_GRID, DIFFICULTY_SHARE)
     _save(out, results, run / "metrics.jsonl")
     summary = summarise(results, needed_B, margin, DIFFICULTY_GRID)
     summary |= {
@@ -99,7 +98,9 @@ def make_tasks(recipe: Recipe, test_prompts: int | None = None) -> tuple[Task, T
     p = recipe.prompts
     source = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
     _, held_out = split_by_hash(source, p.held_out_fraction)
-    fresh = [p.text for p in held_out[recipe.validation.prompts :]]
+    fresh = held_out[recipe.validation.prompts :]
+    # As in training: where any prompt has a negative one, the others have an empty one.
+    negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
     if len(fresh) < TUNING_PROMPTS + 2:
         raise PromptError(
             f"got {len(fresh)} held-out prompts beside those of validation, expected at least {TUNING_PROMPTS + 2}; "
@@ -110,7 +111,7 @@ def make_tasks(recipe: Recipe, test_prompts: int | None = None) -> tuple[Task, T
     pipe.set_progress_bar_config(disable=True)
     reward = run_reward(recipe_reward(recipe.reward, device), Path(recipe.output))
     tuning = Task(
-        prompts=fresh[:TUNING_PROMPTS],
+        prompts=[p.text for p in fresh[:TUNING_PROMPTS]],
         seeds=[derive_seed(TEST_STREAM, 1, i) for i in range(TUNING_PROMPTS)],
         pipe=pipe,
         arguments=pipeline_arguments(recipe.backbone),
@@ -119,9 +120,16 @@ def make_tasks(recipe: Recipe, test_prompts: int | None = None) -> tuple[Task, T
         solver=recipe.sampling.solver,
         max_steps=recipe.sampling.max_steps,
         stop_below=recipe.sampling.stop_below,
+        negatives=None if negatives is None else negatives[:TUNING_PROMPTS],
     )
-    prompts = fresh[TUNING_PROMPTS:][: test_prompts or TEST_PROMPTS]
-    return tuning, replace(tuning, prompts=prompts, seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))])
+    asked = slice(TUNING_PROMPTS, TUNING_PROMPTS + (test_prompts or TEST_PROMPTS))
+    prompts = [p.text for p in fresh[asked]]
+    return tuning, replace(
+        tuning,
+        prompts=prompts,
+        seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))],
+        negatives=None if negatives is None else negatives[asked],
+    )
 
 
 def compare_all(test: Task, tuning: Task, policy: TimePredictor, shift: float) -> list[Result]:

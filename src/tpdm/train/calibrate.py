@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import CompositeReward, run_reward, save_standards
-from tpdm.rollout import Generated, Sampler, derive_seed, make_replay
+from tpdm.rollout import Generated, derive_seed, make_replay
 from tpdm.train.deal import deal_prompts
 
 CALIBRATION = 4  # stream of randomness, beside those of train.loop
 CALIBRATION_PROMPTS = 64
 
+# (prompts, seeds, decision seeds, whether to record) -> images
+MakeImages = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool], Generated]
 
-def calibrate_policy(policy: TimePredictor, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> None:
+
+def calibrate_policy(policy: TimePredictor, make: MakeImages, prompts: Sequence[Prompt], seed: int) -> None:
     """Shows the untrained policy what features look like: the same ones whenever the run is started or resumed."""
     if not policy.reads_features:
         return
     policy.eval()
-    _, generated = _first_images(sampler, prompts, seed, record=True)
+    _, generated = _first_images(make, prompts, seed, record=True)
     assert generated.trajectories is not None
     policy.calibrate(make_replay(generated.trajectories).observation)
 
 
 def calibrated_reward(
-    reward: Reward, sampler: Sampler, prompts: Sequence[Prompt], seed: int, folder: Path, fresh: bool
+    reward: Reward, make: MakeImages, prompts: Sequence[Prompt], seed: int, folder: Path, fresh: bool
 ) -> Reward:
     """The reward that a run uses from its first image to its last.
 
     Args:
         reward: a composite gets its statistics; any other comes back as it is.
-        sampler: of the untrained policy, where the run is fresh.
+        make: images of the untrained policy, where the run is fresh.
         prompts: training prompts.
         seed: of the run.
         folder: of the run; the statistics stand in ``reward-statistics.json`` there.
@@ -46,15 +49,15 @@ def calibrated_reward(
         return reward
     if not fresh:
         return run_reward(reward, folder)
-    texts, generated = _first_images(sampler, prompts, seed, record=False)
+    texts, generated = _first_images(make, prompts, seed, record=False)
     ready = reward.calibrated(generated.images_B3HW, texts)
     save_standards(ready, folder)
     return ready
 
 
 def _first_images(
-    sampler: Sampler, train_prompts: Sequence[Prompt], seed: int, record: bool
+    make: MakeImages, train_prompts: Sequence[Prompt], seed: int, record: bool
 ) -> tuple[list[str], Generated]:
-    prompts = [p.text for p in deal_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)]
+    prompts = deal_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)
     noise, decisions = ([derive_seed(seed, CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
-    return prompts, sampler(prompts, noise, decisions, record=record)
+    return [p.text for p in prompts], make(prompts, noise, decisions, record)

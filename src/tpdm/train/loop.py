@@ -22,7 +22,7 @@ from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe, RewardConfig
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import judge
-from tpdm.rollout import Sampler, derive_seed, make_replay
+from tpdm.rollout import Generated, Sampler, derive_seed, make_replay
 from tpdm.train.average import WeightAverage
 from tpdm.train.calibrate import calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
@@ -58,6 +58,23 @@ class Parts:
     validation_prompts: Sequence[Prompt]
     save: SaveArtefact
 
+    def make(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+    ) -> Generated:
+        """Images of prompts, with their negative prompts where any prompt of the run has one.
+
+        Of the run, not of this call: to some pipelines an empty negative prompt is not the same as none, and what
+        an image is may not depend on its neighbours.
+        """
+        texts = [p.text for p in prompts]
+        if all(p.negative is None for p in (*self.train_prompts, *self.validation_prompts)):
+            return self.sampler(texts, seeds, decision_seeds, record)
+        return self.sampler(texts, seeds, decision_seeds, record, [p.negative or "" for p in prompts])
+
 
 def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig) -> Tensor:
     """The objective of each image: its score with the price of its steps, in the recipe's form."""
@@ -79,7 +96,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     """
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
     if not recipe.tpm.init_from:
-        calibrate_policy(parts.policy, parts.sampler, parts.train_prompts, recipe.seed)
+        calibrate_policy(parts.policy, parts.make, parts.train_prompts, recipe.seed)
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
     average = WeightAverage(parts.policy, recipe.optimizer.average)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
@@ -88,7 +105,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
     dump_recipe(recipe, folder / "recipe.yaml")
     fresh = state.update == 0
-    reward = calibrated_reward(parts.reward, parts.sampler, parts.train_prompts, recipe.seed, folder, fresh)
+    reward = calibrated_reward(parts.reward, parts.make, parts.train_prompts, recipe.seed, folder, fresh)
     parts = replace(parts, reward=reward)
     log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
     if fresh:
@@ -123,13 +140,14 @@ def _one_update(
 ) -> dict[str, Any]:
     rl, K = recipe.rl, recipe.rl.samples_per_prompt
     prompts_P = deal_prompts(parts.train_prompts, rl.prompts_per_update, recipe.seed, update)
-    prompts = [p.text for p in prompts_P for _ in range(K)]
+    prompts_B = [p for p in prompts_P for _ in range(K)]
+    prompts = [p.text for p in prompts_B]
     places = [(p, k) for p in range(len(prompts_P)) for k in range(K)]
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
     parts.policy.eval()
-    generated = parts.sampler(
-        prompts,
+    generated = parts.make(
+        prompts_B,
         seeds=[derive_seed(recipe.seed, NOISE, update, *n) for n in noise],
         decision_seeds=[derive_seed(recipe.seed, DECISION, update, *n) for n in places],
         record=True,
@@ -188,10 +206,11 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
             "got no validation prompts, expected at least one; raise prompts.held_out_fraction or add prompts"
         )
     n = recipe.validation.samples_per_prompt
-    prompts = [p.text for p in parts.validation_prompts for _ in range(n)]
+    prompts_B = [p for p in parts.validation_prompts for _ in range(n)]
+    prompts = [p.text for p in prompts_B]
     parts.policy.eval()
     seeds = [derive_seed(recipe.seed, VALIDATION, i) for i in range(len(prompts))]
-    generated = parts.sampler(prompts, seeds=seeds)
+    generated = parts.make(prompts_B, seeds)
     scored = judge(parts.reward, generated.images_B3HW, prompts)
     score_B = scored.score_B
     if state.update == 0:
