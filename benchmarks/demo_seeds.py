@@ -8,6 +8,7 @@ A run is `tpdm demo --seed N`; its summary is kept without the per-image lists.
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ PICTURE = ROOT / "docs" / "images" / "demo.png"
 def collect(seeds):
     runs = []
     for seed in seeds:
-        folder = ROOT / "runs" / f"demo-seed-{seed}"
+        folder = Path("runs") / f"demo-seed-{seed}"  # relative, for the summary tells the command
         if not (folder / "summary.json").exists() or "command" not in (folder / "summary.json").read_text():
             run_demo(folder, seed)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--render", action="store_true")
     chosen = parser.parse_args()
+    os.chdir(ROOT)
     if not chosen.render:
         collect(chosen.seeds)
         draw(ROOT / "runs" / f"demo-seed-{chosen.seeds[0]}")
