@@ -113,7 +113,9 @@ def imagereward_folder(tmp_path_factory) -> tuple[Path, PublishedImageReward]:
     reference = PublishedImageReward(TINY_BLIP).eval()
     randomise(reference.blip)
     torch.save(reference.state_dict(), folder / IMAGEREWARD_FILE)
-    words = {word: number for number, word in enumerate(WORDS)}
+    # As published: BERT's tokenizer has two tokens less than BLIP knows.
+    fillers = [f"word{n}" for n in range(TINY_BLIP.vocabulary - 2 - len(WORDS))]
+    words = {word: number for number, word in enumerate([*WORDS, *fillers])}
     BertTokenizer(vocab=words).save_pretrained(folder)
     return folder, reference.requires_grad_(False)
 

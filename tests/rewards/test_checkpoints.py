@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tpdm.files import load_tensors, save_tensors
 from tpdm.rewards.checkpoints import fill, find_file, read_checkpoint, tokenizer_place
 from tpdm.rewards.hps import FILE, load_hpsv2
 from tpdm.rewards.imagereward import load_imagereward
+from tpdm.rewards.load import load_reward
 from tpdm.types import RewardError
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(2.0)}
@@ -145,3 +147,24 @@ def test_from_pickle_and_from_what_was_kept_score_alike(hps_folder, imagereward_
 def test_the_full_size_model_refuses_a_tiny_file(hps_folder):
     with pytest.raises(RewardError, match=r"HPSv2\.1.*expected .*fetch the published file of this very reward"):
         load_hpsv2(str(hps_folder[0]))
+
+
+def test_a_tokenizer_that_is_not_there_is_no_empty_one(clip_folder, tmp_path):
+    """transformers 5 makes one of two tokens, and every prompt would look alike."""
+    copy = shutil.copytree(clip_folder[0], tmp_path / "clip")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (copy / name).unlink(missing_ok=True)
+    with pytest.raises(RewardError, match=r"no tokenizer at|got a tokenizer of") as error:
+        load_reward(f"clip:{copy}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["clip", "aesthetic"])
+def test_weights_that_are_not_there_are_not_made_up(kind, clip_folder, aesthetic_folder, tmp_path):
+    """transformers fills them at random."""
+    copy = shutil.copytree((clip_folder if kind == "clip" else aesthetic_folder)[0], tmp_path / "copy")
+    tensors, _ = load_tensors(copy / "model.safetensors")
+    lost = "vision_model.post_layernorm.weight"
+    save_tensors(copy / "model.safetensors", {k: v for k, v in tensors.items() if k != lost}, {"format": "pt"})
+    with pytest.raises(RewardError, match=f"got a model without {lost} at"):
+        load_reward(f"{kind}:{copy}")

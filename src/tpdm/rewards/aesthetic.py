@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from tpdm.rewards.base import in_batches
-from tpdm.rewards.checkpoints import fill, find_file, read_checkpoint
+from tpdm.rewards.checkpoints import fill, find_file, load_whole, read_checkpoint
 from tpdm.rewards.heads import make_head
 from tpdm.rewards.images import Preprocess
 from tpdm.rewards.keymaps import below
@@ -66,13 +66,7 @@ def load_aesthetic(place: str | None, device: str = "cpu", batch: int = 64) -> A
         raise RewardError(f"reward 'aesthetic': got no place, expected aesthetic:FILE; fetch {FILE} from {HOME}")
     weights = find_file(place, FILE, NAME)
     backbone = str(weights.parent) if (weights.parent / "config.json").is_file() else BACKBONE
-    try:
-        vision = CLIPVisionModelWithProjection.from_pretrained(backbone, use_safetensors=True)
-    except Exception as error:  # a damaged file may fail in any of three libraries
-        reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
-        raise RewardError(
-            f"reward '{NAME}': no CLIP image tower at '{backbone}' ({reason}); put {BACKBONE} beside the weights"
-        ) from error
+    vision = load_whole(CLIPVisionModelWithProjection, backbone, NAME)
     width = int(vision.config.projection_dim)
     head = fill(lambda: make_head(width), below(read_checkpoint(weights, NAME), "layers."), NAME)
     return AestheticReward(vision, head, device, batch)

@@ -55,18 +55,53 @@ def tokenizer_place(weights: Path, default: str) -> str:
     return str(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else default
 
 
-def load_tokenizer(kind: Any, place: str, reward: str) -> Any:
+def load_tokenizer(kind: Any, place: str | Path, reward: str, vocabulary: int) -> Any:
     """A tokenizer of the transformers class ``kind`` from a folder or hub id.
 
+    Args:
+        kind: the class.
+        place: folder or hub id.
+        reward: for the error.
+        vocabulary: of the model that it is for. From a place without its files, or a hub out of reach, transformers 5
+            makes an empty tokenizer without a word, to which all prompts look alike.
+
     Raises:
-        RewardError: there is none.
+        RewardError: there is none, or one of another model.
     """
     try:
-        return kind.from_pretrained(place)
+        tokenizer = kind.from_pretrained(place)
     except Exception as error:  # a damaged file may fail in any of three libraries
         raise RewardError(
             f"reward '{reward}': no tokenizer at '{place}' ({_line(error)}); put its files beside the weights"
         ) from error
+    # BLIP knows two tokens more than BERT's tokenizer has, and some models round their vocabulary up.
+    if not 0.9 * vocabulary < len(tokenizer) <= vocabulary:
+        raise RewardError(
+            f"reward '{reward}': got a tokenizer of {len(tokenizer)} tokens at '{place}', expected about {vocabulary}; "
+            "put its files beside the weights, or check the network"
+        )
+    return tokenizer
+
+
+def load_whole(kind: Any, place: str | Path, reward: str) -> Any:
+    """A transformers model from a folder or hub id, with every one of its weights: transformers makes up missing ones.
+
+    Raises:
+        RewardError: there is none, or it lacks weights.
+    """
+    try:
+        model, info = kind.from_pretrained(place, use_safetensors=True, output_loading_info=True)
+    except Exception as error:  # a damaged file may fail in any of three libraries
+        raise RewardError(
+            f"reward '{reward}': no CLIP model at '{place}' ({_line(error)}); give a folder or a hub id"
+        ) from error
+    lacking = sorted(str(name) for kind_of in ("missing_keys", "mismatched_keys") for name in info[kind_of])
+    if lacking:
+        raise RewardError(
+            f"reward '{reward}': got a model without {lacking[0]} at '{place}' (and {len(lacking) - 1} more), expected "
+            "all its weights; fetch the files again"
+        )
+    return model
 
 
 def read_checkpoint(path: Path, reward: str) -> dict[str, Tensor]:

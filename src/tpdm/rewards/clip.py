@@ -11,6 +11,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from tpdm.prompts import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
+from tpdm.rewards.checkpoints import load_tokenizer, load_whole
 from tpdm.rewards.images import Preprocess
 from tpdm.types import RewardError
 
@@ -73,15 +74,15 @@ class ClipReward:
         Raises:
             RewardError: something is missing there, or damaged.
         """
+        model = load_whole(CLIPModel, path, name)
+        tokenizer = load_tokenizer(CLIPTokenizer, processor or path, name, int(model.config.text_config.vocab_size))
         try:
-            model = CLIPModel.from_pretrained(path, use_safetensors=True)
-            tokenizer = CLIPTokenizer.from_pretrained(processor or path)
             pictures = CLIPImageProcessorPil.from_pretrained(processor or path)
-        except Exception as e:  # a damaged file may fail in any of three libraries
-            reason = " ".join(str(e).splitlines()[:1]) or type(e).__name__
+        except Exception as error:  # a damaged file may fail in any of three libraries
+            reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
             raise RewardError(
-                f"reward '{name}': no CLIP model at '{path}' ({reason}); give a folder or a hub id"
-            ) from e
+                f"reward '{name}': no preprocessing at '{processor or path}' ({reason}); put its file there"
+            ) from error
         size = int(model.config.vision_config.image_size)
         preprocess = Preprocess(size, tuple(pictures.image_mean), tuple(pictures.image_std))
         return cls(model, tokenizer, preprocess, name, scale, shift, device, batch)

@@ -43,7 +43,8 @@ def load_hpsv2(place: str = HUB, device: str = "cpu", batch: int = 64, config: C
     shape = config or vit_h_14()
     weights = find_file(place, FILE, NAME)
     model = fill(lambda: CLIPModel(shape), from_open_clip(read_checkpoint(weights, NAME), NAME), NAME)
-    tokenizer = load_tokenizer(CLIPTokenizer, tokenizer_place(weights, TOKENIZER), NAME)
+    vocabulary = int(shape.text_config.vocab_size)
+    tokenizer = load_tokenizer(CLIPTokenizer, tokenizer_place(weights, TOKENIZER), NAME, vocabulary)
     preprocess = Preprocess(int(shape.vision_config.image_size), fit="pad")
     return ClipReward(model, tokenizer, preprocess, NAME, device=device, batch=batch, clean=clean_prompt)
 

@@ -134,7 +134,7 @@ def load_imagereward(
         fill(lambda: BlipVisionModel(shape.vision), vision, NAME),
         fill(lambda: BlipTextModel(shape.text, add_pooling_layer=False), text, NAME),
         fill(lambda: make_head(int(shape.text.hidden_size)), below(published, "mlp.layers."), NAME),
-        load_tokenizer(BertTokenizer, tokenizer_place(weights, TOKENIZER), NAME),
+        load_tokenizer(BertTokenizer, tokenizer_place(weights, TOKENIZER), NAME, int(shape.text.vocab_size)),
         device,
         batch,
     )
