@@ -14,7 +14,7 @@ from tpdm.artefact import from_pretrained
 from tpdm.cli import app
 from tpdm.convert import PREFIXES, convert
 from tpdm.pipelines.attach import attach
-from tpdm.types import ArtefactError
+from tpdm.types import ArtefactError, ConfigError
 
 D = 16
 
@@ -136,6 +136,13 @@ def test_a_bad_file_gets_one_sentence_and_nothing_is_written(checkpoint, tmp_pat
     damage(checkpoint, kind)
     with pytest.raises(ArtefactError, match=message):
         convert(checkpoint, tmp_path / "tpm")
+    assert not (tmp_path / "tpm").exists()
+
+
+@pytest.mark.parametrize("option", [{"size": 1000}, {"size": 0}, {"stop_below": 1.0}, {"max_steps": 0}])
+def test_what_no_call_could_use_is_refused_at_once(checkpoint, tmp_path, option):
+    with pytest.raises(ConfigError, match=r"^got .*expected"):
+        convert(checkpoint, tmp_path / "tpm", **option)
     assert not (tmp_path / "tpm").exists()
 
 

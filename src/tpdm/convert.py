@@ -15,7 +15,7 @@ from torch import Tensor
 from tpdm.artefact import ArtefactConfig, load_strict, save_pretrained
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
-from tpdm.types import ArtefactError
+from tpdm.types import ArtefactError, ConfigError
 
 PREFIXES = ("agent_model.time_predictor.", "time_predictor.")
 NORM = "norm1.norm"  # our name of the group norm inside norm1
@@ -50,7 +50,16 @@ def convert(
 
     Raises:
         ArtefactError: no such file, no safetensors, or no whole TPM in it.
+        ConfigError: a size that the folded layout cannot have, or a limit out of range.
     """
+    if size < 1 or size % (2 * SD3_PATCH):
+        raise ConfigError(
+            f"got size {size}, expected a multiple of {2 * SD3_PATCH}: its layout needs an even number of tokens."
+        )
+    if not 0 <= stop_below < 1 or max_steps < 1:
+        raise ConfigError(
+            f"got stop_below {stop_below:g} and max_steps {max_steps}, expected a time in [0, 1) and at least 1 step."
+        )
     path = Path(checkpoint)
     tensors = read_release(path)
     shape = shape_of(tensors, (size // SD3_PATCH, size // SD3_PATCH), path)

@@ -155,6 +155,20 @@ def test_only_conditional_rows_are_shown(name):
         torch.testing.assert_close(getattr(guided, part), getattr(plain, part), atol=5e-6 * scale, rtol=0)
 
 
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.guided])
+def test_guided_features_go_from_the_unconditional_to_the_conditional_rows_and_beyond(name, monkeypatch):
+    conditional, seen = look(name, True), []
+    for w in (0.0, 1.0, 3.0):
+        monkeypatch.setattr("tpdm.pipelines.attach.feature_guidance", lambda pipe, policy, arguments, w=w: w)
+        seen.append(look(name, True))
+    for part in ("first_BDHW", "last_BDHW", "temb_BE"):
+        u, c, beyond = (getattr(features, part) for features in seen)
+        scale = max(1.0, beyond.abs().max().item())
+        torch.testing.assert_close(c, getattr(conditional, part), atol=1e-5 * scale, rtol=0)
+        torch.testing.assert_close(beyond, u + 3 * (c - u), atol=1e-5 * scale, rtol=0)
+    assert not torch.allclose(seen[0].last_BDHW, seen[1].last_BDHW, atol=1e-4)
+
+
 def patch_sums(output, grid):
     """What the denoiser predicts, summed over every patch: (B, ...) -> (B, H, W)."""
     height, width = grid
