@@ -3,7 +3,8 @@
     python benchmarks/demo_seeds.py --seeds 0 1 2      runs the missing ones, then writes docs/results and the README
     python benchmarks/demo_seeds.py --render           writes the README's table from docs/results alone
 
-A run is `tpdm demo --seed N`; its summary is kept without the per-image lists.
+A run is `tpdm demo --seed N`; its summary is kept without the per-image lists, and its validations as the curve that
+recipes/tinyworld.yaml shows.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from PIL import Image
 
 from tpdm.demo import run_demo
 from tpdm.evals.seeds import render_results
+from tpdm.files import write_json
 from tpdm.tinyworld.showcase import labelled_grid
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "demo-seeds.json"
+CURVES = ROOT / "docs" / "results" / "demo-curves.json"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 
@@ -35,6 +38,23 @@ def collect(seeds):
         runs.append(summary)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+
+def collect_curves(seeds):
+    """Validations of every run: update, mean steps, mean score; with what tells the run."""
+    curves = []
+    for seed in seeds:
+        folder = ROOT / "runs" / f"demo-seed-{seed}"
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        kept = {key: summary[key] for key in ("git_revision", "recipe_hash", "hardware", "versions")}
+        rows = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text("utf-8").splitlines()]
+        points = [
+            {"update": row["update"], "steps": row["steps_mean"], "score": row["score_mean"]}
+            for row in rows
+            if row["kind"] == "validation"
+        ]
+        curves.append({"seed": seed, **kept, "validations": points})
+    write_json(CURVES, curves)
 
 
 def draw(folder):
@@ -60,6 +80,7 @@ def main():
     os.chdir(ROOT)
     if not chosen.render:
         collect(chosen.seeds)
+        collect_curves(chosen.seeds)
         draw(ROOT / "runs" / f"demo-seed-{chosen.seeds[0]}")
     README.write_text(
         render_results(README.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8"))),

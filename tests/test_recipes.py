@@ -1,5 +1,6 @@
 """Every recipe in the package runs end to end on a tiny random pipeline of its class."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,12 @@ def test_it_runs_end_to_end(name, tmp_path):
     out = attach(load_pipeline(tmp_path / "pipe", device="cpu"), best)("a cat", seeds=[0])
     assert out.images[0].size == (16, 16)
     assert 1 <= out.steps[0] <= 4
+
+
+def test_the_curve_in_the_recipe_is_the_measured_one():
+    curves = json.loads((RECIPES.parents[2] / "docs" / "results" / "demo-curves.json").read_text(encoding="utf-8"))
+    lines = (RECIPES / "tinyworld.yaml").read_text(encoding="utf-8").splitlines()
+    shown = [[float(n) for n in line[1:].split()] for line in lines if line.startswith("#   ") and "update" not in line]
+    for numbers, points in zip(shown, zip(*(c["validations"] for c in curves), strict=True), strict=True):
+        steps, scores = [round(p["steps"], 1) for p in points], [round(p["score"], 3) for p in points]
+        assert numbers == [points[0]["update"], *steps, *scores]

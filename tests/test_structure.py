@@ -19,7 +19,8 @@ LEVELS = (
     {"types", "files"},
     {"core"},
     {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "convert"}
-    | {"rewards", "prompts", "prompt_sets", "recipe", "config"},
+    | {"rewards", "prompts", "prompt_sets", "config"}
+    | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout"},

@@ -1,0 +1,106 @@
+"""The recipe's sections about what is learnt from: the reward and the prompts.
+
+Where a default comes from stands in brackets, as ``tpdm.recipe`` explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tpdm.recipe_numbers import Above0, Below1, NonNegative, Part, Positive, Real, Text
+
+
+@dataclass(frozen=True)
+class RewardPartConfig(Part):
+    """One part of a composite reward. [all ours]
+
+    Attributes:
+        name: of a reward, as in ``reward.name``; no composite.
+        weight: of its score in standard deviations, not 0; below 0 it is a price.
+    """
+
+    name: Text
+    weight: Real = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight == 0:
+            raise ValueError(f"the weight of part '{self.name}' is 0: leave the part out, or give it another weight")
+
+
+COMPOSITE = "composite"
+
+
+@dataclass(frozen=True)
+class RewardConfig(Part):
+    """What the final image is worth, and what a step costs.
+
+    Attributes:
+        name: of the reward (``tpdm.rewards.load`` lists them), or ``composite`` for ``parts``. [ours; paper and
+            release: ImageReward]
+        parts: of a composite reward; each is standardised on a calibration batch, so that weights compare. [ours]
+        form: ``discounted`` is eq. (9) [paper], ``additive`` is score - step_cost * N. [ours]
+        gamma: discount of eq. (9), in (0, 1]; lower means fewer steps. [paper: .97 gives about 15,
+            .85 about 7.5]
+        offset: added to the score before the discount; keep the sum positive, or eq. (9) rewards more steps.
+            [ours: 0; release: 3.10 with ImageReward]
+        step_cost: lambda of the additive form, reward per step, >= 0. [ours]
+        batch: images that a reward scores at once; memory only, never the result but for rounding. [ours]
+        timeout: seconds to wait for a remote reward's answer, > 0. [ours]
+        token_env: environment variable that holds a remote reward's token; None sends none. [ours]
+    """
+
+    name: Text = "tinyworld"
+    parts: tuple[RewardPartConfig, ...] = ()
+    form: Literal["discounted", "additive"] = "discounted"
+    gamma: Annotated[Real, Field(gt=0, le=1)] = 0.97
+    offset: Real = 0.0
+    step_cost: NonNegative = 0.0
+    batch: Positive = 64
+    timeout: Above0 = 60.0
+    token_env: Text | None = None
+
+    def __post_init__(self) -> None:
+        if (self.name == COMPOSITE) != bool(self.parts):
+            raise ValueError(
+                f"name {COMPOSITE} and parts go together, got '{self.name}' with {len(self.parts)} parts: set both"
+            )
+        names = [part.name for part in self.parts]
+        if COMPOSITE in names or len(set(names)) < len(names):
+            raise ValueError(f"the parts are different single rewards, got {', '.join(names)}: give each one once")
+        if self.parts and self.form == "discounted" and self.offset <= 0:
+            raise ValueError(
+                f"a composite is 0 on average, and a discount rewards more steps below 0, got offset {self.offset}: "
+                "set offset (3 is about three standard deviations), or form additive"
+            )
+
+    @property
+    def label(self) -> str:
+        """What artefacts say of the reward: its name, or its parts with their weights."""
+        return " + ".join(f"{part.weight:g} x {part.name}" for part in self.parts) or self.name
+
+
+@dataclass(frozen=True)
+class PromptsConfig(Part):
+    """Where prompts come from.
+
+    Attributes:
+        source: ``tinyworld`` (its caption grammar), a prompt file, or ``hub:owner/name``, a data set of the hub. [ours;
+            paper: captions of COCO, Laion-Art and COYO]
+        column: of a table, or key of JSON objects, that holds the text. [release: jsonl with "prompt"]
+        held_out_fraction: kept for validation by content hash, in [0, 1). [ours]
+        limit: distinct prompts read at most; None reads all. [ours]
+        negative: column of the negative prompt; None reads ``negative`` where there is one. [ours]
+        subset: of a data set; None where it has only one. [ours]
+        split: of a data set. [ours]
+    """
+
+    source: Text = "tinyworld"
+    column: Text = "prompt"
+    held_out_fraction: Below1 = 0.1
+    limit: Positive | None = None
+    negative: Text | None = None
+    subset: Text | None = None
+    split: Text = "train"

@@ -1,0 +1,87 @@
+"""The recipe's sections about what is run: the frozen pipeline, the TPM, and how its schedules are integrated.
+
+Where a default comes from stands in brackets, as ``tpdm.recipe`` explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tpdm.recipe_numbers import Above0, Below1, NonNegative, Part, Positive, Real, Text
+
+
+@dataclass(frozen=True)
+class BackboneConfig(Part):
+    """The frozen text-to-image pipeline.
+
+    Attributes:
+        name_or_path: ``tinyworld`` (embedded), a diffusers folder or a hub id. [ours]
+        guidance_scale: classifier-free guidance, >= 0; None leaves the pipeline's own. [ours; release: 7.0
+            for SD3, 3.5 for SD3.5]
+        height: pixels; None leaves the pipeline's own. [ours]
+        width: pixels; set together with height. [ours]
+        dtype: of the pipeline's weights; times and the TPM stay fp32. [ours]
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` ... [ours]
+    """
+
+    name_or_path: Text = "tinyworld"
+    guidance_scale: NonNegative | None = None
+    height: Positive | None = None
+    width: Positive | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Text = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"height and width go together, got {self.height} x {self.width}: set both or none")
+
+
+@dataclass(frozen=True)
+class TpmConfig(Part):
+    """The Time Prediction Module.
+
+    Attributes:
+        layout: ``pooled`` keeps the true 2-D layout at any resolution [ours]; ``folded``, needed only for the
+            release's checkpoint, is its own. [release]
+        features: rows it reads under guidance: ``conditional`` [ours], or ``guided``, u + w (c - u). [release]
+        channels: width of its convolutions. [release]
+        grid: side of the adaptive pooling of the features, in cells. [ours; release pools to 16]
+        init_alpha: last bias a, raw: alpha = 1 + exp(a) = 13.18. [release]
+        init_beta: last bias b, raw: beta = 1 + exp(b) = 3.72, so the first mode is .818. [release]
+        start_steps: the untrained TPM follows a fixed schedule of so many steps at its mode (``pooled`` alone;
+            init_alpha is then not used); None starts with the equal ratios above. [ours]
+        start_shift: shift of that schedule, > 0 (1 is uniform); None takes the pipeline's default one. [ours]
+        init_from: folder of a TPM to start from; None starts from scratch. [ours]
+    """
+
+    layout: Literal["pooled", "folded"] = "pooled"
+    features: Literal["conditional", "guided"] = "conditional"
+    channels: Positive = 128
+    grid: Positive = 8
+    init_alpha: Real = 2.5
+    init_beta: Real = 1.0
+    start_steps: Positive | None = None
+    start_shift: Above0 | None = None
+    init_from: Text | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout == "folded" and self.start_steps is not None:
+            raise ValueError(f"start_steps needs layout pooled, got {self.start_steps} with folded: set it to null")
+        if self.start_steps is None and self.start_shift is not None:
+            raise ValueError(f"start_shift needs start_steps, got {self.start_shift} without: set both or none")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Part):
+    """How a chosen schedule is integrated.
+
+    Attributes:
+        solver: ``euler`` [paper], ``dpmpp_2m`` [paper, for SD1.5] or ``ab2`` [ours].
+        max_steps: network evaluations at most; the last one always lands on t = 0. [release: 28 in training]
+        stop_below: a time below this becomes 0, in [0, 1). [release: .01 in training]
+    """
+
+    solver: Literal["euler", "dpmpp_2m", "ab2"] = "euler"
+    max_steps: Positive = 28
+    stop_below: Below1 = 0.01
