@@ -47,7 +47,7 @@ PACKAGES = {
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
-    "gradio": {"serve"},
+    "prometheus_client": {"serve"},
     "typer": {"cli"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FILE = 500, 100, 150

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,26 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
         feature_channels=next(last.parameters()).shape[1],
         temb_channels=next(m.out_features for m in temb.modules() if isinstance(m, nn.Linear)),
     )
+
+
+def default_steps(name_or_path: str | Path) -> int:
+    """Steps of the pipeline's call where the caller says nothing.
+
+    Raises:
+        BackboneError: there is no such pipeline.
+    """
+    import diffusers
+
+    try:
+        index = diffusers.DiffusionPipeline.load_config(pipeline_folder(name_or_path))
+        cls = getattr(diffusers, index["_class_name"])
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"got {str(name_or_path)!r}, whose model_index.json cannot be used, expected 'tinyworld', a pipeline "
+            f"folder or a Hub name 'owner/model': {reason}"
+        ) from error
+    return int(inspect.signature(cls.__call__).parameters["num_inference_steps"].default)
 
 
 def _on_meta(path: str | Path, name: str, library: str, cls_name: str) -> nn.Module | None:

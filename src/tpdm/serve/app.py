@@ -1,0 +1,129 @@
+"""Pictures over HTTP, as OpenAI's clients ask for them.
+
+POST   /v1/images/generations      one call, n pictures; {"stream": true} sends events while they are made
+DELETE /v1/requests/{id}           ends a call
+GET    /v1/images/files/{name}     a picture that was asked for by url
+GET    /v1/models                  what is served here
+GET    /healthz, /readyz, /metrics
+GET    /                           a page for people
+"""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tpdm.serve.answers import Answers
+from tpdm.serve.calls import Calls
+from tpdm.serve.errors import RETRY_SECONDS, ApiError, api_error
+from tpdm.serve.guard import Guard
+from tpdm.serve.metrics import Metrics
+from tpdm.serve.page import load_page
+from tpdm.serve.requests import Engine
+from tpdm.serve.settings import ModelCard, Settings
+from tpdm.serve.store import ImageStore
+from tpdm.types import TpdmError
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        engine: makes the pictures.
+        card: what clients learn of the model.
+        settings: limits, token, names of the server.
+    """
+    settings = settings or Settings()
+    limits, metrics = settings.limits, Metrics(engine)
+    store = ImageStore(limits.store_bytes, limits.store_seconds)
+    answers = Answers(Calls(engine), card, settings, metrics, store)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    _answer_errors(app)
+
+    app.post("/v1/images/generations")(answers.generate)
+    app.delete("/v1/requests/{call_id}")(answers.cancel)
+    app.get("/v1/images/files/{name}")(answers.file)
+    _add_pages(app)
+    _add_model(app, card, settings)
+
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready() -> JSONResponse:
+        if engine.status().accepting:
+            return JSONResponse({"status": "ready"})
+        raise ApiError(503, "the server is stopping; ask another one", "stopping", retry_after=RETRY_SECONDS)
+
+    @app.get("/metrics")
+    async def numbers() -> Response:
+        return Response(metrics.text(), media_type=PROMETHEUS)
+
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def known(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(TpdmError)
+    async def engine(request: Request, error: TpdmError) -> Response:
+        found = api_error(error)
+        if found is None:
+            raise error
+        return found.response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        words = {404: "there is nothing at this address; see /v1/models", 405: "this address takes another method"}
+        sentence = words.get(error.status_code, "the request cannot be answered")
+        answer = ApiError(error.status_code, sentence, "not_found" if error.status_code == 404 else "bad_request")
+        response = answer.response()
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _add_pages(app: FastAPI) -> None:
+    files = load_page()
+
+    @app.get("/static/{name}")
+    async def static(name: str) -> Response:
+        if name not in files:
+            raise ApiError(404, "there is no such file", "not_found")
+        return Response(files[name].content, media_type=files[name].kind)
+
+    @app.get("/")
+    async def page() -> Response:
+        return await static("index.html")
+
+
+def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
+    limits = settings.limits
+    about = {
+        "learned": card.learned,
+        "dial": card.dial,
+        "default_steps": card.default_steps,
+        "examples": [{"name": name, "prompt": prompt} for name, prompt in card.examples],
+        "limits": {"prompt": limits.prompt, "n": limits.images, "side": limits.side, "steps": limits.steps},
+    }
+    model = {"id": card.id, "object": "model", "created": int(time.time()), "owned_by": "tpdm", "tpdm": about}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, object]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, object]:
+        if name != card.id:
+            raise ApiError(404, f"there is no such model here, expected {card.id!r}", "model_not_found", "model")
+        return model

@@ -1,0 +1,74 @@
+"""The process of a server: it listens, and on SIGTERM it finishes what it has accepted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import FrameType
+
+import uvicorn
+
+from tpdm.serve.app import make_app
+from tpdm.serve.requests import Engine
+from tpdm.serve.settings import ModelCard, Settings
+
+KEEP_ALIVE = 30  # seconds that an idle connection is kept
+LAST_WORDS = 10  # seconds for answers on their way when the engine is done
+
+log = logging.getLogger("tpdm.serve")
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, which would stop listening on SIGTERM, and end with the signal instead of 0.
+
+    Args:
+        config: of uvicorn.
+        engine: is drained first; meanwhile health checks and refusals are still answered.
+        seconds: for draining.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, seconds: float) -> None:
+        super().__init__(config)
+        self._engine, self._seconds = engine, seconds
+        self._draining: threading.Thread | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; the second ends at once."""
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        log.info("stopping: finishing what was accepted; a second signal ends at once")
+        self._draining = threading.Thread(target=self._drain, name="tpdm-drain", daemon=True)
+        self._draining.start()
+
+    def _drain(self) -> None:
+        if not self._engine.drain(self._seconds):
+            log.warning("not everything was finished within %g s", self._seconds)
+        self.should_exit = True
+
+
+def serve(engine: Engine, card: ModelCard, settings: Settings, host: str, port: int) -> None:
+    """Answers requests until a signal, then drains, and closes the engine.
+
+    Args:
+        engine: see ``make_app``.
+        card: see ``make_app``.
+        settings: see ``make_app``; requests that are accepted have ``limits.seconds`` to finish.
+        host: address to listen at.
+        port: 1 to 65535.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = uvicorn.Config(
+        make_app(engine, card, settings),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=LAST_WORDS,
+    )
+    try:
+        DrainingServer(config, engine, settings.limits.seconds).run()
+    finally:
+        engine.close()

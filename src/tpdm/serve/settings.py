@@ -1,0 +1,71 @@
+"""What bounds a server, and what it says of its model: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one request, and of what is kept for its client.
+
+    Attributes:
+        prompt: characters of the prompt, and of the negative prompt.
+        images: of one request.
+        side: pixels of the longer side.
+        steps: of one image.
+        body: bytes of a request.
+        body_seconds: until the whole body has to be there.
+        seconds: from submission to the picture.
+        store_bytes: of all pictures that wait to be fetched by url.
+        store_seconds: that a picture waits.
+    """
+
+    prompt: int = 4000
+    images: int = 8
+    side: int = 1024
+    steps: int = 200
+    body: int = 64 * 1024
+    body_seconds: float = 10.0
+    seconds: float = 300.0
+    store_bytes: int = 256 * 2**20
+    store_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What clients may know of the model.
+
+    Attributes:
+        id: its name, as requests give it.
+        learned: whether a TPM decides the times; else the pipeline's own schedule runs.
+        dial: whether the TPM was trained for ``gamma`` and ``quality``.
+        default_steps: of the pipeline's own schedule.
+        examples: (name, prompt), of rising difficulty.
+    """
+
+    id: str
+    learned: bool
+    dial: bool
+    default_steps: int
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+        limits: of requests.
+        token: that ``Authorization: Bearer`` must carry; None asks for none.
+        hosts: names that requests may address the server by; None takes any. A page of another site can point its own
+            name at this machine and ask as if it were local: the name gives it away.
+        log_prompts: whether log lines show prompts.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+    hosts: tuple[str, ...] | None = None
+    log_prompts: bool = False

@@ -1,0 +1,29 @@
+"""What a server tells of its model."""
+
+import pytest
+
+from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.pipelines.sizes import default_steps
+from tpdm.serve.card import describe_model
+from tpdm.tinyworld.grammar import WORDS
+from tpdm.types import ArtefactError, BackboneError
+
+
+def test_the_embedded_model():
+    card = describe_model("tinyworld", "tinyworld")
+    assert (card.id, card.learned, card.dial, card.default_steps) == ("tinyworld", True, False, 28)
+    assert all(word in WORDS for _, prompt in card.examples for word in prompt.split())
+    assert not describe_model("tinyworld", None).learned
+
+
+def test_a_folder_shows_its_name_and_not_its_place(tmp_path):
+    make_tiny_sd3(tmp_path / "parts").save_pretrained(tmp_path / "mine")
+    card = describe_model(str(tmp_path / "mine"), None)
+    assert (card.id, card.default_steps) == ("mine", 28)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(BackboneError, match=r"model_index\.json cannot be used"):
+        default_steps(tmp_path)
+    with pytest.raises(ArtefactError):
+        describe_model("tinyworld", str(tmp_path / "no"))
