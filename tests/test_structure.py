@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 LEVELS = (
     {"types", "files"},
     {"core"},
-    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "convert"}
+    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "convert", "dial"}
     | {"rewards", "prompts", "prompt_sets", "config"}
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},

@@ -45,7 +45,7 @@ class ArtefactConfig:
         backbone_name: hub id or path of the pipeline it was trained on.
         features: which features it reads, in words.
         guidance_scale: of the pipeline in training; another one moves the features.
-        gamma: discount of eq. (9).
+        gamma: discount of eq. (9); with a dial, the one used where none is asked for.
         reward: name of the reward.
         reward_form: "paper" (eq. 9) or "additive" (score - lambda N).
         reward_offset: added to the score before the discount (3.10 as published).
@@ -53,6 +53,7 @@ class ArtefactConfig:
         max_steps: cap on network evaluations.
         stop_below: below this time the step goes to 0.
         mean_steps: average NFE in validation; None where nobody measured it.
+        dial: (gamma, average NFE in validation) at rising gammas, which ``quality`` is read by; None without a dial.
         call_defaults: arguments of the pipeline call in training (height, width ...); JSON values.
         trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
         tpdm_version: that wrote it.
@@ -78,6 +79,7 @@ class ArtefactConfig:
     max_steps: int
     stop_below: float
     mean_steps: float | None = None
+    dial: tuple[tuple[float, float], ...] | None = None
     call_defaults: dict[str, Any] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
     tpdm_version: str = field(default_factory=_tpdm_version)

@@ -112,6 +112,10 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on the steps of the TPM.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stock schedule (no --tpm).")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Price of a step, for a TPM with a dial.")] = None,
+    quality: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Its dial: 0 fewest steps, 1 most; not with --gamma.")
+    ] = None,
 ) -> None:
     """Make pictures, with or without a TPM.
 
@@ -134,6 +138,8 @@ def sample(
         guidance_scale=guidance_scale,
         max_steps=max_steps,
         steps=steps,
+        gamma=gamma,
+        quality=quality,
         defaults=call_defaults(backbone),
     )
     for line in lines:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
+from tpdm.core.dial import dial_position
 from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, hat_basis, normalise, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
 from tpdm.types import BackboneError, Decision, Features, Observation
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tpdm.artefact import ArtefactConfig
 
 TIME_SCALARS = 4  # t, log t, decision index / 16, 1
+DIAL_SCALARS = 2  # its position and the square of it
 TIME_STD = 0.3  # initial std of their weights: four scalars must be heard beside E embedding channels
 PUBLISHED_STD = 0.02
 PUBLISHED_POOL = 16  # side of the average pool before the global max pool
@@ -47,7 +49,7 @@ class TimePredictor(nn.Module):
         super().__init__()
         self.shape = shape
         self.artefact: ArtefactConfig | None = None
-        C, extra = shape.channels, 0 if shape.layout == "folded" else TIME_SCALARS
+        C, extra = shape.channels, _scalars(shape)
         self.conv1 = nn.Conv2d(2 * shape.feature_channels, C, 3, padding=1)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra)
         self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
@@ -76,7 +78,7 @@ class TimePredictor(nn.Module):
             weight.normal_(0, std, generator=generator)
             bias.zero_()
         if self.shape.layout == "pooled":
-            self.norm1.linear.weight[:, -TIME_SCALARS:].normal_(0, TIME_STD, generator=generator)
+            self.norm1.linear.weight[:, -_scalars(self.shape) :].normal_(0, TIME_STD, generator=generator)
         first = self.shape.init_alpha if self.shape.start_times is None else self.shape.init_beta
         self.fc2.bias.copy_(torch.tensor([first, self.shape.init_beta]))
 
@@ -180,6 +182,8 @@ class TimePredictor(nn.Module):
             if shape.layout == "pooled":
                 index_B = observation.index_B.to(device) / 16
                 scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
+                dial_B = self._dial(observation)
+                scalars += [] if dial_B is None else [dial_B, dial_B.square()]
                 condition_BE = torch.cat([condition_BE, torch.stack(scalars, dim=1)], dim=1)
             x = F.silu(self.norm1(self.conv1(map_BCHW), condition_BE))
             x = self.conv2(x)
@@ -192,8 +196,24 @@ class TimePredictor(nn.Module):
                 pooled_BC = torch.cat([pooled_BC, x.mean((2, 3)), condition_BE], dim=1)
             a_B, b_B = self.fc2(F.silu(self.fc1(pooled_BC))).unbind(1)
             if shape.start_times is not None:
-                a_B = a_B + schedule_logit(t_B.float(), shape.start_times)
+                a_B = a_B + self._start_logit(t_B.float(), self._dial(observation))
         return a_B, b_B
+
+    def _dial(self, observation: Observation) -> Tensor | None:
+        """Position of each image between the ends of the range, in [-1, 1]; None for a TPM without a dial."""
+        if self.shape.gamma_range is None:
+            return None
+        if observation.gamma_B is None:
+            raise BackboneError("got no gamma for a TPM with a dial, expected one per image; pass gamma or quality.")
+        return dial_position(observation.gamma_B.to(self.fc2.weight.device), *self.shape.gamma_range)
+
+    def _start_logit(self, t_B: Tensor, dial_B: Tensor | None) -> Tensor:
+        """logit(t_next / t) of the schedule that the untrained TPM follows."""
+        assert self.shape.start_times is not None
+        slow_B = schedule_logit(t_B, self.shape.start_times)
+        if self.shape.fast_times is None or dial_B is None:
+            return slow_B
+        return torch.lerp(schedule_logit(t_B, self.shape.fast_times), slow_B, (dial_B + 1) / 2)
 
     @torch.no_grad()
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
@@ -237,3 +257,10 @@ class TimePredictor(nn.Module):
         """
         params = beta.beta_params(*self(observation))
         return beta.log_prob(params, action_B.to(params.alpha_B.device)), beta.entropy(params), params
+
+
+def _scalars(shape: TpmShape) -> int:
+    """Numbers that stand beside the time embedding."""
+    if shape.layout == "folded":
+        return 0
+    return TIME_SCALARS + (0 if shape.gamma_range is None else DIAL_SCALARS)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from tpdm.core.dial import check_range
 from tpdm.types import ConfigError
 
 STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
@@ -29,6 +30,9 @@ class TpmShape:
         init_beta: initial raw output b; 1.0 as published. Together: mode .818.
         start_times: a schedule 1.0 > ... > 0.0 that the untrained TPM follows at its mode ("pooled" alone): what is
             trained is the departure from it, and init_alpha is not used; None starts with equal ratios everywhere.
+        gamma_range: (low, high), the gammas that it is told of and serves ("pooled" alone); None: one gamma, untold.
+        fast_times: with both of them, the schedule followed at first at the low end; start_times is then that of the
+            high end, and between them the ratios are interpolated; None follows start_times at every gamma.
         token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
         time_only: sees nothing but the time: the control "one learned schedule for every image".
 
@@ -48,6 +52,8 @@ class TpmShape:
     init_alpha: float = 2.5
     init_beta: float = 1.0
     start_times: tuple[float, ...] | None = None
+    gamma_range: tuple[float, float] | None = None
+    fast_times: tuple[float, ...] | None = None
     token_grid: tuple[int, int] | None = None
     time_only: bool = False
 
@@ -65,14 +71,24 @@ class TpmShape:
             raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
         if self.layout == "folded" and self.time_only:
             raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
-        if self.layout == "folded" and self.start_times is not None:
-            raise ConfigError('got start_times with layout "folded", expected "pooled"; set layout="pooled".')
-        if self.start_times is not None:
-            falling = all(now > then for now, then in pairwise(self.start_times))
-            if len(self.start_times) < 2 or not falling or self.start_times[-1] != 0.0 or self.start_times[0] > 1.0:
-                raise ConfigError(
-                    f"got start_times {list(self.start_times)}, expected times that fall from at most 1.0 to 0.0; "
-                    "correct the TPM's shape."
-                )
+        for name in ("start_times", "gamma_range", "fast_times"):
+            if self.layout == "folded" and getattr(self, name) is not None:
+                raise ConfigError(f'got {name} with layout "folded", expected "pooled"; set layout="pooled".')
+        if self.fast_times is not None and (self.gamma_range is None or self.start_times is None):
+            raise ConfigError("got fast_times alone, expected gamma_range and start_times beside it; give them too.")
+        if self.gamma_range is not None:
+            check_range(*self.gamma_range)
+        for name in ("start_times", "fast_times"):
+            _check_times(name, getattr(self, name))
         if self.layout == "pooled" and self.token_grid is not None:
             raise ConfigError('got token_grid with layout "pooled", which reads every grid; set token_grid=None.')
+
+
+def _check_times(name: str, times: tuple[float, ...] | None) -> None:
+    if times is None:
+        return
+    falling = all(now > then for now, then in pairwise(times))
+    if len(times) < 2 or not falling or times[-1] != 0.0 or times[0] > 1.0:
+        raise ConfigError(
+            f"got {name} {list(times)}, expected times that fall from at most 1.0 to 0.0; correct the TPM's shape."
+        )

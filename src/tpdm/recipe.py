@@ -103,11 +103,14 @@ class ValidationConfig(Part):
         every: updates between validations.
         prompts: held-out prompts used each time.
         samples_per_prompt: images of each.
+        dial_points: with ``reward.gamma_range``, gammas at which each image is made: 2 or more, over the range with
+            both its ends. They calibrate ``quality``.
     """
 
     every: Positive = 20
     prompts: Positive = 64
     samples_per_prompt: Positive = 1
+    dial_points: Annotated[Whole, Field(ge=2)] = 5
 
 
 @dataclass(frozen=True)
@@ -148,3 +151,7 @@ class Recipe(Part):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", self.output.replace("{name}", self.name))
+        if self.tpm.fast_steps is not None and self.reward.gamma_range is None:
+            raise ValueError(f"tpm.fast_steps needs reward.gamma_range, got {self.tpm.fast_steps} without: set both")
+        if self.tpm.layout == "folded" and self.reward.gamma_range is not None:
+            raise ValueError("reward.gamma_range needs tpm.layout pooled, got folded: the release has no dial")

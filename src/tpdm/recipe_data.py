@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tpdm.recipe_numbers import Above0, Below1, NonNegative, Part, Positive, Real, Text
+from tpdm.recipe_numbers import Above0, Below1, Gamma, NonNegative, Part, Positive, Real, Text
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class RewardConfig(Part):
         form: ``discounted`` is eq. (9) [paper], ``additive`` is score - step_cost * N. [ours]
         gamma: discount of eq. (9), in (0, 1]; lower means fewer steps. [paper: .97 gives about 15,
             .85 about 7.5]
+        gamma_range: (low, high) trains one TPM for all gammas between, each prompt of an update at another; gamma,
+            within it, is then what is used where none is asked for. None trains for gamma alone. [ours]
         offset: added to the score before the discount; keep the sum positive, or eq. (9) rewards more steps.
             [ours: 0; release: 3.10 with ImageReward]
         step_cost: lambda of the additive form, reward per step, >= 0. [ours]
@@ -56,6 +58,7 @@ class RewardConfig(Part):
     parts: tuple[RewardPartConfig, ...] = ()
     form: Literal["discounted", "additive"] = "discounted"
     gamma: Annotated[Real, Field(gt=0, le=1)] = 0.97
+    gamma_range: tuple[Gamma, Gamma] | None = None
     offset: Real = 0.0
     step_cost: NonNegative = 0.0
     batch: Positive = 64
@@ -75,6 +78,15 @@ class RewardConfig(Part):
                 f"a composite is 0 on average, and a discount rewards more steps below 0, got offset {self.offset}: "
                 "set offset (3 is about three standard deviations), or form additive"
             )
+
+        if self.gamma_range is not None:
+            low, high = self.gamma_range
+            if self.form != "discounted":
+                raise ValueError("gamma_range needs form discounted, got additive: a dial turns gamma")
+            if not low < high or not low <= self.gamma <= high:
+                raise ValueError(
+                    f"gamma_range is [low, high] with gamma between, got {[low, high]} and gamma {self.gamma}"
+                )
 
     @property
     def label(self) -> str:

@@ -52,6 +52,10 @@ class TpmConfig(Part):
         start_steps: the untrained TPM follows a fixed schedule of so many steps at its mode (``pooled`` alone;
             init_alpha is then not used); None starts with the equal ratios above. [ours]
         start_shift: shift of that schedule, > 0 (1 is uniform); None takes the pipeline's default one. [ours]
+        fast_steps: with ``reward.gamma_range``, steps of that schedule at the low end of the dial (start_steps is then
+            the high end's); None starts with start_steps everywhere. [ours]
+        time_only: sees nothing but the time (and the dial): one learned schedule for every image, the control that
+            says what looking at the image is worth. [ours]
         init_from: folder of a TPM to start from; None starts from scratch. [ours]
     """
 
@@ -63,6 +67,8 @@ class TpmConfig(Part):
     init_beta: Real = 1.0
     start_steps: Positive | None = None
     start_shift: Above0 | None = None
+    fast_steps: Positive | None = None
+    time_only: bool = False
     init_from: Text | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +76,10 @@ class TpmConfig(Part):
             raise ValueError(f"start_steps needs layout pooled, got {self.start_steps} with folded: set it to null")
         if self.start_steps is None and self.start_shift is not None:
             raise ValueError(f"start_shift needs start_steps, got {self.start_shift} without: set both or none")
+        if self.start_steps is None and self.fast_steps is not None:
+            raise ValueError(f"fast_steps needs start_steps, got {self.fast_steps} without: set both or none")
+        if self.layout == "folded" and self.time_only:
+            raise ValueError("time_only needs layout pooled, got folded: set one of them otherwise")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ Positive = Annotated[Whole, Field(ge=1)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Above0 = Annotated[Real, Field(gt=0)]
 Below1 = Annotated[Real, Field(ge=0, lt=1)]
+Gamma = Annotated[Real, Field(gt=0, lt=1)]
 
 
 class Part:

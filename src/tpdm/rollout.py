@@ -48,10 +48,12 @@ class Sampler(Protocol):
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
         negatives: Sequence[str] | None = None,
+        gammas: Sequence[float] | None = None,
     ) -> Generated:
         """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode.
 
-        ``negatives`` are negative prompts, one per image; None leaves the pipeline's own.
+        ``negatives`` are negative prompts, one per image; None leaves the pipeline's own. ``gammas`` set the dial of
+        each image; None where the policy has none.
         """
 
 
@@ -76,6 +78,7 @@ class PipelineSampler:
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
         negatives: Sequence[str] | None = None,
+        gammas: Sequence[float] | None = None,
     ) -> Generated:
         """See ``Sampler``."""
         images: list[Tensor] = []
@@ -91,6 +94,7 @@ class PipelineSampler:
                 decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
                 sample=decision_seeds is not None,
                 record=record,
+                gamma=None if gammas is None else list(gammas[part]),
                 output_type="pt",
                 **self.arguments,
                 **avoided,
@@ -124,22 +128,12 @@ class Replay:
         """Trajectories first <= n < last alone, renumbered from 0."""
         rows = (self.segment_T >= first) & (self.segment_T < last)
         return Replay(
-            _rows(self.observation, rows),
+            self.observation.rows(rows),
             self.action_T[rows],
             self.logp_T[rows],
             self.segment_T[rows] - first,
             last - first,
         )
-
-
-def _rows(o: Observation, rows: Tensor) -> Observation:
-    return Observation(
-        map_BCHW=None if o.map_BCHW is None else o.map_BCHW[rows],
-        temb_BE=None if o.temb_BE is None else o.temb_BE[rows],
-        t_B=o.t_B[rows],
-        index_B=o.index_B[rows],
-        row_B=o.row_B[rows],
-    )
 
 
 def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
@@ -157,12 +151,14 @@ def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
     seen = [s.observation for _, s in steps]
     maps = [o.map_BCHW for o in seen if o.map_BCHW is not None]
     tembs = [o.temb_BE for o in seen if o.temb_BE is not None]
+    gammas = [o.gamma_B for o in seen if o.gamma_B is not None]
     observation = Observation(
         map_BCHW=torch.cat(maps) if maps else None,
         temb_BE=torch.cat(tembs) if tembs else None,
         t_B=torch.cat([o.t_B for o in seen]),
         index_B=torch.cat([o.index_B for o in seen]),
         row_B=torch.cat([o.row_B for o in seen]),
+        gamma_B=torch.cat(gammas) if gammas else None,
     )
     return Replay(
         observation,

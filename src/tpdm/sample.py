@@ -30,6 +30,8 @@ def sample_to_folder(
     dtype: str = "fp32",
     device: str = "auto",
     defaults: Mapping[str, object] | None = None,
+    gamma: float | None = None,
+    quality: float | None = None,
 ) -> list[dict[str, Any]]:
     """Writes ``0000.png`` ... and ``samples.jsonl`` (prompt, seed, steps, times, file) into ``out``.
 
@@ -45,13 +47,15 @@ def sample_to_folder(
         dtype: of the pipeline, ``fp32``, ``bf16`` or ``fp16``.
         device: ``auto``, ``cpu``, ``cuda`` ...
         defaults: arguments of the pipeline's call that this backbone wants; ``guidance_scale`` wins.
+        gamma: price of a step for a TPM with a dial.
+        quality: the dial from 0 (fewest steps) to 1 (most), instead of gamma.
 
     Returns:
         The lines of ``samples.jsonl``.
 
     Raises:
         PromptError: no prompt, or an empty one.
-        ConfigError: ``steps`` with a TPM, or ``max_steps`` without one.
+        ConfigError: ``steps`` with a TPM, or ``max_steps``, ``gamma`` or ``quality`` without one.
     """
     wanted = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
     if not wanted:
@@ -61,11 +65,15 @@ def sample_to_folder(
     if tpm is None and max_steps is not None:
         raise ConfigError(f"got max_steps={max_steps} without a TPM: give a TPM, or steps for the stock schedule.")
 
+    for name, value in (("gamma", gamma), ("quality", quality)):
+        if tpm is None and value is not None:
+            raise ConfigError(f"got {name}={value} without a TPM: give a TPM with a dial, or steps.")
+
     # Late, so that a wrong argument is answered before diffusers is imported.
     from tpdm.pipelines.load import load_pipeline
 
     pipe = load_pipeline(backbone, dtype, device)
-    given = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
+    given = {"guidance_scale": guidance_scale, "num_inference_steps": steps, "gamma": gamma, "quality": quality}
     options = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
     draw = partial(_draw_stock, pipe) if tpm is None else _with_tpm(pipe, tpm, max_steps)
     lines: list[dict[str, Any]] = []

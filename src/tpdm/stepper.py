@@ -163,17 +163,5 @@ class Stepper:
         for i, (b, (action, logp, t_next, capped)) in enumerate(zip(rows, landings, strict=True)):
             if self._records is not None:
                 t = self._times[b][-1]
-                self._records[b].append(Step(_only(observation, i), action, logp, t, t_next, not capped))
+                self._records[b].append(Step(observation.rows(slice(i, i + 1)), action, logp, t, t_next, not capped))
             self._times[b].append(t_next)
-
-
-def _only(observation: Observation, i: int) -> Observation:
-    """Row i of an observation, as a batch of one."""
-    o, row = observation, slice(i, i + 1)
-    return Observation(
-        map_BCHW=None if o.map_BCHW is None else o.map_BCHW[row],
-        temb_BE=None if o.temb_BE is None else o.temb_BE[row],
-        t_B=o.t_B[row],
-        index_B=o.index_B[row],
-        row_B=o.row_B[row],
-    )

@@ -70,6 +70,7 @@ class Observation:
         t_B: current time, fp32.
         index_B: number of decisions made so far, int64.
         row_B: position of the image in the pipeline call, int64.
+        gamma_B: price of a step that the image is made for, fp32; None for policies without a dial.
     """
 
     map_BCHW: Tensor | None
@@ -77,6 +78,18 @@ class Observation:
     t_B: Tensor
     index_B: Tensor
     row_B: Tensor
+    gamma_B: Tensor | None = None
+
+    def rows(self, rows: Tensor | slice) -> Observation:
+        """Some of the rows, by position or mask."""
+        return Observation(
+            map_BCHW=None if self.map_BCHW is None else self.map_BCHW[rows],
+            temb_BE=None if self.temb_BE is None else self.temb_BE[rows],
+            t_B=self.t_B[rows],
+            index_B=self.index_B[rows],
+            row_B=self.row_B[rows],
+            gamma_B=None if self.gamma_B is None else self.gamma_B[rows],
+        )
 
 
 @dataclass(frozen=True)

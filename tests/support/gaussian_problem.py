@@ -9,6 +9,7 @@ distance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.mixture import Mixture, integrate
 from tpdm.artefact import ArtefactConfig, save_pretrained
 from tpdm.config import make_recipe
 from tpdm.core.solvers import AB2, Euler
+from tpdm.dial import set_dial
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt
@@ -27,6 +29,7 @@ from tpdm.recipe import Recipe
 from tpdm.rewards.base import Reward
 from tpdm.rollout import Generated
 from tpdm.stepper import Stepper
+from tpdm.train.dial import calibration
 from tpdm.train.loop import Parts
 from tpdm.types import Features, Policy
 
@@ -83,12 +86,15 @@ class GaussianSampler:
         seeds: Sequence[int],
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
+        negatives: Sequence[str] | None = None,
+        gammas: Sequence[float] | None = None,
     ) -> Generated:
         images, steps, times, trajectories = [], [], [], []
         for start in range(0, len(prompts), self.batch):
             part = slice(start, start + self.batch)
             asked = None if decision_seeds is None else decision_seeds[part]
-            end, stepper = self._run(prompts[part], seeds[part], asked, record)
+            policy = set_dial(self.policy, len(prompts[part]), gammas if gammas is None else gammas[part])
+            end, stepper = self._run(policy, prompts[part], seeds[part], asked, record)
             images.append(end)
             steps += stepper.steps
             times += stepper.times
@@ -96,14 +102,19 @@ class GaussianSampler:
         return Generated(torch.cat(images), steps, times, trajectories if record else None)
 
     def _run(
-        self, prompts: Sequence[str], seeds: Sequence[int], decision_seeds: Sequence[int] | None, record: bool
+        self,
+        policy: Policy,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None,
+        record: bool,
     ) -> tuple[Tensor, Stepper]:
         hard_B = torch.tensor([is_hard(p) for p in prompts])
         place_B = torch.tensor([s % NOISES for s in seeds])
         x = noise_pool()[place_B]
         exact = torch.where(hard_B[:, None], exact_ends()[True][place_B], exact_ends()[False][place_B])
         stepper = Stepper(
-            self.policy,
+            policy,
             Euler(),
             images=len(prompts),
             max_steps=MAX_STEPS,
@@ -115,7 +126,7 @@ class GaussianSampler:
             t_B = stepper.t_B.clamp_min(1e-3)  # rows that have ended are computed and ignored
             v = torch.where(hard_B[:, None], HARD.velocity(x, t_B), EASY.velocity(x, t_B))
             rows = torch.tensor(stepper.active_rows)
-            features = _features(x, v, hard_B, t_B, rows) if self.policy.reads_features else None
+            features = _features(x, v, hard_B, t_B, rows) if policy.reads_features else None
             x = stepper.advance(x, v, features)
         return torch.stack([x, exact], dim=1), stepper
 
@@ -153,11 +164,12 @@ def make_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> 
     for key, value in sections.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     recipe = make_recipe(values)
-    policy = TimePredictor(SHAPE, seed=recipe.seed)
+    shape = replace(SHAPE, gamma_range=recipe.reward.gamma_range, time_only=recipe.tpm.time_only)
+    policy = TimePredictor(shape, seed=recipe.seed)
 
     def save(name: str, trained: TimePredictor, facts: dict[str, Any]) -> None:
         config = ArtefactConfig(
-            shape=SHAPE,
+            shape=shape,
             backbone_class="None",
             backbone_name="gaussian",
             features="x, v and a code of the prompt",
@@ -169,6 +181,7 @@ def make_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> 
             solver="euler",
             max_steps=MAX_STEPS,
             stop_below=STOP_BELOW,
+            dial=calibration(facts["validation"]),
             trained=facts,
         )
         save_pretrained(trained, config, folder / name)

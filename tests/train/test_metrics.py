@@ -21,17 +21,18 @@ def rows(tmp_path_factory):
     return read_metrics(folder / "metrics.jsonl")
 
 
-def documented() -> tuple[set[str], set[str], set[str]]:
-    """Fields in the tables of both kinds, in the table of train rows, and in the one of composite rewards."""
-    headings = "## In both kinds of rows", "## With a composite reward", "## In train rows alone"
+def documented() -> tuple[set[str], set[str], set[str], set[str]]:
+    """Fields in the tables of both kinds, of train rows, of composite rewards, and of dials."""
+    headings = "## In both kinds of rows", "## With a composite reward", "## With a dial", "## In train rows alone"
     _, *parts = re.split("|".join(headings), DOCUMENT.read_text(encoding="utf-8"))
-    both, composite, train = (set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in parts)
-    return both, train, composite
+    both, composite, dial, train = (set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in parts)
+    return both, train, composite, dial
 
 
 def test_every_field_is_in_the_document_and_the_reverse(rows):
-    both, train, composite = documented()
+    both, train, composite, dial = documented()
     assert composite == {"parts"}  # tests/train/test_composite.py looks into it
+    assert dial == {"dial"}  # and tests/train/test_dial.py into this
     assert len(both) > 5
     for row in rows:
         assert set(row) == (both | train if row["kind"] == "train" else both)

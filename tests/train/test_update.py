@@ -137,7 +137,7 @@ def test_a_capped_trajectory_takes_part_without_decisions():
     replay = roll_out(policy)
     rows = (replay.segment_T != 3).nonzero().flatten()
     one_silent = Replay(
-        type(replay.observation)(**{k: v[rows] for k, v in vars(replay.observation).items()}),
+        replay.observation.rows(rows),
         replay.action_T[rows],
         replay.logp_T[rows],
         replay.segment_T[rows],

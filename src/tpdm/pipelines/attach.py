@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tpdm.artefact import check_backbone, load_policy
+from tpdm.dial import set_dial
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.axis import TimeAxis, choose_axis
 from tpdm.pipelines.backbones import find_denoiser, find_entry
@@ -68,6 +69,8 @@ class AdaptivePipeline:
         sample: bool = False,
         record: bool = False,
         max_steps: int | None = None,
+        gamma: float | Sequence[float] | None = None,
+        quality: float | Sequence[float] | None = None,
         **pipeline_arguments: Any,
     ) -> AdaptiveOutput:
         """Generates images.
@@ -80,23 +83,27 @@ class AdaptivePipeline:
             sample: sample the decisions instead of taking the policy's mode.
             record: keep what replay needs, in ``trajectories``.
             max_steps: at most so many steps, instead of the value of ``attach``.
+            gamma: price of a step for a TPM with a dial, one number or one per image; lower means fewer steps.
+            quality: the dial from 0 (fewest steps) to 1 (most), one number or one per image, instead of gamma. With
+                neither, the TPM's own gamma.
             pipeline_arguments: of the stock pipeline, unchanged.
 
         Raises:
             BackboneError: an argument that this pipeline does not know, or that cannot go with a policy.
-            ConfigError: seeds that do not fit.
+            ConfigError: seeds that do not fit, or a dial that is not there or is set outside its range.
         """
         arguments = merge_arguments(self.pipe, args, pipeline_arguments, self.defaults)
         images = count_images(arguments)
         arguments.update(noise_arguments(arguments, seeds, images))
         limit = self.max_steps if max_steps is None else max_steps
         deciding = deciding_seeds(sample, seeds, decision_seeds)
+        policy = set_dial(self.policy, images, gamma, quality)
         # A fixed list says itself where it starts.
         t_start = None if isinstance(self.policy, FixedTimes) else start_time(self.pipe, arguments)
 
         def make_stepper(device: str | torch.device | None) -> Stepper:
             return Stepper(
-                self.policy,
+                policy,
                 self.axis.solver,
                 images=images,
                 max_steps=limit,

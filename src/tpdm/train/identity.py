@@ -37,6 +37,14 @@ FREE = frozenset(
     }
 )
 
+# Keys that came later, with the value that runs from before had: left out at that value, so that those runs go on.
+LATER: dict[str, Any] = {
+    "reward.gamma_range": None,
+    "tpm.fast_steps": None,
+    "tpm.time_only": False,
+    "validation.dial_points": 5,
+}
+
 
 def run_identity(
     recipe: Recipe, train_prompts: Sequence[Prompt], validation_prompts: Sequence[Prompt]
@@ -49,7 +57,7 @@ def run_identity(
     # Through the checks once more: a recipe built in Python may hold 0 where YAML gives 0.0.
     values = dict(_flat(asdict(make_recipe(asdict(recipe)))))
     free = FREE | {"rl.updates"} if recipe.optimizer.lr_schedule == "constant" else FREE
-    kept = {key: value for key, value in values.items() if key not in free}
+    kept = {k: v for k, v in values.items() if k not in free and not (k in LATER and v == LATER[k])}
     return {
         **kept,
         "training prompts": _digest(train_prompts),

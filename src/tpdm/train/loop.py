@@ -24,9 +24,10 @@ from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import judge
 from tpdm.rollout import Generated, Sampler, derive_seed, make_replay
 from tpdm.train.average import WeightAverage
-from tpdm.train.calibrate import calibrate_policy, calibrated_reward
+from tpdm.train.calibrate import MakeImages, calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
+from tpdm.train.dial import deal_gammas, dial_points, dial_statistics
 from tpdm.train.identity import run_identity
 from tpdm.train.keep import keeps_up
 from tpdm.train.log import MetricsLog, part_statistics, step_statistics
@@ -64,6 +65,7 @@ class Parts:
         seeds: Sequence[int],
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
+        gammas: Sequence[float] | None = None,
     ) -> Generated:
         """Images of prompts, with their negative prompts where any prompt of the run has one.
 
@@ -71,16 +73,23 @@ class Parts:
         an image is may not depend on its neighbours.
         """
         texts = [p.text for p in prompts]
+        # A sampler without a dial need not know of it.
+        dial: dict[str, Any] = {} if gammas is None else {"gammas": gammas}
         if all(p.negative is None for p in (*self.train_prompts, *self.validation_prompts)):
-            return self.sampler(texts, seeds, decision_seeds, record)
-        return self.sampler(texts, seeds, decision_seeds, record, [p.negative or "" for p in prompts])
+            return self.sampler(texts, seeds, decision_seeds, record, **dial)
+        negatives = [p.negative or "" for p in prompts]
+        return self.sampler(texts, seeds, decision_seeds, record, negatives, **dial)
 
 
-def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig) -> Tensor:
-    """The objective of each image: its score with the price of its steps, in the recipe's form."""
+def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Sequence[float] | None = None) -> Tensor:
+    """The objective of each image: its score with the price of its steps, in the recipe's form.
+
+    ``gammas_B`` are the discounts of a dial, one for each image; None takes the recipe's.
+    """
     if config.form == "additive":
         return additive_reward(score_B, steps_B, config.step_cost)
-    return discounted_reward(score_B, steps_B, config.gamma, config.offset)
+    gamma = config.gamma if gammas_B is None else torch.tensor(gammas_B, dtype=torch.float64, device=score_B.device)
+    return discounted_reward(score_B, steps_B, gamma, config.offset)
 
 
 def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
@@ -95,8 +104,9 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
         RewardError: the reward failed. After any error the same call goes on from the newest checkpoint.
     """
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
+    first_make = _over_the_dial(recipe, parts)
     if not recipe.tpm.init_from:
-        calibrate_policy(parts.policy, parts.make, parts.train_prompts, recipe.seed)
+        calibrate_policy(parts.policy, first_make, parts.train_prompts, recipe.seed)
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
     average = WeightAverage(parts.policy, recipe.optimizer.average)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
@@ -105,7 +115,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
     dump_recipe(recipe, folder / "recipe.yaml")
     fresh = state.update == 0
-    reward = calibrated_reward(parts.reward, parts.make, parts.train_prompts, recipe.seed, folder, fresh)
+    reward = calibrated_reward(parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh)
     parts = replace(parts, reward=reward)
     log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
     if fresh:
@@ -131,6 +141,18 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
     return state
 
 
+def _over_the_dial(recipe: Recipe, parts: Parts) -> MakeImages:
+    """``parts.make`` with the gammas of a first update, where there is a dial."""
+
+    def make(
+        prompts: Sequence[Prompt], seeds: Sequence[int], decision_seeds: Sequence[int] | None, record: bool
+    ) -> Generated:
+        gammas = deal_gammas(recipe.reward, len(prompts), recipe.seed, 0)
+        return parts.make(prompts, seeds, decision_seeds, record, gammas)
+
+    return make
+
+
 def _one_update(
     recipe: Recipe,
     parts: Parts,
@@ -143,6 +165,8 @@ def _one_update(
     prompts_B = [p for p in prompts_P for _ in range(K)]
     prompts = [p.text for p in prompts_B]
     places = [(p, k) for p in range(len(prompts_P)) for k in range(K)]
+    gammas_P = deal_gammas(recipe.reward, len(prompts_P), recipe.seed, update)
+    gammas_B = None if gammas_P is None else [gamma for gamma in gammas_P for _ in range(K)]
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
     parts.policy.eval()
@@ -151,13 +175,14 @@ def _one_update(
         seeds=[derive_seed(recipe.seed, NOISE, update, *n) for n in noise],
         decision_seeds=[derive_seed(recipe.seed, DECISION, update, *n) for n in places],
         record=True,
+        gammas=gammas_B,
     )
     assert generated.trajectories is not None
     sampled = time.monotonic()
     scored = judge(parts.reward, generated.images_B3HW, prompts)
     score_B = scored.score_B
     steps_B = torch.tensor(generated.steps)
-    objective_B = priced(score_B, steps_B, recipe.reward)
+    objective_B = priced(score_B, steps_B, recipe.reward, gammas_B)
     objective_PK = objective_B.view(-1, K)
     advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages).flatten()
     for group in optimizer.param_groups:
@@ -206,16 +231,21 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
             "got no validation prompts, expected at least one; raise prompts.held_out_fraction or add prompts"
         )
     n = recipe.validation.samples_per_prompt
-    prompts_B = [p for p in parts.validation_prompts for _ in range(n)]
+    points = dial_points(recipe.reward, recipe.validation.dial_points)
+    images = [(p, i) for i, p in enumerate(p for p in parts.validation_prompts for _ in range(n))]
+    # The same images at every gamma, one gamma after the other: neighbours in a batch take about as many steps.
+    gammas_B = None if points is None else [gamma for gamma in points for _ in images]
+    images = images * (1 if points is None else len(points))
+    prompts_B = [p for p, _ in images]
     prompts = [p.text for p in prompts_B]
     parts.policy.eval()
-    seeds = [derive_seed(recipe.seed, VALIDATION, i) for i in range(len(prompts))]
-    generated = parts.make(prompts_B, seeds)
+    seeds = [derive_seed(recipe.seed, VALIDATION, i) for _, i in images]
+    generated = parts.make(prompts_B, seeds, gammas=gammas_B)
     scored = judge(parts.reward, generated.images_B3HW, prompts)
     score_B = scored.score_B
     if state.update == 0:
         _refuse_constant(score_B, parts.reward.name, prompts[0])
-    objective_B = priced(score_B, torch.tensor(generated.steps), recipe.reward)
+    objective_B = priced(score_B, torch.tensor(generated.steps), recipe.reward, gammas_B)
     objective = float(objective_B.mean())
     row = {
         "score_mean": float(score_B.mean()),
@@ -223,6 +253,7 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
         **part_statistics(scored.parts),
         "objective_mean": objective,
         **step_statistics(generated.steps),
+        **dial_statistics(gammas_B, score_B, objective_B, generated.steps),
     }
     log.write({"kind": "validation", "update": state.update, **row})
     facts = {"update": state.update, "validation": row}

@@ -24,6 +24,7 @@ from tpdm.recipe import Recipe, TpmConfig
 from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
+from tpdm.train.dial import calibration
 from tpdm.train.loop import Parts, train_loop
 from tpdm.types import ConfigError, PromptError
 
@@ -70,7 +71,9 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
     pipe.set_progress_bar_config(disable=True)
     arguments = pipeline_arguments(recipe.backbone)
     widths = probe_features(pipe, arguments)
-    policy = make_policy(recipe, widths, start_times(recipe.tpm, pipe, arguments)).to(device)
+    tpm = recipe.tpm
+    fast = None if tpm.fast_steps is None else _schedule(tpm.fast_steps, tpm, pipe, arguments)
+    policy = make_policy(recipe, widths, start_times(tpm, pipe, arguments), fast).to(device)
     adaptive = attach(
         pipe,
         policy,
@@ -112,11 +115,13 @@ def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts
 
 def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
     """The fixed schedule that the untrained TPM follows; None where the recipe names none."""
-    if tpm.start_steps is None:
-        return None
+    return None if tpm.start_steps is None else _schedule(tpm.start_steps, tpm, pipe, arguments)
+
+
+def _schedule(steps: int, tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...]:
     if tpm.start_shift is None:
-        return tuple(default_times(pipe, tpm.start_steps, arguments))
-    return tuple(shifted(tpm.start_steps, tpm.start_shift).tolist())
+        return tuple(default_times(pipe, steps, arguments))
+    return tuple(shifted(steps, tpm.start_shift).tolist())
 
 
 def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
@@ -132,7 +137,12 @@ def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     return train_prompts, held_out[: recipe.validation.prompts]
 
 
-def make_policy(recipe: Recipe, widths: FeatureWidths, start: tuple[float, ...] | None = None) -> TimePredictor:
+def make_policy(
+    recipe: Recipe,
+    widths: FeatureWidths,
+    start: tuple[float, ...] | None = None,
+    fast: tuple[float, ...] | None = None,
+) -> TimePredictor:
     """A fresh TPM for features of these widths, or the one the recipe starts from."""
     if recipe.tpm.init_from:
         return load_policy(recipe.tpm.init_from).train()
@@ -147,6 +157,9 @@ def make_policy(recipe: Recipe, widths: FeatureWidths, start: tuple[float, ...] 
         init_alpha=recipe.tpm.init_alpha,
         init_beta=recipe.tpm.init_beta,
         start_times=start,
+        gamma_range=recipe.reward.gamma_range,
+        fast_times=fast,
+        time_only=recipe.tpm.time_only,
         token_grid=widths.token_grid if folded else None,
     )
     return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
@@ -175,6 +188,7 @@ def artefact_config(
         max_steps=recipe.sampling.max_steps,
         stop_below=recipe.sampling.stop_below,
         mean_steps=facts["validation"]["steps_mean"],
+        dial=calibration(facts["validation"]),
         call_defaults=arguments,
         trained={
             "update": facts["update"],

@@ -1,0 +1,100 @@
+"""The dial in use: which gamma each image of a call is made for, and the policy that knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tpdm.core.dial import quality_to_gamma
+from tpdm.policy import TimePredictor
+from tpdm.types import ConfigError, Decision, Features, Observation, Policy
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """A TPM with a dial, set for every image of a call: a :class:`tpdm.types.Policy`.
+
+    Attributes:
+        predictor: the TPM.
+        gamma_B: of each image of the call, fp32.
+    """
+
+    predictor: TimePredictor
+    gamma_B: Tensor
+
+    @property
+    def reads_features(self) -> bool:
+        """As the TPM does."""
+        return self.predictor.reads_features
+
+    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+        """What the TPM sees, and the gamma of each image."""
+        seen = self.predictor.observe(features, t_B, index_B, row_B)
+        return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
+
+    def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """As the TPM does."""
+        return self.predictor.propose(observation, seeds)
+
+
+def set_dial(
+    policy: Policy,
+    images: int,
+    gamma: float | Sequence[float] | None = None,
+    quality: float | Sequence[float] | None = None,
+) -> Policy:
+    """The policy of one call.
+
+    Args:
+        policy: any.
+        images: B of the call.
+        gamma: one number for all or one per image, within the range of the TPM.
+        quality: the same in [0, 1], by the TPM's calibration.
+
+    Returns:
+        The policy as it is where it has no dial and none is asked for; without gamma and quality a TPM with a dial
+        gets the gamma of its artefact.
+
+    Raises:
+        ConfigError: there is no dial to set, both are given, the number of values does not fit, or one is out of range.
+    """
+    dial = policy.shape.gamma_range if isinstance(policy, TimePredictor) else None
+    if not isinstance(policy, TimePredictor) or dial is None:
+        for name, value in (("gamma", gamma), ("quality", quality)):
+            if value is not None:
+                raise ConfigError(
+                    f"got {name}={value}, but this policy has no dial: leave {name} out, or train a TPM with "
+                    "reward.gamma_range."
+                )
+        return policy
+    if gamma is not None and quality is not None:
+        raise ConfigError(f"got both gamma={gamma} and quality={quality}, expected at most one: leave one out.")
+    gammas = _per_image("gamma", gamma, images) if gamma is not None else _by_quality(policy, quality, images)
+    for value in gammas:
+        if not dial[0] <= value <= dial[1]:
+            raise ConfigError(
+                f"got gamma={value:g}, expected {dial[0]:g} to {dial[1]:g} as this TPM was trained for: correct it."
+            )
+    return Dialled(policy, torch.tensor(gammas, dtype=torch.float32))
+
+
+def _by_quality(policy: TimePredictor, quality: float | Sequence[float] | None, images: int) -> list[float]:
+    artefact = policy.artefact
+    if quality is None:
+        if artefact is None:
+            raise ConfigError("got a TPM with a dial and no gamma, expected one: pass gamma or quality.")
+        return [artefact.gamma] * images
+    if artefact is None or artefact.dial is None:
+        raise ConfigError(f"got quality={quality} for a TPM whose dial is not calibrated: pass gamma instead.")
+    gammas, steps = zip(*artefact.dial, strict=True)
+    return [quality_to_gamma(q, gammas, steps) for q in _per_image("quality", quality, images)]
+
+
+def _per_image(name: str, value: float | Sequence[float], images: int) -> list[float]:
+    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * images
+    if len(values) != images:
+        raise ConfigError(f"got {len(values)} values of {name} for {images} images, expected one for all or one each.")
+    return values

@@ -1,0 +1,116 @@
+"""A TPM with a dial: told which gamma each image is made for, and refused where there is none to set."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.test_artefact import config_of
+from tpdm.dial import Dialled, set_dial
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError, ConfigError, Features
+
+LOW, HIGH = 0.95, 0.999
+SHAPE = TpmShape(
+    12,
+    10,
+    channels=16,
+    grid=4,
+    start_times=tuple(i / 16 for i in range(16, -1, -1)),
+    gamma_range=(LOW, HIGH),
+    fast_times=(1.0, 0.75, 0.5, 0.25, 0.0),
+)
+
+
+def features(B: int) -> Features:
+    g = torch.Generator().manual_seed(1)
+    maps = [torch.randn(B, 12, 4, 4, generator=g) for _ in range(2)]
+    return Features(*maps, torch.randn(B, 10, generator=g))
+
+
+def proposed(policy, B=3, seeds=None):
+    zeros = torch.zeros(B, dtype=torch.int64)
+    seen = policy.observe(features(B), torch.full((B,), 0.75), zeros, torch.arange(B))
+    return seen, policy.propose(seen, seeds)
+
+
+def test_the_untrained_tpm_follows_the_schedule_of_each_end():
+    with torch.no_grad():
+        policy = TimePredictor(SHAPE)
+        policy.fc2.weight.zero_()
+    seen, decision = proposed(set_dial(policy, 3, gamma=[LOW, (LOW * HIGH) ** 0.5, HIGH]))
+    assert seen.gamma_B.tolist() == pytest.approx([LOW, (LOW * HIGH) ** 0.5, HIGH])
+    fast, between, slow = decision.t_next_B.tolist()
+    assert fast == pytest.approx(0.5, abs=1e-3)
+    assert slow == pytest.approx(0.75 - 1 / 16, abs=1e-3)
+    assert fast < between < slow
+
+
+def test_images_of_a_call_do_not_hear_each_others_gamma():
+    policy = TimePredictor(SHAPE, seed=3)
+    _, together = proposed(set_dial(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
+    for row, gamma in enumerate([LOW, 0.99, HIGH]):
+        _, alone = proposed(set_dial(policy, 3, gamma=gamma), seeds=[1, 2, 3])
+        assert float(alone.action_B[row]) == pytest.approx(float(together.action_B[row]), abs=1e-6)
+
+
+def test_the_weights_hear_the_dial():
+    policy = TimePredictor(dataclasses.replace(SHAPE, fast_times=None), seed=3)
+    _, decision = proposed(set_dial(policy, 3, gamma=LOW))
+    _, other = proposed(set_dial(policy, 3, gamma=HIGH))
+    assert (decision.t_next_B != other.t_next_B).all()
+
+
+def test_stored_decisions_score_as_they_were_made():
+    policy = TimePredictor(SHAPE, seed=3)
+    seen, decision = proposed(set_dial(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
+    logp_B, _, _ = policy.evaluate(seen, decision.action_B)
+    assert (logp_B - decision.logp_B).abs().max() < 1e-6
+    with pytest.raises(BackboneError, match="no gamma"):
+        policy.evaluate(dataclasses.replace(seen, gamma_B=None), decision.action_B)
+
+
+def calibrated() -> TimePredictor:
+    policy = TimePredictor(SHAPE)
+    policy.artefact = config_of(SHAPE, gamma=0.99, dial=((LOW, 4.0), (0.99, 8.0), (HIGH, 16.0)))
+    return policy
+
+
+def test_quality_is_read_by_the_calibration_and_the_artefacts_gamma_is_the_default():
+    policy = calibrated()
+    set_ = set_dial(policy, 2, quality=[0.0, 0.5])
+    assert isinstance(set_, Dialled)
+    assert set_.gamma_B.tolist() == pytest.approx([LOW, 0.99])
+    default = set_dial(policy, 2)
+    assert isinstance(default, Dialled)
+    assert default.gamma_B.tolist() == pytest.approx([0.99, 0.99])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gamma": 0.5}, "expected 0.95 to 0.999"),
+        ({"gamma": float("nan")}, "expected 0.95 to 0.999"),
+        ({"gamma": [0.99]}, "got 1 values of gamma for 2 images"),
+        ({"quality": 2.0}, "fewest steps"),
+        ({"gamma": 0.99, "quality": 0.5}, "leave one out"),
+    ],
+)
+def test_a_wrong_setting_is_said(options, said):
+    with pytest.raises(ConfigError, match=said):
+        set_dial(calibrated(), 2, **options)
+
+
+def test_what_cannot_be_set_is_said():
+    uncalibrated = TimePredictor(SHAPE)
+    with pytest.raises(ConfigError, match="not calibrated"):
+        set_dial(uncalibrated, 1, quality=0.5)
+    with pytest.raises(ConfigError, match="pass gamma or quality"):
+        set_dial(uncalibrated, 1)
+    fixed = FixedTimes([1.0, 0.0])
+    assert set_dial(fixed, 1) is fixed
+    for policy in (fixed, TimePredictor(dataclasses.replace(SHAPE, gamma_range=None, fast_times=None))):
+        with pytest.raises(ConfigError, match="no dial"):
+            set_dial(policy, 1, quality=0.5)
