@@ -1,8 +1,10 @@
 """The commands: their help, their exit codes, what they hand to the library."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -18,7 +20,7 @@ from tpdm.sample import sample_to_folder
 from tpdm.schedules import FixedTimes
 from tpdm.types import ConfigError, PromptError, TrainingError
 
-COMMANDS = ["train", "sample", "eval", "demo", "doctor", "tinyworld build", "reward serve"]
+COMMANDS = ["train", "sample", "eval", "demo", "doctor", "watch", "inspect", "push", "tinyworld build", "reward serve"]
 
 
 def run(*arguments):
@@ -157,6 +159,15 @@ def test_the_doctor_says_how_to_mend(monkeypatch):
 def test_the_doctor_finds_what_is_missing():
     assert tpdm.doctor._package("no-such-package").mend == "pip install no-such-package"
     assert tpdm.doctor._extra("no_such_module", "train").mend == "pip install 'tpdm[train]'"
+    optional = tpdm.doctor._optional("no_such_module", "serve", "serving")
+    assert (optional.mend, optional.stops_demo) == ("pip install 'tpdm[serve]'", False)
+
+
+def test_the_doctor_looks_at_every_extra_that_users_install():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    named = {extra for extra, _ in tpdm.doctor.OPTIONAL.values()} | set(tpdm.doctor.EXTRAS.values())
+    assert named == set(re.findall(r"^(\w+) = \[", section, re.MULTILINE)) - {"dev"}
 
 
 def test_the_doctor_looks_for_the_embedded_pipeline(monkeypatch, tmp_path):

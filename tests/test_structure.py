@@ -18,14 +18,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 LEVELS = (
     {"types", "files"},
     {"core"},
-    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "convert", "dial"}
+    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "artefact_config", "convert", "dial"}
     | {"rewards", "prompts", "prompt_sets", "config"}
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout"},
     {"train", "evals", "serve", "sample"},
-    {"demo", "cli", "doctor"},
+    {"publish"},
+    {"demo", "cli", "cli_tpm", "cli_watch", "doctor"},
 )
 # The embedded model stands beside the levels: what it imports, and who imports it.
 TINYWORLD_IMPORTS = {"types", "files", "core", "prompts", "pipelines", "tinyworld"}
@@ -48,7 +49,8 @@ PACKAGES = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
-    "typer": {"cli"},
+    "rich": {"train"},
+    "typer": {"cli", "cli_tpm", "cli_watch"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FILE = 500, 100, 150
 

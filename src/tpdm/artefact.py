@@ -7,131 +7,20 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tpdm.artefact_config import CONFIG, ArtefactConfig, parse_config
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.types import ArtefactError, ConfigError
+from tpdm.types import ArtefactError
 
-FORMAT_VERSION = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def _tpdm_version() -> str:
-    try:
-        return version("tpdm")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
-
-
-@dataclass(frozen=True)
-class ArtefactConfig:
-    """All that is needed to use a TPM as it was trained; config.json is this, key by key.
-
-    Attributes:
-        shape: architecture, layout and token grid.
-        backbone_class: class of the denoiser, such as "SD3Transformer2DModel".
-        backbone_name: hub id or path of the pipeline it was trained on.
-        features: which features it reads, in words.
-        guidance_scale: of the pipeline in training; another one moves the features.
-        gamma: discount of eq. (9); with a dial, the one used where none is asked for.
-        reward: name of the reward.
-        reward_form: "paper" (eq. 9) or "additive" (score - lambda N).
-        reward_offset: added to the score before the discount (3.10 as published).
-        solver: name of the solver of ``tpdm.core.solvers``.
-        max_steps: cap on network evaluations.
-        stop_below: below this time the step goes to 0.
-        mean_steps: average NFE in validation; None where nobody measured it.
-        dial: (gamma, average NFE in validation) at rising gammas, which ``quality`` is read by; None without a dial.
-        call_defaults: arguments of the pipeline call in training (height, width ...); JSON values.
-        trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
-        tpdm_version: that wrote it.
-        format_version: of this file.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {
-        "extra": "forbid",
-        "strict": True,
-        "allow_inf_nan": False,
-    }
-
-    shape: TpmShape
-    backbone_class: str
-    backbone_name: str
-    features: str
-    guidance_scale: float
-    gamma: float
-    reward: str
-    reward_form: Literal["paper", "additive"]
-    reward_offset: float
-    solver: str
-    max_steps: int
-    stop_below: float
-    mean_steps: float | None = None
-    dial: tuple[tuple[float, float], ...] | None = None
-    call_defaults: dict[str, Any] = field(default_factory=dict)
-    trained: dict[str, Any] = field(default_factory=dict)
-    tpdm_version: str = field(default_factory=_tpdm_version)
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def token_grid(self) -> tuple[int, int] | None:
-        """(H, W) in tokens that a folded TPM is bound to; None where any goes."""
-        return self.shape.token_grid
-
-
-def _check_keys(value: Any, cls: type, where: str) -> None:
-    """Every field of ``cls`` is there and nothing else: defaults are for writers, never for readers."""
-    if not isinstance(value, dict):
-        raise ArtefactError(f"got {type(value).__name__} for {where}, expected an object; save the TPM again.")
-    names = {f.name for f in dataclasses.fields(cls)}
-    for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys())):
-        if keys:
-            raise ArtefactError(
-                f"got {problem} {min(keys)!r} in {where}, expected exactly the keys of {cls.__name__};"
-                " correct it or save the TPM again."
-            )
-
-
-def parse_config(text: str, where: str = CONFIG) -> ArtefactConfig:
-    """Reads the JSON text of a config.
-
-    Raises:
-        ArtefactError: no JSON, a missing or unknown key, a wrong type, or a format newer than this program.
-    """
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise ArtefactError(f"got {where} that is no JSON ({error}), expected one object; download it again.") from None
-    found = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(found, int) and found != FORMAT_VERSION:
-        raise ArtefactError(
-            f"got format_version {found} in {where}, expected {FORMAT_VERSION}; install the tpdm version that wrote it."
-        )
-    _check_keys(raw, ArtefactConfig, where)
-    _check_keys(raw["shape"], TpmShape, f"shape of {where}")
-    try:
-        return TypeAdapter(ArtefactConfig).validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"][0].lower() + first["msg"][1:]
-        raise ArtefactError(
-            f"got {first['input']!r} for {key} in {where}, expected something else ({reason}); correct it."
-        ) from None
-    except ConfigError as error:
-        raise ArtefactError(f"{where}: {error}") from None
 
 
 def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str | Path) -> Path:
@@ -176,8 +65,12 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
     return folder
 
 
-def _locate(name: str | Path, revision: str | None) -> Path:
-    """The local folder of a path, of the shipped TPM ("tinyworld"), or of a hub id (downloaded on first use)."""
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a path, of the shipped TPM ("tinyworld"), or of a hub id (downloaded on first use).
+
+    Raises:
+        ArtefactError: there is no such folder, here or on the hub.
+    """
     if str(name) == "tinyworld":
         from tpdm.tinyworld.shipped import weights_folder
 
@@ -198,7 +91,29 @@ def _locate(name: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_config(folder: Path) -> ArtefactConfig:
+    """``config.json`` of a folder.
+
+    Raises:
+        ArtefactError: missing, unreadable, or not as it was written.
+    """
+    path = folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(
+            f"got no readable {path} ({type(error).__name__}), expected a folder written by save_pretrained;"
+            " correct the path."
+        ) from None
+    return parse_config(text, str(path))
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder, on the CPU.
+
+    Raises:
+        ArtefactError: missing, damaged, or a pickle.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
@@ -254,18 +169,10 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[Time
     Raises:
         ArtefactError: anything missing, unknown, damaged or misshapen, in one sentence.
     """
-    folder = _locate(name, revision)
-    path = folder / CONFIG
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(
-            f"got no readable {path} ({type(error).__name__}), expected a folder written by save_pretrained;"
-            " correct the path."
-        ) from None
-    config = parse_config(text, str(path))
+    folder = locate(name, revision)
+    config = read_config(folder)
     policy = TimePredictor(config.shape)
-    load_strict(policy, _read_tensors(folder), folder / WEIGHTS)
+    load_strict(policy, read_weights(folder), folder / WEIGHTS)
     policy.artefact = config
     return policy.eval(), config
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tpdm.cli_tpm import inspect, push
+from tpdm.cli_watch import watch
+
 if TYPE_CHECKING:
     from tpdm.prompts import Prompt
 
@@ -48,6 +51,9 @@ tinyworld_app = typer.Typer(help="The embedded model.", **_PLAIN)
 app.add_typer(tinyworld_app, name="tinyworld")
 reward_app = typer.Typer(help="Rewards.", **_PLAIN)
 app.add_typer(reward_app, name="reward")
+
+for command in (watch, inspect, push):
+    app.command()(command)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")]

@@ -12,7 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tpdm.artefact import ArtefactConfig, load_strict, save_pretrained
+from tpdm.artefact import load_strict, save_pretrained
+from tpdm.artefact_config import ArtefactConfig
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.types import ArtefactError, ConfigError

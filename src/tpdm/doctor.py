@@ -12,6 +12,12 @@ from importlib.util import find_spec
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 EXTRAS = {"matplotlib": "eval"}  # module -> the extra of this package that brings it
+# What the demo does without: module -> extra, and what it is for.
+OPTIONAL = {
+    "accelerate": ("train", "training on several processes"),
+    "fastapi": ("serve", "serving pictures and rewards"),
+    "datasets": ("data", "prompts from parquet files and the hub"),
+}
 DISK_WANTED_GB = 1.0  # a demo run with its checkpoints and pictures stays below
 
 
@@ -37,6 +43,7 @@ def examine() -> list[Finding]:
     findings = [Finding("python", ".".join(map(str, sys.version_info[:3])))]
     findings += [_package(name) for name in PACKAGES]
     findings += [_extra(module, extra) for module, extra in EXTRAS.items()]
+    findings += [_optional(module, extra, use) for module, (extra, use) in OPTIONAL.items()]
     if find_spec("torch") is not None:
         findings += _processors()
     return [*findings, _disk(), _weights()]
@@ -69,6 +76,12 @@ def _extra(module: str, extra: str) -> Finding:
         return Finding(module, metadata.version(module))
     # The demo draws its report.
     return Finding(module, "missing", f"pip install 'tpdm[{extra}]'", stops_demo=True)
+
+
+def _optional(module: str, extra: str, use: str) -> Finding:
+    if find_spec(module) is not None:
+        return Finding(module, metadata.version(module))
+    return Finding(module, f"missing ({use})", f"pip install 'tpdm[{extra}]'")
 
 
 def _processors() -> list[Finding]:

@@ -17,7 +17,7 @@ from tpdm.policy_shape import STORAGE, TpmShape
 from tpdm.types import BackboneError, Decision, Features, Observation
 
 if TYPE_CHECKING:
-    from tpdm.artefact import ArtefactConfig
+    from tpdm.artefact_config import ArtefactConfig
 
 TIME_SCALARS = 4  # t, log t, decision index / 16, 1
 DIAL_SCALARS = 2  # its position and the square of it

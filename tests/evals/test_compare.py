@@ -83,3 +83,29 @@ def test_the_results_section_is_replaced_and_computed():
     assert render_results(rendered, [run(0, 0.5), run(2, 0.7)]) == rendered
     with pytest.raises(ValueError, match="once each"):
         render_results("no markers", [])
+
+
+def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_none(monkeypatch):
+    import torch
+
+    from tpdm.rewards.composite import CompositeReward, RewardPart, Standard
+    from tpdm.rollout import Generated
+    from tpdm.schedules import FixedTimes
+
+    class Mean:
+        name = "mean"
+
+        def score(self, images_B3HW, prompts):
+            return images_B3HW.mean((1, 2, 3))
+
+    images = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    generated = Generated(images, [1, 1], [[1.0, 0.0]] * 2, None)
+    monkeypatch.setattr(compare, "attach", lambda *arguments, **options: None)
+    monkeypatch.setattr(compare, "PipelineSampler", lambda *arguments: lambda *asked, **options: generated)
+    reward = CompositeReward((RewardPart("mean", Mean(), 2.0),), {"mean": Standard(0.5, 0.25)})
+    task = compare.Task(["a", "b"], [0, 1], None, {}, reward, None)
+    rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
+    assert [row["parts"] for row in rows] == [{"mean": 0.25}, {"mean": 0.75}]
+    assert [row["score"] for row in rows] == [-2.0, 2.0]
+    plain = compare.run_policy("p", FixedTimes([1.0, 0.0]), compare.Task(["a", "b"], [0, 1], None, {}, Mean(), None))
+    assert all("parts" not in row for row in plain.rows)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tests.support.mixture import Mixture, integrate
-from tpdm.artefact import ArtefactConfig, save_pretrained
+from tpdm.artefact import save_pretrained
+from tpdm.artefact_config import ArtefactConfig
 from tpdm.config import make_recipe
 from tpdm.core.solvers import AB2, Euler
 from tpdm.dial import set_dial

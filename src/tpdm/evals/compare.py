@@ -14,7 +14,8 @@ from tpdm.core.paths import shifted
 from tpdm.evals.judge import Judge, to_bytes
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import default_times
-from tpdm.rewards.base import Reward, checked_scores
+from tpdm.rewards.base import Reward
+from tpdm.rewards.composite import judge
 from tpdm.rollout import PipelineSampler
 from tpdm.schedules import FixedTimes
 from tpdm.types import Policy
@@ -58,7 +59,8 @@ class Result:
     """What one policy did.
 
     Attributes:
-        rows: one dictionary per image: policy, index, prompt, seed, steps, times, score, and the judge's measures.
+        rows: one dictionary per image: policy, index, prompt, seed, steps, times, score, ``parts`` (a composite's raw
+            scores by key; not there for any other reward), and the judge's measures.
         images_BHWC: uint8.
     """
 
@@ -93,7 +95,7 @@ def run_policy(name: str, policy: Policy, task: Task) -> Result:
         )
         negatives = None if task.negatives is None else task.negatives[part]
         generated = PipelineSampler(pipeline, task.batch, task.arguments)(prompts, seeds, negatives=negatives)
-        scores = checked_scores(task.reward, generated.images_B3HW, prompts).tolist()
+        scored = judge(task.reward, generated.images_B3HW, prompts)
         measures = task.judge(generated.images_B3HW, prompts) if task.judge else [{} for _ in prompts]
         for i, prompt in enumerate(prompts):
             rows.append(
@@ -104,7 +106,8 @@ def run_policy(name: str, policy: Policy, task: Task) -> Result:
                     "seed": seeds[i],
                     "steps": generated.steps[i],
                     "times": [round(t, 6) for t in generated.times[i]],
-                    "score": scores[i],
+                    "score": float(scored.score_B[i]),
+                    **({"parts": {key: float(s[i]) for key, s in scored.parts.items()}} if scored.parts else {}),
                     **measures[i],
                 }
             )

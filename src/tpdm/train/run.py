@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from tpdm.artefact import ArtefactConfig, load_policy, save_pretrained
+from tpdm.artefact import load_policy, save_pretrained
+from tpdm.artefact_config import ArtefactConfig
 from tpdm.core.paths import shifted
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach

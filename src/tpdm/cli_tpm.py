@@ -1,0 +1,55 @@
+"""``tpdm inspect`` and ``tpdm push``: what a trained TPM is, and the way to others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+UNSOUND = 1
+
+
+def inspect(
+    tpm: Annotated[str, typer.Argument(metavar="TPM", help="Folder or hub id of a TPM; tinyworld is the shipped one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a TPM is for, how it was trained, and whether its files are sound.
+
+    The exit code is 1 if they are not.
+
+    \b
+    Example:
+      tpdm inspect tinyworld
+      tpdm inspect runs/first/best --json
+    """
+    from tpdm.publish.inspection import describe, inspect_tpm
+
+    report = inspect_tpm(tpm)
+    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else describe(report))
+    if report.problems:
+        raise typer.Exit(UNSOUND)
+
+
+def push(
+    tpm: Annotated[str, typer.Argument(metavar="TPM", help="Folder of a TPM, best/ of a run as a rule.")],
+    folder: Annotated[Path | None, typer.Option(help="Write there.")] = None,
+    hub: Annotated[str | None, typer.Option(help="Upload there: owner/name.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Where the repository is new.")] = False,
+) -> None:
+    """Publish a TPM with a card written from its run: to a folder, or to the hub.
+
+    \b
+    Example:
+      tpdm push runs/first/best --folder published
+      tpdm push runs/first/best --hub you/tpm-sd3 --private
+    """
+    from tpdm.types import ConfigError
+
+    if (folder is None) == (hub is None):
+        raise ConfigError("got neither or both of --folder and --hub, expected one of them; say where to publish.")
+    from tpdm.publish.push import publish_to_folder, push_to_hub
+
+    where = push_to_hub(tpm, hub, private) if hub is not None else publish_to_folder(tpm, str(folder))
+    typer.echo(f"Published: see {where}")
