@@ -26,7 +26,7 @@ LEVELS = (
     {"rollout"},
     {"train", "evals", "serve", "sample"},
     {"publish"},
-    {"demo", "cli", "cli_tpm", "cli_watch", "doctor"},
+    {"demo", "cli", "cli_tpm", "cli_watch", "doctor", "__main__"},
 )
 # The embedded model stands beside the levels: what it imports, and who imports it.
 TINYWORLD_IMPORTS = {"types", "files", "core", "prompts", "pipelines", "tinyworld"}

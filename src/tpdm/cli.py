@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tpdm.prompts import Prompt
 
 RESUMABLE = ("train", "demo")
+DISTRIBUTED = ("train",)
 INTERRUPTED = 130  # what shells give for SIGINT
 USER_ERROR = 2
 
@@ -67,6 +68,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def tpdm(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -78,6 +80,12 @@ def tpdm(
       tpdm doctor
       tpdm demo
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in DISTRIBUTED:
+        from tpdm.types import ConfigError
+
+        raise ConfigError(
+            f"got several processes for tpdm {context.invoked_subcommand}, expected one; only training shares its work"
+        )
 
 
 @app.command()
@@ -92,6 +100,7 @@ def train(
     Example:
       tpdm train recipe.yaml rl.updates=50 optimizer.lr=3e-5
       tpdm train recipe.yaml --dry-run
+      torchrun --nproc-per-node 2 -m tpdm train recipe.yaml
     """
     from tpdm.config import load_recipe
 
@@ -104,7 +113,8 @@ def train(
     from tpdm.train.run import train as run
 
     run(loaded, resume="auto")
-    typer.echo(f"Trained: see {loaded.output}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        typer.echo(f"Trained: see {loaded.output}")
 
 
 @app.command()

@@ -77,8 +77,8 @@ class RlConfig(Part):
             or of the whole ``batch``, or by nothing (``none``). [ours; release: none]
         entropy_weight: bonus on the Beta's entropy, >= 0. [ours]
         kl_weight: penalty towards the initial policy, >= 0. [release: 0; optional in the paper]
-        rollout_batch: images in flight at once; memory only, never the result. [ours]
-        update_batch: decisions per forward pass of an update; memory only, never the result. [ours]
+        rollout_batch: images in flight at once in each process; memory only, never the result. [ours]
+        update_batch: decisions per forward pass of an update in each process; memory only, never the result. [ours]
     """
 
     updates: Positive = 200

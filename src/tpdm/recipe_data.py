@@ -50,6 +50,7 @@ class RewardConfig(Part):
             [ours: 0; release: 3.10 with ImageReward]
         step_cost: lambda of the additive form, reward per step, >= 0. [ours]
         batch: images that a reward scores at once; memory only, never the result but for rounding. [ours]
+        device: of the reward model, ``auto`` (that of the backbone), ``cpu``, ``cuda:1`` ... [ours]
         timeout: seconds to wait for a remote reward's answer, > 0. [ours]
         token_env: environment variable that holds a remote reward's token; None sends none. [ours]
     """
@@ -62,6 +63,7 @@ class RewardConfig(Part):
     offset: Real = 0.0
     step_cost: NonNegative = 0.0
     batch: Positive = 64
+    device: Text = "auto"
     timeout: Above0 = 60.0
     token_env: Text | None = None
 

@@ -14,26 +14,44 @@ from tpdm.train.log import MetricsLog, read_metrics
 from tpdm.train.update import make_optimizer
 from tpdm.types import TrainingError
 
+FILES = ["policy.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "identity.json"]
 
-@pytest.mark.parametrize(
-    "name", ["policy.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "identity.json"]
-)
-@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
-def test_a_damaged_checkpoint_is_one_sentence_and_the_one_before_goes_on(tmp_path, whole, name, damage):
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    path = folder / "checkpoints" / "update-000010" / name
+
+def damage_file(path: Path, damage: str) -> None:
+    data = path.read_bytes()
     if damage == "missing":
         path.unlink()
+    elif damage == "one bit":
+        path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
     else:
-        path.write_bytes(path.read_bytes()[: 40 if damage == "truncated" else 0])
-    with pytest.raises(TrainingError, match=r"got .*update-000010, which cannot.*update-000008") as caught:
+        path.write_bytes(data[: {"truncated": 40, "empty": 0}[damage]])
+
+
+@pytest.mark.parametrize("name", [*FILES, "sha256.json"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "one bit"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, whole, caplog, name, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    damage_file(folder / "checkpoints" / "update-000010" / name, damage)
+    run(folder)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "update-000010 is damaged (" in said
+    assert "\n" not in said
+    assert files(folder) == files(whole)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_by_itself(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for checkpoint in (folder / "checkpoints").iterdir():
+        damage_file(checkpoint / "policy.safetensors", "one bit")
+    before = files(folder)
+    with pytest.raises(
+        TrainingError, match=r"every checkpoint is damaged \(the newest: policy.*sha256.*remove"
+    ) as caught:
         run(folder)
     assert "\n" not in str(caught.value)
-    if (name, damage) == ("policy.safetensors", "truncated"):
-        shutil.rmtree(path.parent)
-        run(folder)
-        assert files(folder) == files(whole)
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize(

@@ -142,12 +142,18 @@ def clipped_objective(log_ratio_B: Tensor, advantage_B: Tensor, clip: float) -> 
     )
     ratio_B = torch.exp(log_ratio_B)
     gain_B = torch.minimum(ratio_B * advantage_B, ratio_B.clamp(1.0 - clip, 1.0 + clip) * advantage_B)
-    still_B, log_still_B = ratio_B.detach(), log_ratio_B.detach()
-    return -gain_B.mean(), ClipDiagnostics(
-        clip_fraction=((still_B - 1.0).abs() > clip).float().mean(),
-        ratio_mean=still_B.mean(),
-        ratio_max=still_B.max(),
-        approx_kl=(torch.expm1(log_still_B) - log_still_B).mean(),
+    return -gain_B.mean(), clip_diagnostics(log_ratio_B, clip)
+
+
+def clip_diagnostics(log_ratio_B: Tensor, clip: float) -> ClipDiagnostics:
+    """What ``clipped_objective`` says of its ratios, for log-ratios of any shape put together from several calls."""
+    log_ratio_B = log_ratio_B.detach().float().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_B = torch.exp(log_ratio_B)
+    return ClipDiagnostics(
+        clip_fraction=((ratio_B - 1.0).abs() > clip).float().mean(),
+        ratio_mean=ratio_B.mean(),
+        ratio_max=ratio_B.max(),
+        approx_kl=(torch.expm1(log_ratio_B) - log_ratio_B).mean(),
     )
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
 from tpdm.rewards.base import Reward
-from tpdm.rewards.composite import CompositeReward, run_reward, save_standards
+from tpdm.rewards.composite import CompositeReward, Standard, run_reward, save_standards
 from tpdm.rollout import Generated, derive_seed, make_replay
 from tpdm.train.deal import deal_prompts
+from tpdm.train.scored import MakeImages
+from tpdm.train.team import ALONE, Team
 
 CALIBRATION = 4  # stream of randomness, beside those of train.loop
 CALIBRATION_PROMPTS = 64
-
-# (prompts, seeds, decision seeds, whether to record) -> images
-MakeImages = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool], Generated]
 
 
 def calibrate_policy(policy: TimePredictor, make: MakeImages, prompts: Sequence[Prompt], seed: int) -> None:
@@ -30,7 +30,13 @@ def calibrate_policy(policy: TimePredictor, make: MakeImages, prompts: Sequence[
 
 
 def calibrated_reward(
-    reward: Reward, make: MakeImages, prompts: Sequence[Prompt], seed: int, folder: Path, fresh: bool
+    reward: Reward,
+    make: MakeImages,
+    prompts: Sequence[Prompt],
+    seed: int,
+    folder: Path,
+    fresh: bool,
+    team: Team = ALONE,
 ) -> Reward:
     """The reward that a run uses from its first image to its last.
 
@@ -41,18 +47,22 @@ def calibrated_reward(
         seed: of the run.
         folder: of the run; the statistics stand in ``reward-statistics.json`` there.
         fresh: measures and writes them; a run that goes on reads them, so that its objective stays the same.
+        team: its leading process alone measures or reads, and tells the others.
 
     Raises:
         RewardError: a part fails or tells no image from another; the statistics of a run that goes on are missing.
     """
     if not isinstance(reward, CompositeReward):
         return reward
-    if not fresh:
-        return run_reward(reward, folder)
-    texts, generated = _first_images(make, prompts, seed, record=False)
-    ready = reward.calibrated(generated.images_B3HW, texts)
-    save_standards(ready, folder)
-    return ready
+    if team.leads and fresh:
+        texts, generated = _first_images(make, prompts, seed, record=False)
+        reward = reward.calibrated(generated.images_B3HW, texts)
+        save_standards(reward, folder)
+    elif team.leads:
+        reward = run_reward(reward, folder)
+    assert isinstance(reward, CompositeReward)
+    known = None if reward.standards is None else {key: asdict(one) for key, one in reward.standards.items()}
+    return replace(reward, standards={key: Standard(**one) for key, one in team.from_lead(known).items()})
 
 
 def _first_images(

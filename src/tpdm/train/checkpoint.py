@@ -3,12 +3,14 @@
 Prompts, noise and decisions of an update follow from the recipe's seed and the number of the update, so that
 the weights, the optimizer and that number are the whole state. Under its final name a checkpoint is whole,
 wherever the process was killed; what a kill leaves behind is called ``.writing-*``, never read, and removed by
-the next save.
+the next save. What a disk does to it afterwards shows in the sha256 of each file, and then the one before is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,13 +22,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
 from tpdm.train.average import WeightAverage
 from tpdm.train.identity import differences
+from tpdm.train.team import ALONE, Team
 from tpdm.types import TrainingError
 
+_LOG = logging.getLogger(__name__)
+_DIGESTS = "sha256.json"
 _NAME = re.compile(r"update-(\d{6})")
 
 
@@ -62,28 +68,47 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"update-{state.update:06d}"
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
-    save_tensors(temporary / "policy.safetensors", dict(policy.state_dict()))
-    save_tensors(temporary / "average.safetensors", average.weights)
-    flat = {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    save_tensors(temporary / "optimizer.safetensors", flat)
-    write_json(temporary / "state.json", asdict(state))
-    write_json(temporary / "identity.json", identity)
-    temporary.chmod(0o755)  # mkdtemp makes it private
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
+    try:
+        save_tensors(temporary / "policy.safetensors", dict(policy.state_dict()))
+        save_tensors(temporary / "average.safetensors", average.weights)
+        save_tensors(temporary / "optimizer.safetensors", _flat(optimizer))
+        write_json(temporary / "state.json", asdict(state))
+        write_json(temporary / "identity.json", identity)
+        write_json(temporary / _DIGESTS, {p.name: _sha256(p) for p in sorted(temporary.iterdir())})
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # still there after an error: a full disk, for one
     for old in _existing(folder)[:-keep]:
         shutil.rmtree(old)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _existing(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("update-*") if _NAME.fullmatch(p.name))
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A whole checkpoint as read; ``tensors`` have the file's name before their own."""
+
+    state: RunState
+    tensors: dict[str, Tensor]
 
 
 def load_checkpoint(
@@ -92,49 +117,84 @@ def load_checkpoint(
     average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    team: Team = ALONE,
 ) -> RunState | None:
-    """Restores the newest checkpoint into policy, average and optimizer; None where there is none.
+    """Restores the newest whole checkpoint into policy, average and optimizer; None where there is none.
+
+    A damaged one is named in the log, and the one before it is used. The leading process alone reads.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or belongs to another run (see ``run_identity``).
+        TrainingError: no checkpoint is whole, or the newest belongs to another run (see ``run_identity``).
     """
-    existing = _existing(folder)
-    if not existing:
+    found = _newest_whole(folder, identity) if team.leads else None
+    facts = team.from_lead(None if found is None else asdict(found.state))
+    if facts is None:
         return None
-    newest = existing[-1]
-    try:
-        before = json.loads((newest / "identity.json").read_text(encoding="utf-8"))
+    _restore(team.tensors_from_lead({} if found is None else found.tensors), policy, average, optimizer)
+    return _state(facts)
+
+
+def _newest_whole(folder: Path, identity: Mapping[str, Any]) -> _Checkpoint | None:
+    reasons = []
+    for path in reversed(_existing(folder)):
+        try:
+            before, checkpoint = _read(path)
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+            reasons.append(reason)
+            _LOG.warning("%s is damaged (%s): the checkpoint before it is used, if there is one", path, reason)
+            continue
         changed = differences(before, identity)
-        if not changed:
-            return _restore(newest, policy, average, optimizer)
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-        way_out = f"from {existing[-2].name}" if len(existing) > 1 else "from the beginning"
+        if changed:
+            raise TrainingError(
+                f"got a recipe that differs from the one of {path} ({changed}), expected the same; change it back to "
+                "go on, or choose another output"
+            )
+        return checkpoint
+    if reasons:
         raise TrainingError(
-            f"got {newest}, which cannot be read ({reason}), expected a whole checkpoint; remove that folder to "
-            f"go on {way_out}"
-        ) from error
-    raise TrainingError(
-        f"got a recipe that differs from the one of {newest} ({changed}), expected the same; change it back to "
-        "go on, or choose another output"
-    )
+            f"got {folder}, where every checkpoint is damaged (the newest: {reasons[0]}), expected a whole one; remove "
+            "that folder to train from the beginning"
+        )
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], _Checkpoint]:
+    """The identity and the content of a checkpoint.
+
+    Raises:
+        ValueError: a file is not what was written; and whatever a file that is missing or no JSON makes Python raise.
+    """
+    for name, digest in json.loads((path / _DIGESTS).read_text(encoding="utf-8")).items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} has another sha256 than when it was written")
+    tensors = {
+        f"{name}.{key}": value
+        for name in ("policy", "average", "optimizer")
+        for key, value in load_tensors(path / f"{name}.safetensors")[0].items()
+    }
+    identity = json.loads((path / "identity.json").read_text(encoding="utf-8"))
+    return identity, _Checkpoint(_state(json.loads((path / "state.json").read_text(encoding="utf-8"))), tensors)
+
+
+def _state(facts: dict[str, Any]) -> RunState:
+    record = facts["record"]
+    return RunState(**facts | {"record": None if record is None else tuple(record)})
 
 
 def _restore(
-    checkpoint: Path, policy: TimePredictor, average: WeightAverage, optimizer: torch.optim.Optimizer
-) -> RunState:
-    facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    record = facts["record"]
-    state = RunState(**facts | {"record": None if record is None else tuple(record)})
-    weights = load_tensors(checkpoint / "policy.safetensors")[0]
-    averaged = load_tensors(checkpoint / "average.safetensors")[0]
+    tensors: Mapping[str, Tensor], policy: TimePredictor, average: WeightAverage, optimizer: torch.optim.Optimizer
+) -> None:
+    by_file: dict[str, dict[str, Tensor]] = {"policy": {}, "average": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        file, name = key.split(".", 1)
+        by_file[file][name] = value
     packed = optimizer.state_dict()
     packed["state"] = {}
-    for key, value in load_tensors(checkpoint / "optimizer.safetensors")[0].items():
+    for key, value in by_file["optimizer"].items():
         index, name = key.split(".", 1)
         packed["state"].setdefault(int(index), {})[name] = value
-    policy.load_state_dict(averaged)  # strict: refuses another shape
+    policy.load_state_dict(by_file["average"])  # strict: refuses another shape
     average.weights = {k: v.detach().clone() for k, v in policy.state_dict().items()}
-    policy.load_state_dict(weights)
+    policy.load_state_dict(by_file["policy"])
     optimizer.load_state_dict(packed)
-    return state

@@ -27,6 +27,7 @@ FREE = frozenset(
         "prompts.subset",
         "prompts.split",
         "reward.batch",
+        "reward.device",
         "reward.timeout",
         "reward.token_env",
         "rl.rollout_batch",

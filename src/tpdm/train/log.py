@@ -36,6 +36,13 @@ class MetricsLog:
             f.write(_line(row))
 
 
+class NoLog:
+    """What a process writes to that does not lead."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(dict(row)) + "\n"
 

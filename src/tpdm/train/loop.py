@@ -21,16 +21,17 @@ from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe, RewardConfig
 from tpdm.rewards.base import Reward
-from tpdm.rewards.composite import judge
-from tpdm.rollout import Generated, Sampler, derive_seed, make_replay
+from tpdm.rollout import Generated, Sampler, derive_seed
 from tpdm.train.average import WeightAverage
-from tpdm.train.calibrate import MakeImages, calibrate_policy, calibrated_reward
+from tpdm.train.calibrate import calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
 from tpdm.train.dial import deal_gammas, dial_points, dial_statistics
 from tpdm.train.identity import run_identity
 from tpdm.train.keep import keeps_up
-from tpdm.train.log import MetricsLog, part_statistics, step_statistics
+from tpdm.train.log import MetricsLog, NoLog, part_statistics, step_statistics
+from tpdm.train.scored import MakeImages, make_scored
+from tpdm.train.team import ALONE, Team
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
 from tpdm.types import PromptError, TrainingError
 
@@ -92,8 +93,14 @@ def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Seq
     return discounted_reward(score_B, steps_B, gamma, config.offset)
 
 
-def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
+def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -> RunState:
     """Trains until ``recipe.rl.updates``, going on from the newest checkpoint in ``folder`` if there is one.
+
+    Args:
+        recipe: what to do; how many processes do it changes no more than rounding.
+        parts: of this process.
+        folder: of the run; the leading process alone reads and writes there.
+        team: the processes that share the work.
 
     Returns:
         The final state. ``folder`` holds recipe.yaml, metrics.jsonl, checkpoints/ and the artefacts best/ and last/;
@@ -103,28 +110,33 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
         TrainingError: the reward says nothing, a gradient is not finite, or a checkpoint does not fit.
         RewardError: the reward failed. After any error the same call goes on from the newest checkpoint.
     """
+    if not team.leads:
+        parts = replace(parts, save=_save_nothing)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
     first_make = _over_the_dial(recipe, parts)
     if not recipe.tpm.init_from:
         calibrate_policy(parts.policy, first_make, parts.train_prompts, recipe.seed)
+    parts.policy.load_state_dict(team.tensors_from_lead(parts.policy.state_dict()))
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
     average = WeightAverage(parts.policy, recipe.optimizer.average)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     checkpoints = folder / "checkpoints"
-    state = load_checkpoint(checkpoints, parts.policy, average, optimizer, identity) or RunState(0)
+    state = load_checkpoint(checkpoints, parts.policy, average, optimizer, identity, team) or RunState(0)
     # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
-    dump_recipe(recipe, folder / "recipe.yaml")
+    if team.leads:
+        dump_recipe(recipe, folder / "recipe.yaml")
     fresh = state.update == 0
-    reward = calibrated_reward(parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh)
+    reward = calibrated_reward(parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh, team)
     parts = replace(parts, reward=reward)
-    log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update)
+    log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update) if team.leads else NoLog()
     if fresh:
-        state = _validate(recipe, parts, state, log)
+        state = _validate(recipe, parts, state, log, team)
     updates = range(state.update, recipe.rl.updates)
-    with tqdm(updates, desc="train", initial=state.update, total=recipe.rl.updates, dynamic_ncols=True) as bar:
+    total, quiet = recipe.rl.updates, not team.leads
+    with tqdm(updates, desc="train", initial=state.update, total=total, dynamic_ncols=True, disable=quiet) as bar:
         for update in bar:
             began = time.monotonic()
-            row = _one_update(recipe, parts, optimizer, reference, update)
+            row = _one_update(recipe, parts, optimizer, reference, update, team)
             average.update(parts.policy, update + 1)
             seconds = round(state.seconds + time.monotonic() - began, 2)
             state = replace(state, update=update + 1, seconds=seconds)
@@ -133,11 +145,13 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path) -> RunState:
             last = state.update == recipe.rl.updates
             if state.update % recipe.validation.every == 0 or last:
                 with average.worn_by(parts.policy):
-                    state = _validate(recipe, parts, state, log)
+                    state = _validate(recipe, parts, state, log, team)
             # After the validation, so that a run that goes on from here knows of it.
             if state.update % recipe.checkpoint.every == 0 or last:
+                team.check_equal(parts.policy)
                 keep = recipe.checkpoint.keep
-                save_checkpoint(checkpoints, parts.policy, average, optimizer, state, identity, keep)
+                if team.leads:
+                    save_checkpoint(checkpoints, parts.policy, average, optimizer, state, identity, keep)
     return state
 
 
@@ -159,30 +173,28 @@ def _one_update(
     optimizer: torch.optim.Optimizer,
     reference: TimePredictor | None,
     update: int,
+    team: Team,
 ) -> dict[str, Any]:
     rl, K = recipe.rl, recipe.rl.samples_per_prompt
     prompts_P = deal_prompts(parts.train_prompts, rl.prompts_per_update, recipe.seed, update)
-    prompts_B = [p for p in prompts_P for _ in range(K)]
-    prompts = [p.text for p in prompts_B]
     places = [(p, k) for p in range(len(prompts_P)) for k in range(K)]
     gammas_P = deal_gammas(recipe.reward, len(prompts_P), recipe.seed, update)
     gammas_B = None if gammas_P is None else [gamma for gamma in gammas_P for _ in range(K)]
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
     parts.policy.eval()
-    generated = parts.make(
-        prompts_B,
+    rollout = make_scored(
+        team,
+        parts.make,
+        parts.reward,
+        [p for p in prompts_P for _ in range(K)],
         seeds=[derive_seed(recipe.seed, NOISE, update, *n) for n in noise],
         decision_seeds=[derive_seed(recipe.seed, DECISION, update, *n) for n in places],
-        record=True,
         gammas=gammas_B,
     )
-    assert generated.trajectories is not None
     sampled = time.monotonic()
-    scored = judge(parts.reward, generated.images_B3HW, prompts)
-    score_B = scored.score_B
-    steps_B = torch.tensor(generated.steps)
-    objective_B = priced(score_B, steps_B, recipe.reward, gammas_B)
+    score_B = rollout.scored.score_B
+    objective_B = priced(score_B, torch.tensor(rollout.steps), recipe.reward, gammas_B)
     objective_PK = objective_B.view(-1, K)
     advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages).flatten()
     for group in optimizer.param_groups:
@@ -190,20 +202,21 @@ def _one_update(
     stats = update_policy(
         parts.policy,
         optimizer,
-        make_replay(generated.trajectories),
-        advantage_B,
+        rollout.replay(),
+        advantage_B[rollout.mine],
         rl,
         recipe.optimizer.grad_clip,
         reference,
+        team,
     )
     return {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
-        **part_statistics(scored.parts),
+        **part_statistics(rollout.scored.parts),
         "objective_mean": float(objective_B.mean()),
         "objective_sd_within_group": float(objective_PK.std(dim=1).mean()),
         "silent_groups": float((objective_PK.amax(1) == objective_PK.amin(1)).float().mean()),
-        **step_statistics(generated.steps),
+        **step_statistics(rollout.steps),
         **asdict(stats),
         "lr": optimizer.param_groups[0]["lr"],
         "learn_seconds": round(time.monotonic() - sampled, 3),
@@ -224,7 +237,7 @@ def _refuse_constant(score_B: Tensor, reward: str, prompt: str) -> None:
         )
 
 
-def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) -> RunState:
+def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog | NoLog, team: Team) -> RunState:
     """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it keeps up."""
     if not parts.validation_prompts:
         raise PromptError(
@@ -237,23 +250,21 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     gammas_B = None if points is None else [gamma for gamma in points for _ in images]
     images = images * (1 if points is None else len(points))
     prompts_B = [p for p, _ in images]
-    prompts = [p.text for p in prompts_B]
     parts.policy.eval()
     seeds = [derive_seed(recipe.seed, VALIDATION, i) for _, i in images]
-    generated = parts.make(prompts_B, seeds, gammas=gammas_B)
-    scored = judge(parts.reward, generated.images_B3HW, prompts)
-    score_B = scored.score_B
+    rollout = make_scored(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B)
+    score_B = rollout.scored.score_B
     if state.update == 0:
-        _refuse_constant(score_B, parts.reward.name, prompts[0])
-    objective_B = priced(score_B, torch.tensor(generated.steps), recipe.reward, gammas_B)
+        _refuse_constant(score_B, parts.reward.name, prompts_B[0].text)
+    objective_B = priced(score_B, torch.tensor(rollout.steps), recipe.reward, gammas_B)
     objective = float(objective_B.mean())
     row = {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
-        **part_statistics(scored.parts),
+        **part_statistics(rollout.scored.parts),
         "objective_mean": objective,
-        **step_statistics(generated.steps),
-        **dial_statistics(gammas_B, score_B, objective_B, generated.steps),
+        **step_statistics(rollout.steps),
+        **dial_statistics(gammas_B, score_B, objective_B, rollout.steps),
     }
     log.write({"kind": "validation", "update": state.update, **row})
     facts = {"update": state.update, "validation": row}
@@ -265,6 +276,10 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog) ->
     if state.record is None or sum(now) > sum(state.record):
         state = replace(state, record=now)
     return state
+
+
+def _save_nothing(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
+    """The leading process saves."""
 
 
 def _frozen_copy(policy: TimePredictor) -> TimePredictor:

@@ -27,6 +27,7 @@ from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.dial import calibration
 from tpdm.train.loop import Parts, train_loop
+from tpdm.train.team import ALONE, Team, join_team
 from tpdm.types import ConfigError, PromptError
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _WEIGHTS_STREAM = 4  # seeds of the initial weights, beside the streams of train
 
 def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
     """Trains a TPM, or goes on where an interrupted run of the same recipe stopped.
+
+    Started in several processes (``torchrun``, ``accelerate launch``), they share the work; the first one writes.
 
     Args:
         recipe: what to do.
@@ -48,24 +51,26 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
         TpdmError: whatever the parts refuse; nothing is half written.
     """
     folder = Path(recipe.output)
-    if resume == "never" and (folder / "checkpoints").exists():
-        raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
-    parts = build_parts(recipe, folder)
-    state = train_loop(recipe, parts, folder)
-    write_json(
-        folder / "run.json",
-        {
-            "updates": state.update,
-            "best_update": state.best_update,
-            "best_objective": state.best_objective,
-            "train_seconds": state.seconds,
-        },
-    )
+    with join_team(recipe.backbone.device) as team:
+        if team.leads and resume == "never" and (folder / "checkpoints").exists():
+            raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
+        parts = build_parts(recipe, folder, team)
+        state = train_loop(recipe, parts, folder, team)
+        if team.leads:
+            write_json(
+                folder / "run.json",
+                {
+                    "updates": state.update,
+                    "best_update": state.best_update,
+                    "best_objective": state.best_objective,
+                    "train_seconds": state.seconds,
+                },
+            )
     return folder / "best"
 
 
-def build_parts(recipe: Recipe, folder: Path) -> Parts:
-    """Pipeline, policy, reward and prompts of a recipe."""
+def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
+    """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
     train_prompts, validation_prompts = choose_prompts(recipe)
     device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
     pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
@@ -87,8 +92,9 @@ def build_parts(recipe: Recipe, folder: Path) -> Parts:
         config = artefact_config(recipe, policy, type(find_denoiser(pipe)).__name__, arguments, facts)
         save_pretrained(policy, config, folder / name)
 
-    reward = recipe_reward(recipe.reward, device)
-    tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
+    reward = recipe_reward(recipe.reward, device if recipe.reward.device == "auto" else recipe.reward.device)
+    if team.leads:
+        tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     return Parts(
         policy=policy,
         sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments),

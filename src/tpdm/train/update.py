@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from tpdm.core import beta
-from tpdm.core.objective import MAX_LOG_RATIO, clipped_objective, trajectory_log_ratio
+from tpdm.core.objective import MAX_LOG_RATIO, clip_diagnostics, clipped_objective, trajectory_log_ratio
 from tpdm.policy import TimePredictor
 from tpdm.recipe import OptimizerConfig, RlConfig
 from tpdm.rollout import Replay
+from tpdm.train.team import ALONE, Team
 from tpdm.types import TrainingError
 
 
@@ -63,26 +64,38 @@ def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
 def update_policy(
     policy: TimePredictor,
     optimizer: torch.optim.Optimizer,
-    replay: Replay,
+    replay: Replay | None,
     advantage_B: Tensor,
     rl: RlConfig,
     grad_clip: float,
     reference: TimePredictor | None,
+    team: Team = ALONE,
 ) -> UpdateStats:
     """``rl.epochs`` passes over one rollout, one optimizer step each.
 
     The loss is a mean over trajectories (and, for entropy and KL, over decisions) of the whole rollout, summed
-    up from micro-batches of whole trajectories: their size changes memory, not the result.
+    up from micro-batches of whole trajectories and from processes: neither changes more than the rounding.
+
+    Args:
+        policy: trained in place, on every process alike.
+        optimizer: of its parameters.
+        replay: this process's decisions; None where it has none.
+        advantage_B: of this process's trajectories, those without decisions too.
+        rl: of the recipe.
+        grad_clip: largest norm of the whole gradient.
+        reference: the policy that ``rl.kl_weight`` pulls to.
+        team: the processes that share the rollout.
 
     Raises:
-        TrainingError: the gradient is not finite.
+        TrainingError: no process has a decision, or the gradient is not finite.
     """
-    stats: list[_Pass] = []
+    whole = _amount(team, replay, advantage_B)
+    passes: list[_Measured] = []
+    norms: list[float] = []
     for _ in range(rl.epochs):
         optimizer.zero_grad(set_to_none=True)
-        measured = _Pass()
-        for first, last in _micro_batches(replay, rl.update_batch):
-            _accumulate(policy, replay, replay.part(first, last), advantage_B[first:last], rl, reference, measured)
+        passes.append(_pass(policy, whole, replay, advantage_B, rl, reference))
+        team.sum_gradients(policy)
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), grad_clip))
         if not norm < float("inf"):
             raise TrainingError(
@@ -90,31 +103,79 @@ def update_policy(
                 "look for extreme rewards in metrics.jsonl"
             )
         optimizer.step()
-        measured.grad_norm = norm
-        stats.append(measured)
-    first_pass, last_pass = stats[0], stats[-1]
+        norms.append(norm)
+    first_pass = _everywhere(team, passes[0])
+    last_pass = _everywhere(team, passes[-1])
+    clipped = clip_diagnostics(last_pass.log_ratio_X, rl.clip)
+    deviation_X = torch.expm1(first_pass.log_ratio_X.clamp_max(MAX_LOG_RATIO)).abs()
     return UpdateStats(
-        ratio_deviation=first_pass.ratio_deviation,
-        clip_fraction=last_pass.clip_fraction,
-        approx_kl=last_pass.approx_kl,
-        ratio_max=last_pass.ratio_max,
-        entropy=first_pass.entropy,
-        kl_to_initial=last_pass.kl,
-        grad_norm=max(s.grad_norm for s in stats),
+        ratio_deviation=float(deviation_X.max()),
+        clip_fraction=float(clipped.clip_fraction),
+        approx_kl=float(clipped.approx_kl),
+        ratio_max=float(clipped.ratio_max),
+        entropy=float(first_pass.entropy_T.mean()),
+        kl_to_initial=float(last_pass.kl_T.mean()) if reference is not None else 0.0,
+        grad_norm=max(norms),
     )
 
 
-@dataclass
-class _Pass:
-    """Running sums of one pass."""
+@dataclass(frozen=True)
+class _Amount:
+    """What the means of the loss are over: all processes' trajectories, and their decisions that count."""
 
-    ratio_deviation: float = 0.0
-    clip_fraction: float = 0.0
-    approx_kl: float = 0.0
-    ratio_max: float = 0.0
-    entropy: float = 0.0
-    kl: float = 0.0
-    grad_norm: float = 0.0
+    trajectories: int
+    decisions: int
+
+
+def _amount(team: Team, replay: Replay | None, advantage_B: Tensor) -> _Amount:
+    mine = [len(advantage_B), 0 if replay is None else len(replay.action_T)]
+    trajectories, decisions = (sum(n) for n in zip(*team.gather_json(mine), strict=True))
+    if not decisions:
+        raise TrainingError(
+            f"got no decision that counts in {trajectories} trajectories, expected at least one that the "
+            "cap did not overrule; raise sampling.max_steps"
+        )
+    return _Amount(trajectories, decisions)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a pass measured of each ratio (X: trajectories or decisions, as ``rl.ratio`` says) and decision.
+
+    Kept one by one, so that the statistics are taken once, over all of them in their order.
+    """
+
+    log_ratio_X: Tensor
+    entropy_T: Tensor
+    kl_T: Tensor
+
+
+def _pass(
+    policy: TimePredictor,
+    whole: _Amount,
+    replay: Replay | None,
+    advantage_B: Tensor,
+    rl: RlConfig,
+    reference: TimePredictor | None,
+) -> _Measured:
+    """Adds the gradient of this process's decisions."""
+    if replay is None:  # its trajectories, if any, count with a ratio of 1
+        ratios = len(advantage_B) if rl.ratio == "trajectory" else 0
+        return _Measured(torch.zeros(ratios), torch.zeros(0), torch.zeros(0))
+    return _joined(
+        [
+            _accumulate(policy, whole, replay.part(first, last), advantage_B[first:last], rl, reference)
+            for first, last in _micro_batches(replay, rl.update_batch)
+        ]
+    )
+
+
+def _joined(parts: Sequence[_Measured]) -> _Measured:
+    return _Measured(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Measured)))
+
+
+def _everywhere(team: Team, mine: _Measured) -> _Measured:
+    return _Measured(*(team.gather(getattr(mine, f.name)) for f in fields(_Measured)))
 
 
 def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
@@ -122,7 +183,8 @@ def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
     lengths = torch.bincount(replay.segment_T, minlength=replay.trajectories).tolist()
     first, total = 0, 0
     for n, length in enumerate(lengths):
-        if total and total + length > decisions:
+        # A trajectory without decisions never stands alone: a mean over nothing is NaN.
+        if total and length and total + length > decisions:
             yield first, n
             first, total = n, 0
         total += length
@@ -131,35 +193,29 @@ def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
 
 def _accumulate(
     policy: TimePredictor,
-    whole: Replay,
+    whole: _Amount,
     part: Replay,
     advantage_B: Tensor,
     rl: RlConfig,
     reference: TimePredictor | None,
-    measured: _Pass,
-) -> None:
-    """Adds the gradient and the measures of one micro-batch."""
+) -> _Measured:
+    """Adds the gradient of one micro-batch; its share is that of its real trajectories or decisions in the whole."""
     logp_T, entropy_T, params = policy.evaluate(part.observation, part.action_T)
     logp_T, entropy_T = logp_T.cpu(), entropy_T.cpu()
-    decision_share = len(part.action_T) / len(whole.action_T)
+    decision_share = len(part.action_T) / whole.decisions
     if rl.ratio == "trajectory":
-        log_ratio_B = trajectory_log_ratio(logp_T, part.logp_T, part.segment_T, part.trajectories)
-        share, advantage = part.trajectories / whole.trajectories, advantage_B
+        log_ratio_X = trajectory_log_ratio(logp_T, part.logp_T, part.segment_T, part.trajectories)
+        share, advantage_X = part.trajectories / whole.trajectories, advantage_B
     else:
-        log_ratio_B, advantage = logp_T - part.logp_T, advantage_B[part.segment_T]
+        log_ratio_X, advantage_X = logp_T - part.logp_T, advantage_B[part.segment_T]
         share = decision_share
-    policy_loss, clipped = clipped_objective(log_ratio_B, advantage, rl.clip)
+    policy_loss, _ = clipped_objective(log_ratio_X, advantage_X, rl.clip)
     loss = share * policy_loss - rl.entropy_weight * decision_share * entropy_T.mean()
+    kl_T = torch.zeros(len(entropy_T))
     if reference is not None:
         with torch.no_grad():
             initial = beta.beta_params(*reference(part.observation))
-        kl = beta.kl(params, initial).mean().cpu()
-        loss = loss + rl.kl_weight * decision_share * kl
-        measured.kl += decision_share * float(kl.detach())
+        kl_T = beta.kl(params, initial).cpu()
+        loss = loss + rl.kl_weight * decision_share * kl_T.mean()
     torch.autograd.backward(loss)
-    deviation = float(torch.expm1(log_ratio_B.detach().clamp_max(MAX_LOG_RATIO)).abs().max())
-    measured.ratio_deviation = max(measured.ratio_deviation, deviation)
-    measured.ratio_max = max(measured.ratio_max, float(clipped.ratio_max))
-    measured.clip_fraction += share * float(clipped.clip_fraction)
-    measured.approx_kl += share * float(clipped.approx_kl)
-    measured.entropy += decision_share * float(entropy_T.detach().mean())
+    return _Measured(log_ratio_X.detach(), entropy_T.detach(), kl_T.detach())
