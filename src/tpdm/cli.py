@@ -299,6 +299,8 @@ def main() -> None:
     # The libraries' hints (a missing torchvision, which nothing here needs) would drown what the command says.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # Where a process of a run is gone, one sentence says so: the stacks of the network's C++ would hide it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     app()
 
 

@@ -37,6 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "optimizer": {**RATE, "average": 0.9},
     },
+    # A gamma for each prompt, and a validation at each of several.
+    "dial": {
+        "rl": {"updates": 3},
+        "reward": {"form": "discounted", "offset": 4.0, "gamma": 0.99, "gamma_range": (0.9, 0.999), "step_cost": 0.0},
+        "optimizer": RATE,
+    },
     # Two images an update: one of three processes has none.
     "few": {"rl": {"updates": 4, "prompts_per_update": 1, "samples_per_prompt": 2}, "optimizer": RATE},
 }

@@ -58,7 +58,9 @@ def assert_same_run(folder: Path, expected: Path, weights: dict = WEIGHTS, numbe
     assert [(r["kind"], r["update"]) for r in rows] == [(r["kind"], r["update"]) for r in wanted_rows]
     for got, wanted in zip(rows, wanted_rows, strict=True):
         assert got["steps_histogram"] == wanted["steps_histogram"]
-        for key in wanted.keys() - {*CLOCKS, "kind", "steps_histogram"}:
+        for one, other in zip(got.get("dial", []), wanted.get("dial", []), strict=True):
+            assert one == pytest.approx(other, **numbers)
+        for key in wanted.keys() - {*CLOCKS, "kind", "steps_histogram", "dial"}:
             expected_value = wanted[key] if key in EXACT else pytest.approx(wanted[key], **numbers)
             assert got[key] == expected_value, (got["kind"], got["update"], key)
 

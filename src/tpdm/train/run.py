@@ -26,7 +26,9 @@ from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.load import recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.dial import calibration
+from tpdm.train.disk import full_disk_told
 from tpdm.train.loop import Parts, train_loop
+from tpdm.train.pulse import beating
 from tpdm.train.team import ALONE, Team, join_team
 from tpdm.types import ConfigError, PromptError
 
@@ -55,7 +57,8 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
         if team.leads and resume == "never" and (folder / "checkpoints").exists():
             raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
         parts = build_parts(recipe, folder, team)
-        state = train_loop(recipe, parts, folder, team)
+        with beating(team), full_disk_told(folder):
+            state = train_loop(recipe, parts, folder, team)
         if team.leads:
             write_json(
                 folder / "run.json",

@@ -33,6 +33,10 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 _PATIENCE = timedelta(hours=6)
 
 
+class LostProcess(TrainingError):
+    """Another process of the run does not answer."""
+
+
 class Team:
     """The processes of a run as one of them sees it; ``Team()`` is a process alone.
 
@@ -88,6 +92,12 @@ class Team:
         data = self.gather(_bytes(save(ready)) if self.leads else torch.empty(0, dtype=torch.uint8))
         return load(data.numpy().tobytes())
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            with self._together():
+                dist.barrier(group=self._group)
+
     def sum_gradients(self, policy: nn.Module) -> None:
         """Every parameter's gradient becomes the sum over processes; one without any counts as 0."""
         if self.size == 1:
@@ -124,7 +134,7 @@ class Team:
             yield
         except RuntimeError as error:  # what torch.distributed raises, whatever went wrong
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise TrainingError(
+            raise LostProcess(
                 f"process {self.rank} of {self.size} got no answer from another one ({reason}), expected all of them; "
                 "the same command goes on from the last checkpoint"
             ) from error
@@ -164,9 +174,10 @@ def join_team(device: str = "auto") -> Iterator[Team]:
         ) from error
     state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    team = Team(state.process_index, state.num_processes, group)
     try:
-        yield Team(state.process_index, state.num_processes, group)
-        dist.barrier(group=group)  # the leading process has written everything before any ends
+        yield team
+        team.wait()  # the leading process has written everything before any ends
     finally:
         state.destroy_process_group()
 
