@@ -49,3 +49,22 @@ def check_hooks_run(denoiser: nn.Module) -> None:
             f"got a {type(denoiser).__name__} that is compiled as a whole, expected one whose hooks run in every call: "
             "compile its blocks instead, block.compile() for each, which is where the time goes."
         )
+
+
+def check_shared(pipe: Any) -> None:
+    """Refuses a pipeline whose parts move or remember during a call, which several calls at once would mix up.
+
+    Raises:
+        BackboneError: its parts are offloaded, or its denoiser caches.
+    """
+    if getattr(pipe, "_all_hooks", None) or pipe.hf_device_map is not None:
+        raise BackboneError(
+            f"got a {type(pipe).__name__} whose parts are offloaded or spread over devices, expected all of it on one "
+            "device, for several images are made at once: leave offloading out."
+        )
+    denoiser = find_denoiser(pipe)
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise BackboneError(
+            f"got a {type(denoiser).__name__} that caches between steps, expected one that does not, for images at "
+            "different times share a call: disable_cache() first."
+        )

@@ -74,7 +74,7 @@ class ActiveRows:
                 cut = isinstance(value, list) and len(value) == full
                 bound.arguments[name] = [value[row] for row in rows] if cut else value
             elif name not in self.entry.unbatched:
-                bound.arguments[name] = _map_leaves(value, Tensor, lambda t: _take(t, rows, full, active, images))
+                bound.arguments[name] = map_leaves(value, Tensor, lambda t: _take(t, rows, full, active, images))
         return bound.args, bound.kwargs
 
     def _after(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -82,8 +82,8 @@ class ActiveRows:
             return None
         rows, full = self._cut
         if self.entry.sample in self.entry.listed:
-            return _map_leaves(output, list, lambda items: _put_back_list(items, rows, full))
-        return _map_leaves(output, Tensor, lambda t: _put_back(t, rows, full))
+            return map_leaves(output, list, lambda items: _put_back_list(items, rows, full))
+        return map_leaves(output, Tensor, lambda t: _put_back(t, rows, full))
 
 
 def _take(tensor: Tensor, rows: list[int], full: int, active: list[int], images: int) -> Tensor:
@@ -110,14 +110,14 @@ def _put_back_list(items: list[Tensor], rows: list[int], full: int) -> list[Tens
     return whole
 
 
-def _map_leaves(value: Any, leaf: type, change: Callable[[Any], Any]) -> Any:
+def map_leaves(value: Any, leaf: type, change: Callable[[Any], Any]) -> Any:
     """Applies ``change`` to the parts of type ``leaf`` of nested tuples, lists and mappings; the containers are new."""
     if isinstance(value, leaf):
         return change(value)
     if isinstance(value, Mapping):
         # Covers diffusers' output classes too: they are mappings built from keywords.
-        items = {k: _map_leaves(v, leaf, change) for k, v in value.items()}
+        items = {k: map_leaves(v, leaf, change) for k, v in value.items()}
         return items if type(value) is dict else type(value)(**items)
     if isinstance(value, list | tuple):
-        return type(value)(_map_leaves(v, leaf, change) for v in value)
+        return type(value)(map_leaves(v, leaf, change) for v in value)
     return value

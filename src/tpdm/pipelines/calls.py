@@ -1,0 +1,179 @@
+"""The place where running pipelines meet: their denoiser calls wait for each other and are computed as one.
+
+Each pipeline runs in a thread of its own and blocks in its denoiser call. One more thread computes: as soon as all
+running pipelines whose calls go together have made theirs, it joins them, calls the network once, and hands each its
+rows. A pipeline that comes in the middle joins the next call; one that leaves is not waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from queue import SimpleQueue
+
+import torch
+from torch import nn
+
+from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.merge import DenoiserCall, join_calls, part_answer
+from tpdm.pipelines.standin import Answer, SeenByTaps
+from tpdm.types import BackboneError
+
+
+class Seat:
+    """The part of one pipeline run in the meeting: waits for a place, then asks for one call after the other.
+
+    Args:
+        meeting: made it.
+        on_place: called once, when it gets its place; must return at once.
+    """
+
+    def __init__(self, meeting: CallMeeting, on_place: Callable[[], None]) -> None:
+        self._meeting, self.on_place = meeting, on_place
+        self.pending: DenoiserCall | None = None
+        self.signature: Hashable = None
+        self.arrived = 0
+        self.stopped_by: BaseException | None = None
+        self.answers: SimpleQueue[Answer | BaseException] = SimpleQueue()
+
+    def ask(self, call: DenoiserCall) -> Answer:
+        """Blocks until the call is computed, together with those of others.
+
+        Raises:
+            BackboneError: the network failed; all runs in that call get this.
+            BaseException: what ``stop`` was given.
+        """
+        self._meeting.bring(self, call)
+        answer = self.answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def leave(self) -> None:
+        """Gives the place away; nobody waits for this run any more. May be called again."""
+        self._meeting.remove(self)
+
+    def stop(self, error: BaseException) -> None:
+        """Makes the call that this run waits in, or else its next one, raise ``error``."""
+        self._meeting.stop(self, error)
+
+
+class CallMeeting:
+    """Merges the calls of at most ``places`` runs at a time; others wait for a place, first come, first served.
+
+    Args:
+        denoiser: of a class in ``backbones.TAPS``.
+        places: runs whose calls are computed together at most.
+
+    Attributes:
+        calls: denoiser calls computed.
+        rows: rows computed in them.
+    """
+
+    def __init__(self, denoiser: nn.Module, places: int) -> None:
+        self.calls = self.rows = 0
+        self._denoiser, self._entry, self._places = denoiser, find_entry(denoiser), places
+        self._changed = threading.Condition()
+        self._seated: dict[Seat, None] = {}
+        self._standing: deque[Seat] = deque()
+        self._arrivals = 0
+        self._closed_by: BaseException | None = None
+        self._thread = threading.Thread(target=self._compute_all, name="tpdm-denoiser", daemon=True)
+        self._thread.start()
+
+    def seat(self, on_place: Callable[[], None] = lambda: None) -> Seat:
+        """A new participant, which has no place yet."""
+        return Seat(self, on_place)
+
+    def bring(self, seat: Seat, call: DenoiserCall) -> None:
+        """Hands in a call; the answer goes to the seat."""
+        with self._changed:
+            stopped = self._closed_by or seat.stopped_by
+            if stopped is not None:
+                seat.answers.put(stopped)
+                return
+            seat.pending, seat.signature, seat.arrived = call, call.signature, self._arrivals
+            self._arrivals += 1
+            if seat not in self._seated:
+                self._standing.append(seat)
+            self._fill_places()
+
+    def remove(self, seat: Seat) -> None:
+        """Takes a participant out."""
+        with self._changed:
+            self._seated.pop(seat, None)
+            if seat in self._standing:
+                self._standing.remove(seat)
+            self._fill_places()
+
+    def stop(self, seat: Seat, error: BaseException) -> None:
+        """See ``Seat.stop``."""
+        with self._changed:
+            seat.stopped_by = error
+            if seat.pending is not None:
+                seat.pending = None
+                seat.answers.put(error)
+
+    def close(self, error: BaseException) -> None:
+        """Lets every run fail with ``error`` at its next call and ends the thread."""
+        with self._changed:
+            self._closed_by = error
+            for seat in [*self._seated, *self._standing]:
+                if seat.pending is not None:
+                    seat.pending = None
+                    seat.answers.put(error)
+            self._changed.notify()
+        self._thread.join()
+
+    def _fill_places(self) -> None:
+        while self._standing and len(self._seated) < self._places:
+            seat = self._standing.popleft()
+            self._seated[seat] = None
+            seat.on_place()
+        if self._ready():
+            self._changed.notify()
+
+    def _ready(self) -> list[Seat]:
+        """Seats whose calls go together and are all there; where there are several such groups, the one that waits
+        longest."""
+        groups: dict[Hashable, list[Seat]] = {}
+        for seat in self._seated:
+            groups.setdefault(seat.signature, []).append(seat)
+        complete = [seats for seats in groups.values() if all(seat.pending is not None for seat in seats)]
+        return min(complete, key=lambda seats: min(seat.arrived for seat in seats), default=[])
+
+    @torch.no_grad()
+    def _compute_all(self) -> None:
+        with SeenByTaps(self._denoiser) as taps:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed_by is not None or self._ready())
+                    if self._closed_by is not None:
+                        return
+                    seats = self._ready()
+                    calls = [seat.pending for seat in seats if seat.pending is not None]
+                    for seat in seats:
+                        seat.pending = None
+                self._compute(seats, calls, taps)
+
+    def _compute(self, seats: list[Seat], calls: list[DenoiserCall], taps: SeenByTaps) -> None:
+        answers: Sequence[Answer | BackboneError]
+        try:
+            output = self._denoiser(**join_calls(calls, self._entry))
+            answers = part_answer(Answer(output, taps.take()), calls, self._entry)
+        except Exception as error:  # whatever it is, those who wait have to be told
+            said = str(error).strip().partition("\n")[0]
+            answers = [_failure(error, said, len(calls)) for _ in calls]
+        self.calls += 1
+        self.rows += sum(call.rows for call in calls)
+        for seat, answer in zip(seats, answers, strict=True):
+            seat.answers.put(answer)
+
+
+def _failure(error: Exception, said: str, images: int) -> BackboneError:
+    failure = BackboneError(
+        f"got {type(error).__name__} from the denoiser in a call of {images} runs, expected its output: {said}"
+    )
+    failure.__cause__ = error
+    return failure

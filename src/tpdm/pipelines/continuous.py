@@ -1,0 +1,180 @@
+"""Images at different times in one batch: many runs of one attached pipeline, whose denoiser calls merge.
+
+Each run is the stock pipeline with one image, in the caller's thread: a shallow copy with its own scheduler and a
+stand-in for the denoiser. Whenever an image is done its place goes to the next run, whatever time that one is at.
+Encoding and decoding happen beside the denoiser calls, one of each at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpdm.core.solvers import Solver
+from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
+from tpdm.pipelines.backbones import find_denoiser, find_entry
+from tpdm.pipelines.calls import CallMeeting
+from tpdm.pipelines.checks import check_pipe, check_shared
+from tpdm.pipelines.merge import CallReader
+from tpdm.pipelines.probe import default_times
+from tpdm.pipelines.standin import Answer, make_stand_in, set_denoiser
+from tpdm.pipelines.turns import Turns
+
+
+@dataclass(frozen=True)
+class Landing:
+    """One step of a run of one image.
+
+    Attributes:
+        index: of the step, from 1.
+        t: where it landed.
+        estimate: () -> latents of the finished image as the model sees it now, fp32, in the pipeline's layout.
+    """
+
+    index: int
+    t: float
+    estimate: Callable[[], Tensor]
+
+
+class ContinuousPipeline:
+    """Runs of one pipeline that share its network.
+
+    Args:
+        pipe: that ``attach`` accepts, on its device; left as it is.
+        places: images in flight at once.
+
+    Raises:
+        BackboneError: the pipeline cannot be driven, or keeps things between its steps that runs cannot share.
+    """
+
+    def __init__(self, pipe: Any, places: int) -> None:
+        check_pipe(pipe)
+        check_shared(pipe)
+        self.pipe = pipe
+        self.encoding, self.decoding = Turns(), Turns()
+        self.meeting = CallMeeting(find_denoiser(pipe), places)
+
+    def run(
+        self,
+        on_place: Callable[[], None] = lambda: None,
+        on_landing: Callable[[Landing], None] = lambda landing: None,
+    ) -> ContinuousRun:
+        """A run to be called once, from a thread of the caller's.
+
+        Args:
+            on_place: called when the image gets its place, from any thread; must return at once.
+            on_landing: called after every step, from the run's thread; the others wait for it.
+        """
+        return ContinuousRun(self, on_place, on_landing)
+
+    def own_times(self, steps: int, arguments: Mapping[str, Any]) -> list[float]:
+        """``default_times`` of the pipeline, without its network."""
+        denoiser = find_denoiser(self.pipe)
+        sample = find_entry(denoiser).sample
+
+        def zeros(call: dict[str, Any]) -> Answer:
+            value = call[sample]
+            return Answer(([torch.zeros_like(x) for x in value] if isinstance(value, list) else value * 0,), None)
+
+        pipe = own_copy(self.pipe)
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        set_denoiser(pipe, denoiser, make_stand_in(denoiser, zeros))
+        with self.encoding:
+            return default_times(pipe, steps, arguments)
+
+    def close(self, error: BaseException) -> None:
+        """Fails all runs at their next step with ``error``; takes the hooks off."""
+        self.meeting.close(error)
+
+
+class ContinuousRun:
+    """One run; made by ``ContinuousPipeline.run``."""
+
+    def __init__(
+        self,
+        shared: ContinuousPipeline,
+        on_place: Callable[[], None],
+        on_landing: Callable[[Landing], None],
+    ) -> None:
+        self._shared, self._on_landing = shared, on_landing
+        self._seat = shared.meeting.seat(on_place)
+        self._reader = CallReader(find_entry(find_denoiser(shared.pipe)))
+        self._locks = ExitStack()
+
+    def __call__(self, attached: AdaptivePipeline, **arguments: Any) -> AdaptiveOutput:
+        """Makes the image.
+
+        Args:
+            attached: of the shared pipe (``attach``), with any policy.
+            arguments: as ``AdaptivePipeline`` takes them, for one image.
+        """
+        denoiser = find_denoiser(self._shared.pipe)
+        pipe = own_copy(self._shared.pipe)
+        set_denoiser(pipe, denoiser, make_stand_in(denoiser, self._ask))
+        axis = replace(attached.axis, solver=_WatchedSolver(attached.axis.solver, self._landed))
+        mine = replace(attached, pipe=pipe, axis=axis)
+        with self._locks:
+            self._locks.enter_context(self._shared.encoding)
+            try:
+                return mine(**arguments)
+            finally:
+                self._seat.leave()
+
+    def stop(self, error: BaseException) -> None:
+        """Makes the run raise ``error`` at its next step; from any thread."""
+        self._seat.stop(error)
+
+    def _ask(self, arguments: dict[str, Any]) -> Answer:
+        self._locks.close()  # the text is encoded: the next run may begin
+        return self._seat.ask(self._reader.read(arguments))
+
+    def _landed(self, landing: Landing) -> None:
+        if landing.t == 0:
+            self._seat.leave()
+        self._on_landing(landing)
+        if landing.t == 0:
+            self._locks.enter_context(self._shared.decoding)
+
+
+class _WatchedSolver:
+    """A solver that keeps the latents of one image in fp32, whatever the pipeline's dtype, and says where it lands.
+
+    The pipeline sees them rounded to its own dtype. Where it changes them between steps, its change counts.
+    """
+
+    def __init__(self, solver: Solver, on_landing: Callable[[Landing], None]) -> None:
+        self._solver, self._on_landing, self._steps = solver, on_landing, 0
+
+    def init(self, x: Tensor) -> Any:
+        """The state: the latents in fp32, and that of the solver."""
+        return x.float(), self._solver.init(x.float())
+
+    def step(
+        self, x: Tensor, v: Tensor, t_B: Tensor, t_next_B: Tensor, state: Any, active_B: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """As the solver steps."""
+        exact, inner = state
+        exact = torch.where(exact.to(x.dtype) == x, exact, x.float())
+        wide = v.float()
+        x_next, inner = self._solver.step(exact, wide, t_B, t_next_B, inner, active_B)
+        self._steps += 1
+
+        def estimate() -> Tensor:
+            # One step of the solver without its history, all the way.
+            return self._solver.step(exact, wide, t_B, torch.zeros_like(t_B), self._solver.init(exact))[0]
+
+        self._on_landing(Landing(self._steps, max(t_next_B.tolist()), estimate))
+        return x_next.to(v.dtype), (x_next, inner)
+
+
+def own_copy(pipe: Any) -> Any:
+    """The same parts in a pipeline of its own: what a call notes down on it is seen by no other call."""
+    mine = copy.copy(pipe)
+    mine.set_progress_bar_config(disable=True)
+    return mine

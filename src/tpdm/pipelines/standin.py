@@ -1,0 +1,134 @@
+"""A stand-in for a denoiser that many pipeline calls share: the same network to look at, with hooks of its own.
+
+Pipelines ask their denoiser for its config, dtype and class; the taps and ``ActiveRows`` set hooks on it. A stand-in
+is a shallow copy: weights and submodules are the shared ones, hooks are not, and what computes is handed in. The three
+modules that the taps listen to are stand-ins too, which pass on what the shared ones saw of these rows. So everything
+that works on a denoiser works on a stand-in unchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tpdm.pipelines.backbones import bind_arguments, find_entry
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the tapped modules of a denoiser saw during one call, as they gave it (see ``TapEntry``)."""
+
+    first: Any
+    last: Any
+    temb: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a denoiser call came to: the output in the form that the caller asked for, and what the taps saw."""
+
+    output: Any
+    seen: Seen | None
+
+
+def make_stand_in(denoiser: nn.Module, compute: Callable[[dict[str, Any]], Answer]) -> nn.Module:
+    """A denoiser of the same class, with its own hooks, whose calls are answered by ``compute``.
+
+    Args:
+        denoiser: of a class in ``backbones.TAPS``; left as it is.
+        compute: (arguments of the call by name) -> its answer.
+    """
+    entry = find_entry(denoiser)
+    made = _twin(denoiser)
+    first, last, temb = (_relay(made, path) for path in (entry.first, entry.last, entry.temb))
+
+    @functools.wraps(denoiser.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        answer = compute(bind_arguments(denoiser, args, kwargs).arguments)
+        if answer.seen is not None:
+            first(answer.seen.first)
+            last(answer.seen.last)
+            temb(answer.seen.temb)
+        return answer.output
+
+    vars(made).update(forward=forward, cache_context=_no_cache)
+    return made
+
+
+def set_denoiser(pipe: Any, denoiser: nn.Module, stand_in: nn.Module) -> None:
+    """Puts a stand-in where a pipeline has its denoiser."""
+    name = next(name for name, part in pipe.components.items() if part is denoiser)
+    setattr(pipe, name, stand_in)
+
+
+class SeenByTaps:
+    """Listens to the tapped modules of the shared denoiser while its ``with`` block lasts."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser, self._entry = denoiser, find_entry(denoiser)
+        self._found: dict[str, Any] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> SeenByTaps:
+        def module(path: str) -> nn.Module:
+            return self._denoiser.get_submodule(path)
+
+        found, entry = self._found, self._entry
+        self._handles = [
+            module(entry.first).register_forward_hook(lambda _m, _a, out: found.update(first=out)),
+            module(entry.last).register_forward_pre_hook(lambda _m, args: found.update(last=args[0])),
+            module(entry.temb).register_forward_hook(lambda _m, _a, out: found.update(temb=out)),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._found.clear()
+
+    def take(self) -> Seen | None:
+        """What was seen since the last time; None unless all three modules ran."""
+        found = dict(self._found)
+        self._found.clear()
+        return Seen(**found) if len(found) == 3 else None
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A shallow copy without the hooks: the same parameters, buffers and submodules in dictionaries of its own."""
+    made = type(module).__new__(type(module))
+    nn.Module.__init__(made)
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            vars(made)[name] = type(value)(value)
+        elif name == "training" or name not in vars(made):
+            vars(made)[name] = value
+    return made
+
+
+def _relay(root: nn.Module, path: str) -> nn.Module:
+    """Replaces the module at ``path`` below a twin by one that returns what it is given."""
+    *parents, leaf = path.split(".")
+    here = root
+    for name in parents:
+        below = _twin(here.get_submodule(name))
+        here.add_module(name, below)
+        here = below
+    relay = _twin(here.get_submodule(leaf))
+    vars(relay).update(forward=_same)
+    here.add_module(leaf, relay)
+    return relay
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _no_cache(*_: object, **__: object) -> AbstractContextManager[None]:
+    # Pipelines tell cond from uncond for caches between steps, which merged calls cannot have.
+    return nullcontext()

@@ -1,0 +1,111 @@
+"""What an ``ImageRequest`` means to a pipeline: its policy and the arguments of the call, or why it is refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from tpdm.dial import set_dial
+from tpdm.pipelines.attach import AdaptivePipeline, attach
+from tpdm.pipelines.continuous import ContinuousPipeline
+from tpdm.schedules import FixedTimes
+from tpdm.serve.requests import ImageRequest, RequestRefused
+from tpdm.types import ConfigError
+
+SCHEDULES_KEPT = 64  # fixed schedules, one for each number of steps and size
+
+
+class RequestReader:
+    """Turns requests into calls of one pipeline; keeps the fixed schedules that were asked for.
+
+    Args:
+        shared: the pipeline.
+        trained: the same with its TPM; None where there is none.
+        defaults: arguments of the pipeline's call where the request says nothing.
+    """
+
+    def __init__(
+        self, shared: ContinuousPipeline, trained: AdaptivePipeline | None, defaults: Mapping[str, Any]
+    ) -> None:
+        self._shared, self._trained, self._defaults = shared, trained, defaults
+        self._parameters = inspect.signature(shared.pipe.__call__).parameters
+        self._fixed: dict[Hashable, AdaptivePipeline] = {}
+
+    def check(self, request: ImageRequest) -> None:
+        """Refuses what can be told without computing anything.
+
+        Raises:
+            RequestRefused: it can never be served.
+        """
+        if not request.prompt.strip():
+            raise RequestRefused("got an empty prompt, expected some words; say what the picture shows.")
+        for name, least in (("seed", 0), ("width", 1), ("height", 1), ("max_steps", 1), ("fixed_steps", 1)):
+            value = getattr(request, name)
+            if value is not None and value < least:
+                raise RequestRefused(f"got {name} {value}, expected at least {least}; give a larger one.")
+        if request.seed >= 2**63:
+            raise RequestRefused(f"got seed {request.seed}, expected one below 2^63; give a smaller one.")
+        if request.guidance_scale is not None and not 0 <= request.guidance_scale < float("inf"):
+            raise RequestRefused(f"got guidance_scale {request.guidance_scale}, expected a number from 0 on.")
+        if request.timeout is not None and not request.timeout > 0:
+            raise RequestRefused(f"got timeout {request.timeout}, expected some seconds; give a positive number.")
+        if request.fixed_steps is not None and request.max_steps is not None:
+            raise RequestRefused("got max_steps with fixed_steps, expected one of them; leave max_steps out.")
+        if request.max_steps is not None and self._trained is None:
+            raise RequestRefused("got max_steps, expected fixed_steps, for this server has no TPM; give fixed_steps.")
+        for name in _texts_and_sizes(request):
+            if name not in self._parameters:
+                raise RequestRefused(f"got {name}, which {type(self._shared.pipe).__name__} has not; leave it out.")
+        self._check_dial(request)
+
+    def group(self, request: ImageRequest) -> Hashable:
+        """Requests of equal groups can share a denoiser call."""
+        return request.width, request.height, request.guidance_scale
+
+    def read(self, request: ImageRequest) -> tuple[AdaptivePipeline, dict[str, Any]]:
+        """The pipeline with the policy of this request, and the arguments of its call."""
+        arguments: dict[str, Any] = {**_texts_and_sizes(request), "seeds": [request.seed]}
+        if request.fixed_steps is not None or self._trained is None:
+            return self._with_fixed(request), arguments
+        if request.max_steps is not None:
+            arguments["max_steps"] = request.max_steps
+        return self._trained, arguments | _dial(request)
+
+    def _check_dial(self, request: ImageRequest) -> None:
+        if not _dial(request):
+            return
+        if self._trained is None or request.fixed_steps is not None:
+            raise RequestRefused(f"got {min(_dial(request))} for a fixed schedule, expected a TPM; leave it out.")
+        try:
+            set_dial(self._trained.policy, 1, request.gamma, request.quality)
+        except ConfigError as error:
+            raise RequestRefused(str(error)) from error
+
+    def _with_fixed(self, request: ImageRequest) -> AdaptivePipeline:
+        steps = request.fixed_steps or self._parameters["num_inference_steps"].default
+        key = (steps, request.width, request.height)
+        if key not in self._fixed:
+            sizes = {name: value for name, value in (("width", request.width), ("height", request.height)) if value}
+            times = FixedTimes(self._shared.own_times(steps, {**self._defaults, **sizes}))
+            if len(self._fixed) >= SCHEDULES_KEPT:
+                self._fixed.clear()
+            self._fixed[key] = attach(self._shared.pipe, times, max_steps=times.steps, defaults=self._defaults)
+        return self._fixed[key]
+
+
+def _dial(request: ImageRequest) -> dict[str, float]:
+    values = {"gamma": request.gamma, "quality": request.quality}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _texts_and_sizes(request: ImageRequest) -> dict[str, Any]:
+    """What the request says, under the pipeline's names."""
+    said = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "width": request.width,
+        "height": request.height,
+        "guidance_scale": request.guidance_scale,
+    }
+    return {name: value for name, value in said.items() if value is not None}

@@ -1,0 +1,211 @@
+"""Runs whose calls merge give each the image, the steps and the features that it has alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tests.support.policies import LookingPolicy
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.backbones import find_denoiser
+from tpdm.pipelines.continuous import ContinuousPipeline
+from tpdm.pipelines.probe import default_times
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError, TpdmError
+
+# Of each kind of call: guided in one and in two calls, lists, masks, UNets, position ids.
+SOME = ["SD3", "FLUX.1 dev, true CFG", "SD1.5"]
+RUNS = 6
+ROUNDING = 4e-6
+
+
+KINDS = [(name, name, True) for name in FAMILIES] + [(name, name, False) for name in SOME]
+
+
+def row(text, b):
+    return {name: value[b : b + 1] for name, value in text.items()}
+
+
+def one(name, b, guided=True):
+    """Arguments of a call for one image of a family."""
+    family = FAMILIES[name]
+    return {**row(family.text(RUNS, guided), b), **family.arguments(guided), "seeds": [b]}
+
+
+def hooks(denoiser):
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in denoiser.modules()]
+
+
+@pytest.fixture
+def shared(request):
+    """A ContinuousPipeline of the family named by the test, closed at the end."""
+    pipe = tiny_pipe(request.param)
+    before = hooks(find_denoiser(pipe))
+    made = ContinuousPipeline(pipe, places=4)
+    yield made
+    made.close(TpdmError("closed"))
+    assert hooks(find_denoiser(pipe)) == before
+
+
+def run_all(shared, calls):
+    """[(attached, arguments)] -> outputs, all at once."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(lambda call: shared.run()(call[0], **call[1]), calls))
+
+
+def uneven(steps, power):
+    return [(1 - i / steps) ** power for i in range(steps)] + [0.0]
+
+
+@pytest.mark.parametrize(("shared", "name"), [(name, name) for name in FAMILIES], indirect=["shared"])
+def test_every_family_makes_the_same_images_in_a_mix(shared, name):
+    attached = [attach(shared.pipe, FixedTimes(uneven(5 + b % 3, 1 + 0.2 * b))) for b in range(RUNS)]
+    outputs = run_all(shared, [(attached[b], one(name, b)) for b in range(RUNS)])
+    for b, output in enumerate(outputs):
+        alone = attached[b](**one(name, b))
+        assert (output.steps, output.times, output.nfe_rows) == (alone.steps, alone.times, alone.nfe_rows)
+        # fp32 rounds relative to the largest latents, which are 4 in some families and 80 in others.
+        size = alone.images[0].abs().max().item()
+        assert (output.images[0] - alone.images[0]).abs().max().item() <= ROUNDING * max(1.0, size)
+    assert shared.meeting.rows == sum(output.nfe_rows for output in outputs)
+
+
+@pytest.mark.parametrize(("shared", "name", "guided"), KINDS, indirect=["shared"])
+def test_features_reach_the_run_that_they_belong_to(shared, name, guided):
+    policies = [LookingPolicy() for _ in range(RUNS)]
+    attached = [attach(shared.pipe, policy, max_steps=4) for policy in policies]
+    outputs = run_all(shared, [(attached[b], one(name, b, guided)) for b in range(RUNS)])
+    seen = [policy.seen for policy in policies]
+    for b, output in enumerate(outputs):
+        policies[b].seen = []
+        alone = attached[b](**one(name, b, guided))
+        assert output.steps == alone.steps
+        for mixed, single in zip(seen[b], policies[b].seen, strict=True):
+            for part in ("first_BDHW", "last_BDHW", "temb_BE"):
+                torch.testing.assert_close(getattr(mixed, part), getattr(single, part), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("shared", "name"), [(name, name) for name in SOME], indirect=["shared"])
+def test_a_tpm_that_reads_guided_features(shared, name):
+    probe = LookingPolicy()
+    attach(shared.pipe, probe, max_steps=1)(**one(name, 0))
+    first, temb = probe.seen[0].first_BDHW, probe.seen[0].temb_BE
+    tpm = TimePredictor(TpmShape(first.shape[1], temb.shape[1], channels=8, grid=2, features="guided", storage="fp32"))
+    attached = attach(shared.pipe, tpm, max_steps=5)
+    outputs = run_all(shared, [(attached, one(name, b)) for b in range(RUNS)])
+    for b, output in enumerate(outputs):
+        alone = attached(**one(name, b))
+        assert output.steps == alone.steps
+        torch.testing.assert_close(torch.tensor(output.times), torch.tensor(alone.times), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shared", ["SD3"], indirect=True)
+def test_calls_merge_and_one_who_leaves_is_not_waited_for(shared):
+    steps = [3, 9, 4, 8, 5, 7]
+    attached = [attach(shared.pipe, FixedTimes(uneven(n, 1.0))) for n in steps]
+    run_all(shared, [(attached[b], one("SD3", b)) for b in range(RUNS)])
+    assert shared.meeting.rows == 2 * sum(steps)
+    # At least as many calls as the places allow, and far fewer than one for each step.
+    assert sum(steps) / 4 <= shared.meeting.calls <= 0.7 * sum(steps)
+
+
+@pytest.mark.parametrize("shared", ["SD3"], indirect=True)
+def test_sizes_and_guidance_mix_in_one_meeting(shared):
+    kinds = [{}, {"height": 16}, {"guidance_scale": 1.0}, {"guidance_scale": 2.0}, {"height": 16, "width": 24}, {}]
+    attached = attach(shared.pipe, LookingPolicy(), max_steps=5)
+    calls = [one("SD3", b) | kind for b, kind in enumerate(kinds)]
+    outputs = run_all(shared, [(attached, call) for call in calls])
+    for output, call in zip(outputs, calls, strict=True):
+        alone = attached(**call)
+        assert output.steps == alone.steps
+        torch.testing.assert_close(output.images, alone.images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shared", ["SD3"], indirect=True)
+def test_an_error_of_the_denoiser_fails_the_runs_of_that_call_alone(shared):
+    def fail(module, args, kwargs):
+        if kwargs["hidden_states"].shape[-2:] == (8, 8):
+            raise RuntimeError("out of memory")
+
+    handle = shared.pipe.transformer.register_forward_pre_hook(fail, with_kwargs=True)
+    attached = attach(shared.pipe, FixedTimes(uneven(4, 1.0)))
+
+    def attempt(b):
+        try:
+            size = {"height": 16, "width": 16} if b % 2 else {}
+            return shared.run()(attached, **one("SD3", b) | size).steps
+        except BackboneError as error:
+            return str(error)
+
+    try:
+        with ThreadPoolExecutor(RUNS) as pool:
+            answers = list(pool.map(attempt, range(RUNS)))
+    finally:
+        handle.remove()
+    assert answers[::2] == [[4]] * 3
+    assert all("RuntimeError from the denoiser" in answer and "out of memory" in answer for answer in answers[1::2])
+    assert shared.run()(attached, **one("SD3", 0)).steps == [4]
+
+
+@pytest.mark.parametrize("shared", ["SD3"], indirect=True)
+def test_a_stopped_run_ends_at_its_next_step_and_frees_its_place(shared):
+    landed = threading.Event()
+    run = shared.run(on_landing=lambda landing: landed.set())
+    attached = attach(shared.pipe, FixedTimes(uneven(10_000, 1.0)), max_steps=10_000)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: run(attached, **one("SD3", 0)))
+        assert landed.wait(20)
+        run.stop(TpdmError("enough"))
+        with pytest.raises(TpdmError, match="enough"):
+            future.result(20)
+    assert shared.run()(attach(shared.pipe, FixedTimes([1.0, 0.0])), **one("SD3", 1)).steps == [1]
+
+
+@pytest.mark.parametrize("shared", ["SD3"], indirect=True)
+def test_landings_say_where_the_image_is_and_what_it_will_be(shared):
+    landings = []
+    times = uneven(4, 1.0)
+    output = shared.run(on_landing=landings.append)(attach(shared.pipe, FixedTimes(times)), **one("SD3", 0))
+    assert [landing.index for landing in landings] == [1, 2, 3, 4]
+    assert [landing.t for landing in landings] == times[1:]
+    # The last step goes all the way.
+    torch.testing.assert_close(landings[-1].estimate(), output.images, atol=1e-6, rtol=0)
+
+
+def test_latents_stay_in_fp32_between_steps_of_a_half_precision_pipeline(sd3_bf16):
+    call = {"prompt": "a", "seeds": [0], "max_sequence_length": 4, "output_type": "latent"}
+    shared = ContinuousPipeline(sd3_bf16, places=1)
+    attached = attach(sd3_bf16, FixedTimes(uneven(8, 1.0)))
+    landings = []
+    try:
+        output = shared.run(on_landing=landings.append)(attached, **call)
+    finally:
+        shared.close(TpdmError("closed"))
+    exact = landings[-1].estimate()
+    assert exact.dtype == torch.float32
+    assert not torch.equal(exact, exact.bfloat16().float())
+    assert torch.equal(output.images, exact.bfloat16())
+
+
+def test_the_own_schedule_is_found_without_the_network(sd3):
+    before, shared = dict(sd3.scheduler.config), ContinuousPipeline(sd3, places=1)
+    try:
+        times = shared.own_times(4, {"height": 24})
+    finally:
+        shared.close(TpdmError("closed"))
+    assert times == default_times(sd3, 4, {"height": 24})
+    assert dict(sd3.scheduler.config) == before
+    assert shared.meeting.calls == 0
+
+
+def test_parts_that_runs_cannot_share_are_refused(flux):
+    flux.transformer._cache_config = object()  # as enable_cache leaves it
+    try:
+        with pytest.raises(BackboneError, match="caches between steps"):
+            ContinuousPipeline(flux, places=1)
+    finally:
+        flux.transformer._cache_config = None

@@ -1,0 +1,37 @@
+import threading
+import time
+
+from tpdm.pipelines.turns import Turns
+
+
+def test_turns_go_in_the_order_of_arrival_one_at_a_time():
+    turns, order, inside = Turns(), [], []
+
+    def go(name):
+        with turns:
+            inside.append(name)
+            assert inside == [name]
+            order.append(name)
+            time.sleep(0.001)
+            inside.remove(name)
+
+    threads = [threading.Thread(target=go, args=(name,)) for name in range(20)]
+    with turns:
+        for thread in threads:
+            thread.start()
+            time.sleep(0.002)  # it stands in the line before the next one comes
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert order == list(range(20))
+
+
+def test_an_error_hands_the_turn_over():
+    turns = Turns()
+    try:
+        with turns:
+            raise KeyError
+    except KeyError:
+        pass
+    with turns:
+        pass
