@@ -241,6 +241,20 @@ def test_the_dial_reaches_a_tpm_that_has_one(pipe, make, client):
         client.send(engine, "out", ImageRequest("red circle", 0, gamma=0.5))
 
 
+def test_previews_come_in_order_before_the_image(make, client):
+    engine = make(slots=2)
+    for name in range(3):
+        client.send(engine, name, ImageRequest(PROMPTS[2], 5, fixed_steps=40, previews=name < 2))
+    client.wait(3)
+    for name in range(3):
+        *steps, done = client.events[name]
+        assert [event.step for event in steps] == list(range(1, 41))
+        assert isinstance(done, ImageDone)
+        previews = [event.preview for event in steps if event.preview is not None]
+        assert bool(previews) == (name < 2)
+        assert all(preview.size == (64, 64) for preview in previews)
+
+
 def test_a_size_that_the_pipeline_cannot_make_is_refused(make, client):
     client.send(make(), "bad", ImageRequest("red circle", 0, width=65))
     client.wait()

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.cohort import Cohort
 from tpdm.pipelines.merge import DenoiserCall, join_calls, part_answer
 from tpdm.pipelines.standin import Answer, SeenByTaps
 from tpdm.types import BackboneError
@@ -35,10 +36,13 @@ class Seat:
         self.signature: Hashable = None
         self.arrived = 0
         self.stopped_by: BaseException | None = None
-        self.answers: SimpleQueue[Answer | BaseException] = SimpleQueue()
+        self.answers: SimpleQueue[tuple[Answer, Cohort] | BaseException] = SimpleQueue()
 
-    def ask(self, call: DenoiserCall) -> Answer:
+    def ask(self, call: DenoiserCall) -> tuple[Answer, Cohort]:
         """Blocks until the call is computed, together with those of others.
+
+        Returns:
+            The answer, and the runs that were computed with this one; each has to come to the cohort or resign.
 
         Raises:
             BackboneError: the network failed; all runs in that call get this.
@@ -167,8 +171,9 @@ class CallMeeting:
             answers = [_failure(error, said, len(calls)) for _ in calls]
         self.calls += 1
         self.rows += sum(call.rows for call in calls)
+        cohort = Cohort(len(seats))
         for seat, answer in zip(seats, answers, strict=True):
-            seat.answers.put(answer)
+            seat.answers.put((answer, cohort) if isinstance(answer, Answer) else answer)
 
 
 def _failure(error: Exception, said: str, images: int) -> BackboneError:

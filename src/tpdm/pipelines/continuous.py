@@ -8,9 +8,10 @@ Encoding and decoding happen beside the denoiser calls, one of each at a time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.pipelines.calls import CallMeeting
 from tpdm.pipelines.checks import check_pipe, check_shared
+from tpdm.pipelines.cohort import Cohort
 from tpdm.pipelines.merge import CallReader
 from tpdm.pipelines.probe import default_times
-from tpdm.pipelines.standin import Answer, make_stand_in, set_denoiser
+from tpdm.pipelines.standin import Answer, make_stand_in, make_twin, set_denoiser
 from tpdm.pipelines.turns import Turns
+from tpdm.policy import TimePredictor
+from tpdm.types import Decision, Observation, Policy
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class ContinuousRun:
         self._seat = shared.meeting.seat(on_place)
         self._reader = CallReader(find_entry(find_denoiser(shared.pipe)))
         self._locks = ExitStack()
+        self._cohort: Cohort | None = None
 
     def __call__(self, attached: AdaptivePipeline, **arguments: Any) -> AdaptiveOutput:
         """Makes the image.
@@ -118,13 +123,13 @@ class ContinuousRun:
         pipe = own_copy(self._shared.pipe)
         set_denoiser(pipe, denoiser, make_stand_in(denoiser, self._ask))
         axis = replace(attached.axis, solver=_WatchedSolver(attached.axis.solver, self._landed))
-        mine = replace(attached, pipe=pipe, axis=axis)
+        mine = replace(attached, pipe=pipe, axis=axis, policy=self._deciding_together(attached.policy))
         with self._locks:
             self._locks.enter_context(self._shared.encoding)
             try:
                 return mine(**arguments)
             finally:
-                self._seat.leave()
+                self._leave()
 
     def stop(self, error: BaseException) -> None:
         """Makes the run raise ``error`` at its next step; from any thread."""
@@ -132,11 +137,35 @@ class ContinuousRun:
 
     def _ask(self, arguments: dict[str, Any]) -> Answer:
         self._locks.close()  # the text is encoded: the next run may begin
-        return self._seat.ask(self._reader.read(arguments))
+        self._resign()
+        answer, self._cohort = self._seat.ask(self._reader.read(arguments))
+        return answer
+
+    def _deciding_together(self, policy: Policy) -> Policy:
+        if not isinstance(policy, TimePredictor):
+            return policy
+
+        def propose(observation: Observation, seeds: Sequence[int] | None) -> Decision:
+            cohort, self._cohort = self._cohort, None
+            assert cohort is not None  # a step follows a call
+            return cohort.propose(policy, observation, seeds)
+
+        mine = make_twin(policy)
+        vars(mine).update(propose=propose)
+        return mine
+
+    def _resign(self) -> None:
+        cohort, self._cohort = self._cohort, None
+        if cohort is not None:
+            cohort.resign()
+
+    def _leave(self) -> None:
+        self._resign()
+        self._seat.leave()
 
     def _landed(self, landing: Landing) -> None:
         if landing.t == 0:
-            self._seat.leave()
+            self._leave()
         self._on_landing(landing)
         if landing.t == 0:
             self._locks.enter_context(self._shared.decoding)
@@ -176,5 +205,19 @@ class _WatchedSolver:
 def own_copy(pipe: Any) -> Any:
     """The same parts in a pipeline of its own: what a call notes down on it is seen by no other call."""
     mine = copy.copy(pipe)
+    cls: Any = type(pipe)
+    mine.__class__ = _on_one_device(cls)
+    vars(mine)["_on_device"] = pipe.device
     mine.set_progress_bar_config(disable=True)
     return mine
+
+
+@cache
+def _on_one_device(cls: Any) -> Any:
+    """The pipeline class, which knows its device.
+
+    diffusers looks for hooks of offloading in every module of every part, six times in a call: 4 ms for tinyworld, in
+    which no other run can do anything. Offloaded pipelines are refused before.
+    """
+    device = property(lambda self: vars(self)["_on_device"])
+    return type(cls.__name__, (cls,), {"_execution_device": device, "__module__": cls.__module__})

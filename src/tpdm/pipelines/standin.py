@@ -9,14 +9,17 @@ that works on a denoiser works on a stand-in unchanged.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from tpdm.pipelines.backbones import bind_arguments, find_entry
+from tpdm.pipelines.backbones import find_entry
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ def make_stand_in(denoiser: nn.Module, compute: Callable[[dict[str, Any]], Answe
         compute: (arguments of the call by name) -> its answer.
     """
     entry = find_entry(denoiser)
-    made = _twin(denoiser)
+    made, signature = make_twin(denoiser), inspect.signature(denoiser.forward)
     first, last, temb = (_relay(made, path) for path in (entry.first, entry.last, entry.temb))
 
     @functools.wraps(denoiser.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        answer = compute(bind_arguments(denoiser, args, kwargs).arguments)
+        answer = compute(signature.bind(*args, **kwargs).arguments)
         if answer.seen is not None:
             first(answer.seen.first)
             last(answer.seen.last)
@@ -57,6 +60,7 @@ def make_stand_in(denoiser: nn.Module, compute: Callable[[dict[str, Any]], Answe
         return answer.output
 
     vars(made).update(forward=forward, cache_context=_no_cache)
+    vars(forward).update(__signature__=signature)  # looked up in every step by those who bind arguments
     return made
 
 
@@ -99,7 +103,7 @@ class SeenByTaps:
         return Seen(**found) if len(found) == 3 else None
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def make_twin(module: Module) -> Module:
     """A shallow copy without the hooks: the same parameters, buffers and submodules in dictionaries of its own."""
     made = type(module).__new__(type(module))
     nn.Module.__init__(made)
@@ -116,10 +120,10 @@ def _relay(root: nn.Module, path: str) -> nn.Module:
     *parents, leaf = path.split(".")
     here = root
     for name in parents:
-        below = _twin(here.get_submodule(name))
+        below = make_twin(here.get_submodule(name))
         here.add_module(name, below)
         here = below
-    relay = _twin(here.get_submodule(leaf))
+    relay = make_twin(here.get_submodule(leaf))
     vars(relay).update(forward=_same)
     here.add_module(leaf, relay)
     return relay

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tpdm.pipelines.attach import AdaptiveOutput, attach
 from tpdm.pipelines.continuous import ContinuousPipeline, ContinuousRun, Landing
 from tpdm.serve.options import RequestReader
+from tpdm.serve.previews import PreviewStream, PreviewThread
 from tpdm.serve.queue import Outcome, RequestQueue
 from tpdm.serve.requests import (
     DeadlineExceeded,
@@ -42,6 +43,7 @@ class _Job:
     on_event: Callable[[Event], None]
     submitted: float
     run: ContinuousRun
+    previews: PreviewStream | None = None
     placed: float = 0.0
 
 
@@ -105,6 +107,7 @@ class PipelineEngine:
         trained = None if tpm is None else attach(pipe, tpm, defaults=defaults)
         self._shared = ContinuousPipeline(pipe, slots)
         self._reader = RequestReader(self._shared, trained, defaults or {})
+        self._previews = PreviewThread(self._shared)
         self._queue = RequestQueue(queue_limit, slots, AHEAD)
         self._jobs: dict[str, _Job] = {}
         self._endings: list[_Ending] = []
@@ -130,7 +133,9 @@ class PipelineEngine:
         with self._lock:
             deadline = float("inf") if request.timeout is None else now + request.timeout
             self._queue.submit(key, self._reader.group(request), deadline)
-            self._jobs[key] = _Job(key, request, on_event, now, run)
+            job = self._jobs[key] = _Job(key, request, on_event, now, run)
+            if request.previews:
+                job.previews = self._previews.stream(request, lambda event: _tell(job, event))
             self._work_there.notify()
             if request.timeout is not None:
                 self._desk.notify()
@@ -182,6 +187,7 @@ class PipelineEngine:
         self._shared.close(stopped)
         for thread in self._threads:
             thread.join()
+        self._previews.close()
 
     def _work(self) -> None:
         """One image after the other; as many threads as there are places, and a few more."""
@@ -221,7 +227,10 @@ class PipelineEngine:
             if landing.t == 0:
                 self._queue.unseat(key, time.monotonic())
                 self._work_there.notify()
-        _tell(job, StepEvent(landing.index, landing.t))
+        if job.previews is None:
+            _tell(job, StepEvent(landing.index, landing.t))
+        else:
+            job.previews.step(landing)
 
     def _answer(self, job: _Job, outcome: Outcome, event: ImageDone | Failed) -> None:
         """The last event of a request that was worked on."""
@@ -233,6 +242,12 @@ class PipelineEngine:
         self._say_last(job, event)
 
     def _say_last(self, job: _Job, event: ImageDone | Failed) -> None:
+        if job.previews is None:
+            self._close_job(job, event)
+        else:
+            job.previews.end(lambda: self._close_job(job, event))
+
+    def _close_job(self, job: _Job, event: ImageDone | Failed) -> None:
         _tell(job, event)
         with self._lock:
             del self._jobs[job.key]  # after the answer, so that a drained engine has answered

@@ -1,0 +1,108 @@
+"""The images of one denoiser call decide their next times together: one evaluation of the TPM instead of one each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from tpdm.policy import TimePredictor
+from tpdm.types import Decision, Observation
+
+
+@dataclass(frozen=True)
+class _Wish:
+    policy: TimePredictor
+    observation: Observation
+    seeds: Sequence[int] | None
+    answers: SimpleQueue[Decision | Exception] = field(default_factory=SimpleQueue)
+
+    @property
+    def signature(self) -> Hashable:
+        """Wishes of equal signatures can be evaluated as one."""
+        parts = [getattr(self.observation, f.name) for f in fields(self.observation)]
+        shapes = tuple(None if part is None else part.shape[1:] for part in parts)
+        return id(self.policy), self.seeds is None, shapes
+
+
+class Cohort:
+    """The runs of one denoiser call, each of which either wishes a decision or resigns.
+
+    Whoever comes last evaluates for all. A run that needs no decision of this call (a fixed schedule, the first of two
+    guidance calls, an error) resigns when it makes its next call or leaves, so nobody is waited for in vain.
+
+    Args:
+        size: runs in the call.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._mutex = threading.Lock()
+        self._missing = size
+        self._wishes: list[_Wish] = []
+
+    def propose(self, policy: TimePredictor, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """``policy.propose`` together with the others.
+
+        Raises:
+            TpdmError: as the policy does for this image.
+        """
+        wish = _Wish(policy, observation, seeds)
+        self._come(wish)
+        decision = wish.answers.get()
+        if isinstance(decision, Exception):
+            raise decision
+        return decision
+
+    def resign(self) -> None:
+        """This run decides nothing (more) here."""
+        self._come(None)
+
+    def _come(self, wish: _Wish | None) -> None:
+        with self._mutex:
+            self._missing -= 1
+            if wish is not None:
+                self._wishes.append(wish)
+            if self._missing:
+                return
+        alike: dict[Hashable, list[_Wish]] = {}
+        for one in self._wishes:
+            alike.setdefault(one.signature, []).append(one)
+        for wishes in alike.values():
+            _grant(wishes)
+
+
+def _grant(wishes: list[_Wish]) -> None:
+    try:
+        decisions = _decide(wishes)
+    except Exception as error:  # whoever waits has to be told
+        if len(wishes) == 1:
+            wishes[0].answers.put(error)
+            return
+        for wish in wishes:  # whose image was it? The others go on.
+            _grant([wish])
+        return
+    for wish, decision in zip(wishes, decisions, strict=True):
+        wish.answers.put(decision)
+
+
+def _decide(wishes: list[_Wish]) -> list[Decision]:
+    first = wishes[0]
+    if len(wishes) == 1:
+        return [first.policy.propose(first.observation, first.seeds)]
+    joined = replace(first.observation, **{f.name: _join(wishes, f.name) for f in fields(Observation)})
+    seeds = None if first.seeds is None else [seed for wish in wishes for seed in wish.seeds or ()]
+    whole, parts, start = first.policy.propose(joined, seeds), [], 0
+    for wish in wishes:
+        rows = slice(start, start + len(wish.observation.t_B))
+        parts.append(Decision(**{f.name: getattr(whole, f.name)[rows] for f in fields(Decision)}))
+        start = rows.stop
+    return parts
+
+
+def _join(wishes: list[_Wish], name: str) -> Any:
+    parts = [getattr(wish.observation, name) for wish in wishes]
+    return None if parts[0] is None else torch.cat(parts)

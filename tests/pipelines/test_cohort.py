@@ -1,0 +1,78 @@
+"""Decisions that are made together are those that are made alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tpdm.pipelines.cohort import Cohort
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.types import BackboneError, Observation
+
+
+class CountingPredictor(TimePredictor):
+    def __init__(self):
+        super().__init__(TpmShape(6, 5, channels=8, grid=2))
+        torch.nn.init.normal_(self.fc2.weight)
+        self.rows = []
+
+    def propose(self, observation, seeds):
+        self.rows.append(len(observation.t_B))
+        return super().propose(observation, seeds)
+
+
+def observation(b, bad=False):
+    generator = torch.Generator().manual_seed(b)
+    maps = torch.randn(1, 12, 2, 2, generator=generator) * (float("nan") if bad else 1.0)
+    t_B = torch.tensor([0.9 - 0.1 * b])
+    return Observation(maps, torch.randn(1, 5, generator=generator), t_B, torch.tensor([b]), torch.tensor([0]))
+
+
+def come(cohort, policy, runs):
+    with ThreadPoolExecutor(len(runs)) as pool:
+        futures = [pool.submit(cohort.propose, policy, seen, seeds) for seen, seeds in runs]
+    return futures
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_one_evaluation_decides_for_all(sampled):
+    policy, cohort = CountingPredictor(), Cohort(4)
+    seeds = [[10 + b] if sampled else None for b in range(4)]
+    futures = come(cohort, policy, [(observation(b), seeds[b]) for b in range(4)])
+    assert policy.rows == [4]
+    for b, future in enumerate(futures):
+        alone, together = policy.propose(observation(b), seeds[b]), future.result()
+        torch.testing.assert_close(together.t_next_B, alone.t_next_B, atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.logp_B, alone.logp_B, atol=1e-4, rtol=0)
+
+
+def test_who_resigns_is_not_waited_for():
+    policy, cohort = CountingPredictor(), Cohort(4)
+    cohort.resign()
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(cohort.propose, policy, observation(b), None) for b in range(2)]
+        assert not any(future.done() for future in futures)
+        cohort.resign()
+        assert all(future.result(10).t_next_B > 0 for future in futures)
+    assert policy.rows == [2]
+
+
+def test_unlike_wishes_are_decided_apart():
+    first, second, cohort = CountingPredictor(), CountingPredictor(), Cohort(3)
+    with ThreadPoolExecutor(3) as pool:
+        wishes = [(first, None), (second, None), (first, [1])]
+        futures = [pool.submit(cohort.propose, policy, observation(0), seeds) for policy, seeds in wishes]
+        assert all(future.result(10) for future in futures)
+    assert (first.rows, second.rows) == ([1, 1], [1])
+
+
+def test_an_image_gone_wrong_fails_alone():
+    policy = CountingPredictor()
+    good, bad, other = come(
+        Cohort(3), policy, [(observation(0), None), (observation(1, bad=True), None), (observation(2), None)]
+    )
+    with pytest.raises(BackboneError, match="NaN"):
+        bad.result()
+    assert good.result().t_next_B > 0
+    assert other.result().t_next_B > 0
