@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-replicas lint bench clean
 
 help:
 	@echo "make demo   train a TPM on the embedded model and write runs/demo/report.html"
 	@echo "make test   lint, types and tests"
+	@echo "make test-replicas   the tests that need Ray, which make test skips"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  benchmarks (minutes to hours; see benchmarks/README.md)"
 	@echo "make setup  the virtual environment only"
@@ -31,6 +32,10 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n auto
+
+test-replicas: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray]"
+	$(BIN)/pytest tests/serve/test_replicas.py
 
 bench: setup
 	$(BIN)/python benchmarks/all.py

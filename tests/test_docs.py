@@ -1,18 +1,26 @@
 """What the documentation shows is run as it stands there: Python blocks, and every `tpdm` command."""
 
+import os
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 from safetensors.torch import save_file
 
 from tests.support.release import make_checkpoint
+from tpdm.serve.metrics import COUNTERS, GAUGES
+from tpdm.serve.wire import GenerationRequest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SERVING = ROOT / "docs" / "guides" / "serve.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that take minutes to hours, or answer for ever; what they do is tested elsewhere at small size.
 LONG = (
@@ -32,16 +40,18 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
+    """(page, line); servers, which answer for ever, are asked for their help, which refuses what they would refuse."""
     lines = [
         (page, line.partition("  #")[0].strip())
         for page, body in (*blocks(""), *blocks("bash"))
         for line in body.splitlines()
         if line.startswith("tpdm ")
     ]
-    return [(page, line) for page, line in lines if line not in LONG]
+    lasting = [(page, f"{line} --help" if line.startswith("tpdm serve") else line) for page, line in lines]
+    return [(page, line) for page, line in lasting if line not in LONG]
 
 
-@pytest.mark.parametrize(("page", "body"), blocks("python"))
+@pytest.mark.parametrize(("page", "body"), [block for block in blocks("python") if block[0] != SERVING.name])
 def test_python_blocks_run(page, body, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
     run = subprocess.run([sys.executable, "-c", body], cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -56,6 +66,65 @@ def test_commands_run_in_their_order(page, tmp_path):
         words = [sys.executable, "-m", "tpdm.cli", *shlex.split(line)[1:]]
         run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, f"{page}: {line}: {run.stderr}"
+
+
+@pytest.fixture
+def guide(tmp_path):
+    """The serving guide with its server running, at a port that is free here."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    text = SERVING.read_text(encoding="utf-8").replace("8000", port)
+    command = next(
+        line for _, body in FENCE.findall(text) for line in body.splitlines() if line.startswith("tpdm serve")
+    )
+    words = [sys.executable, "-m", "tpdm.cli", *shlex.split(command)[1:]]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(words, stderr=log, cwd=tmp_path) as server:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/readyz", server)
+            yield text
+        finally:
+            server.terminate()
+    assert server.returncode == 0, (tmp_path / "log").read_text()
+
+
+def wait_for(address, server):
+    for _ in range(1200):
+        assert server.poll() is None, "the server has ended"
+        try:
+            if httpx.get(address, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+@pytest.mark.slow
+def test_the_serving_guide(guide):
+    direct = {**os.environ, "no_proxy": "*", "NO_PROXY": "*"}
+    ran = 0
+    for language, body in FENCE.findall(guide):
+        if language == "python":
+            run = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, env=direct, timeout=120)
+            assert run.returncode == 0, run.stderr
+            assert "steps at [1.0" in run.stdout
+            assert run.stdout.endswith("image_generation.completed\n")
+        lines = [line for line in body.splitlines() if line.startswith("curl ") and shutil.which("curl")]
+        for line in lines:
+            answer = subprocess.run(shlex.split(line), capture_output=True, text=True, env=direct, timeout=120).stdout
+            assert '"steps":' in answer or '"object":"list"' in answer, f"{line}: {answer}"
+            ran += 1
+    assert ran == 3 or shutil.which("curl") is None
+
+
+def test_the_serving_guide_names_every_metric_and_field():
+    words = set(re.findall(r"\w+", SERVING.read_text(encoding="utf-8")))
+    assert set(GenerationRequest.model_fields) <= words
+    shown = {*GAUGES, *(f"{name}_total" for name in COUNTERS), "tpdm_image_steps", "tpdm_image_seconds"}
+    assert shown <= words
+    assert {word for word in words if word.startswith("tpdm_")} - shown == {
+        "tpdm_queue_seconds",
+        "tpdm_http_responses_total",
+    }
 
 
 def test_links_lead_somewhere():

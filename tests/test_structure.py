@@ -26,7 +26,7 @@ LEVELS = (
     {"rollout"},
     {"train", "evals", "serve", "sample"},
     {"publish"},
-    {"demo", "cli", "cli_tpm", "cli_watch", "doctor", "__main__"},
+    {"demo", "cli", "cli_serve", "cli_tpm", "cli_watch", "doctor", "__main__"},
 )
 # The embedded model stands beside the levels: what it imports, and who imports it.
 TINYWORLD_IMPORTS = {"types", "files", "core", "prompts", "pipelines", "tinyworld"}
@@ -49,8 +49,9 @@ PACKAGES = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
+    "ray": {"serve"},
     "rich": {"train"},
-    "typer": {"cli", "cli_tpm", "cli_watch"},
+    "typer": {"cli", "cli_serve", "cli_tpm", "cli_watch"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FILE = 500, 100, 150
 

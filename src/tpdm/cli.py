@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tpdm.cli_serve import serve as serve_pictures
 from tpdm.cli_tpm import inspect, push
 from tpdm.cli_watch import watch
 
@@ -244,6 +245,9 @@ def build(
 
     run(out=out, seed=seed, quick=quick)
     typer.echo(f"Built: see {out}")
+
+
+app.command(name="serve")(serve_pictures)
 
 
 @reward_app.command()

@@ -16,6 +16,7 @@ EXTRAS = {"matplotlib": "eval"}  # module -> the extra of this package that brin
 OPTIONAL = {
     "accelerate": ("train", "training on several processes"),
     "fastapi": ("serve", "serving pictures and rewards"),
+    "ray": ("ray", "serving on several machines"),
     "datasets": ("data", "prompts from parquet files and the hub"),
 }
 DISK_WANTED_GB = 1.0  # a demo run with its checkpoints and pictures stays below

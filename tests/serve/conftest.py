@@ -40,7 +40,7 @@ class Client(httpx.Client):
     """Asks a server of this machine, never through a proxy."""
 
     def __init__(self, address, **options):
-        super().__init__(base_url=address, trust_env=False, timeout=30, **options)
+        super().__init__(base_url=address, trust_env=False, timeout=60, **options)
 
     def ask(self, prompt="red circle", **fields):
         return self.post("/v1/images/generations", json={"prompt": prompt, **fields})
@@ -66,7 +66,7 @@ def parse_events(lines):
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=30.0):
     """Waits for what another thread brings about."""
     end = time.monotonic() + seconds
     while not condition():

@@ -39,7 +39,7 @@ def process(seconds=30):
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
-            until(lambda: answers(client), 20)
+            until(lambda: answers(client), 90)
             yield server, client
     finally:
         server.kill()
@@ -56,7 +56,7 @@ def answers(client):
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest():
     with process() as (server, client):
         found = []
-        asking = threading.Thread(target=lambda: found.append(client.ask("red circle", fixed_steps=30)))
+        asking = threading.Thread(target=lambda: found.append(client.ask("red circle", fixed_steps=100)))
         asking.start()
         until(lambda: "tpdm_slots_in_use 1.0" in client.get("/metrics").text)
         server.send_signal(signal.SIGTERM)
@@ -67,8 +67,8 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest():
         assert client.get("/healthz").status_code == 200
         asking.join()
         assert found[0].status_code == 200
-        assert found[0].json()["data"][0]["steps"] == 30
-        assert server.wait(10) == 0
+        assert found[0].json()["data"][0]["steps"] == 100
+        assert server.wait(60) == 0
 
 
 @pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
@@ -76,8 +76,8 @@ def test_an_idle_server_ends_at_once(one):
     with process() as (server, _):
         start = time.monotonic()
         server.send_signal(one)
-        assert server.wait(10) == 0
-        assert time.monotonic() - start < 5
+        assert server.wait(60) == 0
+        assert time.monotonic() - start < 20  # of the 30 that it had
         assert "Traceback" not in server.stderr.read()
 
 
@@ -87,7 +87,7 @@ def test_a_second_signal_does_not_wait():
         server.send_signal(signal.SIGTERM)
         until(lambda: client.get("/readyz").status_code == 503)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(10) == 0
+        assert server.wait(60) == 0
 
 
 def test_draining_has_an_end():
@@ -95,4 +95,4 @@ def test_draining_has_an_end():
         next(source)
         server.send_signal(signal.SIGTERM)
         assert [name for name, _ in source][-2:] == ["error", "done"]
-        assert server.wait(10) == 0
+        assert server.wait(60) == 0

@@ -42,7 +42,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def wait(self, condition):
-        return WebDriverWait(self.driver, 10, 0.02).until(lambda _: condition())
+        return WebDriverWait(self.driver, 60, 0.02).until(lambda _: condition())
 
     def style(self, element, name):
         return self.driver.execute_script("return getComputedStyle(arguments[0])[arguments[1]]", element, name)
@@ -82,7 +82,7 @@ def asked_addresses(page):
 
 
 def test_a_picture_beside_the_fixed_default(open_page):
-    engine = FakeEngine(pace=0.03)
+    engine = FakeEngine(pace=0.1)
     page = open_page(engine).ready()
     page["seed"].clear()
     page["seed"].send_keys("7")

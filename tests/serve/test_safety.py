@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import time
 
 import pytest
 
@@ -98,10 +97,10 @@ def test_forms_of_other_sites_are_refused(bounded):
 def test_a_body_without_an_end(bounded):
     host, port = bounded.base_url.host, bounded.base_url.port
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((host, port), timeout=5) as slow:
+    with socket.create_connection((host, port), timeout=60) as slow:
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert b"the body was not there within 0.3 s" in slow.recv(10_000)
-    with socket.create_connection((host, port), timeout=5) as long:
+    with socket.create_connection((host, port), timeout=60) as long:
         long.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode() + b"x" * 2000)
         assert b" 413 " in long.recv(10_000)
 
@@ -240,8 +239,8 @@ def test_metrics(client, engine):
         until(lambda: engine.status().running == 1)
         text = client.get("/metrics").text
         assert "tpdm_slots_in_use 1.0" in text
-    until(lambda: engine.status().cancelled == 1)
-    time.sleep(0.05)
+    left = 'tpdm_http_responses_total{route="/v1/images/generations",status="499"} 1.0'
+    until(lambda: left in client.get("/metrics").text)
     lines = client.get("/metrics").text.splitlines()
     for line in (
         "tpdm_queue_waiting 0.0",
@@ -254,7 +253,6 @@ def test_metrics(client, engine):
         "tpdm_queue_seconds_count 2.0",
         'tpdm_http_responses_total{route="/v1/images/generations",status="200"} 1.0',
         'tpdm_http_responses_total{route="/v1/images/generations",status="422"} 1.0',
-        'tpdm_http_responses_total{route="/v1/images/generations",status="499"} 1.0',
     ):
         assert line in lines
 

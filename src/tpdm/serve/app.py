@@ -109,12 +109,13 @@ def _add_pages(app: FastAPI) -> None:
 
 def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
     limits = settings.limits
+    side = min(limits.side, card.largest_side or limits.side)
     about = {
         "learned": card.learned,
         "dial": card.dial,
         "default_steps": card.default_steps,
         "examples": [{"name": name, "prompt": prompt} for name, prompt in card.examples],
-        "limits": {"prompt": limits.prompt, "n": limits.images, "side": limits.side, "steps": limits.steps},
+        "limits": {"prompt": limits.prompt, "n": limits.images, "side": side, "steps": limits.steps},
     }
     model = {"id": card.id, "object": "model", "created": int(time.time()), "owned_by": "tpdm", "tpdm": about}
 

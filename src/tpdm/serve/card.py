@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from tpdm.artefact import from_pretrained
-from tpdm.pipelines.sizes import default_steps
+from tpdm.pipelines.facts import call_facts
 from tpdm.serve.settings import ModelCard
 
 TINYWORLD = (
@@ -36,11 +35,13 @@ def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
     """
     dial = False
     if tpm is not None:
-        dial = asdict(from_pretrained(tpm)[1]).get("dial") is not None
+        dial = from_pretrained(tpm)[1].dial is not None
+    facts = call_facts(backbone)
     return ModelCard(
         id=Path(backbone).name if Path(backbone).is_dir() else backbone,
         learned=tpm is not None,
         dial=dial,
-        default_steps=default_steps(backbone),
+        default_steps=facts.steps,
+        largest_side=facts.largest_side,
         examples=TINYWORLD if backbone == "tinyworld" else NATURAL,
     )

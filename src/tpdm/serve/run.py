@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -47,7 +49,14 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(engine: Engine, card: ModelCard, settings: Settings, host: str, port: int) -> None:
+def serve(
+    engine: Engine,
+    card: ModelCard,
+    settings: Settings,
+    host: str,
+    port: int,
+    restart: Callable[[], None] | None = None,
+) -> None:
     """Answers requests until a signal, then drains, and closes the engine.
 
     Args:
@@ -56,6 +65,7 @@ def serve(engine: Engine, card: ModelCard, settings: Settings, host: str, port: 
         settings: see ``make_app``; requests that are accepted have ``limits.seconds`` to finish.
         host: address to listen at.
         port: 1 to 65535.
+        restart: what SIGHUP does: replaces replicas, and returns when the new ones are ready.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = uvicorn.Config(
@@ -68,7 +78,19 @@ def serve(engine: Engine, card: ModelCard, settings: Settings, host: str, port: 
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=LAST_WORDS,
     )
+    if restart is not None:
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=_restart, args=(restart,)).start())
     try:
         DrainingServer(config, engine, settings.limits.seconds).run()
     finally:
         engine.close()
+
+
+def _restart(restart: Callable[[], None]) -> None:
+    log.info("replacing replicas one by one")
+    try:
+        restart()
+    except Exception:  # the old ones go on
+        log.exception("the restart failed")
+    else:
+        log.info("all replicas are new")

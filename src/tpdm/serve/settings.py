@@ -44,6 +44,7 @@ class ModelCard:
         dial: whether the TPM was trained for ``gamma`` and ``quality``.
         default_steps: of the pipeline's own schedule.
         examples: (name, prompt), of rising difficulty.
+        largest_side: pixels that the model can draw; None where it has no such bound.
     """
 
     id: str
@@ -51,6 +52,7 @@ class ModelCard:
     dial: bool
     default_steps: int
     examples: tuple[tuple[str, str], ...] = ()
+    largest_side: int | None = None
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,9 @@ def _check(asked: GenerationRequest, limits: Limits, card: ModelCard) -> None:
             refuse(name, f"got {len(text)} characters, expected at most {limits.prompt}")
     if (asked.n or 1) > limits.images:
         refuse("n", f"got {asked.n} images, expected at most {limits.images}; send several requests")
-    if max(_size(asked.size) or (0, 0)) > limits.side:
-        refuse("size", f"got {asked.size}, expected sides of at most {limits.side} pixels")
+    side = min(limits.side, card.largest_side or limits.side)
+    if max(_size(asked.size) or (0, 0)) > side:
+        refuse("size", f"got {asked.size}, expected sides of at most {side} pixels")
     for name, steps in (("max_steps", asked.max_steps), ("fixed_steps", asked.fixed_steps)):
         if steps is not None and steps > limits.steps:
             refuse(name, f"got {steps}, expected at most {limits.steps}")

@@ -1,0 +1,114 @@
+"""``tpdm serve``: pictures over HTTP, made in this process or by replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tpdm.serve.engine import PipelineEngine
+    from tpdm.serve.remote_engine import RemoteEngine
+
+TRAINED = Path("runs/demo/train/best")
+
+
+def serve(
+    backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id.")] = "tinyworld",
+    tpm: Annotated[str | None, typer.Option(help="Folder of a TPM; without it the stock schedule serves.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="Images in flight, of each replica.")] = 8,
+    queue_limit: Annotated[int, typer.Option(min=0, help="Images that may wait.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token to ask for.")] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Name clients may call the server by; may be repeated.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds an image may take, waiting included.")] = 300.0,
+    max_size: Annotated[int, typer.Option(min=16, help="Longest side of an image in pixels.")] = 1024,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Processes that make images, through Ray; at least so many.")
+    ] = None,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="So many under load; --replicas if left out.")] = None,
+) -> None:
+    """Answer POST /v1/images/generations, as OpenAI's clients send it, and show a page at /.
+
+    SIGTERM finishes what was accepted; SIGHUP replaces replicas one by one.
+
+    \b
+    Example:
+      tpdm serve --backbone tinyworld --tpm tinyworld
+      tpdm serve --tpm runs/demo/train/best --port 8000 --token-env TPDM_TOKEN
+      tpdm serve --tpm tinyworld --replicas 2
+    """
+    from tpdm.rewards.load import read_token
+
+    token = read_token(token_env)
+    try:
+        from tpdm.serve.run import serve as run
+    except ModuleNotFoundError as error:
+        raise _missing(error, "serve") from error
+    from tpdm.serve.card import describe_model
+    from tpdm.serve.engine import make_engine
+    from tpdm.serve.settings import LOOPBACK, Limits, Settings
+
+    settings = Settings(
+        Limits(side=max_size, seconds=timeout), token, _hosts(host, token, allowed_host or []), log_prompts
+    )
+    if token is None and host not in LOOPBACK:
+        typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this model.", err=True)
+    if tpm is None:
+        hint = (
+            f" A TPM is at {TRAINED}: serve it with --tpm {TRAINED}."
+            if backbone == "tinyworld" and TRAINED.is_dir()
+            else ""
+        )
+        typer.echo(f"No --tpm: the pipeline's own schedule serves.{hint}", err=True)
+    card = describe_model(backbone, tpm)
+    make = partial(make_engine, backbone, tpm, slots=slots, queue_limit=queue_limit, device=device, dtype=dtype)
+    shown = f"[{host}]" if ":" in host else host
+    words = f"Serving {card.id} at http://{shown}:{port}"
+    if replicas is None:
+        engine = make()
+        typer.echo(words, err=True)
+        run(engine, card, settings, host, port)
+    else:
+        remote = _replicated(make, replicas, max_replicas or replicas, timeout)
+        typer.echo(f"{words} with {replicas} replicas", err=True)
+        run(remote, card, settings, host, port, remote.restart)
+
+
+def _hosts(host: str, token: str | None, allowed: Sequence[str]) -> tuple[str, ...] | None:
+    """Names that the server answers to; None for any."""
+    from tpdm.serve.settings import LOOPBACK
+
+    # A token keeps other sites out by itself; without one the name does, where only this machine should ask.
+    if token is None and host in LOOPBACK:
+        return (*LOOPBACK, *allowed)
+    return tuple(allowed) or None
+
+
+def _replicated(make: partial[PipelineEngine], replicas: int, most: int, seconds: float) -> RemoteEngine:
+    """As many engines behind one."""
+    try:
+        from tpdm.serve.replicas import ReplicaPlan, start_replicas
+    except ModuleNotFoundError as error:
+        raise _missing(error, "ray") from error
+    from tpdm.pipelines.load import choose_device
+
+    given = make.keywords
+    device = choose_device() if given["device"] == "auto" else given["device"]
+    gpus = 1.0 if device.startswith("cuda") else 0.0
+    return start_replicas(ReplicaPlan(make, replicas, most, given["slots"], given["queue_limit"], gpus, seconds))
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> Exception:
+    from tpdm.types import ConfigError
+
+    return ConfigError(f"got no package {error.name}, which serving needs; pip install 'tpdm[{extra}]'")

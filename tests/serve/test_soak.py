@@ -1,0 +1,32 @@
+"""The soak at small size, with the real engine: its own promises are its assertions. And what was committed of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "serving_soak.py"
+MEMORY = "memory flat"  # a run of seconds is all warm-up
+
+
+@pytest.mark.slow
+def test_a_small_soak():
+    command = [sys.executable, SCRIPT, "--requests", "40", "--bad", "120", "--out", "-", "--seed", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.stdout, run.stderr
+    result = json.loads(run.stdout)
+    assert {name: kept for name, kept in result["promises"].items() if name != MEMORY and not kept} == {}, run.stdout
+    assert result["requests"]["sent"] == 40
+    assert 100 < result["refused"] <= sum(seen["sent"] for seen in result["bad_bodies"].values())
+
+
+def test_the_committed_soak_is_of_full_size_and_kept_its_promises():
+    result = json.loads((ROOT / "docs" / "results" / "serving-soak.json").read_text(encoding="utf-8"))
+    assert all(result["promises"].values())
+    assert result["requests"]["sent"] >= 2000
+    assert sum(seen["sent"] for seen in result["bad_bodies"].values()) >= 5000

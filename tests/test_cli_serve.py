@@ -1,0 +1,134 @@
+"""`tpdm serve`: what the command hands over, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from tpdm.cli import app
+from tpdm.serve.settings import LOOPBACK, Limits, Settings
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["serve", *arguments])
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """Stands in for loading and listening; what both were called with."""
+    found = SimpleNamespace(engine=None, replicas=None, run=None)
+
+    def stand_in(module, **functions):
+        fake = ModuleType(module)
+        vars(fake).update(functions)
+        monkeypatch.setitem(sys.modules, module, fake)
+
+    def make_engine(*names, **options):
+        found.engine = (*names, options)
+        return "engine"
+
+    def start_replicas(plan):
+        found.replicas = plan
+        return SimpleNamespace(restart="restart")
+
+    stand_in("tpdm.serve.engine", make_engine=make_engine)
+    stand_in("tpdm.serve.replicas", start_replicas=start_replicas, ReplicaPlan=lambda *values: values)
+    stand_in("tpdm.serve.run", serve=lambda *values: setattr(found, "run", values))
+    monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
+    return found
+
+
+def test_the_help_has_an_example_that_can_be_copied():
+    answer = run("--help")
+    assert answer.exit_code == 0
+    assert "Example:\n    tpdm serve" in answer.output
+
+
+def test_everything_is_handed_over(handed):
+    sizes = [
+        "--slots",
+        "3",
+        "--queue-limit",
+        "5",
+        "--device",
+        "cpu",
+        "--dtype",
+        "bf16",
+        "--timeout",
+        "9",
+        "--max-size",
+        "64",
+    ]
+    answer = run("--tpm", "tinyworld", "--host", "0.0.0.0", "--port", "81", *sizes, "--token-env", "TPDM_TEST_TOKEN")
+    assert answer.exit_code == 0, answer.output
+    assert handed.engine == (
+        "tinyworld",
+        "tinyworld",
+        {"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16"},
+    )
+    engine, card, settings, host, port = handed.run
+    assert (engine, card.id, card.learned, host, port) == ("engine", "tinyworld", True, "0.0.0.0", 81)
+    assert settings == Settings(Limits(side=64, seconds=9), "s3cret", None, False)
+    assert answer.output.splitlines() == ["Serving tinyworld at http://0.0.0.0:81"]
+
+
+def test_names_that_a_server_answers_to(handed):
+    run("--tpm", "tinyworld", "--allowed-host", "pictures.example")
+    assert handed.run[2].hosts == (*LOOPBACK, "pictures.example")
+    run("--tpm", "tinyworld", "--token-env", "TPDM_TEST_TOKEN")
+    assert handed.run[2].hosts is None
+    run("--tpm", "tinyworld", "--host", "0.0.0.0", "--allowed-host", "a", "--allowed-host", "b")
+    assert handed.run[2].hosts == ("a", "b")
+
+
+def test_an_open_server_says_that_it_is_open(handed):
+    assert "whoever reaches 0.0.0.0:8000 may use this model" in run("--tpm", "tinyworld", "--host", "0.0.0.0").output
+    assert "whoever" not in run("--tpm", "tinyworld").output
+
+
+def test_without_a_tpm_it_says_where_one_is(handed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run().output.splitlines()[0] == "No --tpm: the pipeline's own schedule serves."
+    (tmp_path / "runs" / "demo" / "train" / "best").mkdir(parents=True)
+    assert "serve it with --tpm runs/demo/train/best" in run().output
+    assert not handed.run[1].learned
+
+
+def test_replicas_are_handed_a_plan(handed):
+    answer = run("--tpm", "tinyworld", "--device", "cpu", "--replicas", "2", "--max-replicas", "4", "--timeout", "9")
+    assert answer.exit_code == 0, answer.output
+    make, *plan = handed.replicas
+    assert plan == [2, 4, 8, 64, 0.0, 9.0]
+    assert make() == "engine"  # the same engine, made in the replica
+    assert handed.run[5] == "restart"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--token-env", "TPDM_NO_SUCH_TOKEN"], "got no token in the environment variable"),
+        (["--tpm", "no/such/folder"], "no/such/folder"),
+        (["--backbone", "/no/such/folder"], "expected 'tinyworld'"),
+        (["--port", "0"], "Invalid value for '--port'"),
+        (["--slots", "0"], "Invalid value for '--slots'"),
+    ],
+)
+def test_what_cannot_be_served(handed, options, words):
+    answer = run(*options)
+    assert answer.exit_code == 2
+    assert words in answer.output
+    assert handed.run is None
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"), [("tpdm.serve.run", "uvicorn", "serve"), ("tpdm.serve.replicas", "ray", "ray")]
+)
+def test_missing_packages_say_what_to_install(handed, monkeypatch, module, package, extra):
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    answer = run("--tpm", "tinyworld", "--replicas", "2")
+    assert answer.exit_code == 2
+    assert f"pip install 'tpdm[{extra}]'" in answer.output
