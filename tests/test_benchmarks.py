@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "real_size.py"
 
 
@@ -18,3 +20,34 @@ def test_real_size_counts_the_denoiser_and_the_tpm():
         assert row["step_operations"] > row["denoiser_parameters"]
         assert row["share_pooled"] > 0
         assert row["replay_bytes"] == 2 * (2 * width * 8 * 8 + width)
+
+
+SERVING = Path(__file__).parents[1] / "benchmarks" / "serving.py"
+
+
+@pytest.mark.slow
+def test_serving_compares_the_ways_and_tries_mixes(tmp_path):
+    out = tmp_path / "serving.json"
+    common = [sys.executable, SERVING, "--slots", "2", "--out", out]
+    for options in (["--images", "4", "--repeats", "1", "--loads", "1.5"], ["--images", "1", "--mixes", "1"]):
+        run = subprocess.run([*common, *options], capture_output=True, text=True, timeout=900)
+        assert run.returncode == 0, run.stderr
+    facts = json.loads(out.read_text(encoding="utf-8"))
+    ways = facts["saturated"]["ways"]
+    assert list(ways) == ["alone", "static", "cut", "steps"]
+    assert len({way["steps"] for way in ways.values()}) == 1  # the same images
+    assert ways["static"]["rows"] > ways["cut"]["rows"] == ways["steps"]["rows"] == ways["steps"]["steps"]
+    assert ways["steps"]["calls"] < ways["alone"]["calls"]
+    assert len(facts["latency"]) == 8
+    assert facts["mixes"]["steps_differ"] == 0
+
+
+def test_the_page_on_serving_shows_the_committed_results(tmp_path):
+    sys.path.insert(0, str(SERVING.parent))
+    try:
+        from serving_parts.tables import page
+    finally:
+        sys.path.pop(0)
+    root = SERVING.parents[1] / "docs"
+    text = (root / "serving.md").read_text(encoding="utf-8")
+    assert page(text, json.loads((root / "results" / "serving.json").read_text(encoding="utf-8"))) == text

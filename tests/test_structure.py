@@ -23,7 +23,7 @@ LEVELS = (
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
-    {"rollout"},
+    {"rollout", "rollout_continuous"},
     {"train", "evals", "serve", "sample"},
     {"publish"},
     {"demo", "cli", "cli_serve", "cli_tpm", "cli_watch", "doctor", "__main__"},

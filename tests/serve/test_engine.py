@@ -117,7 +117,7 @@ def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
         if request.fixed_steps is None:
             alone = attached([request.prompt], seeds=[request.seed])
             assert done.steps == alone.steps[0]
-            np.testing.assert_allclose(done.times, alone.times[0], atol=5e-3)
+            np.testing.assert_allclose(done.times, alone.times[0], atol=2e-2)
             # Merged calls round otherwise, and the TPM reads features in half precision.
             assert np.abs(pixels(done.image) - pixels(alone.images[0])).max() <= 2
     status = engine.status()
@@ -208,6 +208,7 @@ def test_closing_answers_what_is_left(make, client):
         ({"seed": 2**63}, "below 2"),
         ({"width": 0}, "got width 0"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
+        ({"fixed_steps": 10**9}, "at most 10000"),
         ({"fixed_steps": 3, "max_steps": 4}, "leave max_steps out"),
         ({"gamma": 0.9}, "no dial"),
         ({"quality": 0.5}, "no dial"),

@@ -13,6 +13,7 @@ from tpdm.schedules import FixedTimes
 from tpdm.serve.requests import ImageRequest, RequestRefused
 from tpdm.types import ConfigError
 
+MOST_STEPS = 10_000  # of a fixed schedule, which is made in full before the first step
 SCHEDULES_KEPT = 64  # fixed schedules, one for each number of steps and size
 
 
@@ -44,6 +45,8 @@ class RequestReader:
             value = getattr(request, name)
             if value is not None and value < least:
                 raise RequestRefused(f"got {name} {value}, expected at least {least}; give a larger one.")
+        if (request.fixed_steps or 0) > MOST_STEPS:
+            raise RequestRefused(f"got fixed_steps {request.fixed_steps}, expected at most {MOST_STEPS}; give fewer.")
         if request.seed >= 2**63:
             raise RequestRefused(f"got seed {request.seed}, expected one below 2^63; give a smaller one.")
         if request.guidance_scale is not None and not 0 <= request.guidance_scale < float("inf"):
@@ -85,13 +88,15 @@ class RequestReader:
     def _with_fixed(self, request: ImageRequest) -> AdaptivePipeline:
         steps = request.fixed_steps or self._parameters["num_inference_steps"].default
         key = (steps, request.width, request.height)
-        if key not in self._fixed:
+        fixed = self._fixed.get(key)
+        if fixed is None:
             sizes = {name: value for name, value in (("width", request.width), ("height", request.height)) if value}
             times = FixedTimes(self._shared.own_times(steps, {**self._defaults, **sizes}))
+            fixed = attach(self._shared.pipe, times, max_steps=times.steps, defaults=self._defaults)
             if len(self._fixed) >= SCHEDULES_KEPT:
                 self._fixed.clear()
-            self._fixed[key] = attach(self._shared.pipe, times, max_steps=times.steps, defaults=self._defaults)
-        return self._fixed[key]
+            self._fixed[key] = fixed
+        return fixed
 
 
 def _dial(request: ImageRequest) -> dict[str, float]:

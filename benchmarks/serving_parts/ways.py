@@ -1,0 +1,129 @@
+"""Ways to serve the same requests: one at a time, in static batches, and at the level of the step."""
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+from tpdm.pipelines import attach as attach_module
+from tpdm.pipelines.rows import ActiveRows
+from tpdm.pipelines.taps import FeatureTaps
+from tpdm.serve.requests import Failed, ImageDone, ImageRequest
+from tpdm.types import Features
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request and when it comes, in seconds from the start."""
+
+    request: ImageRequest
+    at: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of a list of arrivals: seconds from arrival to image, steps, and what was computed."""
+
+    latency: list[float]
+    steps: list[int]
+    rows: int
+    calls: int
+    seconds: float
+    processor: float  # seconds of the processor, all threads
+
+
+class _AllRows(ActiveRows):
+    """Computes finished rows to the end of the batch, as static batches of today do."""
+
+    def _before(self, denoiser, args, kwargs):
+        images, active = self._read_active()
+        _FullTaps.images, _FullTaps.active = images, active
+        self.rows_per_call.append(images)
+        self._cut = None
+
+
+class _FullTaps(FeatureTaps):
+    """Hands out the features of active images from a call that computed all of them."""
+
+    images, active = 0, ()
+
+    def features(self, images):
+        full = super().features(self.images)
+        parts = (full.first_BDHW, full.last_BDHW, full.temb_BE)
+        return Features(*(part[list(self.active)] for part in parts))
+
+
+@contextmanager
+def all_rows_computed():
+    """While it lasts, ``attach`` cuts no finished rows. For pipelines with one row per image."""
+    with (
+        mock.patch.object(attach_module, "ActiveRows", _AllRows),
+        mock.patch.object(attach_module, "FeatureTaps", _FullTaps),
+    ):
+        yield
+
+
+def serve_batches(draw, arrivals, batch):
+    """Static batches: takes what has arrived, up to ``batch``, and answers all of it when the slowest is done.
+
+    Args:
+        draw: (requests) -> an output with steps of each image and nfe_rows.
+        arrivals: in the order of their times.
+        batch: images of a call at most; 1 is one at a time.
+    """
+    latency, steps, rows, calls = [], [], 0, 0
+    start, first, busy = time.perf_counter(), 0, time.process_time()
+    while first < len(arrivals):
+        now = time.perf_counter() - start
+        if arrivals[first].at > now:
+            time.sleep(arrivals[first].at - now)
+            continue
+        part = [a for a in arrivals[first : first + batch] if a.at <= now]
+        output = draw([a.request for a in part])
+        done = time.perf_counter() - start
+        latency += [done - a.at for a in part]
+        steps += output.steps
+        rows += output.nfe_rows
+        calls += max(output.steps)
+        first += len(part)
+    return Served(latency, steps, rows, calls, time.perf_counter() - start, time.process_time() - busy)
+
+
+def serve_steps(engine, arrivals):
+    """Step-level batches: the engine gets every request when it arrives."""
+    before, start, busy = engine.status(), time.perf_counter(), time.process_time()
+    ends, left, all_done = {}, [len(arrivals)], threading.Event()
+    lock = threading.Lock()
+
+    def listener(number):
+        def listen(event):
+            if not isinstance(event, ImageDone | Failed):
+                return
+            with lock:
+                ends[number] = (time.perf_counter() - start, event)
+                left[0] -= 1
+                if not left[0]:
+                    all_done.set()
+
+        return listen
+
+    for number, arrival in enumerate(arrivals):
+        wait = arrival.at - (time.perf_counter() - start)
+        if wait > 0:
+            time.sleep(wait)
+        engine.submit(arrival.request, listener(number))
+    all_done.wait()
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    failed = [event.error for _, event in ends.values() if isinstance(event, Failed)]
+    if failed:
+        raise failed[0]
+    after = engine.status()
+    return Served(
+        [ends[i][0] - arrivals[i].at for i in range(len(arrivals))],
+        [ends[i][1].steps for i in range(len(arrivals))],
+        after.rows - before.rows,
+        after.calls - before.calls,
+        seconds,
+        busy,
+    )

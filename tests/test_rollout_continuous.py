@@ -1,0 +1,56 @@
+"""Rollouts whose images come and go are those of static batches."""
+
+import threading
+
+import pytest
+import torch
+
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.load import call_defaults, load_pipeline
+from tpdm.rollout import PipelineSampler, make_replay
+from tpdm.rollout_continuous import ContinuousSampler
+from tpdm.types import BackboneError
+
+PROMPTS = ["red circle top", "blue ring and small dotted green square", "object", "large striped red circle top left"]
+SEEDS, DECISIONS = [0, 1, 2, 3], [10, 11, 12, 13]
+
+
+@pytest.fixture(scope="module")
+def attached():
+    return attach(load_pipeline("tinyworld", device="cpu"), "tinyworld", defaults=call_defaults("tinyworld"))
+
+
+def rollout(sampler):
+    return sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+
+
+def test_one_at_a_time_it_is_the_same_bit_by_bit(attached):
+    static, continuous = rollout(PipelineSampler(attached, 1, {})), rollout(ContinuousSampler(attached, 1, {}))
+    assert torch.equal(static.images_B3HW, continuous.images_B3HW)
+    assert (static.steps, static.times) == (continuous.steps, continuous.times)
+    first, second = make_replay(static.trajectories), make_replay(continuous.trajectories)
+    for name in ("action_T", "logp_T", "segment_T"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    for name in ("map_BCHW", "temb_BE", "t_B", "index_B"):
+        assert torch.equal(getattr(first.observation, name), getattr(second.observation, name))
+
+
+def test_together_it_is_the_same_to_rounding(attached):
+    static, continuous = rollout(PipelineSampler(attached, 4, {})), rollout(ContinuousSampler(attached, 3, {}))
+    assert static.steps == continuous.steps
+    assert (static.images_B3HW - continuous.images_B3HW).abs().max() < 1e-2
+    for first, second in zip(static.times, continuous.times, strict=True):
+        torch.testing.assert_close(torch.tensor(first), torch.tensor(second), atol=2e-2, rtol=0)
+
+
+def test_without_a_record_and_sampling_it_takes_the_mode(attached):
+    made = ContinuousSampler(attached, 2, {})(PROMPTS[:2], SEEDS[:2])
+    assert made.trajectories is None
+    assert made.images_B3HW.shape == (2, 3, 64, 64)
+    assert made.steps == PipelineSampler(attached, 2, {})(PROMPTS[:2], SEEDS[:2]).steps
+
+
+def test_an_error_ends_all_of_it_and_leaves_no_thread(attached):
+    with pytest.raises(BackboneError, match="widht"):
+        ContinuousSampler(attached, 2, {"widht": 64})(PROMPTS, SEEDS)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tpdm-")]
