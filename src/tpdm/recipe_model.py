@@ -23,6 +23,10 @@ class BackboneConfig(Part):
         width: pixels; set together with height. [ours]
         dtype: of the pipeline's weights; times and the TPM stay fp32. [ours]
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` ... [ours]
+        text_encoders: ``stay`` encodes prompts in every call; ``leave`` encodes each prompt of a training run once,
+            keeps the embeddings in ``output/texts`` and never loads the encoders beside the denoiser; memory only,
+            never the result but for rounding. [ours]
+        decode_batch: images decoded at once; None decodes all that are in flight; memory only. [ours]
     """
 
     name_or_path: Text = "tinyworld"
@@ -31,6 +35,8 @@ class BackboneConfig(Part):
     width: Positive | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Text = "auto"
+    text_encoders: Literal["stay", "leave"] = "stay"
+    decode_batch: Positive | None = None
 
     def __post_init__(self) -> None:
         if (self.height is None) != (self.width is None):

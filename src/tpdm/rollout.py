@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ from tpdm.types import Observation, TrainingError, Trajectory
 
 if TYPE_CHECKING:  # training on another sampler loads no diffusers
     from tpdm.pipelines.attach import AdaptivePipeline
+    from tpdm.pipelines.texts import TextStore
 
 
 def derive_seed(*parts: int) -> int:
@@ -65,11 +67,15 @@ class PipelineSampler:
         pipeline: made by ``attach``.
         batch: images in flight at once; memory and speed only, never the result.
         arguments: of the pipeline call (guidance_scale, height ...).
+        texts: embeddings made before, of all prompts that will come; None lets the pipeline encode them.
+        decode_batch: images decoded at once; None decodes the batch.
     """
 
     pipeline: AdaptivePipeline
     batch: int
     arguments: dict[str, Any]
+    texts: TextStore | None = None
+    decode_batch: int | None = None
 
     def __call__(
         self,
@@ -81,29 +87,47 @@ class PipelineSampler:
         gammas: Sequence[float] | None = None,
     ) -> Generated:
         """See ``Sampler``."""
-        images: list[Tensor] = []
+        images_B3HW: Tensor | None = None
         steps: list[int] = []
         times: list[list[float]] = []
         trajectories: list[Trajectory] = []
         for start in range(0, len(prompts), self.batch):
             part = slice(start, start + self.batch)
-            avoided: dict[str, Any] = {} if negatives is None else {"negative_prompt": list(negatives[part])}
-            output = self.pipeline(
-                prompt=list(prompts[part]),
-                seeds=list(seeds[part]),
-                decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
-                sample=decision_seeds is not None,
-                record=record,
-                gamma=None if gammas is None else list(gammas[part]),
-                output_type="pt",
-                **self.arguments,
-                **avoided,
-            )
-            images.append(output.images.float().cpu())
+            with self._decoding():
+                output = self.pipeline(
+                    **self._texts(prompts[part], None if negatives is None else negatives[part]),
+                    seeds=list(seeds[part]),
+                    decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
+                    sample=decision_seeds is not None,
+                    record=record,
+                    gamma=None if gammas is None else list(gammas[part]),
+                    output_type="pt",
+                    **self.arguments,
+                )
+            if images_B3HW is None:
+                # All at once: a list of parts, joined at the end, would take twice the memory.
+                images_B3HW = torch.empty(len(prompts), *output.images.shape[1:])
+            images_B3HW[part] = output.images.float().cpu()
             steps += output.steps
             times += output.times
             trajectories += output.trajectories or []
-        return Generated(torch.cat(images), steps, times, trajectories if record else None)
+        assert images_B3HW is not None
+        return Generated(images_B3HW, steps, times, trajectories if record else None)
+
+    def _decoding(self) -> AbstractContextManager[None]:
+        if self.decode_batch is None:
+            return nullcontext()
+        from tpdm.pipelines.decoding import decoding_in_slices
+
+        return decoding_in_slices(self.pipeline.pipe, self.decode_batch)
+
+    def _texts(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> dict[str, Any]:
+        """The texts of one pipeline call, as prompts or as embeddings."""
+        if self.texts is not None:
+            pairs = list(zip(prompts, [None] * len(prompts) if negatives is None else negatives, strict=True))
+            return self.texts.call(pairs, self.pipeline.pipe._execution_device)
+        avoided = {} if negatives is None else {"negative_prompt": list(negatives)}
+        return {"prompt": list(prompts), **avoided}
 
 
 @dataclass(frozen=True)

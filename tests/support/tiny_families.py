@@ -138,7 +138,7 @@ def make_lumina2() -> Any:
             num_kv_heads=1,
             multiple_of=16,
             axes_dim_rope=(4, 4, 4),
-            axes_lens=(32, 16, 16),
+            axes_lens=(64, 16, 16),
             cap_feat_dim=WIDTH,
         ),
         make_vae(),

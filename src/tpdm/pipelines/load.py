@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from packaging.version import Version
 
+from tpdm.pipelines.backbones import DENOISERS
 from tpdm.recipe import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "auto") -> Any:
+Parts = Literal["all", "text encoders", "all but text encoders"]
+ALL: Parts = "all"
+TEXT_ENCODERS: Parts = "text encoders"
+NO_TEXT_ENCODERS: Parts = "all but text encoders"
+
+
+def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "auto", parts: Parts = "all") -> Any:
     """The embedded pipeline, or a diffusers one from a folder or the Hub. Only safetensors weights are read.
 
     Args:
         name_or_path: "tinyworld", a folder written by ``save_pretrained``, or a Hub name "owner/model".
         dtype: "fp32", "bf16" or "fp16".
         device: "auto" (CUDA, then Apple's, then the CPU) or a torch device.
+        parts: networks to load; the others are None, as where a pipeline comes without them (for "text encoders" the
+            denoiser is there with its shapes and no weights). Tokenizers always come.
 
     Raises:
         BackboneError: there is no such pipeline, or it cannot be loaded.
@@ -32,24 +41,31 @@ def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "
     if str(name_or_path) == "tinyworld":
         from tpdm.tinyworld.pipeline import load_tinyworld_pipeline
 
-        return load_tinyworld_pipeline(DTYPES[dtype], device)
+        pipe = load_tinyworld_pipeline(DTYPES[dtype], device)
+        for name in [n for n in pipe.components if n.startswith("text_encoder") and parts == "all but text encoders"]:
+            setattr(pipe, name, None)
+        return pipe
     if not Path(name_or_path).is_dir() and not _is_hub_name(name_or_path):
         raise BackboneError(
             f"got {str(name_or_path)!r}, which is no folder, expected 'tinyworld', a pipeline folder or a "
             "Hub name 'owner/model': check the path."
         )
     try:
-        pipe = from_pretrained(name_or_path, DTYPES[dtype])
+        pipe = from_pretrained(name_or_path, DTYPES[dtype], parts)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(
             f"got {str(name_or_path)!r}, which diffusers cannot load, expected a complete pipeline with "
             f"safetensors weights: {reason}"
         ) from error
-    return pipe.to(device)
+    if parts != "text encoders":
+        return pipe.to(device)
+    for name in [n for n, part in pipe.components.items() if n.startswith("text_encoder") and part is not None]:
+        getattr(pipe, name).to(device)  # the denoiser is shapes alone, which go nowhere
+    return pipe
 
 
-def from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
+def from_pretrained(name_or_path: str | Path, dtype: torch.dtype, parts: Parts = "all") -> Any:
     """Any diffusers pipeline, on the CPU; parts that were saved as None stay None."""
     import diffusers
 
@@ -57,8 +73,22 @@ def from_pretrained(name_or_path: str | Path, dtype: torch.dtype) -> Any:
     keyword = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     # A part that was saved as None (SD3 without T5) is found missing unless it is passed as None again.
     index = diffusers.DiffusionPipeline.load_config(name_or_path)
-    absent = {name: None for name, part in index.items() if isinstance(part, list) and part == [None, None]}
-    return diffusers.DiffusionPipeline.from_pretrained(name_or_path, use_safetensors=True, **absent, **{keyword: dtype})
+    given: dict[str, Any] = {}
+    for name, part in index.items():
+        if isinstance(part, list) and (part == [None, None] or _is_left_out(name, parts)):
+            given[name] = None
+        if parts == "text encoders" and name in DENOISERS:
+            # Some pipelines ask the denoiser for the width of what they encode.
+            cls = getattr(diffusers, part[1])
+            with torch.device("meta"):
+                given[name] = cls.from_config(cls.load_config(name_or_path, subfolder=name)).to(dtype)
+    return diffusers.DiffusionPipeline.from_pretrained(name_or_path, use_safetensors=True, **given, **{keyword: dtype})
+
+
+def _is_left_out(name: str, parts: Parts) -> bool:
+    if name.startswith("text_encoder"):
+        return parts == "all but text encoders"
+    return parts == "text encoders" and not name.startswith(("tokenizer", "scheduler"))
 
 
 def pipeline_folder(name_or_path: str | Path) -> str | Path:
@@ -68,6 +98,23 @@ def pipeline_folder(name_or_path: str | Path) -> str | Path:
 
         return weights_folder() / "pipeline"
     return name_or_path
+
+
+def pipeline_class(name_or_path: str | Path) -> str:
+    """Name of the pipeline's class, from its index alone.
+
+    Raises:
+        BackboneError: there is no such pipeline.
+    """
+    import diffusers
+
+    try:
+        return str(diffusers.DiffusionPipeline.load_config(pipeline_folder(name_or_path))["_class_name"])
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"got {str(name_or_path)!r}, whose index cannot be read, expected 'tinyworld', a pipeline folder or a Hub "
+            f"name 'owner/model': {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ FREE = frozenset(
     {
         "name",
         "output",
+        "backbone.decode_batch",
         "backbone.device",
+        "backbone.text_encoders",
         "prompts.source",
         "prompts.column",
         "prompts.negative",

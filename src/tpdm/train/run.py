@@ -15,7 +15,7 @@ from tpdm.core.paths import shifted
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import find_denoiser
-from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
+from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_pipeline, pipeline_arguments
 from tpdm.pipelines.probe import FeatureWidths, default_times, probe_features
 from tpdm.pipelines.reads import over_long
 from tpdm.policy import TimePredictor
@@ -30,6 +30,7 @@ from tpdm.train.disk import full_disk_told
 from tpdm.train.loop import Parts, train_loop
 from tpdm.train.pulse import beating
 from tpdm.train.team import ALONE, Team, join_team
+from tpdm.train.texts import encode_texts, run_texts
 from tpdm.types import ConfigError, PromptError
 
 _LOG = logging.getLogger(__name__)
@@ -76,13 +77,18 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
     train_prompts, validation_prompts = choose_prompts(recipe)
     device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
-    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
-    pipe.set_progress_bar_config(disable=True)
     arguments = pipeline_arguments(recipe.backbone)
-    widths = probe_features(pipe, arguments)
+    texts, looking, needed = None, arguments, ALL
+    if recipe.backbone.text_encoders == "leave":
+        drawn = run_texts(recipe, train_prompts, validation_prompts)
+        texts, needed = encode_texts(recipe, drawn, arguments, folder, device), NO_TEXT_ENCODERS
+        looking = arguments | texts.call(drawn[:1], device)
+    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device, parts=needed)
+    pipe.set_progress_bar_config(disable=True)
+    widths = probe_features(pipe, looking)
     tpm = recipe.tpm
-    fast = None if tpm.fast_steps is None else _schedule(tpm.fast_steps, tpm, pipe, arguments)
-    policy = make_policy(recipe, widths, start_times(tpm, pipe, arguments), fast).to(device)
+    fast = None if tpm.fast_steps is None else _schedule(tpm.fast_steps, tpm, pipe, looking)
+    policy = make_policy(recipe, widths, start_times(tpm, pipe, looking), fast).to(device)
     adaptive = attach(
         pipe,
         policy,
@@ -100,7 +106,7 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     return Parts(
         policy=policy,
-        sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments),
+        sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments, texts, recipe.backbone.decode_batch),
         reward=reward,
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
