@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "real_size.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "real_size.py"
+GB = 1e9
 
 
 def test_real_size_counts_the_denoiser_and_the_tpm():
@@ -51,3 +53,20 @@ def test_the_page_on_serving_shows_the_committed_results(tmp_path):
     root = SERVING.parents[1] / "docs"
     text = (root / "serving.md").read_text(encoding="utf-8")
     assert page(text, json.loads((root / "results" / "serving.json").read_text(encoding="utf-8"))) == text
+
+
+@pytest.mark.slow
+def test_the_plans_of_sd3_medium_and_flux_stay_within_common_cards():
+    script = BENCHMARKS / "memory_plan.py"
+    run = subprocess.run([sys.executable, script, "--print"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    sd3, flux = json.loads(run.stdout)
+    assert (sd3["recipe"], flux["recipe"]) == ("sd3-medium", "flux1-dev")
+    assert sd3["trajectories"] == flux["trajectories"] == 256
+    for plan in (sd3, flux):
+        counted = {part["name"]: part["bytes"] for part in plan["parts"]}
+        assert None not in counted.values()
+        assert counted["transformer (frozen)"] > 2 * 2e9
+    assert max(sd3["peaks"]["device"].values()) < 24 * GB
+    assert max(sd3["peaks"]["host"].values()) < 16 * GB
+    assert max(flux["peaks"]["device"].values()) < 48 * GB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,7 +97,9 @@ def full_precision(device_type: str) -> Iterator[None]:
     try:
         for place, name, _, off in were_on:
             setattr(place, name, off)
-        with torch.autocast(device_type, enabled=False):
+        # The meta device, on which plans count, has no autocast.
+        has_autocast = torch.amp.is_autocast_available(device_type)
+        with torch.autocast(device_type, enabled=False) if has_autocast else nullcontext():
             yield
     finally:
         for place, name, on, _ in were_on:

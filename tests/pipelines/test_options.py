@@ -4,7 +4,12 @@ import copy
 
 import pytest
 import torch
-from diffusers import SD3ControlNetModel, StableDiffusion3ControlNetPipeline
+from diffusers import (
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    SD3ControlNetModel,
+    StableDiffusion3ControlNetPipeline,
+)
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
@@ -42,7 +47,7 @@ def test_any_aspect_ratio(name, size):
     assert (output.images - expected).abs().max().item() == 0.0
 
 
-# Only these repeat all embeddings that are passed; test_parity has SD3 with its text encoders.
+# Only these repeat all embeddings that are passed; test_texts has all families with their text encoders.
 @pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image", "Sana", "Z-Image", "SD1.5", "SDXL", "PixArt-Sigma"])
 def test_several_images_per_prompt(name):
     pipe, call = tiny_pipe(name), call_of(name, num_images_per_prompt=2)
@@ -104,6 +109,59 @@ def test_a_denoiser_that_is_compiled_whole_is_refused():
     pipe.transformer = torch.compile(whole, backend="eager")
     with pytest.raises(BackboneError, match="compile its blocks instead"):
         attach(pipe, LookingPolicy())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lora_from_a_file_is_used(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    trained, pipe = copy.deepcopy(tiny_pipe(name)), copy.deepcopy(tiny_pipe(name))
+    denoiser = find_denoiser(trained)
+    denoiser.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k"]))
+    torch.manual_seed(2)
+    for key, weight in denoiser.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(weight.data, std=0.3)
+    layers = peft.get_peft_model_state_dict(denoiser)
+    type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=layers)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    plain = attach(pipe, FixedTimes(TIMES))(**call_of(name), seeds=[0, 1]).images
+    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    expected, times = stock(pipe, call_of(name), [0, 1])
+    output = attach(pipe, FixedTimes(times))(**call_of(name), seeds=[0, 1])
+    assert (output.images - expected).abs().max().item() == 0.0
+    assert not torch.allclose(output.images, plain)
+    same = attach(trained, FixedTimes(times))(**call_of(name), seeds=[0, 1]).images
+    torch.testing.assert_close(output.images, same, atol=1e-6, rtol=0)
+    pipe.unload_lora_weights()
+    assert torch.equal(attach(pipe, FixedTimes(TIMES))(**call_of(name), seeds=[0, 1]).images, plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # of diffusers' own control network
+def test_control_of_finished_images_leaves_flux_s_call_too():
+    source = tiny_pipe("FLUX.1 dev")
+    torch.manual_seed(1)
+    controlnet = FluxControlNetModel.from_transformer(
+        source.transformer,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        load_weights_from_transformer=False,
+    ).eval()
+    for blocks in (controlnet.controlnet_blocks, controlnet.controlnet_single_blocks):
+        for parameter in blocks.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)  # they start at zero: no control
+    pipe = FluxControlNetPipeline(**source.components, controlnet=controlnet)
+    pipe.set_progress_bar_config(disable=True)
+    call = call_of("FLUX.1 dev", control_image=torch.rand(2, 3, 24, 16), controlnet_conditioning_scale=0.7)
+    expected, times = stock(pipe, call, [0, 1])
+    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    assert (output.images - expected).abs().max().item() == 0.0
+    without = stock(source, call_of("FLUX.1 dev"), [0, 1])[0]
+    assert not torch.allclose(expected, without, atol=1e-3)
+    uneven = attach(pipe, FixedTimes([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
+    assert uneven.nfe_rows == 4 + 2
+    torch.testing.assert_close(uneven.images[0], expected[0], atol=1e-5, rtol=0)
 
 
 def test_control_of_finished_images_leaves_the_call_too():

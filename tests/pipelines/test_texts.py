@@ -61,6 +61,19 @@ def test_a_pipeline_from_disk_with_plain_prompts_is_the_stock_one(name, folders)
     assert output.steps == [3, 3]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_several_images_of_a_plain_prompt(name, folders):
+    pipe = load(folders(name))
+    count = "num_videos_per_prompt" if name.startswith("Wan") else "num_images_per_prompt"
+    call = {**spoken_arguments(name), **with_negatives(name), "prompt": PROMPTS, count: 2}
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    expected = pipe(**call, num_inference_steps=3, generator=seeds)[0]
+    times = pipe.scheduler.sigmas.tolist() if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
+    output = attach(pipe, FixedTimes(times))(**call, seeds=range(4))
+    assert output.steps == [3] * 4
+    assert (output.images - expected).abs().max().item() == 0.0
+
+
 @pytest.mark.parametrize("negatives", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_encoded_once_give_the_same_images_without_the_encoders(name, negatives, folders, tmp_path):

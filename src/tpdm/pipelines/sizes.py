@@ -20,18 +20,21 @@ class PipelineSizes:
     """What a plan needs to know of a pipeline.
 
     Attributes:
-        parameters: of each network, by its name in the pipeline.
-        denoiser: name of the part that is the denoiser.
-        denoiser_class: its class.
+        networks: by their names in the pipeline, with shapes and without numbers.
+        denoiser: name of the one that is the denoiser.
         feature_channels: width of the tokens that leave its last block.
         temb_channels: width of its time embedder, which is nearly always that of the embedding.
     """
 
-    parameters: dict[str, int]
+    networks: dict[str, nn.Module]
     denoiser: str
-    denoiser_class: str
     feature_channels: int
     temb_channels: int
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each network."""
+        return {name: sum(p.numel() for p in n.parameters()) for name, n in self.networks.items()}
 
 
 def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
@@ -39,6 +42,30 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
 
     Raises:
         BackboneError: there is no such pipeline, or no denoiser in it that tpdm knows.
+    """
+    networks = meta_networks(name_or_path)
+    denoiser = next((name for name in DENOISERS if name in networks), None)
+    if denoiser is None:
+        raise BackboneError(
+            f"got the parts {', '.join(networks) or 'none'} in {str(name_or_path)!r}, expected one called "
+            f"{' or '.join(DENOISERS)}: give a text-to-image pipeline."
+        )
+    network = networks[denoiser]
+    entry = find_entry(network)
+    last, temb = network.get_submodule(entry.last), network.get_submodule(entry.temb)
+    return PipelineSizes(
+        networks=networks,
+        denoiser=denoiser,
+        feature_channels=next(last.parameters()).shape[1],
+        temb_channels=next(m.out_features for m in temb.modules() if isinstance(m, nn.Linear)),
+    )
+
+
+def meta_networks(name_or_path: str | Path) -> dict[str, nn.Module]:
+    """Every network of a pipeline on the meta device, by its name there.
+
+    Raises:
+        BackboneError: there is no such pipeline.
     """
     import diffusers
 
@@ -53,23 +80,7 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
             f"got {str(name_or_path)!r}, whose configuration cannot be read, expected 'tinyworld', a pipeline folder "
             f"or a Hub name 'owner/model': {reason}"
         ) from error
-    found = {name: network for name, network in networks.items() if network is not None}
-    denoiser = next((name for name in DENOISERS if name in found), None)
-    if denoiser is None:
-        raise BackboneError(
-            f"got the parts {', '.join(found) or 'none'} in {str(name_or_path)!r}, expected one called "
-            f"{' or '.join(DENOISERS)}: give a text-to-image pipeline."
-        )
-    network = found[denoiser]
-    entry = find_entry(network)
-    last, temb = network.get_submodule(entry.last), network.get_submodule(entry.temb)
-    return PipelineSizes(
-        parameters={name: sum(p.numel() for p in n.parameters()) for name, n in found.items()},
-        denoiser=denoiser,
-        denoiser_class=type(network).__name__,
-        feature_channels=next(last.parameters()).shape[1],
-        temb_channels=next(m.out_features for m in temb.modules() if isinstance(m, nn.Linear)),
-    )
+    return {name: network for name, network in networks.items() if network is not None}
 
 
 def default_steps(name_or_path: str | Path) -> int:

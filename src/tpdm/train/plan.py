@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpdm.pipelines.sizes import PipelineSizes, pipeline_sizes
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe
+from tpdm.train.memory import GIB, MemoryPart, Place, estimate_memory, memory_peaks
 from tpdm.train.run import choose_prompts
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-ADAM = 4  # weights, gradients and two moments
-MIB = 2**20
+from tpdm.train.texts import FOLDER, run_texts
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Plan:
         images_per_run: trajectories of all updates.
         evaluations_per_update: denoiser evaluations of one update's images (two rows each under guidance).
         passes: optimizer passes over the decisions of an update.
-        memory: bytes by part.
+        memory: the parts of the estimate.
         files: that the run will write.
     """
 
@@ -37,7 +33,7 @@ class Plan:
     images_per_run: int
     evaluations_per_update: int
     passes: int
-    memory: dict[str, int]
+    memory: tuple[MemoryPart, ...]
     files: tuple[Path, ...]
 
 
@@ -54,6 +50,9 @@ def make_plan(recipe: Recipe) -> Plan:
 def _plan(recipe: Recipe, train: list[Prompt], validation: list[Prompt], sizes: PipelineSizes) -> Plan:
     rl, out = recipe.rl, Path(recipe.output)
     trajectories = rl.prompts_per_update * rl.samples_per_prompt
+    names = ["recipe.yaml", "metrics.jsonl", "checkpoints", "last", "best", "run.json"]
+    if recipe.backbone.text_encoders == "leave":
+        names.append(FOLDER)
     return Plan(
         training_prompts=len(train),
         validation_prompts=len(validation),
@@ -61,37 +60,9 @@ def _plan(recipe: Recipe, train: list[Prompt], validation: list[Prompt], sizes: 
         images_per_run=trajectories * rl.updates,
         evaluations_per_update=trajectories * recipe.sampling.max_steps,
         passes=rl.epochs,
-        memory=estimate_memory(recipe, sizes),
-        files=tuple(out / name for name in ("recipe.yaml", "metrics.jsonl", "checkpoints", "last", "best", "run.json")),
+        memory=tuple(estimate_memory(recipe, sizes, len(run_texts(recipe, train, validation)))),
+        files=tuple(out / name for name in names),
     )
-
-
-def estimate_memory(recipe: Recipe, sizes: PipelineSizes) -> dict[str, int]:
-    """Bytes by part: the frozen networks, the TPM with its optimizer, and the record of one update's decisions.
-
-    Activations of the denoiser and of the decoder are not in it: they depend on kernels, and are what a first step
-    at ``rl.rollout_batch`` shows.
-    """
-    weight = BYTES[recipe.backbone.dtype]
-    shape = TpmShape(
-        feature_channels=sizes.feature_channels,
-        temb_channels=sizes.temb_channels,
-        channels=recipe.tpm.channels,
-        grid=recipe.tpm.grid,
-    )
-    tpm = sum(p.numel() for p in TimePredictor(shape).parameters())
-    return {
-        **{f"{name} (frozen)": n * weight for name, n in sizes.parameters.items()},
-        "TPM, gradients and optimizer": tpm * 4 * ADAM,
-        "replay of one update, at most": replay_bytes(recipe, sizes.feature_channels, sizes.temb_channels),
-    }
-
-
-def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
-    """Bytes that the decisions of one update take if every image runs to the cap: independent of the image's size."""
-    observation = 2 * feature_channels * recipe.tpm.grid**2 + temb_channels
-    decisions = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt * recipe.sampling.max_steps
-    return 2 * observation * decisions  # fp16
 
 
 def describe(plan: Plan, recipe: Recipe) -> str:
@@ -104,10 +75,26 @@ def describe(plan: Plan, recipe: Recipe) -> str:
         f"{plan.trajectories} trajectories, at most {plan.evaluations_per_update} evaluations of the denoiser, "
         f"{plan.passes} passes",
         f"in all   {plan.images_per_run} images, scored by {recipe.reward.name}",
-        "memory   (weights and records; activations come on top)",
-        *(f"  {size / MIB:10.1f} MiB  {part}" for part, size in plan.memory.items()),
-        f"  {sum(plan.memory.values()) / MIB:10.1f} MiB  together",
+        "memory   (counted on shapes, without workspaces of kernels)",
+        *_memory(plan, "device", f"GPU, or backbone.device={recipe.backbone.device}"),
+        *_memory(plan, "host", "host"),
+        *_memory(plan, "disk", "disk"),
         "files",
         *(f"  {path}" for path in plan.files),
     ]
     return "\n".join(lines)
+
+
+def _memory(plan: Plan, place: Place, title: str) -> list[str]:
+    parts = [part for part in plan.memory if part.place == place]
+    if not parts:
+        return []
+    rows = [
+        f"    {'not counted' if part.size is None else f'{part.size / GIB:7.2f} GiB':>11}  {part.phase:<8}  {part.name}"
+        for part in parts
+    ]
+    if place == "disk":
+        return [f"  {title}", *rows]
+    peaks = memory_peaks(plan.memory, place)
+    phase = max(peaks, key=lambda name: peaks[name])
+    return [f"  {title}", *rows, f"    {peaks[phase] / GIB:7.2f} GiB  at most, while {phase}"]

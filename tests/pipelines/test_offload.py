@@ -1,0 +1,72 @@
+"""Pipelines whose parts accelerate moves in and out, as diffusers' model and sequential offload set them up.
+
+diffusers refuses both on a machine without an accelerator, so the hooks are set here as it sets them, with the CPU in
+the place of the GPU.
+"""
+
+import copy
+
+import pytest
+import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tests.support.policies import LookingPolicy
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.probe import probe_features
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.schedules import FixedTimes
+
+NAMES = ["SD3", "FLUX.1 dev", "SD1.5"]
+LISTS = [[1.0, 0.6, 0.2, 0.0], [1.0, 0.5, 0.0]]
+
+
+def call_of(name, images=2):
+    return {**FAMILIES[name].text(images), **FAMILIES[name].arguments()}
+
+
+def modules_of(pipe):
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def model_offload(pipe):
+    """As ``enable_model_cpu_offload``: each network comes whole when it is called, and drives the one before out."""
+    previous, pipe._all_hooks = None, []
+    for module in modules_of(pipe).values():
+        _, previous = cpu_offload_with_hook(module, "cpu", prev_module_hook=previous)
+        pipe._all_hooks.append(previous)
+
+
+def sequential_offload(pipe):
+    """As ``enable_sequential_cpu_offload``: weights are nowhere (meta) except while their own layer runs."""
+    for module in modules_of(pipe).values():
+        cpu_offload(module, "cpu", offload_buffers=True)
+
+
+@pytest.mark.parametrize("offload", [model_offload, sequential_offload])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_offloaded_pipeline_is_driven_as_any_other(name, offload):
+    plain, pipe = tiny_pipe(name), copy.deepcopy(tiny_pipe(name))
+    widths = probe_features(plain, {**FAMILIES[name].text(1), **FAMILIES[name].arguments(), "prompt": None})
+    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
+    expected = [attach(plain, p, max_steps=5)(**call_of(name), seeds=[0, 1]) for p in (policy, FixedTimes(LISTS))]
+    offload(pipe)
+    assert pipe._execution_device == torch.device("cpu")
+    for chosen, whole in zip((policy, FixedTimes(LISTS)), expected, strict=True):
+        output = attach(pipe, chosen, max_steps=5)(**call_of(name), seeds=[0, 1])
+        assert output.steps == whole.steps
+        assert output.nfe_rows == whole.nfe_rows
+        assert torch.equal(output.images, whole.images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_nowhere_between_calls_are_not_asked_for_their_device(name):
+    pipe = copy.deepcopy(tiny_pipe(name))
+    sequential_offload(pipe)
+    parameters = [p for module in modules_of(pipe).values() for p in module.parameters()]
+    assert {p.device.type for p in parameters} == {"meta"}
+    policy = LookingPolicy()
+    attach(pipe, policy, max_steps=2)(**call_of(name), seeds=[0, 1])
+    assert {features.last_BDHW.device.type for features in policy.seen} == {"cpu"}
+    assert {p.device.type for p in parameters} == {"meta"}
