@@ -15,6 +15,7 @@ EXTRAS = {"matplotlib": "eval"}  # module -> the extra of this package that brin
 # What the demo does without: module -> extra, and what it is for.
 OPTIONAL = {
     "accelerate": ("train", "training on several processes"),
+    "tensorboard": ("track", "curves in tensorboard, wandb or trackio"),
     "fastapi": ("serve", "serving pictures and rewards"),
     "ray": ("ray", "serving on several machines"),
     "datasets": ("data", "prompts from parquet files and the hub"),

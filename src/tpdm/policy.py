@@ -14,7 +14,7 @@ from tpdm.core.beta import BetaParams
 from tpdm.core.dial import dial_position
 from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, hat_basis, normalise, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
-from tpdm.types import BackboneError, Decision, Features, Observation
+from tpdm.types import BackboneError, Decision, Features, NumbersError, Observation
 
 if TYPE_CHECKING:
     from tpdm.artefact_config import ArtefactConfig
@@ -227,13 +227,16 @@ class TimePredictor(nn.Module):
             The decision in fp32 on the device of ``observation.t_B``.
 
         Raises:
-            BackboneError: NaN or infinity reached the output.
+            NumbersError: NaN or infinity reached the output.
         """
         a_B, b_B = self(observation)
-        if not (torch.isfinite(a_B) & torch.isfinite(b_B)).all():
-            raise BackboneError(
-                "got NaN or infinity from the TPM, expected finite features and weights; run the denoiser in"
-                ' bfloat16, or use storage="fp32".'
+        finite_B = torch.isfinite(a_B) & torch.isfinite(b_B)
+        if not finite_B.all():
+            first = int(observation.row_B[int((~finite_B).nonzero()[0])])
+            raise NumbersError(
+                f"got NaN or infinity from the TPM for image {first}, expected finite features and weights; run the"
+                ' denoiser in bfloat16, or use storage="fp32".',
+                first,
             )
         params = beta.beta_params(a_B, b_B)
         if seeds is None:

@@ -105,12 +105,20 @@ class ValidationConfig(Part):
         samples_per_prompt: images of each.
         dial_points: with ``reward.gamma_range``, gammas at which each image is made: 2 or more, over the range with
             both its ends. They calibrate ``quality``.
+        judges: rewards, named as in ``reward.name``, that score validations and teach nothing.
+        pictures: images that are kept of each validation, with their schedules; 0 keeps none.
     """
 
     every: Positive = 20
     prompts: Positive = 64
     samples_per_prompt: Positive = 1
     dial_points: Annotated[Whole, Field(ge=2)] = 5
+    judges: tuple[Text, ...] = ()
+    pictures: Count = 16
+
+    def __post_init__(self) -> None:
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"judges are different rewards, got {', '.join(self.judges)}: give each one once")
 
 
 @dataclass(frozen=True)
@@ -134,11 +142,15 @@ class Recipe(Part):
         name: letters, digits, ``.``, ``_`` and ``-``.
         seed: of the run, >= 0; every image's seed follows from it. [ours]
         output: run folder; ``{name}`` stands for the name and is filled in at once. [ours]
+        trackers: that are told of the run besides metrics.jsonl. [ours]
+        tracker_project: under which wandb and trackio file it. [ours]
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Count = 0
     output: Text = "runs/{name}"
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    tracker_project: Text = "tpdm"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     tpm: TpmConfig = field(default_factory=TpmConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

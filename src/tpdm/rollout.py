@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tpdm.types import Observation, TrainingError, Trajectory
+from tpdm.portion import Portion
+from tpdm.types import NumbersError, Observation, TrainingError, Trajectory
 
 if TYPE_CHECKING:  # training on another sampler loads no diffusers
-    from tpdm.pipelines.attach import AdaptivePipeline
+    from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
     from tpdm.pipelines.texts import TextStore
 
 
@@ -65,7 +66,7 @@ class PipelineSampler:
 
     Attributes:
         pipeline: made by ``attach``.
-        batch: images in flight at once; memory and speed only, never the result.
+        batch: images in flight at once, fewer where memory is short; memory and speed only, never the result.
         arguments: of the pipeline call (guidance_scale, height ...).
         texts: embeddings made before, of all prompts that will come; None lets the pipeline encode them.
         decode_batch: images decoded at once; None decodes the batch.
@@ -76,6 +77,10 @@ class PipelineSampler:
     arguments: dict[str, Any]
     texts: TextStore | None = None
     decode_batch: int | None = None
+    _portion: Portion = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_portion", Portion(self.batch, "rl.rollout_batch", "images"))
 
     def __call__(
         self,
@@ -91,19 +96,22 @@ class PipelineSampler:
         steps: list[int] = []
         times: list[list[float]] = []
         trajectories: list[Trajectory] = []
-        for start in range(0, len(prompts), self.batch):
-            part = slice(start, start + self.batch)
-            with self._decoding():
-                output = self.pipeline(
-                    **self._texts(prompts[part], None if negatives is None else negatives[part]),
-                    seeds=list(seeds[part]),
-                    decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
-                    sample=decision_seeds is not None,
-                    record=record,
-                    gamma=None if gammas is None else list(gammas[part]),
-                    output_type="pt",
-                    **self.arguments,
-                )
+        while len(steps) < len(prompts):
+            part = slice(len(steps), len(steps) + self._portion.size)
+            output = self._try(
+                prompts[part],
+                seeds[part],
+                **self._texts(prompts[part], None if negatives is None else negatives[part]),
+                decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
+                sample=decision_seeds is not None,
+                record=record,
+                gamma=None if gammas is None else list(gammas[part]),
+                output_type="pt",
+                **self.arguments,
+            )
+            if output is None:
+                self._portion.halve(len(prompts[part]))
+                continue
             if images_B3HW is None:
                 # All at once: a list of parts, joined at the end, would take twice the memory.
                 images_B3HW = torch.empty(len(prompts), *output.images.shape[1:])
@@ -128,6 +136,28 @@ class PipelineSampler:
             return self.texts.call(pairs, self.pipeline.pipe._execution_device)
         avoided = {} if negatives is None else {"negative_prompt": list(negatives)}
         return {"prompt": list(prompts), **avoided}
+
+    def _try(self, prompts: Sequence[str], seeds: Sequence[int], **call: Any) -> AdaptiveOutput | None:
+        """One call of the pipeline; None where memory does not hold it, and then nothing of it is held any more."""
+        try:
+            with naming(prompts, seeds), self._decoding():
+                return self.pipeline(seeds=list(seeds), **call)
+        except torch.OutOfMemoryError:
+            return None
+
+
+@contextmanager
+def naming(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
+    """An error that one image is to blame for says what to make it again from.
+
+    Args:
+        prompts: of the images that the error counts.
+        seeds: of their noise.
+    """
+    try:
+        yield
+    except NumbersError as error:
+        raise error.made_of(prompts[error.image], seeds[error.image]) from error
 
 
 @dataclass(frozen=True)

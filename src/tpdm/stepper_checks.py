@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tpdm.schedules import FixedTimes
-from tpdm.types import ConfigError, Features, Policy, TpdmError
+from tpdm.types import ConfigError, Features, NumbersError, Policy, TpdmError
 
 
 def check_limits(policy: Policy, max_steps: int, stop_below: float) -> None:
@@ -72,12 +72,14 @@ def finite_rows(prediction: Tensor, features: Features | None, rows: list[int]) 
 def check_numbers(image: int, t: float, step: int, *, finite: bool, seen: bool, t_next: float, logp: float) -> None:
     """Refuses NaN in prediction (not ``finite``) or features (not ``seen``), and decisions outside [0, t]."""
     if not finite or not seen:
-        raise TpdmError(
+        raise NumbersError(
             f"got NaN or infinity in the denoiser's {'features' if finite else 'prediction'} for image "
-            f"{image} at t = {t:.4g} (step {step}), expected finite ones: use bf16 or fp32 instead of fp16."
+            f"{image} at t = {t:.4g} (step {step}), expected finite ones: use bf16 or fp32 instead of fp16.",
+            image,
         )
     if not 0.0 <= t_next <= t or logp != logp:
-        raise TpdmError(
+        raise NumbersError(
             f"got next time {t_next:.4g} (log-probability {logp:.4g}) from the policy for image "
-            f"{image} at t = {t:.4g} (step {step}), expected one in [0, {t:.4g}]: load other weights."
+            f"{image} at t = {t:.4g} (step {step}), expected one in [0, {t:.4g}]: load other weights.",
+            image,
         )

@@ -45,6 +45,24 @@ class TrainingError(TpdmError):
     """Training cannot go on (collapse, NaN, unusable checkpoint)."""
 
 
+class NumbersError(BackboneError, TrainingError):
+    """NaN, infinity or an impossible time that one image is to blame for.
+
+    Args:
+        message: what was found.
+        image: its row in the call.
+    """
+
+    def __init__(self, message: str, image: int) -> None:
+        super().__init__(message)
+        self.image = image
+
+    def made_of(self, prompt: str, seed: int) -> NumbersError:
+        """The same, with what to make that image again from."""
+        said, line = str(self).rstrip("."), " ".join(prompt.split())
+        return NumbersError(f"{said}; it is made of prompt '{line[:80]}' with seed {seed}.", self.image)
+
+
 @dataclass(frozen=True)
 class Features:
     """What the denoiser computed in one evaluation, conditional rows only, in its true 2-D layout.

@@ -34,7 +34,7 @@ def explode(scores):
 
 
 BAD = {
-    "nan": (nan_at_3, RewardError, r"got nan from reward 'distance' for '(easy|hard) \d+', expected a finite"),
+    "nan": (nan_at_3, RewardError, r"got nan from reward 'distance' for '(easy|hard) \d+' with seed \d+, expected"),
     "infinite": (lambda s: s / 0, RewardError, r"got -inf from reward 'distance' for '(easy|hard) \d+'"),
     "too few": (lambda s: s[1:], RewardError, r"got \(15,\) from reward 'distance' for 16 images from '.*' on"),
     "a column": (lambda s: s[:, None], RewardError, r"got \(16, 1\) from reward 'distance'"),

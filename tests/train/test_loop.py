@@ -17,6 +17,7 @@ from tests.support.gaussian_problem import (
 from tpdm.artefact import load_policy
 from tpdm.recipe import Recipe
 from tpdm.schedules import FixedTimes
+from tpdm.train.health import find_warnings
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import Parts, priced, train_loop
 from tpdm.types import Policy
@@ -106,6 +107,11 @@ def test_the_ratio_is_one_before_the_first_step_of_every_update(trained):
     assert rows[0]["ratio_deviation"] < 1e-5
     # A sharper Beta turns the rounding of the network, which depends on the batch, into more.
     assert all(row["ratio_deviation"] < 1e-4 for row in rows)
+
+
+def test_a_run_that_learns_gives_no_warning(trained):
+    recipe, _, _, folder = trained
+    assert find_warnings(read_metrics(folder / "metrics.jsonl"), recipe) == []
 
 
 def test_discounted_reward_learns_too(tmp_path):

@@ -70,8 +70,9 @@ def test_a_run_that_has_only_begun(whole, tmp_path):
 
 def test_the_pace_is_that_of_the_latest_updates(whole):
     view = read_run(whole, time.time())
-    rows = [{"update": n, "seconds": 10.0 * n if n <= 10 else 100.0 + 2.0 * (n - 10)} for n in range(1, 21)]
-    assert type(view)(view.folder, view.recipe, rows, [], 0.0).pace == pytest.approx(2.0)
+    clock = [10.0 * n for n in range(1, 11)] + [100.0 + 2.0 * n for n in range(1, 11)]
+    rows = [{"kind": "train", "update": n, "seconds": seconds} for n, seconds in enumerate(clock, start=1)]
+    assert type(view)(view.folder, view.recipe, rows, 0.0).pace == pytest.approx(2.0)
 
 
 def test_no_run_is_one_sentence(tmp_path):

@@ -90,6 +90,7 @@ def _purpose(config: ArtefactConfig) -> str:
             ("solver", config.solver),
             ("cap on steps", str(config.max_steps)),
             ("mean steps", steps),
+            *((f"dial, gamma {gamma:g}", f"{mean:.1f} steps") for gamma, mean in config.dial or ()),
         ],
     )
 

@@ -31,8 +31,16 @@ class ReadsTokens(Protocol):
         """One entry for each text tower: how many of the prompts it does not read to their end."""
 
 
-def checked_scores(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
+def checked_scores(
+    reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
+) -> Tensor:
     """``reward.score`` with its promise enforced; fp32 on the CPU, without gradient.
+
+    Args:
+        reward: scores.
+        images_B3HW: RGB in [0, 1].
+        prompts: one per image.
+        seeds: that the images were made with, for the message where one cannot be scored.
 
     Raises:
         RewardError: the reward failed, or returned no tensor, the wrong number of scores, NaN or infinity.
@@ -59,8 +67,9 @@ def checked_scores(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) 
     if len(bad):
         row = int(bad[0])
         raise RewardError(
-            f"got {scores[row].item()} from reward '{reward.name}' for {quoted(prompts[row])}, expected a "
-            "finite score; try the reward on that prompt alone"
+            f"got {scores[row].item()} from reward '{reward.name}' for {quoted(prompts[row])}"
+            f"{'' if seeds is None else f' with seed {seeds[row]}'}, expected a finite score; try the reward on that "
+            "image alone"
         )
     return scores
 

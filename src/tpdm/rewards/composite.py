@@ -75,13 +75,15 @@ class CompositeReward:
         """Scores (B,) of RGB images (B, 3, H, W) in [0, 1]."""
         return self.combine(self.score_parts(images_B3HW, prompts))
 
-    def score_parts(self, images_B3HW: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def score_parts(
+        self, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """Raw scores (B,) by key, each checked, so that a failure names the part.
 
         Raises:
             RewardError: a part fails, or returns no scores.
         """
-        return {part.key: checked_scores(part.reward, images_B3HW, prompts) for part in self.parts}
+        return {part.key: checked_scores(part.reward, images_B3HW, prompts, seeds) for part in self.parts}
 
     def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
         """What its parts say of themselves."""
@@ -123,11 +125,11 @@ class CompositeReward:
         return replace(self, standards=standards)
 
 
-def judge(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str]) -> Scored:
+def judge(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Scored:
     """``checked_scores``, with the parts where the reward has any."""
     if not isinstance(reward, CompositeReward):
-        return Scored(checked_scores(reward, images_B3HW, prompts), {})
-    parts = reward.score_parts(images_B3HW, prompts)
+        return Scored(checked_scores(reward, images_B3HW, prompts, seeds), {})
+    parts = reward.score_parts(images_B3HW, prompts, seeds)
     return Scored(reward.combine(parts), parts)
 
 

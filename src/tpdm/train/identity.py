@@ -37,6 +37,10 @@ FREE = frozenset(
         "validation.every",
         "checkpoint.every",
         "checkpoint.keep",
+        "validation.judges",
+        "validation.pictures",
+        "trackers",
+        "tracker_project",
     }
 )
 
@@ -80,7 +84,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and prefix + key not in FREE:
             # As keys of their own, so that a message names the part; and an empty list, older runs' none, is nothing.
             yield from _flat({str(index): item for index, item in enumerate(value)}, f"{prefix}{key}.")
         else:

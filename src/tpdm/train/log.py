@@ -36,13 +36,6 @@ class MetricsLog:
             f.write(_line(row))
 
 
-class NoLog:
-    """What a process writes to that does not lead."""
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(dict(row)) + "\n"
 
@@ -68,9 +61,16 @@ def _row(line: str, where: str) -> dict[str, Any]:
 
 def part_statistics(parts: Mapping[str, Tensor]) -> dict[str, Any]:
     """Mean and standard deviation of each part's raw scores (B,), in its own unit; nothing where there are no parts."""
-    if not parts:
-        return {}
-    return {"parts": {key: {"mean": float(s.mean()), "sd": float(s.std(correction=0))} for key, s in parts.items()}}
+    return {"parts": _by_name(parts)} if parts else {}
+
+
+def judge_statistics(judged: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The same of each held-out judge's scores; nothing where there are no judges."""
+    return {"judges": _by_name(judged)} if judged else {}
+
+
+def _by_name(scores: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    return {key: {"mean": float(s.mean()), "sd": float(s.std(correction=0))} for key, s in scores.items()}
 
 
 def step_statistics(steps: Sequence[int]) -> dict[str, Any]:

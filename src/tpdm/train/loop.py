@@ -6,8 +6,8 @@ Nothing here knows a backbone: images come from a ``Sampler``, scores from a ``R
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,23 @@ from tqdm.auto import tqdm
 from tpdm.config import dump_recipe
 from tpdm.core.objective import additive_reward, discounted_reward, rloo_advantages
 from tpdm.policy import TimePredictor
+from tpdm.portion import Portion
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe, RewardConfig
 from tpdm.rewards.base import Reward
-from tpdm.rollout import Generated, Sampler, derive_seed
+from tpdm.rollout import Generated, Sampler, derive_seed, naming
 from tpdm.train.average import WeightAverage
 from tpdm.train.calibrate import calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
 from tpdm.train.dial import deal_gammas, dial_points, dial_statistics
+from tpdm.train.diary import Diary, NoDiary
 from tpdm.train.identity import run_identity
 from tpdm.train.keep import keeps_up
-from tpdm.train.log import MetricsLog, NoLog, part_statistics, step_statistics
+from tpdm.train.log import judge_statistics, part_statistics, step_statistics
 from tpdm.train.scored import MakeImages, make_scored
 from tpdm.train.team import ALONE, Team
+from tpdm.train.trackers import Listener
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
 from tpdm.types import PromptError, TrainingError
 
@@ -51,6 +54,8 @@ class Parts:
         reward: scores them.
         train_prompts, validation_prompts: disjoint.
         save: ``save(name, policy, facts)`` writes the artefact ``name`` ("best" or "last") of the run.
+        judges: rewards by name that score validations beside the reward, and teach nothing.
+        listeners: are told of the run, where this process leads.
     """
 
     policy: TimePredictor
@@ -59,6 +64,8 @@ class Parts:
     train_prompts: Sequence[Prompt]
     validation_prompts: Sequence[Prompt]
     save: SaveArtefact
+    judges: Mapping[str, Reward] = field(default_factory=dict)
+    listeners: Sequence[Listener] = ()
 
     def make(
         self,
@@ -128,7 +135,8 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -
     fresh = state.update == 0
     reward = calibrated_reward(parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh, team)
     parts = replace(parts, reward=reward)
-    log = MetricsLog(folder / "metrics.jsonl", keep_up_to=state.update) if team.leads else NoLog()
+    log = Diary(recipe, folder, state.update, parts.listeners) if team.leads else NoDiary()
+    portion = Portion(recipe.rl.update_batch, "rl.update_batch", "decisions")
     if fresh:
         state = _validate(recipe, parts, state, log, team)
     updates = range(state.update, recipe.rl.updates)
@@ -136,7 +144,7 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -
     with tqdm(updates, desc="train", initial=state.update, total=total, dynamic_ncols=True, disable=quiet) as bar:
         for update in bar:
             began = time.monotonic()
-            row = _one_update(recipe, parts, optimizer, reference, update, team)
+            row = _one_update(recipe, parts, optimizer, reference, update, team, portion)
             average.update(parts.policy, update + 1)
             seconds = round(state.seconds + time.monotonic() - began, 2)
             state = replace(state, update=update + 1, seconds=seconds)
@@ -174,6 +182,7 @@ def _one_update(
     reference: TimePredictor | None,
     update: int,
     team: Team,
+    portion: Portion,
 ) -> dict[str, Any]:
     rl, K = recipe.rl, recipe.rl.samples_per_prompt
     prompts_P = deal_prompts(parts.train_prompts, rl.prompts_per_update, recipe.seed, update)
@@ -182,13 +191,15 @@ def _one_update(
     gammas_B = None if gammas_P is None else [gamma for gamma in gammas_P for _ in range(K)]
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
+    prompts_B = [p for p in prompts_P for _ in range(K)]
+    seeds = [derive_seed(recipe.seed, NOISE, update, *n) for n in noise]
     parts.policy.eval()
     rollout = make_scored(
         team,
         parts.make,
         parts.reward,
-        [p for p in prompts_P for _ in range(K)],
-        seeds=[derive_seed(recipe.seed, NOISE, update, *n) for n in noise],
+        prompts_B,
+        seeds,
         decision_seeds=[derive_seed(recipe.seed, DECISION, update, *n) for n in places],
         gammas=gammas_B,
     )
@@ -199,16 +210,18 @@ def _one_update(
     advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages).flatten()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
-    stats = update_policy(
-        parts.policy,
-        optimizer,
-        rollout.replay(),
-        advantage_B[rollout.mine],
-        rl,
-        recipe.optimizer.grad_clip,
-        reference,
-        team,
-    )
+    with naming([p.text for p in prompts_B[rollout.mine]], seeds[rollout.mine]):
+        stats = update_policy(
+            parts.policy,
+            optimizer,
+            rollout.replay(),
+            advantage_B[rollout.mine],
+            rl,
+            recipe.optimizer.grad_clip,
+            reference,
+            team,
+            portion,
+        )
     return {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
@@ -237,7 +250,7 @@ def _refuse_constant(score_B: Tensor, reward: str, prompt: str) -> None:
         )
 
 
-def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog | NoLog, team: Team) -> RunState:
+def _validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary, team: Team) -> RunState:
     """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it keeps up."""
     if not parts.validation_prompts:
         raise PromptError(
@@ -252,7 +265,7 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog | N
     prompts_B = [p for p, _ in images]
     parts.policy.eval()
     seeds = [derive_seed(recipe.seed, VALIDATION, i) for _, i in images]
-    rollout = make_scored(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B)
+    rollout = make_scored(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B, judges=parts.judges)
     score_B = rollout.scored.score_B
     if state.update == 0:
         _refuse_constant(score_B, parts.reward.name, prompts_B[0].text)
@@ -265,8 +278,11 @@ def _validate(recipe: Recipe, parts: Parts, state: RunState, log: MetricsLog | N
         "objective_mean": objective,
         **step_statistics(rollout.steps),
         **dial_statistics(gammas_B, score_B, objective_B, rollout.steps),
+        **judge_statistics(rollout.judged),
     }
     log.write({"kind": "validation", "update": state.update, **row})
+    if rollout.generated is not None:
+        log.show(state.update, prompts_B, seeds, rollout.generated, score_B)
     facts = {"update": state.update, "validation": row}
     parts.save("last", parts.policy, facts)
     now = tuple(objective_B.tolist())

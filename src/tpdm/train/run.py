@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from tpdm.policy_shape import TpmShape
 from tpdm.prompts import OverLong, Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe, TpmConfig
 from tpdm.rewards.base import ReadsTokens, Reward
-from tpdm.rewards.load import recipe_reward
+from tpdm.rewards.load import load_reward, read_token, recipe_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.train.dial import calibration
 from tpdm.train.disk import full_disk_told
@@ -31,6 +32,7 @@ from tpdm.train.loop import Parts, train_loop
 from tpdm.train.pulse import beating
 from tpdm.train.team import ALONE, Team, join_team
 from tpdm.train.texts import encode_texts, run_texts
+from tpdm.train.trackers import check_packages, listening
 from tpdm.types import ConfigError, PromptError
 
 _LOG = logging.getLogger(__name__)
@@ -57,9 +59,11 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
     with join_team(recipe.backbone.device) as team:
         if team.leads and resume == "never" and (folder / "checkpoints").exists():
             raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
+        check_packages(recipe.trackers)
         parts = build_parts(recipe, folder, team)
-        with beating(team), full_disk_told(folder):
-            state = train_loop(recipe, parts, folder, team)
+        told = recipe if team.leads else replace(recipe, trackers=())
+        with beating(team), full_disk_told(folder), listening(told, folder) as listeners:
+            state = train_loop(recipe, replace(parts, listeners=listeners), folder, team)
         if team.leads:
             write_json(
                 folder / "run.json",
@@ -111,7 +115,15 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         save=save,
+        judges=load_judges(recipe, device),
     )
+
+
+def load_judges(recipe: Recipe, device: str) -> dict[str, Reward]:
+    """The rewards that only look on, by their names in the recipe."""
+    r = recipe.reward
+    token = read_token(r.token_env) if recipe.validation.judges else None
+    return {name: load_reward(name, device, r.batch, r.timeout, token) for name in recipe.validation.judges}
 
 
 def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpdm.prompts import Prompt
-from tpdm.rewards.base import Reward
+from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.composite import Scored, judge
 from tpdm.rollout import Generated, Replay, make_replay
 from tpdm.train.team import Team
@@ -30,12 +31,14 @@ class Rollout:
         steps: network evaluations of all B.
         mine: the images of this process, among the B.
         generated: those images; None where the process had none to make.
+        judged: scores of all B by judges that training does not see.
     """
 
     scored: Scored
     steps: list[int]
     mine: slice
     generated: Generated | None
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def replay(self) -> Replay | None:
         """This process's decisions; None where none of them counts."""
@@ -52,6 +55,7 @@ def make_scored(
     seeds: Sequence[int],
     decision_seeds: Sequence[int] | None = None,
     gammas: Sequence[float] | None = None,
+    judges: Mapping[str, Reward] = MappingProxyType({}),
 ) -> Rollout:
     """Makes and scores this process's share of B images, and tells the scores to the others.
 
@@ -66,23 +70,31 @@ def make_scored(
         seeds: of the initial noise.
         decision_seeds: samples and records the decisions; None takes the policy's mode.
         gammas: one per image where there is a dial.
+        judges: score the images besides.
     """
     mine = team.part(len(prompts_B))
-    generated, scored = None, Scored(torch.empty(0), {})
+    generated, scored, judged = None, Scored(torch.empty(0), {}), {}
     if prompts_B[mine]:
         asked = None if decision_seeds is None else decision_seeds[mine]
         dialled = None if gammas is None else gammas[mine]
         generated = make(prompts_B[mine], seeds[mine], asked, asked is not None, dialled)
-        scored = judge(reward, generated.images_B3HW, [p.text for p in prompts_B[mine]])
+        images, texts = generated.images_B3HW, [p.text for p in prompts_B[mine]]
+        scored = judge(reward, images, texts, seeds[mine])
+        judged = {name: checked_scores(other, images, texts, seeds[mine]) for name, other in judges.items()}
     said = {
         "score": scored.score_B.tolist(),
         "parts": {key: part_B.tolist() for key, part_B in scored.parts.items()},
+        "judged": {name: score_B.tolist() for name, score_B in judged.items()},
         "steps": generated.steps if generated else [],
     }
     heard = team.gather_json(said)
-    parts = {key: _joined([one["parts"].get(key, []) for one in heard]) for key in heard[0]["parts"]}
+    # The last process has images where any has.
+    parts, others = (
+        {key: _joined([one[kind].get(key, []) for one in heard]) for key in heard[-1][kind]}
+        for kind in ("parts", "judged")
+    )
     steps = [n for one in heard for n in one["steps"]]
-    return Rollout(Scored(_joined([one["score"] for one in heard]), parts), steps, mine, generated)
+    return Rollout(Scored(_joined([one["score"] for one in heard]), parts), steps, mine, generated, others)
 
 
 def _joined(scores: Sequence[list[Any]]) -> Tensor:

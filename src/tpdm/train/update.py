@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tpdm.core import beta
 from tpdm.core.objective import MAX_LOG_RATIO, clip_diagnostics, clipped_objective, trajectory_log_ratio
 from tpdm.policy import TimePredictor
+from tpdm.portion import Portion
 from tpdm.recipe import OptimizerConfig, RlConfig
 from tpdm.rollout import Replay
 from tpdm.train.team import ALONE, Team
-from tpdm.types import TrainingError
+from tpdm.types import NumbersError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def update_policy(
     grad_clip: float,
     reference: TimePredictor | None,
     team: Team = ALONE,
+    portion: Portion | None = None,
 ) -> UpdateStats:
     """``rl.epochs`` passes over one rollout, one optimizer step each.
 
@@ -85,23 +87,23 @@ def update_policy(
         grad_clip: largest norm of the whole gradient.
         reference: the policy that ``rl.kl_weight`` pulls to.
         team: the processes that share the rollout.
+        portion: decisions per forward pass, fewer where memory is short; ``rl.update_batch`` if not given.
 
     Raises:
-        TrainingError: no process has a decision, or the gradient is not finite.
+        TrainingError: no process has a decision, or the gradient is not finite: a NumbersError, where one of this
+            process's trajectories is to blame.
     """
     whole = _amount(team, replay, advantage_B)
+    portion = portion or Portion(rl.update_batch, "rl.update_batch", "decisions")
     passes: list[_Measured] = []
     norms: list[float] = []
     for _ in range(rl.epochs):
         optimizer.zero_grad(set_to_none=True)
-        passes.append(_pass(policy, whole, replay, advantage_B, rl, reference))
+        passes.append(_pass(policy, whole, replay, advantage_B, rl, reference, portion))
         team.sum_gradients(policy)
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), grad_clip))
         if not norm < float("inf"):
-            raise TrainingError(
-                f"got a gradient of norm {norm} in the update, expected a finite one; lower optimizer.lr or "
-                "look for extreme rewards in metrics.jsonl"
-            )
+            raise _not_finite(norm, _culprit(policy, whole, replay, advantage_B, rl, reference))
         optimizer.step()
         norms.append(norm)
     first_pass = _everywhere(team, passes[0])
@@ -117,6 +119,35 @@ def update_policy(
         kl_to_initial=float(last_pass.kl_T.mean()) if reference is not None else 0.0,
         grad_norm=max(norms),
     )
+
+
+def _not_finite(norm: float, culprit: int | None) -> TrainingError:
+    message = (
+        f"got a gradient of norm {norm} in the update, expected a finite one; lower optimizer.lr or look for extreme "
+        "rewards in metrics.jsonl"
+    )
+    return TrainingError(message) if culprit is None else NumbersError(message, culprit)
+
+
+def _culprit(
+    policy: TimePredictor,
+    whole: _Amount,
+    replay: Replay | None,
+    advantage_B: Tensor,
+    rl: RlConfig,
+    reference: TimePredictor | None,
+) -> int | None:
+    """The first of this process's trajectories whose own gradient is not finite; None where only their sum is not."""
+    for n in range(0 if replay is None else replay.trajectories):
+        assert replay is not None
+        part = replay.part(n, n + 1)
+        if not len(part.action_T):
+            continue
+        policy.zero_grad(set_to_none=True)
+        _accumulate(policy, whole, part, advantage_B[n : n + 1], rl, reference)
+        if not all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None):
+            return n
+    return None
 
 
 @dataclass(frozen=True)
@@ -157,17 +188,24 @@ def _pass(
     advantage_B: Tensor,
     rl: RlConfig,
     reference: TimePredictor | None,
+    portion: Portion,
 ) -> _Measured:
-    """Adds the gradient of this process's decisions."""
+    """Makes the gradient of this process's decisions, in parts that fit into memory."""
     if replay is None:  # its trajectories, if any, count with a ratio of 1
         ratios = len(advantage_B) if rl.ratio == "trajectory" else 0
         return _Measured(torch.zeros(ratios), torch.zeros(0), torch.zeros(0))
-    return _joined(
-        [
-            _accumulate(policy, whole, replay.part(first, last), advantage_B[first:last], rl, reference)
-            for first, last in _micro_batches(replay, rl.update_batch)
-        ]
-    )
+    while True:
+        try:
+            return _joined(
+                [
+                    _accumulate(policy, whole, replay.part(first, last), advantage_B[first:last], rl, reference)
+                    for first, last in _micro_batches(replay, portion.size)
+                ]
+            )
+        except torch.OutOfMemoryError:
+            pass  # handled below, where nothing holds the memory of the attempt any more
+        policy.zero_grad(set_to_none=True)
+        portion.halve(min(portion.size, len(replay.action_T)))
 
 
 def _joined(parts: Sequence[_Measured]) -> _Measured:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tpdm.config import load_recipe
 from tpdm.recipe import Recipe
+from tpdm.train.health import Warned, find_warnings
 from tpdm.train.log import read_metrics
 from tpdm.types import TrainingError
 
@@ -24,15 +25,29 @@ class RunView:
     Attributes:
         folder: of the run.
         recipe: as it was started.
-        train, validations: rows of metrics.jsonl.
+        rows: of metrics.jsonl.
         idle: seconds since the newest row; None before the first.
     """
 
     folder: Path
     recipe: Recipe
-    train: Sequence[Mapping[str, Any]]
-    validations: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]]
     idle: float | None
+
+    @property
+    def train(self) -> list[Mapping[str, Any]]:
+        """Rows of updates."""
+        return [row for row in self.rows if row["kind"] == "train"]
+
+    @property
+    def validations(self) -> list[Mapping[str, Any]]:
+        """Rows of validations."""
+        return [row for row in self.rows if row["kind"] == "validation"]
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """What the run has been warned of."""
+        return find_warnings(self.rows, self.recipe)
 
     @property
     def updates(self) -> int:
@@ -83,6 +98,5 @@ def read_run(folder: Path, now: float) -> RunView:
         raise TrainingError(f"got {folder}, which holds no run, expected the output folder of tpdm train; correct it")
     metrics = folder / "metrics.jsonl"
     rows = read_metrics(metrics)
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
     idle = now - metrics.stat().st_mtime if rows else None
-    return RunView(folder, load_recipe(folder / "recipe.yaml"), kinds["train"], kinds["validation"], idle)
+    return RunView(folder, load_recipe(folder / "recipe.yaml"), rows, idle)

@@ -19,6 +19,7 @@ from tpdm.train.view import RunView, read_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
+SHOWN_WARNINGS = 3  # the latest
 COLOURS = {"finished": "green", "running": "cyan", "starting": "cyan", "quiet": "yellow"}
 
 
@@ -64,6 +65,9 @@ def frame(view: RunView) -> RenderableType:
     if view.validations:
         grid.add_row("validation", _validation(view.validations))
     parts: list[RenderableType] = [ProgressBar(recipe.rl.updates, view.updates, width=60), grid]
+    parts += [
+        Text(f"update {warned.update}: {warned.message}", style="yellow") for warned in view.warnings[-SHOWN_WARNINGS:]
+    ]
     return Panel(Group(*parts), title=f"{recipe.name}  ({view.folder})", title_align="left", width=88)
 
 

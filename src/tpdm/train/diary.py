@@ -1,0 +1,86 @@
+"""What a run tells of itself: its metrics, warnings when they turn bad, pictures, and whoever else listens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tpdm.prompts import Prompt
+from tpdm.recipe import Recipe
+from tpdm.rollout import Generated
+from tpdm.train.health import Health
+from tpdm.train.log import MetricsLog, read_metrics
+from tpdm.train.pictures import write_pictures
+from tpdm.train.trackers import Listener
+
+_LOG = logging.getLogger(__name__)
+
+
+class Diary:
+    """Writes a run's rows and pictures, and warns in the log.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        update: updates done; what was written of later ones is dropped, a resumed run makes it again.
+        listeners: are told the same.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, update: int, listeners: Sequence[Listener] = ()) -> None:
+        self.recipe, self.folder, self.listeners = recipe, folder, listeners
+        self._metrics = MetricsLog(folder / "metrics.jsonl", keep_up_to=update)
+        self._health = Health(recipe)
+        for row in read_metrics(self._metrics.path):  # what was told before the interruption is not told again
+            self._health.look(row)
+        for listener in listeners:
+            listener.begin(update)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends one row."""
+        self._metrics.write(row)
+        for listener in self.listeners:
+            listener.row(row)
+        for warned in self._health.look(row):
+            with tqdm.external_write_mode():  # not into the middle of a progress bar
+                _LOG.warning("update %d: %s", warned.update, warned.message)
+
+    def show(
+        self, update: int, prompts: Sequence[Prompt], seeds: Sequence[int], generated: Generated, score_B: Tensor
+    ) -> None:
+        """Keeps the first images of a validation as a picture; none where they are no RGB images.
+
+        Of several processes the first one shows its own images, which are the first ones.
+        """
+        images = generated.images_B3HW
+        n = min(self.recipe.validation.pictures, len(images))
+        if n == 0 or images.ndim != 4:
+            return
+        texts = [p.text for p in prompts[:n]]
+        path = write_pictures(
+            self.folder / "pictures",
+            update,
+            images[:n],
+            texts,
+            seeds[: len(texts)],
+            generated.times[:n],
+            score_B[:n].tolist(),
+        )
+        for listener in self.listeners:
+            listener.picture(update, path)
+
+
+class NoDiary:
+    """Of a process that does not lead."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def show(
+        self, update: int, prompts: Sequence[Prompt], seeds: Sequence[int], generated: Generated, score_B: Tensor
+    ) -> None:
+        """Nothing."""
