@@ -25,6 +25,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that take minutes to hours, or answer for ever; what they do is tested elsewhere at small size.
 LONG = (
     "tpdm demo",
+    "tpdm eval recipes/tinyworld.yaml name=first",
     "tpdm tinyworld build --out runs/tinyworld",
     "tpdm reward serve --reward pickscore --port 8080 --token-env REWARD_TOKEN",
 )

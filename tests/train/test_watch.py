@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def test_a_finished_run(whole):
     assert (view.state, view.updates) == ("finished", 10)
     text = shown(whole)
     last = [row for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "validation"][-1]
+    assert re.search(r"state +finished", text)
     assert "10 of 10" in text
     assert f"steps {last['steps_mean']:.1f}, reward {last['score_mean']:.4f}" in text
     assert "to go" not in text

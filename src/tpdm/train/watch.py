@@ -51,6 +51,7 @@ def frame(view: RunView) -> RenderableType:
     """All that is shown of a run at one moment."""
     recipe = view.recipe
     grid = Table.grid(padding=(0, 2))
+    grid.add_row("", ProgressBar(recipe.rl.updates, view.updates, width=SPARK_WIDTH))
     grid.add_row("state", Text(_state(view), style=COLOURS[view.state]))
     grid.add_row("update", f"{view.updates} of {recipe.rl.updates}{_clock(view)}")
     for words, key, form in (
@@ -64,11 +65,8 @@ def frame(view: RunView) -> RenderableType:
             grid.add_row(words, f"{sparkline(values, SPARK_WIDTH)}  {form.format(values[-1])}")
     if view.validations:
         grid.add_row("validation", _validation(view.validations))
-    parts: list[RenderableType] = [ProgressBar(recipe.rl.updates, view.updates, width=60), grid]
-    parts += [
-        Text(f"update {warned.update}: {warned.message}", style="yellow") for warned in view.warnings[-SHOWN_WARNINGS:]
-    ]
-    return Panel(Group(*parts), title=f"{recipe.name}  ({view.folder})", title_align="left", width=88)
+    warned = [Text(f"update {w.update}: {w.message}", style="yellow") for w in view.warnings[-SHOWN_WARNINGS:]]
+    return Panel(Group(grid, *warned), title=f"{recipe.name}  ({view.folder})", title_align="left", width=88)
 
 
 def _state(view: RunView) -> str:

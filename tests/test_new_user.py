@@ -1,0 +1,94 @@
+"""The way of docs/guides/train.md from its first line to its last, as someone goes it who has never been there."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tpdm
+import tpdm.evals.run
+from tpdm.cli import app
+from tpdm.train.log import read_metrics
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "name=first",
+    "rl.updates=24",
+    "rl.prompts_per_update=2",
+    "rl.samples_per_prompt=2",
+    "validation.every=12",
+    "validation.prompts=4",
+    "validation.pictures=4",
+    "checkpoint.every=1",
+    "prompts.limit=400",
+]
+TRAIN = ["train", "recipes/tinyworld.yaml", *SMALL]
+
+
+def tpdm_command(*words):
+    """In this process: the same code without the seconds that loading takes."""
+    answer = CliRunner().invoke(app, [str(word) for word in words])
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+def train_until(folder, update):
+    """Starts training and presses Ctrl-C once so many updates are written; returns what it said."""
+    command = [sys.executable, "-m", "tpdm.cli", *TRAIN]
+    child = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "runs" / "first" / "metrics.jsonl"
+    while child.poll() is None and not any(row["update"] >= update for row in read_metrics(metrics)):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=120)[1]
+    return child.returncode, said
+
+
+@pytest.mark.slow
+def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
+    run = Path("runs/first")
+    for update in (1, 3):
+        code, said = train_until(tmp_path, update)
+        assert (code, "the same command goes on from the last checkpoint" in said) == (130, True), said
+        done = max(row["update"] for row in read_metrics(run / "metrics.jsonl"))
+        assert update <= done < 24
+        assert f"{done} of 24" in tpdm_command("watch", run, "--once")
+    tpdm_command(*TRAIN)
+    frame = tpdm_command("watch", run, "--once")
+    assert "finished" in frame
+    assert "24 of 24" in frame
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["update"] for row in rows] == list(range(1, 25))
+    assert {p.name for p in (run / "pictures").glob("*.png")} == {f"update-{n:06d}.png" for n in (0, 12, 24)}
+
+    for name, count in (("TUNING_PROMPTS", 8), ("TEST_PROMPTS", 8), ("DIFFICULTY_PROMPTS", 4)):
+        monkeypatch.setattr(tpdm.evals.run, name, count)  # 960 images by each of nine policies take minutes
+    tpdm_command("eval", *TRAIN[1:])
+    assert (run / "eval" / "report.html").is_file()
+
+    tpdm_command("push", run / "best", "--folder", "published")
+    card = Path("published/README.md").read_text(encoding="utf-8")
+    assert "## Evaluation" in card
+    assert "| static-28 |" in card
+    said = json.loads(tpdm_command("inspect", "published", "--json"))
+    assert said["sound"]
+    assert said["notes"] == []
+    assert said["config"]["trained"]["updates"] == 24
+    fast = tpdm.attach(tpdm.load_pipeline("tinyworld"), "published")
+    out = fast("object and ring", seeds=[0])
+    assert len(out.images) == len(out.steps) == 1
+
+
+def test_the_guide_leads_through_all_of_it():
+    guide = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    places = [guide.index(f"tpdm {command} ") for command in ("train", "watch", "eval", "inspect", "push", "sample")]
+    assert places == sorted(places)
+    assert re.search(r"Ctrl-C", guide)
