@@ -70,3 +70,19 @@ def test_the_plans_of_sd3_medium_and_flux_stay_within_common_cards():
     assert max(sd3["peaks"]["device"].values()) < 24 * GB
     assert max(sd3["peaks"]["host"].values()) < 16 * GB
     assert max(flux["peaks"]["device"].values()) < 48 * GB
+
+
+@pytest.mark.slow
+def test_training_beside_a_plain_loop_has_the_same_numbers():
+    script = SCRIPT.with_name("training.py")
+    few = ["--shape", "tiny", "--repeats", "1", "--processes", "1", "--device", "cpu"]
+    run = subprocess.run([sys.executable, script, *few], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(run.stdout)
+    (row,) = facts["beside_a_plain_loop"]
+    assert row["equal_steps"]
+    assert row["weights_apart"]["high"] < 1e-4
+    assert sum(facts["shares"]["untrained"].values()) == pytest.approx(1)
+    of_size = {r["side"]: r for r in facts["memory"] if (r["steps"], r["group"]) == (8, 4)}
+    assert len({r["bytes"] for r in of_size.values()}) == 1  # flat in resolution
+    assert of_size[512]["plain_bytes"] > 60 * of_size[64]["plain_bytes"]
