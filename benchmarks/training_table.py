@@ -16,7 +16,8 @@ def write_page(path: Path, facts: dict[str, Any]) -> None:
 
 def tables(facts: dict[str, Any]) -> str:
     """Beside a plain loop, shares, scaling, memory; in Markdown."""
-    return "\n\n".join([_beside(facts), _shares(facts), _scaling(facts), _memory(facts), _origin(facts)])
+    scaling = [_scaling(facts)] if "scaling" in facts else []
+    return "\n\n".join([_beside(facts), _shares(facts), *scaling, _memory(facts), _origin(facts)])
 
 
 def _times(one: dict[str, float]) -> str:
