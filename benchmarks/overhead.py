@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tpdm.evals.compare import default_schedule
+from tpdm.evals.controls import default_schedule
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import call_defaults, load_pipeline
 from tpdm.pipelines.probe import probe_features

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from tpdm.demo import demo_recipe
-from tpdm.evals.compare import default_schedule, run_policy
+from tpdm.evals.compare import run_policy
+from tpdm.evals.controls import default_schedule
 from tpdm.evals.judge import to_bytes
-from tpdm.evals.run import make_tasks, provenance
+from tpdm.evals.run import provenance
 from tpdm.evals.statistics import paired_bootstrap
+from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import call_defaults

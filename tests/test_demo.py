@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-import tpdm.evals.run
 from tpdm import demo
 
 
@@ -21,12 +20,10 @@ def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys):
             validation=replace(recipe.validation, every=1, prompts=4),
             checkpoint=replace(recipe.checkpoint, every=1),
             prompts=replace(recipe.prompts, limit=400),
+            evaluation=replace(recipe.evaluation, prompts=6, tuning_prompts=4, grid=(3, 5)),
         )
 
     monkeypatch.setattr(demo, "demo_recipe", small_recipe)
-    monkeypatch.setattr(tpdm.evals.run, "TEST_PROMPTS", 6)
-    monkeypatch.setattr(tpdm.evals.run, "TUNING_PROMPTS", 4)
-    monkeypatch.setattr(tpdm.evals.run, "DIFFICULTY_GRID", (3, 5))
     report = demo.run_demo(tmp_path / "demo", seed=3)
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     names = [row["name"] for row in summary["rows"]]
@@ -34,7 +31,7 @@ def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     assert {"static-28", "static-14", "static-10", "mean schedule of tpdm"} <= set(names)
     for row in summary["rows"]:
         assert {"steps_mean", "steps_sd", "reward_mean", "accuracy", "residual"} <= set(row)
-    assert summary["paired"]["static-28"].keys() == {"reward", "accuracy", "residual"}
+    assert summary["paired"]["static-28"].keys() == {"reward", "accuracy", "residual", "win_rate", "worst"}
     assert summary["seeds"]["training"] == 3
     for key in (
         "steps_by_objects",

@@ -18,7 +18,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 LEVELS = (
     {"types", "files", "portion"},
     {"core"},
-    {"policy", "policy_shape", "policy_layers", "schedules", "artefact", "artefact_config", "convert", "dial"}
+    {
+        "policy",
+        "policy_shape",
+        "policy_layers",
+        "schedules",
+        "artefact",
+        "artefact_config",
+        "convert",
+        "dial",
+        "error_control",
+    }
     | {"rewards", "prompts", "prompt_sets", "config"}
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},

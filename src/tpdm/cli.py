@@ -20,7 +20,7 @@ from tpdm.cli_watch import watch
 if TYPE_CHECKING:
     from tpdm.prompts import Prompt
 
-RESUMABLE = ("train", "demo")
+RESUMABLE = ("train", "eval", "demo")
 DISTRIBUTED = ("train",)
 INTERRUPTED = 130  # what shells give for SIGINT
 USER_ERROR = 2
@@ -165,7 +165,7 @@ def sample(
 
 @app.command(name="eval")
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Evaluate a trained TPM against fixed schedules.
+    """Evaluate a trained TPM against every schedule it has to beat, or go on where that was interrupted.
 
     \b
     Example:
@@ -178,6 +178,27 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     run(loaded)
     typer.echo(f"Evaluated: see {loaded.output}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an evaluation: OUTPUT/eval, or runs/demo.")],
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "tpdm",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of policies as Markdown.")] = False,
+) -> None:
+    """Write the report of an evaluation again, from its results.
+
+    \b
+    Example:
+      tpdm report runs/demo --title "tpdm on tinyworld"
+    """
+    from tpdm.evals.report import markdown_table, write_report
+    from tpdm.evals.results import load_results
+
+    path = write_report(folder, title)
+    if markdown:
+        typer.echo(markdown_table(load_results(folder).summary), nl=False)
+    typer.echo(f"Written: {path}", err=markdown)
 
 
 @app.command()

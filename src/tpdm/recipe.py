@@ -20,6 +20,7 @@ __all__ = [
     "COMPOSITE",
     "BackboneConfig",
     "CheckpointConfig",
+    "EvaluationConfig",
     "OptimizerConfig",
     "PromptsConfig",
     "Recipe",
@@ -135,6 +136,34 @@ class CheckpointConfig(Part):
 
 
 @dataclass(frozen=True)
+class EvaluationConfig(Part):
+    """``tpdm eval``: what a trained TPM is compared with, and on how many images. [all ours]
+
+    Attributes:
+        prompts: held-out prompts of the test at most; differences of one per cent need hundreds.
+        tuning_prompts: held-out prompts, others than those, on which the controls are chosen.
+        grid: steps of the fixed schedules from which the steps that an image needs are measured, rising.
+        grid_prompts: of the test, on which that is done.
+        tuned: folder of a TPM trained with ``tpm.time_only``: the best fixed schedule that training finds; None leaves
+            that control out.
+        judges: rewards that were not trained on, as ``reward.name`` names them.
+        dial_points: values of quality from 0 to 1 at which a TPM with a dial is compared.
+    """
+
+    prompts: Annotated[Whole, Field(ge=2)] = 512
+    tuning_prompts: Annotated[Whole, Field(ge=2)] = 96
+    grid: Annotated[tuple[Positive, ...], Field(min_length=2)] = (3, 4, 5, 6, 8, 10, 14, 20, 28)
+    grid_prompts: Annotated[Whole, Field(ge=2)] = 256
+    tuned: Text | None = None
+    judges: tuple[Text, ...] = ()
+    dial_points: Annotated[Whole, Field(ge=2)] = 5
+
+    def __post_init__(self) -> None:
+        if list(self.grid) != sorted(set(self.grid)):
+            raise ValueError(f"the grid rises, got {list(self.grid)}: sort it and drop repetitions")
+
+
+@dataclass(frozen=True)
 class Recipe(Part):
     """One run.
 
@@ -160,6 +189,7 @@ class Recipe(Part):
     rl: RlConfig = field(default_factory=RlConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", self.output.replace("{name}", self.name))

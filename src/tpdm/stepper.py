@@ -15,7 +15,7 @@ from torch import Tensor
 from tpdm.core.solvers import Solver
 from tpdm.schedules import FixedTimes
 from tpdm.stepper_checks import check_limits, check_numbers, check_shapes, check_start, finite_rows
-from tpdm.types import ConfigError, Decision, Features, Observation, Policy, Step, Trajectory
+from tpdm.types import ConfigError, Decision, Features, Observation, Policy, ReadsChange, Step, Trajectory
 
 
 class _Landing(NamedTuple):
@@ -73,6 +73,7 @@ class Stepper:
         self._records: list[list[Step]] | None = [[] for _ in range(images)] if record else None
         self._solver_state: Any = None
         self._started = False
+        self._before: tuple[Tensor, Tensor] | None = None
 
     @property
     def active_B(self) -> Tensor:
@@ -127,7 +128,7 @@ class Stepper:
         check_shapes(x, prediction, features, len(self._times), len(rows))
         row_n = torch.tensor(rows, device=self.t_B.device)
         t_n, index_n = self.t_B[row_n], self.index_B[row_n]
-        observation = self.policy.observe(features, t_n, index_n, row_n)
+        observation = self._observe(prediction, features, t_n, index_n, row_n)
         seeds = None if self.seeds is None else [self.seeds[b] for b in rows]
         decision = self.policy.propose(observation, seeds)
         landings = self._land(decision, prediction, features, rows)
@@ -141,6 +142,21 @@ class Stepper:
         self._record(rows, observation, landings)
         self.t_B, self.index_B = t_next_B, self.index_B.index_add(0, row_n, torch.ones_like(index_n))
         return x_next
+
+    def _observe(
+        self, prediction: Tensor, features: Features | None, t_n: Tensor, index_n: Tensor, row_n: Tensor
+    ) -> Observation:
+        if not isinstance(self.policy, ReadsChange):
+            return self.policy.observe(features, t_n, index_n, row_n)
+        change_n = None
+        if self._before is not None:
+            # Every active image was evaluated at every step so far.
+            prediction_B, t_B = self._before
+            axes = tuple(range(1, prediction.ndim))
+            difference_n = (prediction[row_n].float() - prediction_B[row_n].float()).square().mean(axes).sqrt()
+            change_n = difference_n / (t_B[row_n] - t_n)
+        self._before = (prediction, self.t_B)
+        return self.policy.observe_change(change_n, t_n, index_n, row_n)
 
     def _land(
         self, decision: Decision, prediction: Tensor, features: Features | None, rows: list[int]

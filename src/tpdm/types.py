@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -89,6 +89,7 @@ class Observation:
         index_B: number of decisions made so far, int64.
         row_B: position of the image in the pipeline call, int64.
         gamma_B: price of a step that the image is made for, fp32; None for policies without a dial.
+        change_B: how fast the prediction changes along the path, fp32; None for policies that do not steer by it.
     """
 
     map_BCHW: Tensor | None
@@ -97,6 +98,7 @@ class Observation:
     index_B: Tensor
     row_B: Tensor
     gamma_B: Tensor | None = None
+    change_B: Tensor | None = None
 
     def rows(self, rows: Tensor | slice) -> Observation:
         """Some of the rows, by position or mask."""
@@ -107,6 +109,7 @@ class Observation:
             index_B=self.index_B[rows],
             row_B=self.row_B[rows],
             gamma_B=None if self.gamma_B is None else self.gamma_B[rows],
+            change_B=None if self.change_B is None else self.change_B[rows],
         )
 
 
@@ -137,6 +140,17 @@ class Policy(Protocol):
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
         """Decides; one seed per image samples (randomness depends on seed and decision index), None takes the mode."""
+
+
+@runtime_checkable
+class ReadsChange(Protocol):
+    """A policy that steers by how fast the prediction changes, as classical step-size control does."""
+
+    def observe_change(self, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+        """What ``observe`` gives, and the change since the last evaluation: root mean square per unit of t, fp32.
+
+        None at the first evaluation of a chain.
+        """
 
 
 @dataclass(frozen=True)

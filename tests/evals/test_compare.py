@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import tpdm.evals.compare as compare
-from tpdm.evals.compare import Result, difficulty, mean_schedule, shuffled_schedules
+from tpdm.evals.compare import Result
+from tpdm.evals.controls import difficulty, mean_schedule, shuffled_schedules
 from tpdm.evals.judge import to_bytes
 from tpdm.evals.seeds import BEGIN, END, render_results
 
@@ -16,7 +16,7 @@ def result_of(times: list[list[float]], scores: list[float] | None = None) -> Re
         {"policy": "p", "index": i, "times": t, "steps": len(t) - 1, "score": (scores or [0.0] * len(times))[i]}
         for i, t in enumerate(times)
     ]
-    return Result("p", rows, np.zeros((len(times), 2, 2, 3), np.uint8))
+    return Result("p", rows)
 
 
 def test_the_mean_of_equal_schedules_is_that_schedule():
@@ -41,16 +41,13 @@ def test_shuffled_schedules_are_the_same_schedules():
     assert shuffled != times
 
 
-def test_difficulty_is_where_the_score_stays_near_its_best(monkeypatch):
+def test_difficulty_is_where_the_score_stays_near_its_best():
     # Rows: N = 2, 4, 8. The second image touches its best early and loses it again; the third needs everything.
     scores = {2: [0.9, 1.0, 0.0], 4: [1.0, 0.2, 0.5], 8: [1.0, 1.0, 1.0]}
-    monkeypatch.setattr(
-        compare, "run_policy", lambda name, policy, task: result_of([[1.0, 0.0]] * 3, scores[policy.steps])
-    )
-    needed, margin, results = difficulty(task=None, shift=1.0, grid=(2, 4, 8), share=0.1)
+    results = [result_of([[1.0, 0.0]] * 3, s) for s in scores.values()]
+    needed, margin = difficulty(results, grid=(2, 4, 8), share=0.1)
     assert margin == pytest.approx(0.1 * (0.1 + 0.8 + 1.0) / 3)
     assert needed.tolist() == [4, 8, 8]
-    assert len(results) == 3
 
 
 def test_bytes_round_and_clip():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tpdm.core.paths import uniform
-from tpdm.evals.compare import default_schedule
+from tpdm.evals.controls import default_schedule
 from tpdm.evals.judge import to_bytes
 from tpdm.evals.statistics import paired_bootstrap
 from tpdm.pipelines.attach import attach

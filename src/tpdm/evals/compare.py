@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpdm.core.paths import shifted
 from tpdm.evals.judge import Judge, to_bytes
-from tpdm.pipelines.attach import attach
-from tpdm.pipelines.probe import default_times
-from tpdm.rewards.base import Reward
+from tpdm.evals.store import Store
+from tpdm.pipelines.attach import AdaptivePipeline, attach
+from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.composite import judge
 from tpdm.rollout import PipelineSampler
 from tpdm.schedules import FixedTimes
 from tpdm.types import Policy
-
-SHIFTS = (0.6, 1.0, 1.5, 2.2, 3.3)
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Task:
         judge: measures the reward knows nothing of; None where there is none.
         solver, max_steps, stop_below, batch: of the sampling.
         negatives: negative prompts, one for each prompt; None leaves the pipeline's own.
+        judges: rewards that were not trained on; each row has their score under their name.
     """
 
     prompts: Sequence[str]
@@ -47,6 +46,7 @@ class Task:
     stop_below: float = 0.01
     batch: int = 64
     negatives: Sequence[str] | None = None
+    judges: Sequence[Reward] = ()
 
     def first(self, count: int) -> Task:
         """The same task on its first ``count`` prompts."""
@@ -60,13 +60,11 @@ class Result:
 
     Attributes:
         rows: one dictionary per image: policy, index, prompt, seed, steps, times, score, ``parts`` (a composite's raw
-            scores by key; not there for any other reward), and the judge's measures.
-        images_BHWC: uint8.
+            scores by key; not there for any other reward), seconds, and the judges' measures.
     """
 
     name: str
     rows: list[dict[str, Any]]
-    images_BHWC: np.ndarray
 
     def has(self, key: str) -> bool:
         """Whether the images were measured so."""
@@ -76,45 +74,81 @@ class Result:
         """One number per image."""
         return np.asarray([row[key] for row in self.rows], dtype=np.float64)
 
+    def named(self, name: str) -> Result:
+        """The same under another name."""
+        return Result(name, [{**row, "policy": name} for row in self.rows])
 
-def run_policy(name: str, policy: Policy, task: Task) -> Result:
-    """Makes and judges one image per prompt of the task."""
+
+def run_policy(
+    name: str,
+    policy: Policy,
+    task: Task,
+    store: Store | None = None,
+    *,
+    gamma: float | None = None,
+    pictures: bool = False,
+) -> Result:
+    """Makes and judges one image per prompt of the task.
+
+    Args:
+        name: of the policy; in the store too.
+        policy: any; a list of schedules has one for each image of the task.
+        task: what to make.
+        store: has the images that were judged before, and gets the others; None keeps nothing.
+        gamma: of a TPM with a dial; None takes the one of its artefact.
+        pictures: whether the store keeps the images.
+    """
     limit = policy.steps if isinstance(policy, FixedTimes) else task.max_steps
-    rows: list[dict[str, Any]] = []
-    images: list[np.ndarray] = []
-    bar = tqdm(total=len(task.prompts), desc=name, unit="image", leave=False, dynamic_ncols=True)
-    for start in range(0, len(task.prompts), task.batch):
+    rows: list[dict[str, Any]] = store.rows(name)[: len(task.prompts)] if store else []
+    bar = tqdm(total=len(task.prompts), initial=len(rows), desc=name, unit="image", leave=False, dynamic_ncols=True)
+    for start in range(len(rows), len(task.prompts), task.batch):
         part = slice(start, start + task.batch)
-        prompts, seeds = task.prompts[part], task.seeds[part]
+        began = time.monotonic()
         pipeline = attach(
-            task.pipe,
-            _rows_of(policy, part),
-            solver=task.solver,
-            max_steps=limit,
-            stop_below=task.stop_below,
+            task.pipe, _rows_of(policy, part), solver=task.solver, max_steps=limit, stop_below=task.stop_below
         )
-        negatives = None if task.negatives is None else task.negatives[part]
-        generated = PipelineSampler(pipeline, task.batch, task.arguments)(prompts, seeds, negatives=negatives)
-        scored = judge(task.reward, generated.images_B3HW, prompts)
-        measures = task.judge(generated.images_B3HW, prompts) if task.judge else [{} for _ in prompts]
-        for i, prompt in enumerate(prompts):
-            rows.append(
-                {
-                    "policy": name,
-                    "index": start + i,
-                    "prompt": prompt,
-                    "seed": seeds[i],
-                    "steps": generated.steps[i],
-                    "times": [round(t, 6) for t in generated.times[i]],
-                    "score": float(scored.score_B[i]),
-                    **({"parts": {key: float(s[i]) for key, s in scored.parts.items()}} if scored.parts else {}),
-                    **measures[i],
-                }
-            )
-        images.append(to_bytes(generated.images_B3HW))
-        bar.update(len(prompts))
+        made, new = _judged(name, pipeline, task, part, gamma)
+        seconds = round((time.monotonic() - began) / len(new), 5)
+        new = [{**row, "seconds": seconds} for row in new]
+        if store:
+            store.add(name, new, to_bytes(made) if pictures else None)
+        rows += new
+        bar.update(len(new))
     bar.close()
-    return Result(name, rows, np.concatenate(images))
+    return Result(name, rows)
+
+
+def _judged(
+    name: str, pipeline: AdaptivePipeline, task: Task, part: slice, gamma: float | None
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Images (B, 3, H, W) of a part of the task, and their rows."""
+    prompts, seeds = task.prompts[part], task.seeds[part]
+    generated = PipelineSampler(pipeline, task.batch, task.arguments)(
+        prompts,
+        seeds,
+        negatives=None if task.negatives is None else task.negatives[part],
+        gammas=None if gamma is None else [gamma] * len(prompts),
+    )
+    images = generated.images_B3HW
+    scored = judge(task.reward, images, prompts)
+    parts = [{key: float(s[i]) for key, s in scored.parts.items()} for i in range(len(prompts))]
+    others = {reward.name: checked_scores(reward, images, prompts).tolist() for reward in task.judges}
+    measures = task.judge(images, prompts) if task.judge else [{} for _ in prompts]
+    return images, [
+        {
+            "policy": name,
+            "index": part.start + i,
+            "prompt": prompt,
+            "seed": seeds[i],
+            "steps": generated.steps[i],
+            "times": [round(t, 6) for t in generated.times[i]],
+            "score": float(scored.score_B[i]),
+            **({"parts": parts[i]} if parts[i] else {}),
+            **{key: values[i] for key, values in others.items()},
+            **measures[i],
+        }
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def _rows_of(policy: Policy, part: slice) -> Policy:
@@ -122,63 +156,3 @@ def _rows_of(policy: Policy, part: slice) -> Policy:
     if isinstance(policy, FixedTimes) and len(policy.lists) > 1:
         return FixedTimes(policy.lists[part])
     return policy
-
-
-def default_schedule(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> FixedTimes:
-    """The pipeline's own schedule of so many steps, when it is called with these arguments."""
-    return FixedTimes(default_times(pipe, steps, arguments))
-
-
-def best_shift(task: Task, steps: int) -> tuple[float, dict[float, float]]:
-    """The shift whose fixed grid of so many steps scores best on the task, and the mean score of each."""
-    scores = {
-        shift: float(
-            run_policy(f"shift {shift}", FixedTimes(shifted(steps, shift).tolist()), task).column("score").mean()
-        )
-        for shift in SHIFTS
-    }
-    return max(scores, key=lambda s: scores[s]), scores
-
-
-def mean_schedule(result: Result) -> FixedTimes:
-    """One schedule for every image: the mean of a policy's own, at its mean number of steps.
-
-    Each schedule is read as a curve of time against the share of its steps that are done; curves are averaged and
-    sampled at the rounded mean number of steps.
-    """
-    steps = max(1, round(float(result.column("steps").mean())))
-    grid = np.linspace(0, 1, steps + 1)
-    curves = [np.interp(grid, np.linspace(0, 1, len(r["times"])), r["times"]) for r in result.rows]
-    mean = np.mean(curves, axis=0)
-    mean[-1] = 0.0
-    return FixedTimes(mean.tolist())
-
-
-def shuffled_schedules(result: Result, seed: int = 0) -> FixedTimes:
-    """The policy's own schedules, dealt to other images: what is left when nobody looks at the image."""
-    order = torch.randperm(len(result.rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return FixedTimes([_strict(result.rows[i]["times"]) for i in order])
-
-
-def _strict(times: Sequence[float]) -> list[float]:
-    return [t for i, t in enumerate(times) if i == 0 or t < times[i - 1]]
-
-
-def difficulty(task: Task, shift: float, grid: Sequence[int], share: float) -> tuple[np.ndarray, float, list[Result]]:
-    """How many steps the best fixed schedule needs for each image.
-
-    The smallest N of the grid from which on the score stays within a margin of the best score that the image reaches
-    at any N. The margin is ``share`` of the mean (over images) range of scores over the grid, so that it means the
-    same for every reward.
-
-    Returns:
-        (steps needed per image, the margin, the results at every N).
-    """
-    results = [run_policy(f"fixed {n}", FixedTimes(shifted(n, shift).tolist()), task) for n in grid]
-    score_NB = np.stack([r.column("score") for r in results])
-    margin = share * float(np.ptp(score_NB, axis=0).mean())
-    good_NB = score_NB >= score_NB.max(axis=0) - margin
-    stays_NB = np.flip(np.logical_and.accumulate(np.flip(good_NB, axis=0), axis=0), axis=0)
-    # Where even the longest grid is not within the margin, it is the longest.
-    first_B = np.where(stays_NB.any(axis=0), stays_NB.argmax(axis=0), len(grid) - 1)
-    return np.asarray(grid)[first_B], margin, results

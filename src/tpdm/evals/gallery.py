@@ -32,7 +32,7 @@ def picture_section(results: Results) -> Markup:
 
 
 def _image_row(results: Results, index: int, gain: float) -> Markup:
-    made = {name: rows[index] for name, rows in results.rows_of.items() if index in rows}
+    made = {n: rows[index] for n, rows in results.rows_of.items() if index in rows and results.has_pictures(n)}
     first = made[LEARNED]
     heading = f"“{first['prompt']}” (image {index}, seed {first['seed']}, difference {signed(gain)})"
     return element(

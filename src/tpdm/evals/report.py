@@ -10,6 +10,7 @@ from typing import Any
 from tpdm.evals.figures import plot_section, training_section
 from tpdm.evals.gallery import picture_section
 from tpdm.evals.markup import Markup, element, join, table
+from tpdm.evals.matched import SIGNS, dial_section, gain_section
 from tpdm.evals.page import page
 from tpdm.evals.results import LEARNED, REFERENCE, Results, gains, load_results
 from tpdm.evals.statistics import quantile_of_difference
@@ -17,7 +18,6 @@ from tpdm.evals.verdict import MEASURES, effect, signed_interval, verdict
 from tpdm.files import write_text
 
 COLUMNS = ("policy", "steps", "reward", "accuracy", "residual")
-SIGNS = {"better": " ▲", "worse": " ▼", "unclear": " ≈", "unknown": ""}
 
 
 def write_report(folder: Path, title: str) -> Path:
@@ -37,6 +37,8 @@ def write_report(folder: Path, title: str) -> Path:
         element("p", verdict(results.summary), class_="verdict"),
         _policies(results.summary),
         _differences(results),
+        gain_section(results.summary),
+        dial_section(results.summary),
         plot_section(results),
         training_section(results),
         picture_section(results),
@@ -94,21 +96,34 @@ def _differences(results: Results) -> Markup:
         element(
             "p",
             "Same prompt and same initial noise; mean [95 % bootstrap interval over images]. ▲ better, "
-            f"▼ worse, ≈ the interval contains zero. {_tail(results)}",
+            f"▼ worse, ≈ the interval contains zero. {_wins(results.summary)} {_tail(results)}",
             class_="note",
         ),
     )
 
 
+def _wins(summary: Mapping[str, Any]) -> str:
+    """How often, beside by how much."""
+    rate = summary.get("paired", {}).get(REFERENCE, {}).get("win_rate")
+    if rate is None:
+        return ""
+    share, low, high = (100 * x for x in rate)
+    return (
+        f"The reward of {LEARNED} is above that of {REFERENCE} in {share:.0f} % [{low:.0f}, {high:.0f}] of the images "
+        "(equal ones count half)."
+    )
+
+
 def _tail(results: Results) -> str:
-    """What the mean hides: the worst-served tenth."""
+    """What the mean hides: the worst-served tenth, and the single worst hundredth."""
     gain = list(gains(results.rows_of).values())
     if len(gain) < 2:
         return ""
     value, low, high = quantile_of_difference(gain, 0.1)
+    worst = quantile_of_difference(gain, 0.01)
     return (
         f"In the worst-served tenth of the images the reward of {LEARNED} minus that of {REFERENCE} is "
-        f"{signed_interval((value, low, high))} or lower."
+        f"{signed_interval((value, low, high))} or lower, in the worst hundredth {signed_interval(worst)} or lower."
     )
 
 

@@ -33,6 +33,10 @@ class Results:
     rows_of: Mapping[str, Mapping[int, Row]]
     metrics: Sequence[Row]
 
+    def has_pictures(self, policy: str) -> bool:
+        """Whether any picture of a policy was kept: those of controls are not, and blends never had any."""
+        return policy in (LEARNED, REFERENCE) or (self.folder / "pictures" / policy).is_dir()
+
     def picture(self, policy: str, index: int) -> bytes | None:
         """The PNG of one image; None where none was kept."""
         pictures = (self.folder / "pictures").resolve()

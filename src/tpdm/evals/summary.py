@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from tpdm.evals.compare import Result
-from tpdm.evals.statistics import paired_bootstrap, spearman
+from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, spearman
 
 MEASURES = (("reward", "score"), ("accuracy", "accuracy"), ("residual", "residual"))
+OTHERS = {"policy", "index", "prompt", "seed", "steps", "times", "score", "parts", "seconds", "objects"}
+WORST = 0.01  # share of the images whose loss the mean hides
 
 
 def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, grid: Sequence[int]) -> dict[str, Any]:
@@ -44,19 +46,40 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
     }
 
 
+def point_summary(learned: Result, controls: Sequence[Result]) -> dict[str, Any]:
+    """One point of a dial: what the TPM did there, and its differences to fixed schedules of as many steps."""
+    return {
+        "row": _row(learned),
+        "controls": [_row(c) for c in controls],
+        "paired": {c.name: _paired(learned, c) for c in controls},
+    }
+
+
 def _row(result: Result) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": result.name,
         "steps_mean": float(result.column("steps").mean()),
         "steps_sd": float(result.column("steps").std()),
         "reward_mean": float(result.column("score").mean()),
+        "seconds_per_image": float(result.column("seconds").mean()),
     }
-    return row | {label: float(result.column(key).mean()) for label, key in MEASURES[1:] if result.has(key)}
+    return row | {label: float(result.column(key).mean()) for label, key in _measures(result)[1:]}
+
+
+def _measures(result: Result) -> list[tuple[str, str]]:
+    """(label, key) of everything that was measured of the images: the reward first, judges of the recipe last."""
+    judges = [(key, key) for key in result.rows[0] if key not in OTHERS and key not in dict(MEASURES).values()]
+    return [(label, key) for label, key in MEASURES if result.has(key)] + judges
 
 
 def _paired(tpdm: Result, other: Result) -> dict[str, list[float]]:
-    return {
-        label: list(paired_bootstrap(tpdm.column(key) - other.column(key))) for label, key in MEASURES if tpdm.has(key)
+    """[mean, low, high] of each measure; and of the reward how often it is higher, and what the worst-served lose."""
+    found = {label: list(paired_bootstrap(tpdm.column(key) - other.column(key))) for label, key in _measures(tpdm)}
+    gain_B = tpdm.column("score") - other.column("score")
+    wins_B = np.where(gain_B == 0, 0.5, gain_B > 0)
+    return found | {
+        "win_rate": list(paired_bootstrap(wins_B)),
+        "worst": list(quantile_of_difference(gain_B, WORST)),
     }
 
 

@@ -64,7 +64,8 @@ def run_identity(
     # Through the checks once more: a recipe built in Python may hold 0 where YAML gives 0.0.
     values = dict(_flat(asdict(make_recipe(asdict(recipe)))))
     free = FREE | {"rl.updates"} if recipe.optimizer.lr_schedule == "constant" else FREE
-    kept = {k: v for k, v in values.items() if k not in free and not (k in LATER and v == LATER[k])}
+    same = {k: v for k, v in values.items() if not (k in LATER and v == LATER[k])}
+    kept = {k: v for k, v in same.items() if k not in free and not k.startswith("evaluation.")}
     return {
         **kept,
         "training prompts": _digest(train_prompts),

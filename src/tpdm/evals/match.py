@@ -1,0 +1,121 @@
+"""A learned schedule and its opponents at the same mean number of steps, every run kept in the store."""
+
+from __future__ import annotations
+
+import math
+
+from tpdm.core.dial import quality_to_gamma
+from tpdm.error_control import ErrorControlled
+from tpdm.evals.compare import Result, Task, run_policy
+from tpdm.evals.controls import (
+    best_of_family,
+    blend,
+    dealt_at_random,
+    default_schedule,
+    family,
+    mean_schedule,
+    shuffled_schedules,
+    tuned_schedules,
+)
+from tpdm.evals.store import Store
+from tpdm.policy import TimePredictor
+from tpdm.schedules import FixedTimes
+
+TOLERANCES = (1e-5, 3e-1)  # of error control: hundreds of steps, and fewer than four
+BISECTIONS = 9
+
+
+class Match:
+    """Runs the opponents that are asked for, each once.
+
+    Args:
+        test: what is compared.
+        tuning: what controls are chosen on.
+        policy: the TPM.
+        tuned: one that sees only the time; None where there is none.
+        store: of the evaluation.
+
+    Attributes:
+        chosen: for every number of steps, the hand-made schedule that was best on the tuning task.
+    """
+
+    def __init__(
+        self, test: Task, tuning: Task, policy: TimePredictor, tuned: TimePredictor | None, store: Store
+    ) -> None:
+        self.test, self.tuning, self.policy, self.store = test, tuning, policy, store
+        self._tuned = {} if tuned is None else tuned_schedules(tuned)
+        self.chosen: dict[int, str] = {}
+        self._best: dict[int, FixedTimes] = {}
+
+    def gamma(self, quality: float) -> float:
+        """The TPM's gamma at a quality in [0, 1]."""
+        assert self.policy.artefact is not None
+        assert self.policy.artefact.dial is not None
+        gammas, steps = zip(*self.policy.artefact.dial, strict=True)
+        return quality_to_gamma(quality, gammas, steps)
+
+    def learned(self, name: str, gamma: float | None = None) -> Result:
+        """The TPM; with a dial at this gamma, or at its own."""
+        return run_policy(name, self.policy, self.test, self.store, gamma=gamma, pictures=True)
+
+    def default(self, steps: int) -> Result:
+        """The pipeline's own schedule."""
+        schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
+        return run_policy(f"static-{steps}", schedule, self.test, self.store, pictures=True)
+
+    def best_grid(self, steps: int, task: Task | None = None) -> Result:
+        """The hand-made schedule of so many steps that scored best on the tuning task."""
+        if steps not in self._best:
+            self.chosen[steps], self._best[steps] = best_of_family(self.tuning, steps, self.store)[:2]
+        return run_policy(f"best grid {steps}", self._best[steps], task or self.test, self.store)
+
+    def at_equal_steps(self, steps: float) -> list[Result]:
+        """Fixed schedules at this mean number of steps: default, best hand-made, and tuned by the same training."""
+        low, high = max(1, math.floor(steps)), max(1, math.ceil(steps))
+        default = [self._default_bare(n) for n in (low, high)]
+        grid = [self.best_grid(n) for n in (low, high)]
+        results = [
+            blend("default, equal steps", default, steps),
+            blend("best grid, equal steps", grid, steps),
+        ]
+        if low in self._tuned and high in self._tuned:
+            tuned = [run_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in (low, high)]
+            results.append(blend("tuned by the same training, equal steps", tuned, steps))
+        return results
+
+    def _default_bare(self, steps: int) -> Result:
+        schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
+        return run_policy(f"default {steps}", schedule, self.test, self.store)
+
+    def own_schedules(self, learned: Result) -> list[Result]:
+        """What is left of the TPM when nobody looks at the image, and the classical way of looking at it."""
+        steps = float(learned.column("steps").mean())
+        low, high = max(1, math.floor(steps)), max(1, math.ceil(steps))
+        own = run_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
+        mean = [run_policy(f"own mean {n}", mean_schedule(own, n), self.test, self.store) for n in (low, high)]
+        best = self.chosen[high]
+        grids = {n: self._of_family(n, best) for n in {row["steps"] for row in learned.rows}}
+        return [
+            blend("mean schedule of tpdm", mean, steps),
+            self._run("shuffled schedules of tpdm", shuffled_schedules(learned)),
+            self._run("its numbers of steps dealt at random, best grid", dealt_at_random(learned, grids)),
+            self.error_control(steps),
+        ]
+
+    def _of_family(self, steps: int, name: str) -> FixedTimes:
+        # A single step is the same in every family, and some have none.
+        known = family(self.test.pipe, steps, self.test.arguments)
+        return known.get(name, known["default"])
+
+    def _run(self, name: str, schedule: FixedTimes) -> Result:
+        return run_policy(name, schedule, self.test, self.store)
+
+    def error_control(self, steps: float) -> Result:
+        """Step-size control whose tolerance gives this mean number of steps on the tuning task, by bisection."""
+        low, high = TOLERANCES
+        for _ in range(BISECTIONS):
+            middle = math.sqrt(low * high)
+            tried = run_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.store)
+            low, high = (middle, high) if float(tried.column("steps").mean()) > steps else (low, middle)
+        policy = ErrorControlled(math.sqrt(low * high))
+        return run_policy("error control", policy, self.test, self.store)

@@ -1,0 +1,66 @@
+"""What an evaluation asks for: held-out prompts that validation does not use, on noise of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tpdm.evals.compare import Task
+from tpdm.evals.judge import TinyworldJudge
+from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
+from tpdm.prompts import load_source, split_by_hash
+from tpdm.recipe import Recipe
+from tpdm.rewards.composite import run_reward
+from tpdm.rewards.load import load_reward, recipe_reward
+from tpdm.rollout import derive_seed
+from tpdm.types import PromptError
+
+TEST_STREAM = 5  # seeds of the test's noise
+
+
+def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
+    """Tuning and test tasks.
+
+    Args:
+        recipe: of the training.
+
+    Raises:
+        PromptError: too few held-out prompts.
+    """
+    p, wanted = recipe.prompts, recipe.evaluation
+    source = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
+    _, held_out = split_by_hash(source, p.held_out_fraction)
+    fresh = held_out[recipe.validation.prompts :]
+    tuned = wanted.tuning_prompts
+    if len(fresh) < tuned + 2:
+        raise PromptError(
+            f"got {len(fresh)} held-out prompts beside those of validation, expected at least {tuned + 2}; "
+            "add prompts, raise prompts.held_out_fraction, or lower validation.prompts or evaluation.tuning_prompts"
+        )
+    # As in training: where any prompt has a negative one, the others have an empty one.
+    negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
+    device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
+    pipe.set_progress_bar_config(disable=True)
+    tuning = Task(
+        prompts=[p.text for p in fresh[:tuned]],
+        seeds=[derive_seed(TEST_STREAM, 1, i) for i in range(tuned)],
+        pipe=pipe,
+        arguments=pipeline_arguments(recipe.backbone),
+        reward=run_reward(recipe_reward(recipe.reward, device), Path(recipe.output)),
+        judge=TinyworldJudge() if p.source == "tinyworld" else None,
+        solver=recipe.sampling.solver,
+        max_steps=recipe.sampling.max_steps,
+        stop_below=recipe.sampling.stop_below,
+        batch=max(recipe.rl.rollout_batch, 1),
+        negatives=None if negatives is None else negatives[:tuned],
+    )
+    asked = slice(tuned, tuned + wanted.prompts)
+    prompts = [p.text for p in fresh[asked]]
+    return tuning, replace(
+        tuning,
+        prompts=prompts,
+        seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))],
+        negatives=None if negatives is None else negatives[asked],
+        judges=[load_reward(name, device, recipe.reward.batch) for name in wanted.judges],
+    )

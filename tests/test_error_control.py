@@ -1,0 +1,59 @@
+"""Classical step-size control on the exact Gaussian-mixture flow."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tests.support.gaussian_problem import EASY, HARD, noise_pool
+from tests.support.mixture import Mixture
+from tpdm.core.solvers import Euler
+from tpdm.error_control import FIRST, LONGEST, SHORTEST, ErrorControlled
+from tpdm.stepper import Stepper
+from tpdm.types import ConfigError
+
+
+def run(mixture: Mixture, tolerance: float, images: int = 64) -> Stepper:
+    x = noise_pool()[:images]
+    stepper = Stepper(ErrorControlled(tolerance), Euler(), images=images, max_steps=200, stop_below=0.0)
+    while not stepper.done:
+        x = stepper.advance(x, mixture.velocity(x, stepper.t_B.clamp_min(1e-3)), None)
+    return stepper
+
+
+def test_a_straight_flow_takes_the_longest_steps():
+    # One look to start, then two jumps of half the way: the change of a constant velocity is rounding.
+    assert run(EASY, 1e-3).steps == [1 + 2] * 64
+
+
+def test_a_smaller_tolerance_costs_steps_with_its_root():
+    coarse, fine = (sum(run(HARD, tolerance).steps) / 64 for tolerance in (4e-3, 1e-3))
+    assert 1.5 < fine / coarse < 2.5
+
+
+def test_each_image_goes_its_own_way():
+    stepper = run(HARD, 2e-3)
+    assert len(set(stepper.steps)) > 1
+    alone = Stepper(ErrorControlled(2e-3), Euler(), images=1, max_steps=200, stop_below=0.0)
+    x = noise_pool()[5:6]
+    while not alone.done:
+        x = alone.advance(x, HARD.velocity(x, alone.t_B), None)
+    assert alone.times[0] == pytest.approx(stepper.times[5], abs=1e-5)
+
+
+def test_steps_keep_their_bounds():
+    for times in run(HARD, 1e-7, images=4).times:
+        assert times[1] == pytest.approx(1 - FIRST)
+        assert all(SHORTEST - 1e-6 <= a - b <= LONGEST or b == 0 for a, b in pairwise(times))
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_none_is_refused(tolerance):
+    with pytest.raises(ConfigError, match="above 0"):
+        ErrorControlled(tolerance)
+
+
+def test_it_reads_no_features():
+    assert not ErrorControlled(0.1).reads_features
+    seen = ErrorControlled(0.1).observe(None, torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    assert seen.change_B is None
