@@ -86,3 +86,15 @@ def test_training_beside_a_plain_loop_has_the_same_numbers():
     of_size = {r["side"]: r for r in facts["memory"] if (r["steps"], r["group"]) == (8, 4)}
     assert len({r["bytes"] for r in of_size.values()}) == 1  # flat in resolution
     assert of_size[512]["plain_bytes"] > 60 * of_size[64]["plain_bytes"]
+
+
+def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
+    size = ["--images", "2", "--steps", "2", "--candidates", "2", "--rounds", "1", "--out", tmp_path / "oracle.json"]
+    words = [sys.executable, BENCHMARKS / "oracle.py", *size]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    (found,) = json.loads((tmp_path / "oracle.json").read_text())["search"]
+    assert found["tried"] == 5
+    assert found["own_minus_shared"][0] >= 0
+    assert found["mean_own"][0] == 1.0
+    assert found["mean_own"][-1] == 0.0

@@ -97,6 +97,9 @@ def assert_summary(summary):
     steps = {row["name"]: row["steps_mean"] for row in summary["rows"]}
     for name in [*equal, "mean schedule of tpdm", "shuffled schedules of tpdm"]:
         assert steps[name] == pytest.approx(steps["tpdm"])
+    oracle = summary["oracle"]
+    assert oracle["oracle"] >= oracle["fixed"] - 1e-9
+    assert oracle["images"] == 2
     assert len(summary["points"]) == 2
     for point in summary["points"]:
         assert {"default, equal steps", "best grid, equal steps"} <= set(point["paired"])

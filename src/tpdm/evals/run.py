@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tpdm.artefact import WEIGHTS, load_policy
@@ -21,6 +22,7 @@ from tpdm.config import recipe_hash
 from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty
 from tpdm.evals.match import Match
+from tpdm.evals.oracle import allocation, at_steps
 from tpdm.evals.report import write_report
 from tpdm.evals.store import Store
 from tpdm.evals.summary import point_summary, summarise
@@ -63,6 +65,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     summary = summarise(results, needed_B, margin, wanted.grid)
     summary |= {
         "points": [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points),
+        "oracle": head_room(grid, results[0]),
         "grids": match.chosen,
         "fixed_grid": [[f"fixed {r.rows[0]['steps']}", float(r.column("score").mean())] for r in grid],
         "eval_seconds": round(time.monotonic() - began, 1),
@@ -95,6 +98,29 @@ def dial_points(match: Match, count: int) -> list[dict[str, Any]]:
         controls = match.at_equal_steps(steps)
         points.append({"quality": quality, "gamma": gamma, **point_summary(learned, controls)})
     return points
+
+
+def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any]:
+    """What a perfect choice among the best fixed schedules would give the images that all of them were tried on.
+
+    ``share`` is the part of it that the TPM has, above a fixed schedule of as many steps; None where there is none.
+    """
+    score_NB = np.stack([r.column("score") for r in grid])
+    steps_N = [int(r.rows[0]["steps"]) for r in grid]
+    images = score_NB.shape[1]
+    steps = float(tpdm.column("steps")[:images].mean())
+    best = at_steps(allocation(score_NB, steps_N), steps)
+    fixed = float(np.interp(steps, steps_N, score_NB.mean(axis=1)))
+    reached = float(tpdm.column("score")[:images].mean())
+    return {
+        "images": images,
+        "steps": steps,
+        "oracle": best,
+        "fixed": fixed,
+        "tpdm": reached,
+        "share": (reached - fixed) / (best - fixed) if best > fixed else None,
+        "curve": allocation(score_NB, steps_N),
+    }
 
 
 def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
