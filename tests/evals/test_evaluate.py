@@ -1,46 +1,49 @@
 """``tpdm eval`` end to end on the embedded model, very small: a dial, a tuned fixed schedule, an interruption."""
 
-import dataclasses
 import json
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
-from tpdm.config import make_recipe
+from tpdm.config import load_recipe
 from tpdm.evals import compare
 from tpdm.evals.run import evaluate
 from tpdm.train.run import train
 from tpdm.types import ConfigError
 
+SMALL = [
+    "tpm.channels=8",
+    "tpm.grid=2",
+    "tpm.start_steps=8",
+    "tpm.fast_steps=3",
+    "sampling.max_steps=12",
+    "prompts.limit=300",
+    "rl.updates=1",
+    "rl.prompts_per_update=2",
+    "rl.samples_per_prompt=2",
+    "rl.rollout_batch=4",
+    "validation.prompts=2",
+    "validation.dial_points=2",
+    "evaluation.prompts=4",
+    "evaluation.tuning_prompts=2",
+    "evaluation.grid=[2, 3]",
+    "evaluation.grid_prompts=2",
+    "evaluation.dial_points=2",
+    "evaluation.judges=[tinyworld]",
+]
 
-def small(folder, name, **tpm):
-    return make_recipe(
-        {
-            "name": name,
-            "output": str(folder / name),
-            "backbone": {"name_or_path": "tinyworld", "guidance_scale": 1.0},
-            "tpm": {"channels": 8, "grid": 2, "start_steps": 8, "fast_steps": 3, **tpm},
-            "sampling": {"max_steps": 12, "stop_below": 0.05},
-            "reward": {"name": "tinyworld", "gamma": 0.99, "gamma_range": [0.9, 0.999]},
-            "prompts": {"source": "tinyworld", "limit": 300},
-            "rl": {"updates": 1, "prompts_per_update": 2, "samples_per_prompt": 2, "rollout_batch": 4},
-            "validation": {"every": 1, "prompts": 2, "dial_points": 2},
-            "evaluation": {
-                "prompts": 4,
-                "tuning_prompts": 2,
-                "grid": [2, 3],
-                "grid_prompts": 2,
-                "dial_points": 2,
-                "judges": ["tinyworld"],
-                "tuned": str(folder / "fixed" / "best"),
-            },
-        }
-    )
+
+def small(folder, name, *changes):
+    path = Path(str(resources.files("tpdm") / "recipes" / "tinyworld-dial.yaml"))
+    places = [f"name={name}", f"output={folder / name}", f"evaluation.tuned={folder / 'fixed' / 'best'}"]
+    return load_recipe(path, [*SMALL, *places, *changes])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
-    train(small(folder, "fixed", time_only=True))
+    train(small(folder, "fixed", "tpm.time_only=true"))
     train(small(folder, "first"))
     return folder
 
@@ -82,10 +85,17 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(trained, monkeypatch):
         for name in ("whole", "again")
     )
     assert without_clock(whole) == without_clock(again)
+    assert_points(trained / "again")
     assert_summary(json.loads((trained / "again" / "summary.json").read_text()))
     page = (trained / "again" / "report.html").read_text()
     for heading in ("Where the gain comes from", "The dial"):
         assert heading in page
+
+
+def assert_points(folder):
+    rows = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    assert {row["quality"] for row in rows} == {0.0, 1.0}
+    assert len({(row["quality"], row["policy"], row["index"]) for row in rows}) == len(rows)
 
 
 def assert_summary(summary):
@@ -108,9 +118,6 @@ def assert_summary(summary):
 
 @pytest.mark.slow
 def test_a_tuned_schedule_that_looks_at_images_is_refused(trained):
-    recipe = small(trained, "first")
-    wrong = dataclasses.replace(
-        recipe, evaluation=dataclasses.replace(recipe.evaluation, tuned=str(trained / "first" / "best"))
-    )
+    wrong = small(trained, "first", f"evaluation.tuned={trained / 'first' / 'best'}")
     with pytest.raises(ConfigError, match="time_only=true"):
         evaluate(wrong, trained / "refused")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpdm.evals import statistics
-from tpdm.evals.statistics import mean_sd, paired_bootstrap, quantile_of_difference, ranks, spearman
+from tpdm.evals.statistics import mean_sd, paired_bootstrap, quantile_of_difference, ranks, spearman, two_way_bootstrap
 
 values = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=3, max_size=20)
 few = settings(max_examples=40, deadline=None)
@@ -143,3 +143,17 @@ def test_values_that_say_nothing_are_refused(bad):
 def test_spearman_refuses_unequal_lengths():
     with pytest.raises(ValueError, match="3 and 2"):
         spearman([1, 2, 3], [1, 2])
+
+
+def test_two_way_intervals_hold_the_variance_of_runs_and_of_images():
+    generator = np.random.default_rng(0)
+    runs, images = generator.normal(0, 1, (5, 1)), generator.normal(0, 1, (1, 400))
+    # All variance between images: as wide as the interval of one run. All of it between runs: much wider than pooled.
+    same = two_way_bootstrap(np.repeat(images, 5, axis=0))
+    assert np.subtract(*same[:0:-1]) == pytest.approx(np.subtract(*paired_bootstrap(images[0])[:0:-1]), rel=0.1)
+    between = two_way_bootstrap(np.repeat(runs, 400, axis=1))
+    assert np.subtract(*between[:0:-1]) == pytest.approx(np.subtract(*paired_bootstrap(runs[:, 0])[:0:-1]), rel=0.1)
+    assert same[0] == pytest.approx(images.mean())
+    for wrong in (np.zeros((1, 5)), np.zeros(5), np.full((2, 2), np.nan)):
+        with pytest.raises(ValueError, match="got"):
+            two_way_bootstrap(wrong)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,12 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     store = Store(out, _fingerprint(recipe, [*tuning.prompts, *test.prompts]))
     match = Match(test, tuning, policy, tuned, store)
     results = compare_all(match)
+    points = [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points)
     grid = [match.best_grid(n, test.first(wanted.grid_prompts)) for n in wanted.grid]
     needed_B, margin = difficulty(grid, wanted.grid, DIFFICULTY_SHARE)
     summary = summarise(results, needed_B, margin, wanted.grid)
     summary |= {
-        "points": [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points),
+        "points": [{"quality": p.quality, "gamma": p.gamma, **point_summary(*p.results)} for p in points],
         "oracle": head_room(grid, results[0]),
         "grids": match.chosen,
         "fixed_grid": [[f"fixed {r.rows[0]['steps']}", float(r.column("score").mean())] for r in grid],
@@ -73,7 +74,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         **json.loads((run / "run.json").read_text(encoding="utf-8")),
         **provenance(recipe),
     }
-    _save(out, results, run / "metrics.jsonl")
+    _save(out, results, points, run / "metrics.jsonl")
     write_json(out / "summary.json", summary)
     write_report(out, f"tpdm on {recipe.backbone.name_or_path}")
     return summary
@@ -87,16 +88,29 @@ def compare_all(match: Match) -> list[Result]:
     return [*shown, *match.at_equal_steps(steps), *match.own_schedules(tpdm)]
 
 
-def dial_points(match: Match, count: int) -> list[dict[str, Any]]:
-    """The TPM at ``count`` values of quality, each beside the fixed schedules of as many steps."""
+@dataclass(frozen=True)
+class Point:
+    """A TPM with a dial at one quality, and fixed schedules at its mean number of steps.
+
+    Attributes:
+        quality, gamma: how the dial is set.
+        results: the TPM's, then those of the controls.
+    """
+
+    quality: float
+    gamma: float
+    results: tuple[Result, list[Result]]
+
+
+def dial_points(match: Match, count: int) -> list[Point]:
+    """The TPM at ``count`` values of quality from 0 to 1."""
     points = []
     for i in range(count):
         quality = i / (count - 1)
         gamma = match.gamma(quality)
         learned = match.learned(f"tpdm, quality {quality:g}", gamma)
-        steps = float(learned.column("steps").mean())
-        controls = match.at_equal_steps(steps)
-        points.append({"quality": quality, "gamma": gamma, **point_summary(learned, controls)})
+        controls = match.at_equal_steps(float(learned.column("steps").mean()))
+        points.append(Point(quality, gamma, (learned, controls)))
     return points
 
 
@@ -141,10 +155,14 @@ def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _save(out: Path, results: list[Result], metrics: Path) -> None:
-    """results.jsonl, and the training curves where the report looks for them."""
+def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Path) -> None:
+    """results.jsonl, points.jsonl with a dial, and the training curves where the report looks for them."""
     rows = [json.dumps(row) for r in results for row in r.rows]
     write_text(out / "results.jsonl", "\n".join(rows) + "\n")
+    if points:
+        turned = [(p.quality, r) for p in points for r in (p.results[0], *p.results[1])]
+        rows = [json.dumps({"quality": quality, **row}) for quality, r in turned for row in r.rows]
+        write_text(out / "points.jsonl", "\n".join(rows) + "\n")
     curves = out / "train" / "metrics.jsonl"
     if metrics.exists() and metrics.resolve() != curves.resolve():
         write_atomically(curves, lambda p: shutil.copyfile(metrics, p))
