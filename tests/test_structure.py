@@ -53,6 +53,7 @@ PACKAGES = {
     "transformers": {"pipelines", "tinyworld", "rewards", "evals"},
     "accelerate": {"train"},
     "matplotlib": {"evals"},
+    "torchmetrics": {"evals"},
     "datasets": {"prompt_sets"},
     "pyarrow": {"prompt_sets"},
     "fastapi": {"serve"},

@@ -148,6 +148,10 @@ class EvaluationConfig(Part):
             that control out.
         judges: rewards that were not trained on, as ``reward.name`` names them.
         dial_points: values of quality from 0 to 1 at which a TPM with a dial is compared.
+        samples_per_prompt: images of each prompt, on noises of their own; 2 or more measure diversity.
+        features: ``clip:PLACE`` or ``python:package.module:function``, on which distances between sets of images
+            (FID, KID, CMMD) and diversity are measured; None leaves them out.
+        reference: folder of pictures that the distances are to; None takes those of the pipeline's own 28 steps.
     """
 
     prompts: Annotated[Whole, Field(ge=2)] = 512
@@ -157,6 +161,9 @@ class EvaluationConfig(Part):
     tuned: Text | None = None
     judges: tuple[Text, ...] = ()
     dial_points: Annotated[Whole, Field(ge=2)] = 5
+    samples_per_prompt: Positive = 1
+    features: Text | None = None
+    reference: Text | None = None
 
     def __post_init__(self) -> None:
         if list(self.grid) != sorted(set(self.grid)):

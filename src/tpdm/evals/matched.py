@@ -86,6 +86,31 @@ def dial_section(summary: Mapping[str, Any]) -> Markup:
     )
 
 
+def distribution_section(summary: Mapping[str, Any]) -> Markup:
+    """Distances between sets of images, where an extractor was given."""
+    found: Mapping[str, Mapping[str, float | None]] = summary.get("distribution") or {}
+    if not found:
+        return join()
+    names = ("fid", "kid", "cmmd", "diversity")
+    keys = [key for key in names if any(row.get(key) is not None for row in found.values())]
+    cells = [[name, *(_plain(row.get(key)) for key in keys)] for name, row in found.items()]
+    return element(
+        "section",
+        element("h2", "Sets of images"),
+        table(["policy", *keys], cells),
+        element(
+            "p",
+            "Distances to the reference pictures, lower is nearer; diversity is the mean cosine distance between "
+            "images of the same prompt.",
+            class_="note",
+        ),
+    )
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
 def _difference(found: Mapping[str, Sequence[float]] | None) -> str:
     interval = None if found is None else found.get("reward")
     return signed_interval(interval) + SIGNS[effect("reward", interval)]

@@ -10,7 +10,7 @@ from typing import Any
 from tpdm.evals.figures import plot_section, training_section
 from tpdm.evals.gallery import picture_section
 from tpdm.evals.markup import Markup, element, join, table
-from tpdm.evals.matched import SIGNS, dial_section, gain_section
+from tpdm.evals.matched import SIGNS, dial_section, distribution_section, gain_section
 from tpdm.evals.page import page
 from tpdm.evals.results import LEARNED, REFERENCE, Results, gains, load_results
 from tpdm.evals.statistics import quantile_of_difference
@@ -39,6 +39,7 @@ def write_report(folder: Path, title: str) -> Path:
         _differences(results),
         gain_section(results.summary),
         dial_section(results.summary),
+        distribution_section(results.summary),
         plot_section(results),
         training_section(results),
         picture_section(results),

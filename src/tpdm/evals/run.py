@@ -21,12 +21,14 @@ from tpdm.artefact import WEIGHTS, load_policy
 from tpdm.config import recipe_hash
 from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty
+from tpdm.evals.distribution import check_enough, distribution_summary
+from tpdm.evals.features import Extractor, folder_features, load_extractor
 from tpdm.evals.match import Match
 from tpdm.evals.oracle import allocation, at_steps
 from tpdm.evals.report import write_report
 from tpdm.evals.store import Store
 from tpdm.evals.summary import point_summary, summarise
-from tpdm.evals.tasks import TEST_STREAM, make_tasks
+from tpdm.evals.tasks import TEST_STREAM, make_tasks, run_device
 from tpdm.files import write_atomically, write_json, write_text
 from tpdm.recipe import Recipe
 
@@ -57,6 +59,10 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     policy = load_policy(run / "best")
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)
+    extract = None
+    if wanted.features:
+        check_enough(len(test.prompts))  # before hours of pictures are made
+        extract = load_extractor(wanted.features, run_device(recipe))
     store = Store(out, _fingerprint(recipe, [*tuning.prompts, *test.prompts]))
     match = Match(test, tuning, policy, tuned, store)
     results = compare_all(match)
@@ -74,6 +80,8 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         **json.loads((run / "run.json").read_text(encoding="utf-8")),
         **provenance(recipe),
     }
+    if extract is not None:
+        summary["distribution"] = _distribution(recipe, out, results, test.prompts, extract)
     _save(out, results, points, run / "metrics.jsonl")
     write_json(out / "summary.json", summary)
     write_report(out, f"tpdm on {recipe.backbone.name_or_path}")
@@ -135,6 +143,18 @@ def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any]:
         "share": (reached - fixed) / (best - fixed) if best > fixed else None,
         "curve": allocation(score_NB, steps_N),
     }
+
+
+def _distribution(
+    recipe: Recipe, out: Path, results: Sequence[Result], prompts: Sequence[str], extract: Extractor
+) -> dict[str, Any]:
+    """Distances and diversity of the policies whose pictures were kept."""
+    wanted, batch = recipe.evaluation, recipe.reward.batch
+    names = [r.name for r in results if (out / "pictures" / r.name).is_dir()]
+    features = {name: folder_features(out / "pictures" / name, extract, batch) for name in names}
+    own = features[f"static-{DEFAULTS[0]}"]
+    reference = folder_features(Path(wanted.reference), extract, batch) if wanted.reference else own
+    return distribution_summary(reference, features, prompts)
 
 
 def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:

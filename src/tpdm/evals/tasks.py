@@ -18,6 +18,11 @@ from tpdm.types import PromptError
 TEST_STREAM = 5  # seeds of the test's noise
 
 
+def run_device(recipe: Recipe) -> str:
+    """The device of the recipe, or the best one of this machine."""
+    return choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+
+
 def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
     """Tuning and test tasks.
 
@@ -39,7 +44,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
         )
     # As in training: where any prompt has a negative one, the others have an empty one.
     negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
-    device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+    device = run_device(recipe)
     pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
     pipe.set_progress_bar_config(disable=True)
     tuning = Task(
@@ -56,11 +61,12 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
         negatives=None if negatives is None else negatives[:tuned],
     )
     asked = slice(tuned, tuned + wanted.prompts)
-    prompts = [p.text for p in fresh[asked]]
+    each = wanted.samples_per_prompt
+    prompts = [p.text for p in fresh[asked] for _ in range(each)]
     return tuning, replace(
         tuning,
         prompts=prompts,
         seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))],
-        negatives=None if negatives is None else negatives[asked],
+        negatives=None if negatives is None else [n for n in negatives[asked] for _ in range(each)],
         judges=[load_reward(name, device, recipe.reward.batch) for name in wanted.judges],
     )

@@ -102,6 +102,11 @@ class ClipReward:
         cosine = (output.image_embeds * output.text_embeds).sum(-1)
         return self.scale * cosine.cpu() + self.shift
 
+    @torch.no_grad()
+    def embed(self, images_B3HW: Tensor) -> Tensor:
+        """Image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalised."""
+        return self.model.get_image_features(pixel_values=self.preprocess(images_B3HW, self.device)).cpu()
+
     def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
         """How many prompts have more tokens than the text tower reads."""
         texts = [self.clean(prompt) for prompt in prompts]

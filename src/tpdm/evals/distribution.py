@@ -1,0 +1,119 @@
+"""Distances between sets of images (FID, KID, CMMD) and the diversity within a prompt, on features of any extractor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpdm.types import ConfigError
+
+KID_SUBSET = 100
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # of Jayasumana et al., arXiv 2401.09603, section 4
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics expects a network: the features are there already."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        return features_BF
+
+
+def distances(real_NF: Tensor, made_MF: Tensor, seed: int = 0) -> dict[str, float]:
+    """FID, KID and CMMD of two sets of features; lower is nearer.
+
+    FID is left out where either set has no more images than features (its covariance would be singular, and the
+    number would say how many images there are).
+
+    Args:
+        real_NF: of the reference.
+        made_MF: of the images to judge.
+        seed: of KID's subsets.
+
+    Raises:
+        ConfigError: fewer images than KID's subsets need, or another number of features.
+    """
+    if real_NF.shape[1:] != made_MF.shape[1:]:
+        raise ConfigError(f"got features of widths {real_NF.shape[1]} and {made_MF.shape[1]}, expected equal ones.")
+    fewest = min(len(real_NF), len(made_MF))
+    check_enough(fewest)
+    found = {"kid": _kid(real_NF, made_MF, seed), "cmmd": cmmd(real_NF, made_MF)}
+    return {"fid": _fid(real_NF, made_MF), **found} if fewest > real_NF.shape[1] else found
+
+
+def check_enough(images: int) -> None:
+    """Refuses distances between fewer images than they mean anything for.
+
+    Raises:
+        ConfigError: fewer than KID's subsets need.
+    """
+    if images < KID_SUBSET:
+        raise ConfigError(
+            f"got {images} images to measure distances on, expected at least {KID_SUBSET}: raise evaluation.prompts "
+            "(and give as many pictures in evaluation.reference), or leave evaluation.features out."
+        )
+
+
+def _fid(real_NF: Tensor, made_MF: Tensor) -> float:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_Given(real_NF.shape[1])).set_dtype(torch.float64)
+    metric.update(real_NF.double(), real=True)
+    metric.update(made_MF.double(), real=False)
+    return float(metric.compute())
+
+
+def _kid(real_NF: Tensor, made_MF: Tensor, seed: int) -> float:
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
+        metric = KernelInceptionDistance(feature=_Given(real_NF.shape[1]), subset_size=KID_SUBSET)
+    metric.update(real_NF, real=True)
+    metric.update(made_MF, real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, _ = metric.compute()
+    return float(mean)
+
+
+def cmmd(real_NF: Tensor, made_MF: Tensor) -> float:
+    """Maximum mean discrepancy on unit features with a Gaussian kernel, times 1,000 (arXiv 2401.09603, section 4)."""
+    x, y = (nn.functional.normalize(f.double(), dim=1) for f in (real_NF, made_MF))
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(a, b).square() / (2 * CMMD_SIGMA**2)).mean()
+
+    return float(CMMD_SCALE * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)))
+
+
+def diversity(features_BF: Tensor, prompts: Sequence[str]) -> float | None:
+    """Mean cosine distance between images of the same prompt, in [0, 2]; None where every prompt has one image."""
+    unit_BF = nn.functional.normalize(features_BF.double(), dim=1)
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    means = []
+    for rows in places.values():
+        if len(rows) > 1:
+            cosine_KK = unit_BF[rows] @ unit_BF[rows].T
+            K = len(rows)
+            means.append(1 - float((cosine_KK.sum() - cosine_KK.diagonal().sum()) / (K * (K - 1))))
+    return sum(means) / len(means) if means else None
+
+
+def distribution_summary(
+    reference_NF: Tensor, features: Mapping[str, Tensor], prompts: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """For each policy its distances to the reference, and its diversity."""
+    return {
+        name: {**distances(reference_NF, made_BF), "diversity": diversity(made_BF, prompts)}
+        for name, made_BF in features.items()
+    }

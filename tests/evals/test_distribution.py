@@ -1,0 +1,79 @@
+"""Distances between sets whose distance is known."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tpdm.evals.distribution import cmmd, distances, diversity
+from tpdm.evals.features import folder_features, load_extractor
+from tpdm.types import ConfigError
+
+
+def normal(count: int, mean: float = 0.0, seed: int = 0, width: int = 6) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) + mean
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    found = distances(normal(400), normal(400))
+    assert found["fid"] == pytest.approx(0, abs=1e-5)
+    assert found["cmmd"] == pytest.approx(0, abs=1e-9)
+
+
+def test_fid_of_a_moved_normal_is_its_square():
+    # |mean difference|^2 = 6 * .5^2, and equal covariances add nothing.
+    assert distances(normal(20_000), normal(20_000, 0.5, seed=1))["fid"] == pytest.approx(1.5, rel=0.05)
+
+
+def test_all_distances_rise_together():
+    near, far = (distances(normal(600), normal(600, mean, seed=1)) for mean in (0.2, 1.0))
+    for key in ("fid", "kid", "cmmd"):
+        assert near[key] < far[key]
+
+
+def test_few_images_are_refused_and_fid_asks_for_more():
+    with pytest.raises(ConfigError, match="got 99 images"):
+        distances(normal(400), normal(99))
+    assert distances(normal(120, width=150), normal(120, width=150, seed=1)).keys() == {"kid", "cmmd"}
+    with pytest.raises(ConfigError, match="widths 6 and 5"):
+        distances(normal(400), normal(400, width=5))
+
+
+def test_the_same_numbers_every_time():
+    before = torch.random.get_rng_state()
+    assert distances(normal(300), normal(300, 1.0)) == distances(normal(300), normal(300, 1.0))
+    assert (torch.random.get_rng_state() == before).all()
+
+
+def test_cmmd_is_the_squared_distance_of_mean_embeddings():
+    x, y = torch.eye(4)[:2].repeat(60, 1), torch.eye(4)[2:].repeat(60, 1)
+    # Unit vectors are sqrt 2 apart or equal: k = exp(-1/100) or 1.
+    k = float(np.exp(-2 / 200))
+    assert cmmd(x, y) == pytest.approx(1000 * (2 * (1 + k) / 2 - 2 * k))
+
+
+def test_diversity_is_within_prompts():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert diversity(features, ["a", "a", "b", "b"]) == pytest.approx((0 + 2) / 2)
+    assert diversity(features, ["a", "b", "c", "d"]) is None
+
+
+def test_features_of_a_folder(tmp_path, monkeypatch):
+    for i, side in enumerate((4, 4, 6)):
+        Image.fromarray(np.full((side, side, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "mine.py").write_text(
+        "def means(images):\n    return images.mean((2, 3))\ndef wrong(images):\n    return images\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = folder_features(tmp_path, load_extractor("python:mine:means"), batch=2)
+    assert (found * 255).round().tolist() == [[0.0] * 3, [50.0] * 3, [100.0] * 3]
+    with pytest.raises(ConfigError, match="expected \\(images, features\\)"):
+        folder_features(tmp_path, load_extractor("python:mine:wrong"), batch=2)
+    with pytest.raises(ConfigError, match="no pictures"):
+        folder_features(tmp_path / "none", load_extractor("python:mine:means"), batch=2)
+
+
+@pytest.mark.parametrize("name", ["inception", "clip:", "python:mine", "python:not_there:f"])
+def test_unknown_extractors_are_said(name):
+    with pytest.raises(ConfigError, match=r"evaluation\.features"):
+        load_extractor(name)
