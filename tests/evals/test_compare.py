@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import tpdm.evals.compare as compare
 from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty, mean_schedule, shuffled_schedules
 from tpdm.evals.judge import to_bytes
