@@ -22,7 +22,7 @@ def test_a_set_is_at_no_distance_from_itself():
 
 def test_fid_of_a_moved_normal_is_its_square():
     # |mean difference|^2 = 6 * .5^2, and equal covariances add nothing.
-    assert distances(normal(20_000), normal(20_000, 0.5, seed=1))["fid"] == pytest.approx(1.5, rel=0.05)
+    assert distances(normal(4_000), normal(4_000, 0.5, seed=1))["fid"] == pytest.approx(1.5, rel=0.1)
 
 
 def test_all_distances_rise_together():
