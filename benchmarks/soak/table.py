@@ -10,7 +10,7 @@ def table(result: dict[str, Any]) -> str:
     asked, bad, memory, drained = (result[name] for name in ("requests", "bad_bodies", "memory", "drain"))
     same, images = result["same_request_again"], result["images"]
     changed = ", ".join(f"{asked.get(name, 0)} {name}" for name in ("cancelled", "left", "hung up"))
-    kinds = ", ".join(f"{seen['sent']} from the {name}" for name, seen in bad.items())
+    kinds = ", ".join(f"{seen['sent']} from {name}" for name, seen in bad.items())
     slope = f"{memory['slope_mib_per_minute']:+.2f} MiB a minute"
     rows = (
         ("requests", f"{asked['sent']}: {asked['answered']} answered, {changed}, {asked.get('lost', 0)} lost"),
