@@ -53,21 +53,16 @@ def _shares(facts: dict[str, Any]) -> str:
 
 def _scaling(facts: dict[str, Any]) -> str:
     found = facts["scaling"]
-
-    def percent(one: dict[str, float]) -> str:
-        return f"{100 * one['median']:.0f} % [{100 * one['low']:.0f}, {100 * one['high']:.0f}]"
-
-    two = found["two"]
+    e, two = found["efficiency"], found["two"]
     most, mean = (sum(f(run["seconds_of_making"]) for run in two) for f in (max, lambda x: sum(x) / len(x)))
     alone = sum(run["seconds_of_making"][0] for run in found["one"])
     learns = [sum(max(run["seconds_of_learning"]) for run in found[size]) for size in ("one", "two")]
     return (
-        f"From one to two processes with a thread each: {percent(found['efficiency'])} efficiency by the CPU time of "
-        f"the slower process between two meetings, {percent(found['efficiency_of_the_clock'])} by the clock of a "
-        f"machine that did other work, too. Where it goes: the slower process makes images for "
-        f"{100 * (most / mean - 1):.0f} % longer than the mean of both, smaller batches cost "
-        f"{100 * (2 * mean / alone - 1):.0f} % more for the same images, and learning takes "
-        f"{learns[1] / learns[0]:.2f} of its time alone."
+        f"From one to two processes with a thread each: {100 * e['median']:.0f} % efficiency "
+        f"[{100 * e['low']:.0f}, {100 * e['high']:.0f}] in {len(two)} pairs of runs, where the slower process sets the "
+        f"pace between two meetings. Where the rest goes: it makes images for {100 * (most / mean - 1):.0f} % longer "
+        f"than the mean of both, and learning takes {learns[1] / learns[0]:.2f} of its time alone; making the same "
+        f"images in batches of half the size costs {100 * (2 * mean / alone - 1):+.0f} %."
     )
 
 
