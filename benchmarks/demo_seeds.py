@@ -41,7 +41,7 @@ def collect(seeds):
 
 
 def collect_curves(seeds):
-    """Validations of every run: update, mean steps, mean score; with what tells the run."""
+    """Validations of every run (update, mean steps, mean score), steps of the last one, and what tells the run."""
     curves = []
     for seed in seeds:
         folder = ROOT / "runs" / f"demo-seed-{seed}"
@@ -53,7 +53,8 @@ def collect_curves(seeds):
             for row in rows
             if row["kind"] == "validation"
         ]
-        curves.append({"seed": seed, **kept, "validations": points})
+        last = [row["steps_histogram"] for row in rows if row["kind"] == "validation"][-1]
+        curves.append({"seed": seed, **kept, "validations": points, "last_steps_histogram": last})
     write_json(CURVES, curves)
 
 

@@ -112,3 +112,17 @@ def test_an_ablation_is_run_once_and_drawn(tmp_path):
     assert all(len(row["curve"]) == 2 for row in rows)
     assert run.stdout.count("| ratio |") == 2
     assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_rollout_speed_counts_the_rows_that_leave():
+    command = [sys.executable, BENCHMARKS / "rollout_speed.py", "--shape", "tiny"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout)
+    steps, rows = results["rollout"]["steps"], results["rollout"]["rows"]
+    # Two rows an image, under guidance.
+    assert (rows["leave"], rows["stay"]) == (2 * sum(steps), 2 * len(steps) * max(steps))
+    assert rows["leave"] / rows["stay"] == pytest.approx(results["rollout"]["bound"])
+    assert results["rollout"]["time_ratio"]["median"] > 0
+    assert results["learning"]["decisions"] > 0
+    assert "CPU threads" in results["hardware"] or "peak_bytes" in results

@@ -47,7 +47,8 @@ def check_hooks_run(denoiser: nn.Module) -> None:
     if is_compiled_module(denoiser) or denoiser._compiled_call_impl is not None:
         raise BackboneError(
             f"got a {type(denoiser).__name__} that is compiled as a whole, expected one whose hooks run in every call: "
-            "compile its blocks instead, block.compile() for each, which is where the time goes."
+            "compile an uncompiled one with tpdm.pipelines.compiled.compile_denoiser(pipe), or its blocks alone, with "
+            "block.compile() for each."
         )
 
 

@@ -81,7 +81,8 @@ def from_pretrained(name_or_path: str | Path, dtype: torch.dtype, parts: Parts =
             # Some pipelines ask the denoiser for the width of what they encode.
             cls = getattr(diffusers, part[1])
             with torch.device("meta"):
-                given[name] = cls.from_config(cls.load_config(name_or_path, subfolder=name)).to(dtype)
+                shapes = cls.from_config(cls.load_config(name_or_path, subfolder=name))
+            given[name] = torch.nn.Module.to(shapes, dtype)  # diffusers' own `to` warns
     return diffusers.DiffusionPipeline.from_pretrained(name_or_path, use_safetensors=True, **given, **{keyword: dtype})
 
 

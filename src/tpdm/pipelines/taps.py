@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tpdm.pipelines.backbones import bind_arguments, find_entry
+from tpdm.pipelines.compiled import held_by
 from tpdm.types import BackboneError, Features
 
 
@@ -56,9 +57,13 @@ class FeatureTaps:
         def module(path: str) -> nn.Module:
             return self.denoiser.get_submodule(path)
 
-        entry = self.entry
-        self._handles = [
-            self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True),
+        entry, held = self.entry, held_by(self.denoiser)
+        self._handles = [self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        if held is not None:
+            take = self.denoiser.register_forward_hook(lambda *_: self._keep(held.first, held.last, held.temb))
+            self._handles.append(take)
+            return self
+        self._handles += [
             module(entry.first).register_forward_hook(lambda _m, _a, out: self._keep(first=out)),
             module(entry.last).register_forward_pre_hook(lambda _m, args: self._keep(last=args[0])),
             module(entry.temb).register_forward_hook(lambda _m, _a, out: self._keep(temb=out)),

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from tpdm.pipelines.activations import peak_of
 from tpdm.pipelines.backbones import find_entry
@@ -145,7 +146,7 @@ def _call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
 
 def _rollout(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictor, shape: CallShape) -> int | None:
     """The denoiser, the features that hooks keep of it, and what the TPM pools of them."""
-    denoiser = sizes.networks[sizes.denoiser].to(shape.dtype).eval()
+    denoiser = nn.Module.to(sizes.networks[sizes.denoiser], shape.dtype).eval()  # diffusers' own `to` warns
     if type(denoiser).__name__ not in CALLS:
         return None
     images, grid = recipe.rl.rollout_batch, token_grid(denoiser, shape)
@@ -169,7 +170,7 @@ def _decoding(recipe: Recipe, sizes: PipelineSizes, shape: CallShape) -> int | N
     vae: Any = sizes.networks.get("vae")
     if type(vae).__name__ != "AutoencoderKL":
         return None
-    vae.to(shape.dtype).eval()
+    nn.Module.to(vae, shape.dtype).eval()
     batch, channels = recipe.rl.rollout_batch, vae.config.latent_channels
 
     @torch.no_grad()
