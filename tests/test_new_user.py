@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 import tpdm
-import tpdm.evals.run
 from tpdm.cli import app
 from tpdm.train.log import read_metrics
 
@@ -69,9 +68,9 @@ def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_pa
     assert [row["update"] for row in rows] == list(range(1, 25))
     assert {p.name for p in (run / "pictures").glob("*.png")} == {f"update-{n:06d}.png" for n in (0, 12, 24)}
 
-    for name, count in (("TUNING_PROMPTS", 8), ("TEST_PROMPTS", 8), ("DIFFICULTY_PROMPTS", 4)):
-        monkeypatch.setattr(tpdm.evals.run, name, count)  # 960 images by each of nine policies take minutes
-    tpdm_command("eval", *TRAIN[1:])
+    # 960 images by each of a dozen policies take minutes.
+    few = ("prompts=4", "tuning_prompts=2", "grid=[2,3]", "grid_prompts=2")
+    tpdm_command("eval", *TRAIN[1:], *(f"evaluation.{change}" for change in few))
     assert (run / "eval" / "report.html").is_file()
 
     tpdm_command("push", run / "best", "--folder", "published")
