@@ -28,6 +28,8 @@ SMALL = [
     "prompts.limit=400",
 ]
 TRAIN = ["train", "recipes/tinyworld.yaml", *SMALL]
+# Tests that were started in the background may have Ctrl-C ignored, and children inherit that.
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tpdm.cli import main; main()"
 
 
 def tpdm_command(*words):
@@ -39,7 +41,7 @@ def tpdm_command(*words):
 
 def train_until(folder, update):
     """Starts training and presses Ctrl-C once so many updates are written; returns what it said."""
-    command = [sys.executable, "-m", "tpdm.cli", *TRAIN]
+    command = [sys.executable, "-c", LISTENING, *TRAIN]
     child = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     metrics = folder / "runs" / "first" / "metrics.jsonl"
     while child.poll() is None and not any(row["update"] >= update for row in read_metrics(metrics)):
