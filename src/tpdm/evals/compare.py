@@ -74,10 +74,6 @@ class Result:
         """One number per image."""
         return np.asarray([row[key] for row in self.rows], dtype=np.float64)
 
-    def named(self, name: str) -> Result:
-        """The same under another name."""
-        return Result(name, [{**row, "policy": name} for row in self.rows])
-
 
 def run_policy(
     name: str,
