@@ -27,14 +27,13 @@ def seen(policy: TimePredictor, B: int = 4, H: int = 6, W: int = 8, seed: int = 
     maps = [torch.randn(B, policy.shape.feature_channels, H, W, generator=g) * 3 for _ in range(2)]
     features = Features(maps[0], maps[1], torch.randn(B, policy.shape.temb_channels, generator=g) * 5)
     t_B = torch.rand(B, generator=g) * 0.9 + 0.05
+    if policy.reads_change:
+        return policy.observe_change(features, torch.rand(B, generator=g) * 3, t_B, torch.arange(B), torch.arange(B))
     return policy.observe(features, t_B, torch.arange(B), torch.arange(B))
 
 
 def row(o: Observation, i: int) -> Observation:
-    part = slice(i, i + 1)
-    map_1CHW = None if o.map_BCHW is None else o.map_BCHW[part]
-    temb_1E = None if o.temb_BE is None else o.temb_BE[part]
-    return Observation(map_1CHW, temb_1E, o.t_B[part], o.index_B[part], o.row_B[part])
+    return o.rows(slice(i, i + 1))
 
 
 def perturbed(policy: TimePredictor, scale: float = 5.0) -> TimePredictor:
@@ -52,6 +51,8 @@ def variants() -> list[TpmShape]:
         TpmShape(D, E, channels=16, grid=4, time_only=True),
         TpmShape(D, E, channels=16, grid=4, start_times=(1.0, 0.7, 0.2, 0.0)),
         TpmShape(D, E, channels=16, layout="folded", token_grid=(6, 8)),
+        TpmShape(D, E, channels=16, grid=4, maps="last"),
+        TpmShape(D, E, channels=16, grid=4, change=True),
     ]
 
 
@@ -341,6 +342,10 @@ def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
         ({"start_times": (0.0,)}, "expected times that fall"),
         ({"start_times": (1.5, 0.0)}, "expected times that fall"),
         ({"token_grid": (4, 4)}, "got token_grid with layout"),
+        ({"maps": "first"}, "got maps 'first'"),
+        ({"layout": "folded", "maps": "last"}, "got change or maps"),
+        ({"layout": "folded", "change": True}, "got change or maps"),
+        ({"time_only": True, "change": True}, "got change with time_only"),
     ],
 )
 def test_shape_refuses_nonsense(change: dict, message: str) -> None:
@@ -402,3 +407,44 @@ def test_a_feature_that_never_varies_is_not_blown_up() -> None:
     near = Observation(flat.map_BCHW * 1.001, flat.temb_BE * 1.001, o.t_B, o.index_B, o.row_B)
     assert torch.isfinite(policy(near)[0]).all()
     assert (policy(near)[0] - policy(flat)[0]).abs().max() < 0.1
+
+
+def test_of_the_last_map_alone_the_first_one_is_not_seen() -> None:
+    policy = TimePredictor(dataclasses.replace(SMALL, maps="last"))
+    x, y, temb = torch.randn(2, D, 6, 6), torch.randn(2, D, 6, 6), torch.randn(2, E)
+    clock = (torch.full((2,), 0.5), torch.zeros(2).long(), torch.arange(2))
+    one, two, other = (policy.observe(Features(a, b, temb), *clock) for a, b in ((x, y), (y, y), (x, x)))
+    assert one.map_BCHW is not None
+    assert one.map_BCHW.shape[1] == D
+    assert torch.equal(policy(one)[0], policy(two)[0])
+    assert not torch.equal(policy(one)[0], policy(other)[0])
+
+
+def with_change(policy: TimePredictor, change_B: torch.Tensor | None) -> Observation:
+    o = seen(TimePredictor(SMALL), B=256)
+    return dataclasses.replace(o, change_B=change_B)
+
+
+def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
+    """A factor common to all images is invisible after calibration; twice the usual change is not."""
+    policy = perturbed(TimePredictor(dataclasses.replace(SMALL, change=True)))
+    o = with_change(policy, None)
+    usual_B = (1 + 3 * o.t_B) * torch.exp(0.3 * torch.randn(256, generator=torch.Generator().manual_seed(3)))
+    policy.calibrate(dataclasses.replace(o, change_B=usual_B))
+    level, again = policy(dataclasses.replace(o, change_B=usual_B))[0], TimePredictor(policy.shape)
+    again.load_state_dict(perturbed(TimePredictor(policy.shape)).state_dict())
+    again.calibrate(dataclasses.replace(o, change_B=10 * usual_B))
+    assert torch.allclose(again(dataclasses.replace(o, change_B=10 * usual_B))[0], level, atol=1e-3)
+    twice = policy(dataclasses.replace(o, change_B=2 * usual_B))[0]
+    assert (twice - level).abs().mean() > 0.01
+
+
+def test_no_change_is_known_at_the_first_evaluation() -> None:
+    policy = TimePredictor(dataclasses.replace(SMALL, change=True))
+    x, clock = torch.randn(2, D, 6, 6), (torch.ones(2), torch.zeros(2).long(), torch.arange(2))
+    o = policy.observe_change(Features(x, x, torch.randn(2, E)), None, *clock)
+    assert o.change_B is not None
+    assert o.change_B.tolist() == [0.0, 0.0]
+    assert torch.isfinite(policy(o)[0]).all()
+    with pytest.raises(BackboneError, match="got no change of the prediction"):
+        policy(dataclasses.replace(o, change_B=None))

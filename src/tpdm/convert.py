@@ -137,7 +137,7 @@ def shape_of(tensors: dict[str, Tensor], token_grid: tuple[int, int], where: Pat
             "give the release's checkpoint."
         )
     return TpmShape(
-        feature_channels=conv.shape[1] // 2,
+        feature_channels=conv.shape[1] // 2,  # two maps
         temb_channels=linear.shape[1],
         features="guided",
         layout="folded",

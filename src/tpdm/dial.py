@@ -35,6 +35,18 @@ class Dialled:
         seen = self.predictor.observe(features, t_B, index_B, row_B)
         return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
 
+    @property
+    def reads_change(self) -> bool:
+        """As the TPM does."""
+        return self.predictor.reads_change
+
+    def observe_change(
+        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
+    ) -> Observation:
+        """What the TPM sees, and the gamma of each image."""
+        seen = self.predictor.observe_change(features, change_B, t_B, index_B, row_B)
+        return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
+
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
         """As the TPM does."""
         return self.predictor.propose(observation, seeds)

@@ -28,6 +28,7 @@ class ErrorControlled:
     """
 
     reads_features = False
+    reads_change = True
 
     def __init__(self, tolerance: float) -> None:
         if not 0 < tolerance < float("inf"):
@@ -38,7 +39,9 @@ class ErrorControlled:
         """The clock alone: ``observe_change`` adds what it steers by."""
         return Observation(None, None, t_B.float(), index_B, row_B)
 
-    def observe_change(self, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+    def observe_change(
+        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
+    ) -> Observation:
         """The clock, and how fast the velocity changes: rms of its difference per unit of t, None at first."""
         return Observation(None, None, t_B.float(), index_B, row_B, change_B=change_B)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
 from tpdm.core.dial import dial_position
-from tpdm.policy_layers import TimeAdaptiveNorm, fold_tokens, full_precision, hat_basis, normalise, schedule_logit
+from tpdm.policy_layers import (
+    TimeAdaptiveNorm,
+    fit_over_time,
+    fold_tokens,
+    full_precision,
+    hat_basis,
+    normalise,
+    schedule_logit,
+)
 from tpdm.policy_shape import STORAGE, TpmShape
 from tpdm.types import BackboneError, Decision, Features, NumbersError, Observation
 
@@ -21,12 +30,13 @@ if TYPE_CHECKING:
 
 TIME_SCALARS = 4  # t, log t, decision index / 16, 1
 DIAL_SCALARS = 2  # its position and the square of it
+CHANGE_BOUND = 5.0  # standard deviations
+CHANGE_FLOOR = 1e-6  # below it the prediction did not change at all
 TIME_STD = 0.3  # initial std of their weights: four scalars must be heard beside E embedding channels
 PUBLISHED_STD = 0.02
 PUBLISHED_POOL = 16  # side of the average pool before the global max pool
 STD_FLOOR = 1e-2  # features are about 1; one that hardly varies is not blown up
 TIME_KNOTS = 24  # of the table of what the time alone puts into the time embedding
-TIME_RIDGE = 1e-3  # knots without an observation get the mean
 
 
 class TimePredictor(nn.Module):
@@ -44,22 +54,27 @@ class TimePredictor(nn.Module):
     map_std: Tensor
     temb_time: Tensor
     temb_std: Tensor
+    change_time: Tensor
+    change_std: Tensor
 
     def __init__(self, shape: TpmShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.artefact: ArtefactConfig | None = None
         C, extra = shape.channels, _scalars(shape)
-        self.conv1 = nn.Conv2d(2 * shape.feature_channels, C, 3, padding=1)
+        self.conv1 = nn.Conv2d(shape.map_channels, C, 3, padding=1)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra)
         self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
         self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C)
         self.fc2 = nn.Linear(C, 2)
         if shape.layout == "pooled":
-            self.register_buffer("map_mean", torch.zeros(2 * shape.feature_channels))
-            self.register_buffer("map_std", torch.ones(2 * shape.feature_channels))
+            self.register_buffer("map_mean", torch.zeros(shape.map_channels))
+            self.register_buffer("map_std", torch.ones(shape.map_channels))
             self.register_buffer("temb_time", torch.zeros(TIME_KNOTS, shape.temb_channels))
             self.register_buffer("temb_std", torch.ones(shape.temb_channels))
+        if shape.change:
+            self.register_buffer("change_time", torch.zeros(TIME_KNOTS))
+            self.register_buffer("change_std", torch.ones(()))
         self._initialise(seed)
 
     @torch.no_grad()
@@ -87,6 +102,11 @@ class TimePredictor(nn.Module):
         """False for ``time_only``: no hooks, nothing to store."""
         return not self.shape.time_only
 
+    @property
+    def reads_change(self) -> bool:
+        """Whether it reads how fast the prediction changes."""
+        return self.shape.change
+
     @torch.no_grad()
     def calibrate(self, observation: Observation) -> None:
         """Measures mean and spread of each feature, which ``forward`` then takes out ("pooled" alone; once, at first).
@@ -105,13 +125,15 @@ class TimePredictor(nn.Module):
         map_XC = observation.map_BCHW.to(device, torch.float32).movedim(1, -1).flatten(0, 2)
         self.map_mean.copy_(map_XC.mean(0))
         self.map_std.copy_((map_XC.var(0, correction=0) + STD_FLOOR**2).sqrt())
-        # On the CPU, because not every device knows float64.
-        temb_BE, basis_BR = observation.temb_BE.cpu().double(), hat_basis(observation.t_B.cpu().double(), TIME_KNOTS)
-        mean_E = temb_BE.mean(0)
-        gram_RR = basis_BR.T @ basis_BR + TIME_RIDGE * torch.eye(TIME_KNOTS, dtype=torch.float64)
-        table_RE = mean_E + torch.linalg.solve(gram_RR, basis_BR.T @ (temb_BE - mean_E))
+        table_RE, std_E = fit_over_time(observation.temb_BE, observation.t_B, TIME_KNOTS, STD_FLOOR)
         self.temb_time.copy_(table_RE)
-        self.temb_std.copy_(((temb_BE - basis_BR @ table_RE).var(0, correction=0) + STD_FLOOR**2).sqrt())
+        self.temb_std.copy_(std_E)
+        if self.shape.change and observation.change_B is not None:
+            known_B = observation.change_B > 0
+            log_B1 = observation.change_B[known_B, None].clamp_min(CHANGE_FLOOR).log()
+            table_R1, std_1 = fit_over_time(log_B1, observation.t_B[known_B], TIME_KNOTS, STD_FLOOR)
+            self.change_time.copy_(table_R1[:, 0])
+            self.change_std.copy_(std_1[0])
 
     @torch.no_grad()
     def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
@@ -133,6 +155,7 @@ class TimePredictor(nn.Module):
             return Observation(None, None, t_B.float(), index_B, row_B)
         features = self._checked(features)
         maps, temb_BE = (features.first_BDHW, features.last_BDHW), features.temb_BE
+        maps = maps if self.shape.maps == "first_last" else maps[1:]
         if self.shape.layout == "folded":
             maps_BDHW = [fold_tokens(x) for x in maps]
         else:
@@ -142,6 +165,13 @@ class TimePredictor(nn.Module):
         dtype = STORAGE[self.shape.storage]
         map_BCHW = torch.cat([x.to(dtype) for x in maps_BDHW], dim=1)
         return Observation(map_BCHW, temb_BE.to(dtype), t_B.float(), index_B, row_B)
+
+    def observe_change(
+        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
+    ) -> Observation:
+        """What ``observe`` gives, and the change of the prediction; 0 at the first evaluation, where none is known."""
+        seen = self.observe(features, t_B, index_B, row_B)
+        return replace(seen, change_B=torch.zeros_like(seen.t_B) if change_B is None else change_B.float())
 
     def _checked(self, features: Features | None) -> Features:
         shape = self.shape
@@ -169,7 +199,7 @@ class TimePredictor(nn.Module):
         device, shape = self.fc2.weight.device, self.shape
         t_B = observation.t_B.to(device)
         if observation.map_BCHW is None or observation.temb_BE is None:
-            map_BCHW = t_B.new_zeros(len(t_B), 2 * shape.feature_channels, shape.grid, shape.grid)
+            map_BCHW = t_B.new_zeros(len(t_B), shape.map_channels, shape.grid, shape.grid)
             temb_BE = t_B.new_zeros(len(t_B), shape.temb_channels)
         else:
             map_BCHW = observation.map_BCHW.to(device, torch.float32)
@@ -184,6 +214,7 @@ class TimePredictor(nn.Module):
                 scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
                 dial_B = self._dial(observation)
                 scalars += [] if dial_B is None else [dial_B, dial_B.square()]
+                scalars += [self._change(observation.change_B, t_B)] if shape.change else []
                 condition_BE = torch.cat([condition_BE, torch.stack(scalars, dim=1)], dim=1)
             x = F.silu(self.norm1(self.conv1(map_BCHW), condition_BE))
             x = self.conv2(x)
@@ -206,6 +237,15 @@ class TimePredictor(nn.Module):
         if observation.gamma_B is None:
             raise BackboneError("got no gamma for a TPM with a dial, expected one per image; pass gamma or quality.")
         return dial_position(observation.gamma_B.to(self.fc2.weight.device), *self.shape.gamma_range)
+
+    def _change(self, change_B: Tensor | None, t_B: Tensor) -> Tensor:
+        """Log of the change beside the usual one at this time, in standard deviations; 0 where none is known."""
+        if change_B is None:
+            raise BackboneError("got no change of the prediction, expected one per image; pass observe_change's.")
+        change_B = change_B.to(t_B.device)
+        usual_B = hat_basis(t_B, TIME_KNOTS) @ self.change_time
+        unusual_B = ((change_B.clamp_min(CHANGE_FLOOR).log() - usual_B) / self.change_std).clamp(-CHANGE_BOUND, CHANGE_BOUND)
+        return torch.where(change_B > 0, unusual_B, torch.zeros_like(unusual_B))
 
     def _start_logit(self, t_B: Tensor, dial_B: Tensor | None) -> Tensor:
         """logit(t_next / t) of the schedule that the untrained TPM follows."""
@@ -266,4 +306,4 @@ def _scalars(shape: TpmShape) -> int:
     """Numbers that stand beside the time embedding."""
     if shape.layout == "folded":
         return 0
-    return TIME_SCALARS + (0 if shape.gamma_range is None else DIAL_SCALARS)
+    return TIME_SCALARS + (0 if shape.gamma_range is None else DIAL_SCALARS) + int(shape.change)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tpdm.types import BackboneError
 
 RATIO_RANGE = (0.05, 0.98)  # of a schedule that is started from: leaves room on both sides
+TIME_RIDGE = 1e-3  # knots without an observation get the mean
 OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
 
 
@@ -74,6 +75,28 @@ def hat_basis(t_B: Tensor, knots: int) -> Tensor:
     """Piecewise-linear basis on even knots of [0, 1]: (B, knots), at most two entries a row, which sum to 1."""
     place_B = t_B.clamp(0, 1) * (knots - 1)
     return (1 - (place_B[:, None] - torch.arange(knots, device=t_B.device)).abs()).clamp_min(0)
+
+
+def fit_over_time(values_BE: Tensor, t_B: Tensor, knots: int, floor: float) -> tuple[Tensor, Tensor]:
+    """What of some values follows from the time alone, and how far they depart from that.
+
+    Args:
+        values_BE: E values of B observations.
+        t_B: their times.
+        knots: R, of the table.
+        floor: of the spread, added in squares.
+
+    Returns:
+        (table (R, E) for ``hat_basis``, standard deviations (E,) of the rest); knots without an observation get the
+        mean.
+    """
+    # On the CPU, because not every device knows float64.
+    values_BE, basis_BR = values_BE.cpu().double(), hat_basis(t_B.cpu().double(), knots)
+    mean_E = values_BE.mean(0)
+    gram_RR = basis_BR.T @ basis_BR + TIME_RIDGE * torch.eye(knots, dtype=torch.float64)
+    table_RE = mean_E + torch.linalg.solve(gram_RR, basis_BR.T @ (values_BE - mean_E))
+    rest_BE = values_BE - basis_BR @ table_RE
+    return table_RE, (rest_BE.var(0, correction=0) + floor**2).sqrt()
 
 
 def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:

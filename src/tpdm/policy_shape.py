@@ -35,6 +35,9 @@ class TpmShape:
             high end, and between them the ratios are interpolated; None follows start_times at every gamma.
         token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
         time_only: sees nothing but the time: the control "one learned schedule for every image".
+        maps: the token maps it reads, those that enter the first block and leave the last one, or the latter alone.
+        change: it also reads how fast the prediction changed since the step before ("pooled" alone), the one thing
+            that classical step-size control steers by.
 
     Raises:
         ConfigError: a size below 1, an unknown word, or an option of the other layout.
@@ -56,6 +59,13 @@ class TpmShape:
     fast_times: tuple[float, ...] | None = None
     token_grid: tuple[int, int] | None = None
     time_only: bool = False
+    maps: Literal["first_last", "last"] = "first_last"
+    change: bool = False
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the map that it reads: D for each token map."""
+        return self.feature_channels * (2 if self.maps == "first_last" else 1)
 
     def __post_init__(self) -> None:
         for name in ("feature_channels", "temb_channels", "channels", "grid"):
@@ -69,6 +79,12 @@ class TpmShape:
             )
         if self.storage not in STORAGE:
             raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
+        if self.maps not in ("first_last", "last"):
+            raise ConfigError(f'got maps {self.maps!r}, expected "first_last" or "last"; correct the TPM\'s shape.')
+        if self.layout == "folded" and (self.change or self.maps == "last"):
+            raise ConfigError('got change or maps="last" with layout "folded", expected "pooled"; set layout="pooled".')
+        if self.time_only and self.change:
+            raise ConfigError("got change with time_only, expected one of them: the change is of the image.")
         if self.layout == "folded" and self.time_only:
             raise ConfigError('got time_only with layout "folded", expected "pooled"; set layout="pooled".')
         for name in ("start_times", "gamma_range", "fast_times"):

@@ -74,7 +74,8 @@ class RlConfig(Part):
         epochs: passes over one rollout. [release]
         clip: half width of the ratio's clip range, in (0, 1). [release]
         ratio: of the whole ``trajectory`` [paper] or per ``decision``. [ours]
-        normalise_advantages: divide them by the standard deviation of their ``group`` (each prompt is heard alike)
+        normalise_advantages: divide them by the standard deviation of their ``group`` (each prompt is heard alike),
+            of prompts near on the ``dial`` (every price is heard alike; without a dial, ``batch``)
             or of the whole ``batch``, or by nothing (``none``). [ours; release: none]
         entropy_weight: bonus on the Beta's entropy, >= 0. [ours]
         kl_weight: penalty towards the initial policy, >= 0. [release: 0; optional in the paper]
@@ -89,7 +90,7 @@ class RlConfig(Part):
     epochs: Positive = 4
     clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     ratio: Literal["trajectory", "decision"] = "trajectory"
-    normalise_advantages: Literal["none", "batch", "group"] = "batch"
+    normalise_advantages: Literal["none", "batch", "group", "dial"] = "batch"
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
     rollout_batch: Positive = 16
@@ -146,6 +147,8 @@ class EvaluationConfig(Part):
         grid_prompts: of the test, on which that is done.
         tuned: folder of a TPM trained with ``tpm.time_only``: the best fixed schedule that training finds; None leaves
             that control out.
+        controls: folder where what does not depend on the TPM (fixed schedules, error control) is kept and looked for, so
+            that several TPMs of one backbone share it; None keeps it with the evaluation.
         judges: rewards that were not trained on, as ``reward.name`` names them.
         dial_points: values of quality from 0 to 1 at which a TPM with a dial is compared.
         samples_per_prompt: images of each prompt, on noises of their own; 2 or more measure diversity.
@@ -159,6 +162,7 @@ class EvaluationConfig(Part):
     grid: Annotated[tuple[Positive, ...], Field(min_length=2)] = (3, 4, 5, 6, 8, 10, 14, 20, 28)
     grid_prompts: Annotated[Whole, Field(ge=2)] = 256
     tuned: Text | None = None
+    controls: Text | None = None
     judges: tuple[Text, ...] = ()
     dial_points: Annotated[Whole, Field(ge=2)] = 5
     samples_per_prompt: Positive = 1

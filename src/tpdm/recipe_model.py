@@ -62,6 +62,10 @@ class TpmConfig(Part):
             the high end's); None starts with start_steps everywhere. [ours]
         time_only: sees nothing but the time (and the dial): one learned schedule for every image, the control that
             says what looking at the image is worth. [ours]
+        maps: token maps that it reads: ``first_last``, those entering the first block and leaving the last [paper], or
+            ``last``. [ours]
+        change: it also reads how fast the prediction changed since the step before (``pooled`` alone), what classical
+            step-size control steers by. [ours]
         init_from: folder of a TPM to start from; None starts from scratch. [ours]
     """
 
@@ -75,6 +79,8 @@ class TpmConfig(Part):
     start_shift: Above0 | None = None
     fast_steps: Positive | None = None
     time_only: bool = False
+    maps: Literal["first_last", "last"] = "first_last"
+    change: bool = False
     init_from: Text | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +90,10 @@ class TpmConfig(Part):
             raise ValueError(f"start_shift needs start_steps, got {self.start_shift} without: set both or none")
         if self.start_steps is None and self.fast_steps is not None:
             raise ValueError(f"fast_steps needs start_steps, got {self.fast_steps} without: set both or none")
+        if self.layout == "folded" and (self.change or self.maps == "last"):
+            raise ValueError("change and maps: last need layout pooled, got folded: set one of them otherwise")
+        if self.time_only and self.change:
+            raise ValueError("got time_only and change, expected one of them: the change is of the image")
         if self.layout == "folded" and self.time_only:
             raise ValueError("time_only needs layout pooled, got folded: set one of them otherwise")
 

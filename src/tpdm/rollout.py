@@ -206,6 +206,7 @@ def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
     maps = [o.map_BCHW for o in seen if o.map_BCHW is not None]
     tembs = [o.temb_BE for o in seen if o.temb_BE is not None]
     gammas = [o.gamma_B for o in seen if o.gamma_B is not None]
+    changes = [o.change_B for o in seen if o.change_B is not None]
     observation = Observation(
         map_BCHW=torch.cat(maps) if maps else None,
         temb_BE=torch.cat(tembs) if tembs else None,
@@ -213,6 +214,7 @@ def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
         index_B=torch.cat([o.index_B for o in seen]),
         row_B=torch.cat([o.row_B for o in seen]),
         gamma_B=torch.cat(gammas) if gammas else None,
+        change_B=torch.cat(changes) if changes else None,
     )
     return Replay(
         observation,

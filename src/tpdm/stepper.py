@@ -146,7 +146,7 @@ class Stepper:
     def _observe(
         self, prediction: Tensor, features: Features | None, t_n: Tensor, index_n: Tensor, row_n: Tensor
     ) -> Observation:
-        if not isinstance(self.policy, ReadsChange):
+        if not (isinstance(self.policy, ReadsChange) and self.policy.reads_change):
             return self.policy.observe(features, t_n, index_n, row_n)
         change_n = None
         if self._before is not None:
@@ -156,7 +156,7 @@ class Stepper:
             difference_n = (prediction[row_n].float() - prediction_B[row_n].float()).square().mean(axes).sqrt()
             change_n = difference_n / (t_B[row_n] - t_n)
         self._before = (prediction, self.t_B)
-        return self.policy.observe_change(change_n, t_n, index_n, row_n)
+        return self.policy.observe_change(features, change_n, t_n, index_n, row_n)
 
     def _land(
         self, decision: Decision, prediction: Tensor, features: Features | None, rows: list[int]

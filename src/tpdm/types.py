@@ -144,9 +144,15 @@ class Policy(Protocol):
 
 @runtime_checkable
 class ReadsChange(Protocol):
-    """A policy that steers by how fast the prediction changes, as classical step-size control does."""
+    """A policy that may steer by how fast the prediction changes, as classical step-size control does."""
 
-    def observe_change(self, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+    @property
+    def reads_change(self) -> bool:
+        """Whether it does; otherwise ``observe`` is called."""
+
+    def observe_change(
+        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
+    ) -> Observation:
         """What ``observe`` gives, and the change since the last evaluation: root mean square per unit of t, fp32.
 
         None at the first evaluation of a chain.

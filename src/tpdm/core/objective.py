@@ -22,7 +22,10 @@ MIN_STD = 1e-6
 GROUP_FLOOR = 0.05
 """Floor of a prompt's own divisor, as a share of the batch's: what is smaller than that stays small."""
 
-Normalise = Literal["none", "batch", "group"]
+DIAL_WIDTH = 0.3
+"""Reach of a divisor over the dial, whose whole length is 2: standard deviation of the weights."""
+
+Normalise = Literal["none", "batch", "group", "dial"]
 
 
 def discounted_reward(score_B: Tensor, steps_B: Tensor, gamma: float | Tensor, offset: float = 0.0) -> Tensor:
@@ -60,7 +63,9 @@ def additive_reward(score_B: Tensor, steps_B: Tensor, cost: float | Tensor) -> T
     return (score_B.double() - cost_B * _counts(steps_B)).float()
 
 
-def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none") -> Tensor:
+def rloo_advantages(
+    reward_PK: Tensor, normalise: Normalise = "none", place_P: Tensor | None = None
+) -> Tensor:
     """A_k = R_k - mean of the other K - 1 rewards of the same prompt: eq. (7)'s leave-one-out baseline.
 
     Args:
@@ -68,6 +73,9 @@ def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none") -> Tensor:
         normalise: divides by a (population) standard deviation: "batch" by that of all P K advantages; "group" by
             that of the prompt's own, but at least ``GROUP_FLOOR`` of the batch's. In "group" a prompt whose samples
             differ by little more than the price of a step is heard as clearly as one whose pictures differ widely.
+            "dial" by that of the prompts that stand near on the dial: where steps are dear, pictures differ more, and
+            a divisor for all would leave the other end unheard.
+        place_P: with "dial", where each prompt stands in [-1, 1] (``core.dial.dial_position``); None is "batch".
 
     Returns:
         (P, K); every row sums to 0.
@@ -79,12 +87,22 @@ def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none") -> Tensor:
         )
     wide_PK = reward_PK.double()
     advantage_PK = wide_PK - (wide_PK.sum(1, keepdim=True) - wide_PK) / (reward_PK.shape[1] - 1)
-    if normalise != "none":
+    if normalise == "dial" and place_P is not None:
+        advantage_PK = advantage_PK / _std_nearby(advantage_PK, place_P)
+    elif normalise != "none":
         std = advantage_PK.std(correction=0).clamp_min(MIN_STD)
         if normalise == "group":
             std = advantage_PK.std(dim=1, correction=0, keepdim=True).clamp_min(GROUP_FLOOR * float(std))
         advantage_PK = advantage_PK / std
     return advantage_PK.float()
+
+
+def _std_nearby(advantage_PK: Tensor, place_P: Tensor) -> Tensor:
+    """Standard deviation (P, 1) around every prompt, of all with weights that fall with the distance on the dial."""
+    distance_PP = (place_P.double()[:, None] - place_P.double()) / DIAL_WIDTH
+    weight_PP = torch.exp(-distance_PP.square() / 2)
+    variance_P = advantage_PK.square().mean(1)
+    return ((weight_PP @ variance_P) / weight_PP.sum(1)).sqrt().clamp_min(MIN_STD)[:, None]
 
 
 def trajectory_log_ratio(logp_new_T: Tensor, logp_old_T: Tensor, segment_T: Tensor, n: int) -> Tensor:

@@ -63,8 +63,10 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     if wanted.features:
         check_enough(len(test.prompts))  # before hours of pictures are made
         extract = load_extractor(wanted.features, run_device(recipe))
-    store = Store(out, _fingerprint(recipe, [*tuning.prompts, *test.prompts]))
-    match = Match(test, tuning, policy, tuned, store)
+    common = _fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    store = Store(out, {**common, **_learned_fingerprint(recipe)})
+    controls = Store(Path(wanted.controls), common) if wanted.controls else store
+    match = Match(test, tuning, policy, tuned, store, controls)
     results = compare_all(match)
     points = [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points)
     grid = [match.best_grid(n, test.first(wanted.grid_prompts)) for n in wanted.grid]
@@ -158,21 +160,27 @@ def _distribution(
 
 
 def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
-    """What a judged image depends on: nothing of how many there are."""
-
-    def digest(data: bytes) -> str:
-        return hashlib.sha256(data).hexdigest()[:16]
-
-    tuned = recipe.evaluation.tuned
+    """What every judged image depends on: nothing of how many there are."""
     return {
         "backbone": {k: v for k, v in asdict(recipe.backbone).items() if k != "device"},
         "sampling": asdict(recipe.sampling),
         "reward": recipe.reward.label,
         "judges": list(recipe.evaluation.judges),
-        "tpm": digest((Path(recipe.output) / "best" / WEIGHTS).read_bytes()),
-        "tuned": None if tuned is None else digest((Path(tuned) / WEIGHTS).read_bytes()),
-        "prompts": digest("\n".join(prompts).encode()),
+        "prompts": _digest("\n".join(prompts).encode()),
     }
+
+
+def _learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """What images of learned schedules depend on besides."""
+    tuned = recipe.evaluation.tuned
+    return {
+        "tpm": _digest((Path(recipe.output) / "best" / WEIGHTS).read_bytes()),
+        "tuned": None if tuned is None else _digest((Path(tuned) / WEIGHTS).read_bytes()),
+    }
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Path) -> None:

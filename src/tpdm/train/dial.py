@@ -7,9 +7,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from tpdm.core.dial import gamma_at, spread_gammas
+from tpdm.core.dial import dial_position, gamma_at, spread_gammas
 from tpdm.recipe import RewardConfig
 
 _STREAM = 6  # beside those of train.loop, train.deal, train.calibrate, train.run and evals.run
@@ -26,6 +27,13 @@ def deal_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> l
     draw = np.random.default_rng([seed, _STREAM, update])
     gammas = spread_gammas(prompts, *config.gamma_range, offset=float(draw.random()))
     return [gammas[i] for i in draw.permutation(prompts)]
+
+
+def dial_places(config: RewardConfig, gammas_P: Sequence[float] | None) -> Tensor | None:
+    """Where the gammas of the prompts stand on the dial, in [-1, 1]; None without a dial."""
+    if config.gamma_range is None or gammas_P is None:
+        return None
+    return dial_position(torch.tensor(gammas_P, dtype=torch.float64), *config.gamma_range)
 
 
 def dial_points(config: RewardConfig, count: int) -> list[float] | None:

@@ -49,6 +49,8 @@ LATER: dict[str, Any] = {
     "reward.gamma_range": None,
     "tpm.fast_steps": None,
     "tpm.time_only": False,
+    "tpm.maps": "first_last",
+    "tpm.change": False,
     "validation.dial_points": 5,
 }
 

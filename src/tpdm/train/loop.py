@@ -27,7 +27,7 @@ from tpdm.train.average import WeightAverage
 from tpdm.train.calibrate import calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
 from tpdm.train.deal import deal_prompts
-from tpdm.train.dial import deal_gammas, dial_points, dial_statistics
+from tpdm.train.dial import deal_gammas, dial_places, dial_points, dial_statistics
 from tpdm.train.diary import Diary, NoDiary
 from tpdm.train.identity import run_identity
 from tpdm.train.keep import keeps_up
@@ -207,7 +207,8 @@ def _one_update(
     score_B = rollout.scored.score_B
     objective_B = priced(score_B, torch.tensor(rollout.steps), recipe.reward, gammas_B)
     objective_PK = objective_B.view(-1, K)
-    advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages).flatten()
+    place_P = dial_places(recipe.reward, gammas_P)
+    advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages, place_P).flatten()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
     with naming([p.text for p in prompts_B[rollout.mine]], seeds[rollout.mine]):

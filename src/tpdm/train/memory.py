@@ -112,7 +112,8 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
 
 def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
     """Bytes that the decisions of one update take if every image runs to the cap: independent of the image's size."""
-    observation = 2 * feature_channels * recipe.tpm.grid**2 + temb_channels
+    maps = 2 if recipe.tpm.maps == "first_last" else 1
+    observation = maps * feature_channels * recipe.tpm.grid**2 + temb_channels
     decisions = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt * recipe.sampling.max_steps
     return 2 * observation * decisions  # fp16
 
@@ -201,10 +202,10 @@ def _learning(recipe: Recipe, shape: TpmShape) -> int:
     decisions = max(recipe.rl.update_batch, recipe.sampling.max_steps)
 
     def run() -> object:
-        maps = torch.empty(decisions, 2 * shape.feature_channels, shape.grid, shape.grid, dtype=torch.float16)
+        maps = torch.empty(decisions, shape.map_channels, shape.grid, shape.grid, dtype=torch.float16)
         temb = torch.empty(decisions, shape.temb_channels, dtype=torch.float16)
         t, index = torch.empty(decisions), torch.empty(decisions, dtype=torch.int64)
-        logp_B, _, _ = policy.evaluate(Observation(maps, temb, t, index, index), torch.empty(decisions))
+        logp_B, _, _ = policy.evaluate(Observation(maps, temb, t, index, index, change_B=t), torch.empty(decisions))
         torch.autograd.backward(logp_B.sum())
         return logp_B
 

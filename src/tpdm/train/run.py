@@ -188,6 +188,8 @@ def make_policy(
         gamma_range=recipe.reward.gamma_range,
         fast_times=fast,
         time_only=recipe.tpm.time_only,
+        maps=recipe.tpm.maps,
+        change=recipe.tpm.change,
         token_grid=widths.token_grid if folded else None,
     )
     return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
