@@ -45,6 +45,8 @@ AXES = {
         "conditional": ["backbone.guidance_scale=3"],
         "guided": ["backbone.guidance_scale=3", "tpm.features=guided"],
     },
+    "maps": {"first and last": [], "last": ["tpm.maps=last"]},
+    "change": {"unseen": [], "seen": ["tpm.change=true"]},
     "eyes": {"features": [], "time only": ["tpm.time_only=true"]},
     "solver": {name: [f"sampling.solver={name}"] for name in ("euler", "ab2", "dpmpp_2m")},
     "entropy": {"none": [], "0.002": ["rl.entropy_weight=0.002"]},

@@ -40,7 +40,7 @@ def run_seed(seed, folder, changes):
     for each in (fixed, learned):
         if not (Path(each.output) / "run.json").exists():
             train(each)
-    judged = recipe("tpm", f"evaluation.tuned={fixed.output}/best")
+    judged = recipe("tpm", f"evaluation.tuned={fixed.output}/best", f"evaluation.controls={folder / 'controls'}")
     out = Path(judged.output) / "eval"
     if not (out / "summary.json").exists():
         evaluate(judged)

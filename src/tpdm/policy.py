@@ -154,8 +154,8 @@ class TimePredictor(nn.Module):
         if not self.reads_features:
             return Observation(None, None, t_B.float(), index_B, row_B)
         features = self._checked(features)
-        maps, temb_BE = (features.first_BDHW, features.last_BDHW), features.temb_BE
-        maps = maps if self.shape.maps == "first_last" else maps[1:]
+        first = [features.first_BDHW] if self.shape.maps == "first_last" else []
+        maps, temb_BE = [*first, features.last_BDHW], features.temb_BE
         if self.shape.layout == "folded":
             maps_BDHW = [fold_tokens(x) for x in maps]
         else:
@@ -244,8 +244,8 @@ class TimePredictor(nn.Module):
             raise BackboneError("got no change of the prediction, expected one per image; pass observe_change's.")
         change_B = change_B.to(t_B.device)
         usual_B = hat_basis(t_B, TIME_KNOTS) @ self.change_time
-        unusual_B = ((change_B.clamp_min(CHANGE_FLOOR).log() - usual_B) / self.change_std).clamp(-CHANGE_BOUND, CHANGE_BOUND)
-        return torch.where(change_B > 0, unusual_B, torch.zeros_like(unusual_B))
+        unusual_B = (change_B.clamp_min(CHANGE_FLOOR).log() - usual_B) / self.change_std
+        return torch.where(change_B > 0, unusual_B.clamp(-CHANGE_BOUND, CHANGE_BOUND), torch.zeros_like(unusual_B))
 
     def _start_logit(self, t_B: Tensor, dial_B: Tensor | None) -> Tensor:
         """logit(t_next / t) of the schedule that the untrained TPM follows."""

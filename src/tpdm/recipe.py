@@ -147,8 +147,8 @@ class EvaluationConfig(Part):
         grid_prompts: of the test, on which that is done.
         tuned: folder of a TPM trained with ``tpm.time_only``: the best fixed schedule that training finds; None leaves
             that control out.
-        controls: folder where what does not depend on the TPM (fixed schedules, error control) is kept and looked for, so
-            that several TPMs of one backbone share it; None keeps it with the evaluation.
+        controls: folder where what does not depend on the TPM (fixed schedules, error control's tuning) is kept and
+            looked for, so that several TPMs of one backbone share it; None keeps it with the evaluation.
         judges: rewards that were not trained on, as ``reward.name`` names them.
         dial_points: values of quality from 0 to 1 at which a TPM with a dial is compared.
         samples_per_prompt: images of each prompt, on noises of their own; 2 or more measure diversity.

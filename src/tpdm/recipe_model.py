@@ -65,7 +65,7 @@ class TpmConfig(Part):
         maps: token maps that it reads: ``first_last``, those entering the first block and leaving the last [paper], or
             ``last``. [ours]
         change: it also reads how fast the prediction changed since the step before (``pooled`` alone), what classical
-            step-size control steers by. [ours]
+            step-size control steers by; not where it is time_only. [ours]
         init_from: folder of a TPM to start from; None starts from scratch. [ours]
     """
 
@@ -92,8 +92,6 @@ class TpmConfig(Part):
             raise ValueError(f"fast_steps needs start_steps, got {self.fast_steps} without: set both or none")
         if self.layout == "folded" and (self.change or self.maps == "last"):
             raise ValueError("change and maps: last need layout pooled, got folded: set one of them otherwise")
-        if self.time_only and self.change:
-            raise ValueError("got time_only and change, expected one of them: the change is of the image")
         if self.layout == "folded" and self.time_only:
             raise ValueError("time_only needs layout pooled, got folded: set one of them otherwise")
 

@@ -48,6 +48,24 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+def test_fixed_schedules_are_measured_once_for_several_tpms(trained, monkeypatch):
+    shared = f"evaluation.controls={trained / 'controls'}"
+    train(small(trained, "second", "seed=1"))
+    made = []
+    judged = compare._judged
+    monkeypatch.setattr(compare, "_judged", lambda *args: made.append(args[0]) or judged(*args))
+    evaluate(small(trained, "first", shared), trained / "one")
+    assert "best grid 2" in made
+    made.clear()
+    evaluate(small(trained, "second", shared), trained / "two")
+    before = {path.stem for path in (trained / "one" / "rows").glob("*.jsonl")}
+    assert "tpdm" in made
+    assert "best_grid_2" not in before  # it lies with what is shared
+    assert (trained / "controls" / "rows" / "best_grid_2.jsonl").exists()
+    assert "best grid 2" not in made
+
+
 def without_clock(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 

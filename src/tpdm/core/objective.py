@@ -63,9 +63,7 @@ def additive_reward(score_B: Tensor, steps_B: Tensor, cost: float | Tensor) -> T
     return (score_B.double() - cost_B * _counts(steps_B)).float()
 
 
-def rloo_advantages(
-    reward_PK: Tensor, normalise: Normalise = "none", place_P: Tensor | None = None
-) -> Tensor:
+def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: Tensor | None = None) -> Tensor:
     """A_k = R_k - mean of the other K - 1 rewards of the same prompt: eq. (7)'s leave-one-out baseline.
 
     Args:

@@ -34,15 +34,22 @@ class Match:
         policy: the TPM.
         tuned: one that sees only the time; None where there is none.
         store: of the evaluation.
+        controls: of what does not depend on the TPM; may be shared with other evaluations.
 
     Attributes:
         chosen: for every number of steps, the hand-made schedule that was best on the tuning task.
     """
 
     def __init__(
-        self, test: Task, tuning: Task, policy: TimePredictor, tuned: TimePredictor | None, store: Store
+        self,
+        test: Task,
+        tuning: Task,
+        policy: TimePredictor,
+        tuned: TimePredictor | None,
+        store: Store,
+        controls: Store,
     ) -> None:
-        self.test, self.tuning, self.policy, self.store = test, tuning, policy, store
+        self.test, self.tuning, self.policy, self.store, self.controls = test, tuning, policy, store, controls
         self._tuned = {} if tuned is None else tuned_schedules(tuned)
         self.chosen: dict[int, str] = {}
         self._best: dict[int, FixedTimes] = {}
@@ -66,8 +73,8 @@ class Match:
     def best_grid(self, steps: int, task: Task | None = None) -> Result:
         """The hand-made schedule of so many steps that scored best on the tuning task."""
         if steps not in self._best:
-            self.chosen[steps], self._best[steps] = best_of_family(self.tuning, steps, self.store)[:2]
-        return run_policy(f"best grid {steps}", self._best[steps], task or self.test, self.store)
+            self.chosen[steps], self._best[steps] = best_of_family(self.tuning, steps, self.controls)[:2]
+        return run_policy(f"best grid {steps}", self._best[steps], task or self.test, self.controls)
 
     def at_equal_steps(self, steps: float) -> list[Result]:
         """Fixed schedules at this mean number of steps: default, best hand-made, and tuned by the same training."""
@@ -85,7 +92,7 @@ class Match:
 
     def _default_bare(self, steps: int) -> Result:
         schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
-        return run_policy(f"default {steps}", schedule, self.test, self.store)
+        return run_policy(f"default {steps}", schedule, self.test, self.controls)
 
     def own_schedules(self, learned: Result) -> list[Result]:
         """What is left of the TPM when nobody looks at the image, and the classical way of looking at it."""
@@ -115,7 +122,7 @@ class Match:
         low, high = TOLERANCES
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
-            tried = run_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.store)
+            tried = run_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.controls)
             low, high = (middle, high) if float(tried.column("steps").mean()) > steps else (low, middle)
         policy = ErrorControlled(math.sqrt(low * high))
         return run_policy("error control", policy, self.test, self.store)

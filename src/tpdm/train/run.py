@@ -189,7 +189,7 @@ def make_policy(
         fast_times=fast,
         time_only=recipe.tpm.time_only,
         maps=recipe.tpm.maps,
-        change=recipe.tpm.change,
+        change=recipe.tpm.change and not recipe.tpm.time_only,
         token_grid=widths.token_grid if folded else None,
     )
     return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
