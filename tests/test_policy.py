@@ -439,6 +439,12 @@ def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
     assert (twice - level).abs().mean() > 0.01
 
 
+def test_calibration_on_chains_of_one_step_knows_no_change_and_stays_finite() -> None:
+    policy = TimePredictor(dataclasses.replace(SMALL, change=True))
+    policy.calibrate(with_change(policy, torch.zeros(256)))
+    assert torch.isfinite(policy(with_change(policy, torch.ones(256)))[0]).all()
+
+
 def test_no_change_is_known_at_the_first_evaluation() -> None:
     policy = TimePredictor(dataclasses.replace(SMALL, change=True))
     x, clock = torch.randn(2, D, 6, 6), (torch.ones(2), torch.zeros(2).long(), torch.arange(2))

@@ -130,6 +130,8 @@ class TimePredictor(nn.Module):
         self.temb_std.copy_(std_E)
         if self.shape.change and observation.change_B is not None:
             known_B = observation.change_B > 0
+            if not known_B.any():  # every image took a single step
+                return
             log_B1 = observation.change_B[known_B, None].clamp_min(CHANGE_FLOOR).log()
             table_R1, std_1 = fit_over_time(log_B1, observation.t_B[known_B], TIME_KNOTS, STD_FLOOR)
             self.change_time.copy_(table_R1[:, 0])
