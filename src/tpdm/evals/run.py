@@ -64,8 +64,8 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     if wanted.features:
         check_enough(len(test.prompts))  # before hours of pictures are made
         extract = load_extractor(wanted.features, run_device(recipe))
-    common = _fingerprint(recipe, [*tuning.prompts, *test.prompts])
-    store = Store(out, {**common, **_learned_fingerprint(recipe)})
+    common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    store = Store(out, {**common, **learned_fingerprint(recipe)})
     controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
     match = Match(test, tuning, policy, tuned, store, controls)
     results = compare_all(match)
@@ -162,7 +162,7 @@ def _distribution(
     return distribution_summary(reference, features, prompts)
 
 
-def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
     """What every judged image depends on: nothing of how many there are."""
     return {
         "backbone": {k: v for k, v in asdict(recipe.backbone).items() if k != "device"},
@@ -173,7 +173,7 @@ def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
+def learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
     """What images of learned schedules depend on besides."""
     tuned = recipe.evaluation.tuned
     return {
