@@ -25,6 +25,12 @@ from tpdm.train.run import train
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 KEPT = ROOT / "benchmarks" / "trained"  # by hash of the recipe: trainings take hours, their TPMs a megabyte
+FILES = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    *(f"{which}/{name}" for which in ("best", "last") for name in ("config.json", "model.safetensors")),
+    "run.json",  # the last one: it tells that the others are there
+)
 MEASURES = {"reward": "score", "accuracy": "accuracy", "residual": "residual"}
 BETTER = {"reward": 1, "accuracy": 1, "residual": -1}  # the sign of a difference that is a gain
 WORST = 0.01
@@ -53,7 +59,7 @@ def trained(recipe: Recipe) -> Recipe:
 def keep(recipe: Recipe) -> Path:
     """Puts what a training ended with into ``benchmarks/trained``, where every machine finds it; its place."""
     run, kept = Path(recipe.output), KEPT / training_hash(recipe)
-    for name in ("recipe.yaml", "metrics.jsonl", "best/config.json", "best/model.safetensors", "run.json"):
+    for name in FILES:
         write_atomically(kept / name, partial(shutil.copyfile, run / name))
     return kept
 

@@ -31,12 +31,12 @@ LIMIT = 7.0  # a quarter of 28
 SETTINGS = ("sampling.solver=dpmpp_2m", "reward.gamma=0.9974")
 
 
-def judged(recipe: Recipe, controls: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the TPM, of 28 Euler steps and of the best grid; what was judged before is not made again."""
+def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, list[dict[str, Any]]]:
+    """Rows of the best or last TPM, of 28 Euler steps and of the best grid; what was judged is not made again."""
     tuning, test = make_tasks(recipe)
     common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
-    store = Store(Path(recipe.output) / "eval", {**common, **learned_fingerprint(recipe)})
-    policy = load_policy(Path(recipe.output) / "best")
+    store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe)})
+    policy = load_policy(Path(recipe.output) / which)
     match = Match(test, tuning, policy, None, store, Store(controls, common, shared=True))
     learned = match.learned("tpdm")
     grid = next(r for r in match.at_equal_steps(float(learned.column("steps").mean())) if r.name == GRID)

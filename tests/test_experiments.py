@@ -51,7 +51,7 @@ def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
 
     def train(recipe):
         begun.append(recipe.name)
-        for name in ("recipe.yaml", "metrics.jsonl", "best/config.json", "best/model.safetensors", "run.json"):
+        for name in experiment.FILES:
             write_text(Path(recipe.output) / name, f"{name} of {recipe.name}")
 
     monkeypatch.setattr(experiment, "train", train)
@@ -95,3 +95,13 @@ def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
     assert len(facts["steps"]) == 2
     assert facts["minus"]["static-28, euler"]["of"] == 2
     assert "minus 28 Euler steps" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
+    run("stability.py", tmp_path, "--seeds", "0", "--set", *SMALL)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [len(curve) for curve in facts["validations"]] == [2]
+    worst, least = facts["worst"][0]
+    assert least <= worst
+    assert "of 1 seeds" in (tmp_path / "page.md").read_text(encoding="utf-8")
