@@ -6,9 +6,11 @@ Runs are kept below runs/ and go on where they stopped; what they found is kept 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tpdm.config import load_recipe, recipe_hash
+from tpdm.config import load_recipe
 from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
 from tpdm.files import write_atomically, write_text
 from tpdm.recipe import EvaluationConfig, Recipe
@@ -65,10 +67,25 @@ def keep(recipe: Recipe) -> Path:
 
 
 def training_hash(recipe: Recipe) -> str:
-    """What a training depends on: not its place, nor what is done with the TPM afterwards."""
+    """What a training depends on: not its place, nor what is done with the TPM afterwards.
+
+    Values that are the default's are left out, so that a new key of recipes, whose default is what was done before it,
+    changes no hash.
+    """
     backbone = replace(recipe.backbone, device="auto")
     plain = replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
-    return recipe_hash(plain)
+    return hashlib.sha256(json.dumps(_chosen(plain), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _chosen(part: Any) -> dict[str, Any]:
+    """The values of a part of a recipe that are not its defaults."""
+    values = {f.name: (getattr(part, f.name), _default(f)) for f in fields(part)}
+    found = {name: _chosen(value) if is_dataclass(value) else value for name, (value, _) in values.items()}
+    return {name: value for name, value in found.items() if value not in (values[name][1], {})}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def options(description: str | None, out: Path) -> argparse.ArgumentParser:
