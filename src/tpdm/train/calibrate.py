@@ -15,7 +15,7 @@ from tpdm.train.deal import deal_prompts
 from tpdm.train.scored import MakeImages
 from tpdm.train.team import ALONE, Team
 
-CALIBRATION = 4  # stream of randomness, beside those of train.loop
+CALIBRATION = 4  # stream of randomness, beside those of train.parts
 CALIBRATION_PROMPTS = 64
 
 
