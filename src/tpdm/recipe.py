@@ -79,6 +79,9 @@ class RlConfig(Part):
             or of the whole ``batch``, or by nothing (``none``). [ours; release: none]
         entropy_weight: bonus on the Beta's entropy, >= 0. [ours]
         kl_weight: penalty towards the initial policy, >= 0. [release: 0; optional in the paper]
+        rollout: ``waiting`` makes images in batches, each of which waits for its slowest one; ``continuous`` gives the
+            place of a finished image to the next one, so that calls stay full to the end of an update's images. Speed
+            only, never the result but for rounding. [ours]
         rollout_batch: images in flight at once in each process; memory only, never the result. [ours]
         update_batch: decisions per forward pass of an update in each process; memory only, never the result. [ours]
     """
@@ -93,6 +96,7 @@ class RlConfig(Part):
     normalise_advantages: Literal["none", "batch", "group", "dial"] = "batch"
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
+    rollout: Literal["waiting", "continuous"] = "waiting"
     rollout_batch: Positive = 16
     update_batch: Positive = 256
 

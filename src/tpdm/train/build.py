@@ -21,7 +21,7 @@ from tpdm.prompts import OverLong, Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe
 from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.load import load_reward, read_token, recipe_reward
-from tpdm.rollout import PipelineSampler
+from tpdm.rollout_ways import choose_sampler
 from tpdm.train.dial import calibration
 from tpdm.train.fresh import fast_times, make_policy, start_times
 from tpdm.train.parts import Parts
@@ -64,7 +64,7 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     return Parts(
         policy=policy,
-        sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments, texts, recipe.backbone.decode_batch),
+        sampler=choose_sampler(recipe, adaptive, arguments, texts),
         reward=reward,
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,

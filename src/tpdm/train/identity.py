@@ -32,6 +32,7 @@ FREE = frozenset(
         "reward.device",
         "reward.timeout",
         "reward.token_env",
+        "rl.rollout",
         "rl.rollout_batch",
         "rl.update_batch",
         "validation.every",
