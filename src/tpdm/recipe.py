@@ -208,6 +208,12 @@ class Recipe(Part):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", self.output.replace("{name}", self.name))
+        if self.rl.rollout == "continuous" and self.backbone.offload != "none":
+            # Networks that come and go during a call cannot be shared by images at different times.
+            raise ValueError(
+                f"rl.rollout continuous goes with backbone.offload none, got {self.backbone.offload}: set rl.rollout "
+                "to waiting, or backbone.offload to none"
+            )
         if self.tpm.fast_steps is not None and self.reward.gamma_range is None:
             raise ValueError(f"tpm.fast_steps needs reward.gamma_range, got {self.tpm.fast_steps} without: set both")
         if self.tpm.layout == "folded" and self.reward.gamma_range is not None:

@@ -20,7 +20,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "sampling": {"max_steps": 6},
     "optimizer": {"lr": 1e-5},
     "rl": {"updates": 2, "prompts_per_update": 3, "samples_per_prompt": 2, "rollout_batch": 4},
-    "validation": {"prompts": 3, "every": 1},
+    "validation": {"samples_per_prompt": 3, "every": 1},
     "checkpoint": {"every": 1},
 }
 

@@ -13,7 +13,7 @@ from tpdm.artefact import save_pretrained
 from tpdm.artefact_config import ArtefactConfig
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import find_denoiser
-from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_pipeline, pipeline_arguments
+from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_backbone, pipeline_arguments
 from tpdm.pipelines.probe import probe_features
 from tpdm.pipelines.reads import over_long
 from tpdm.policy import TimePredictor
@@ -25,6 +25,7 @@ from tpdm.rollout_ways import choose_sampler
 from tpdm.train.dial import calibration
 from tpdm.train.fresh import fast_times, make_policy, start_times
 from tpdm.train.parts import Parts
+from tpdm.train.shard import InStep, check_shard, shard_denoiser
 from tpdm.train.team import ALONE, Team
 from tpdm.train.texts import encode_texts, run_texts
 from tpdm.types import PromptError
@@ -42,7 +43,11 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         drawn = run_texts(recipe, train_prompts, validation_prompts)
         texts, needed = encode_texts(recipe, drawn, arguments, folder, device), NO_TEXT_ENCODERS
         looking = arguments | texts.call(drawn[:1], device)
-    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device, parts=needed)
+    check_shard(recipe, team, len(validation_prompts) * recipe.validation.samples_per_prompt)
+    pipe = load_backbone(recipe.backbone, device, needed)
+    if recipe.backbone.shard:
+        shard_denoiser(pipe, device, team.size)
+        pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     widths = probe_features(pipe, looking)
     start, fast = start_times(recipe.tpm, pipe, looking), fast_times(recipe.tpm, pipe, looking)
@@ -62,9 +67,10 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     reward = recipe_reward(recipe.reward, device if recipe.reward.device == "auto" else recipe.reward.device)
     if team.leads:
         tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
+    sampler = choose_sampler(recipe, adaptive, arguments, texts)
     return Parts(
         policy=policy,
-        sampler=choose_sampler(recipe, adaptive, arguments, texts),
+        sampler=InStep(sampler, find_denoiser(pipe), team) if recipe.backbone.shard else sampler,
         reward=reward,
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,

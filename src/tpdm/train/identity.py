@@ -22,6 +22,8 @@ FREE = frozenset(
         "output",
         "backbone.decode_batch",
         "backbone.device",
+        "backbone.offload",
+        "backbone.shard",
         "backbone.text_encoders",
         "prompts.source",
         "prompts.column",

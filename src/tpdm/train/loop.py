@@ -67,7 +67,10 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -
     if team.leads:
         dump_recipe(recipe, folder / "recipe.yaml")
     fresh = state.update == 0
-    reward = calibrated_reward(parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh, team)
+    everyone = recipe.backbone.shard
+    reward = calibrated_reward(
+        parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh, team, everyone
+    )
     parts = replace(parts, reward=reward)
     log = Diary(recipe, folder, state.update, parts.listeners) if team.leads else NoDiary()
     portion = Portion(recipe.rl.update_batch, "rl.update_batch", "decisions")

@@ -119,9 +119,28 @@ def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> i
 def _weights(recipe: Recipe, sizes: PipelineSizes) -> list[MemoryPart]:
     """Frozen networks; all pass the host when they are loaded."""
     leave, size = recipe.backbone.text_encoders == "leave", DTYPES[recipe.backbone.dtype].itemsize
-    parts = []
+    parts, stay = [], {}
     for name, count in sizes.parameters.items():
         encodes = name.startswith("text_encoder") and leave
-        parts.append(MemoryPart(f"{name} (frozen)", count * size, "device", "encoding" if encodes else "training"))
-        parts.append(MemoryPart(f"{name}, on its way", count * size, "host", "encoding" if encodes else "loading"))
-    return parts
+        if encodes or recipe.backbone.offload == "none":
+            parts.append(MemoryPart(f"{name} (frozen)", count * size, "device", "encoding" if encodes else "training"))
+            parts.append(MemoryPart(f"{name}, on its way", count * size, "host", "encoding" if encodes else "loading"))
+        else:
+            stay[name] = count * size
+    return [*parts, *_offloaded(recipe, stay)]
+
+
+def _offloaded(recipe: Recipe, weights: dict[str, int]) -> list[MemoryPart]:
+    """Networks (bytes by name) that stay on the host; one of them, or one layer, is on the device at a time."""
+    if not weights:
+        return []
+    parts = [MemoryPart(f"{name} (frozen, offloaded)", size, "host", "training") for name, size in weights.items()]
+    if recipe.backbone.offload == "sequential":
+        return [*parts, MemoryPart("one layer of a network", None, "device", "training")]
+    decoder = weights.get("vae", 0)
+    largest = max([size for name, size in weights.items() if name != "vae"], default=0)
+    return [
+        *parts,
+        MemoryPart("largest network but the decoder, while called", largest, "device", "rollout"),
+        MemoryPart("decoder, while called", decoder, "device", "decoding"),
+    ]
