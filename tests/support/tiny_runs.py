@@ -35,10 +35,15 @@ def tiny_pipeline(folder: Path) -> Path:
 
 def tiny_recipe(pipe: Path, output: Path, **sections: Any) -> Recipe:
     """``SECTIONS`` for that pipeline, updated key by key."""
-    values = {name: {**part, **sections.get(name, {})} for name, part in SECTIONS.items()}
+    values = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in (*SECTIONS, *sections)}
     values["backbone"]["name_or_path"] = str(pipe)
     source = {"prompts": {"source": str(pipe.parent / "prompts.csv")}}
     return make_recipe({"name": "tiny", "output": str(output), **values, **source})
+
+
+def brightness(images_B3HW: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """A reward, as ``python:tests.support.tiny_runs:brightness``."""
+    return images_B3HW.mean((1, 2, 3))
 
 
 def write_recipe(recipe: Recipe, file: Path) -> Path:

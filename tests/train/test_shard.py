@@ -13,6 +13,13 @@ from tpdm.train.shard import check_shard
 from tpdm.train.team import Team
 from tpdm.types import ConfigError
 
+# Its parts are measured on images that one process is enough for, and a divided denoiser needs all of them.
+COMPOSITE = {
+    "name": "composite",
+    "offset": 3.0,
+    "parts": [{"name": "tinyworld"}, {"name": "python:tests.support.tiny_runs:brightness", "weight": 0.5}],
+}
+
 
 @pytest.fixture(scope="module")
 def pipe_folder(tmp_path_factory):
@@ -22,7 +29,7 @@ def pipe_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(pipe_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    train(tiny_recipe(pipe_folder, folder, rl={"prompts_per_update": 5}))
+    train(tiny_recipe(pipe_folder, folder, rl={"prompts_per_update": 5}, reward=COMPOSITE))
     return folder
 
 
@@ -30,7 +37,7 @@ def whole(pipe_folder, tmp_path_factory):
 def test_two_processes_that_share_the_weights_train_the_same_tpm(pipe_folder, whole, tmp_path, way):
     # Five images in one process and five in the other, in batches of two: images and calls differ in number.
     rl = {"prompts_per_update": 5, "rollout_batch": 2, "rollout": way}
-    recipe = tiny_recipe(pipe_folder, tmp_path / "run", rl=rl, backbone={"shard": True})
+    recipe = tiny_recipe(pipe_folder, tmp_path / "run", rl=rl, backbone={"shard": True}, reward=COMPOSITE)
     file = write_recipe(recipe, tmp_path / "recipe.yaml")
     for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)])):
         assert code == 0, said
