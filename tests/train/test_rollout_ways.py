@@ -147,6 +147,7 @@ class Interrupting:
         return self._reward.score(images_B3HW, prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 3])
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path, calls):
     train_loop(*parts_of(continuous(pipe_folder, tmp_path / "whole")))
@@ -184,6 +185,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
     assert left == {k: v for k, v in without_recipe(tmp_path / "whole").items() if k != "run.json"}
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_that_waits(pipe_folder, waiting, tmp_path):
     file = write_recipe(continuous(pipe_folder, tmp_path / "run"), tmp_path / "recipe.yaml")
     for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)])):

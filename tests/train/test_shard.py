@@ -1,17 +1,24 @@
 """A denoiser divided over the processes trains the TPM that a whole one trains."""
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import wraps
 
 import pytest
+import torch
 
+from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.processes import finish, start
 from tests.support.tiny_runs import assert_same_training, tiny_pipeline, tiny_recipe, write_recipe
 from tpdm.config import make_recipe
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.recipe import BackboneConfig
+from tpdm.schedules import FixedTimes
 from tpdm.train.run import train
-from tpdm.train.shard import check_shard
+from tpdm.train.shard import Calls, InStep, check_shard, find_blocks
 from tpdm.train.team import Team
-from tpdm.types import ConfigError
+from tpdm.types import ConfigError, TrainingError
 
 # Its parts are measured on images that one process is enough for, and a divided denoiser needs all of them.
 COMPOSITE = {
@@ -33,6 +40,7 @@ def whole(pipe_folder, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["waiting", "continuous"])
 def test_two_processes_that_share_the_weights_train_the_same_tpm(pipe_folder, whole, tmp_path, way):
     # Five images in one process and five in the other, in batches of two: images and calls differ in number.
@@ -61,3 +69,47 @@ def test_every_process_needs_an_image(pipe_folder, tmp_path):
 def test_shared_and_offloaded_is_refused():
     with pytest.raises(ConfigError, match="shard goes with offload none, got offload model"):
         make_recipe({"name": "a", "backbone": {"shard": True, "offload": "model"}})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_blocks_beside_what_policies_look_at_and_repeats_its_last_call(name):
+    pipe = tiny_pipe(name)
+    denoiser, rows = find_denoiser(pipe), []
+    entry, blocks = find_entry(denoiser), find_blocks(denoiser)
+    assert blocks
+    assert not [path for path in (entry.first, entry.last, entry.temb) if f"{path}.".startswith(tuple(blocks))]
+    call = {**FAMILIES[name].text(2), **FAMILIES[name].arguments()}
+    calls = Calls(denoiser, Team())
+    with calls:
+        attach(pipe, FixedTimes([[1.0, 0.5, 0.0], [1.0, 0.0]]))(**call, seeds=[0, 1])
+    last = denoiser.get_submodule(entry.temb)
+    handle = last.register_forward_hook(lambda module, args, output: rows.append(1))
+    calls.repeat()
+    handle.remove()
+    assert rows == [1]
+
+
+def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
+    pipe = tiny_pipe("SD3")
+    forward = pipe.transformer.forward
+
+    @wraps(forward)
+    def hungry(hidden_states, *args, **options):
+        if len(hidden_states) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(hidden_states, *args, **options)
+
+    monkeypatch.setattr(pipe.transformer, "forward", hungry)
+    attached = attach(pipe, FixedTimes([1.0, 0.5, 0.0]), defaults=FAMILIES["SD3"].arguments())
+
+    class Again:
+        """A sampler that tries again in smaller parts, as those of pipelines do."""
+
+        def __call__(self, *asked):
+            for part in (slice(0, 2), slice(0, 1)):
+                with suppress(torch.OutOfMemoryError):
+                    texts = FAMILIES["SD3"].text(len(asked[1][part]))
+                    return attached(**texts, seeds=asked[1][part])
+
+    with pytest.raises(TrainingError, match=r"with backbone\.shard=true, .* lower rl\.rollout_batch"):
+        InStep(Again(), pipe.transformer, Team())(["a", "b"], [0, 1])

@@ -49,11 +49,17 @@ def check_shard(recipe: Recipe, team: Team, validation_images: int) -> None:
         )
 
 
+def find_blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Every element of a list of the denoiser that has weights, by its path."""
+    lists = [(name, part) for name, part in denoiser.named_children() if isinstance(part, nn.ModuleList)]
+    blocks = {f"{name}.{index}": block for name, part in lists for index, block in enumerate(part)}
+    return {path: block for path, block in blocks.items() if next(block.parameters(), None) is not None}
+
+
 def shard_denoiser(pipe: Any, device: str, processes: int) -> None:
     """Divides the weights of the denoiser's blocks over the processes; each moves to the device by itself.
 
-    Blocks alone: embedders and the final projection are small, and policies look at them. Every element of a
-    ``ModuleList`` of the denoiser is a block.
+    Blocks alone: embedders and the final projection are small, and policies look at them.
 
     Args:
         pipe: still on the CPU.
@@ -67,15 +73,14 @@ def shard_denoiser(pipe: Any, device: str, processes: int) -> None:
     from torch.distributed.fsdp import fully_shard
 
     denoiser = find_denoiser(pipe).requires_grad_(False)
-    lists = [part for part in denoiser.children() if isinstance(part, nn.ModuleList)]
-    blocks = [block for part in lists for block in part if any(True for _ in block.parameters())]
+    blocks = find_blocks(denoiser)
     if not blocks:
         raise BackboneError(
             f"got a {type(denoiser).__name__} without a list of blocks, expected one to divide; set "
             "backbone.shard=false"
         )
     mesh = init_device_mesh(torch.device(device).type, (processes,))
-    for block in blocks:
+    for block in blocks.values():
         # Each is gathered when it runs, and given back when it has run.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
@@ -110,7 +115,7 @@ class InStep:
         Raises:
             TrainingError: memory is short in this process: the others cannot try again with it.
         """
-        calls = _Calls(self.denoiser, self.team)
+        calls = Calls(self.denoiser, self.team)
         with calls:
             generated = self.sampler(prompts, seeds, decision_seeds, record, negatives, gammas)
         while self.team.any(False):
@@ -118,7 +123,7 @@ class InStep:
         return generated
 
 
-class _Calls:
+class Calls:
     """Tells the team of every call of a denoiser while its ``with`` block lasts, and can repeat the newest one."""
 
     def __init__(self, denoiser: nn.Module, team: Team) -> None:
