@@ -179,7 +179,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
     child.send_signal(SIGKILL)
     child.communicate()
     assert child.returncode == -SIGKILL
-    ((code, said),) = finish(start(1, words))
+    ((code, said),) = finish(start(1, words), timeout=300)
     assert code == 0, said
     left = {k: v for k, v in without_recipe(tmp_path / "killed").items() if not k.startswith((".", "run.json"))}
     assert left == {k: v for k, v in without_recipe(tmp_path / "whole").items() if k != "run.json"}
@@ -188,6 +188,6 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_are_one_that_waits(pipe_folder, waiting, tmp_path):
     file = write_recipe(continuous(pipe_folder, tmp_path / "run"), tmp_path / "recipe.yaml")
-    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)])):
+    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)]), timeout=300):
         assert code == 0, said
     assert_same_training(tmp_path / "run", waiting)
