@@ -34,9 +34,9 @@ import torch
 import tpdm.train.loop
 from tpdm.config import load_recipe
 from tpdm.files import write_json
+from tpdm.train.build import build_parts
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import train_loop
-from tpdm.train.run import build_parts
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "src" / "tpdm" / "recipes" / "tinyworld.yaml"

@@ -41,8 +41,8 @@ from tpdm.recipe import Recipe
 from tpdm.rewards.load import load_reward
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.tinyworld.shipped import weights_folder
-from tpdm.train.loop import priced
-from tpdm.train.run import make_policy, start_times
+from tpdm.train.fresh import make_policy, start_times
+from tpdm.train.parts import priced
 from tpdm.train.scored import make_scored
 from tpdm.train.team import ALONE, Team, join_team
 from tpdm.train.update import make_optimizer, update_policy

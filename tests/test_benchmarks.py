@@ -126,3 +126,24 @@ def test_rollout_speed_counts_the_rows_that_leave():
     assert results["rollout"]["time_ratio"]["median"] > 0
     assert results["learning"]["decisions"] > 0
     assert "CPU threads" in results["hardware"] or "peak_bytes" in results
+
+
+@pytest.mark.slow
+def test_rollouts_that_wait_and_that_do_not_compute_the_same_rows():
+    words = [
+        sys.executable,
+        BENCHMARKS / "rollout_ways.py",
+        "--images",
+        "6",
+        "--batch",
+        "3",
+        "--repeats",
+        "1",
+        "--printed",
+    ]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(run.stdout)
+    assert facts["images_whose_steps_differ"] == 0
+    assert facts["rows"]["continuous"] == facts["rows"]["waiting"]
+    assert facts["calls"]["continuous"] <= facts["calls"]["waiting"]

@@ -34,7 +34,7 @@ LEVELS = (
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
-    {"rollout", "rollout_continuous"},
+    {"rollout", "rollout_continuous", "rollout_images", "rollout_ways"},
     {"train", "evals", "serve", "sample"},
     {"publish"},
     {"demo", "cli", "cli_serve", "cli_tpm", "cli_watch", "doctor", "__main__"},

@@ -26,6 +26,10 @@ class BackboneConfig(Part):
         text_encoders: ``stay`` encodes prompts in every call; ``leave`` encodes each prompt of a training run once,
             keeps the embeddings in ``output/texts`` and never loads the encoders beside the denoiser; memory only,
             never the result but for rounding. [ours]
+        shard: whether the denoiser's blocks are divided over the processes of a training run (FSDP2), each of which
+            holds its share of the weights; memory only. [ours]
+        offload: ``model`` keeps each network on the host until it is called, ``sequential`` each layer; memory only,
+            and needs a GPU; ``none`` keeps all of them on the device. [ours]
         decode_batch: images decoded at once; None decodes all that are in flight; memory only. [ours]
     """
 
@@ -37,8 +41,12 @@ class BackboneConfig(Part):
     device: Text = "auto"
     text_encoders: Literal["stay", "leave"] = "stay"
     decode_batch: Positive | None = None
+    shard: bool = False
+    offload: Literal["none", "model", "sequential"] = "none"
 
     def __post_init__(self) -> None:
+        if self.shard and self.offload != "none":
+            raise ValueError(f"shard goes with offload none, got offload {self.offload}: set one of them otherwise")
         if (self.height is None) != (self.width is None):
             raise ValueError(f"height and width go together, got {self.height} x {self.width}: set both or none")
 

@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tpdm.portion import Portion
-from tpdm.types import NumbersError, Observation, TrainingError, Trajectory
+from tpdm.rollout_images import Album, Asked, Generated, Sampler, naming
+from tpdm.types import Observation, TrainingError, Trajectory
 
 if TYPE_CHECKING:  # training on another sampler loads no diffusers
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
     from tpdm.pipelines.texts import TextStore
 
+__all__ = ["Generated", "PipelineSampler", "Replay", "Sampler", "derive_seed", "make_replay", "naming"]
+
 
 def derive_seed(*parts: int) -> int:
     """A 63-bit seed from non-negative integers: the same parts give the same seed everywhere, for ever."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Finished images in the order they were asked for.
-
-    Attributes:
-        images_B3HW: RGB in [0, 1], fp32, on the CPU (a test may put anything with B rows here).
-        steps: network evaluations of each image.
-        times: from the start down to 0.0, one more than steps.
-        trajectories: what replay needs; None unless recorded.
-    """
-
-    images_B3HW: Tensor
-    steps: list[int]
-    times: list[list[float]]
-    trajectories: list[Trajectory] | None
-
-
-class Sampler(Protocol):
-    """Makes images from prompts; training and evaluation know no more of the backbone than this."""
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        negatives: Sequence[str] | None = None,
-        gammas: Sequence[float] | None = None,
-    ) -> Generated:
-        """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode.
-
-        ``negatives`` are negative prompts, one per image; None leaves the pipeline's own. ``gammas`` set the dial of
-        each image; None where the policy has none.
-        """
 
 
 @dataclass(frozen=True)
@@ -92,35 +59,17 @@ class PipelineSampler:
         gammas: Sequence[float] | None = None,
     ) -> Generated:
         """See ``Sampler``."""
-        images_B3HW: Tensor | None = None
-        steps: list[int] = []
-        times: list[list[float]] = []
-        trajectories: list[Trajectory] = []
-        while len(steps) < len(prompts):
-            part = slice(len(steps), len(steps) + self._portion.size)
-            output = self._try(
-                prompts[part],
-                seeds[part],
-                **self._texts(prompts[part], None if negatives is None else negatives[part]),
-                decision_seeds=None if decision_seeds is None else list(decision_seeds[part]),
-                sample=decision_seeds is not None,
-                record=record,
-                gamma=None if gammas is None else list(gammas[part]),
-                output_type="pt",
-                **self.arguments,
-            )
+        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas)
+        album, done = Album(len(prompts)), 0
+        while done < len(prompts):
+            part = slice(done, done + self._portion.size)
+            output = self._try(asked, part)
             if output is None:
                 self._portion.halve(len(prompts[part]))
                 continue
-            if images_B3HW is None:
-                # All at once: a list of parts, joined at the end, would take twice the memory.
-                images_B3HW = torch.empty(len(prompts), *output.images.shape[1:])
-            images_B3HW[part] = output.images.float().cpu()
-            steps += output.steps
-            times += output.times
-            trajectories += output.trajectories or []
-        assert images_B3HW is not None
-        return Generated(images_B3HW, steps, times, trajectories if record else None)
+            album.put(part, output)
+            done += len(output.steps)
+        return album.generated(record)
 
     def _decoding(self) -> AbstractContextManager[None]:
         if self.decode_batch is None:
@@ -129,35 +78,15 @@ class PipelineSampler:
 
         return decoding_in_slices(self.pipeline.pipe, self.decode_batch)
 
-    def _texts(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> dict[str, Any]:
-        """The texts of one pipeline call, as prompts or as embeddings."""
-        if self.texts is not None:
-            pairs = list(zip(prompts, [None] * len(prompts) if negatives is None else negatives, strict=True))
-            return self.texts.call(pairs, self.pipeline.pipe._execution_device)
-        avoided = {} if negatives is None else {"negative_prompt": list(negatives)}
-        return {"prompt": list(prompts), **avoided}
-
-    def _try(self, prompts: Sequence[str], seeds: Sequence[int], **call: Any) -> AdaptiveOutput | None:
+    def _try(self, asked: Asked, part: slice) -> AdaptiveOutput | None:
         """One call of the pipeline; None where memory does not hold it, and then nothing of it is held any more."""
+        device = None if self.texts is None else self.pipeline.pipe._execution_device
+        call = asked.call(part, self.texts, device)
         try:
-            with naming(prompts, seeds), self._decoding():
-                return self.pipeline(seeds=list(seeds), **call)
+            with naming(asked.prompts[part], asked.seeds[part]), self._decoding():
+                return self.pipeline(**call, **self.arguments)
         except torch.OutOfMemoryError:
             return None
-
-
-@contextmanager
-def naming(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
-    """An error that one image is to blame for says what to make it again from.
-
-    Args:
-        prompts: of the images that the error counts.
-        seeds: of their noise.
-    """
-    try:
-        yield
-    except NumbersError as error:
-        raise error.made_of(prompts[error.image], seeds[error.image]) from error
 
 
 @dataclass(frozen=True)

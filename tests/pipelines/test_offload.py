@@ -1,7 +1,7 @@
 """Pipelines whose parts accelerate moves in and out, as diffusers' model and sequential offload set them up.
 
-diffusers refuses both on a machine without an accelerator, so the hooks are set here as it sets them, with the CPU in
-the place of the GPU.
+diffusers looks for an accelerator unless it is told a device: with the CPU in the place of the GPU its own calls set
+the hooks, and where a test needs to see them they are set here as it sets them.
 """
 
 import copy
@@ -12,11 +12,17 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
+from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.config import make_recipe
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.load import load_backbone, load_pipeline, offload
 from tpdm.pipelines.probe import probe_features
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
+from tpdm.recipe import BackboneConfig
+from tpdm.rollout import PipelineSampler
 from tpdm.schedules import FixedTimes
+from tpdm.types import ConfigError
 
 NAMES = ["SD3", "FLUX.1 dev", "SD1.5"]
 LISTS = [[1.0, 0.6, 0.2, 0.0], [1.0, 0.5, 0.0]]
@@ -44,14 +50,14 @@ def sequential_offload(pipe):
         cpu_offload(module, "cpu", offload_buffers=True)
 
 
-@pytest.mark.parametrize("offload", [model_offload, sequential_offload])
+@pytest.mark.parametrize("set_hooks", [model_offload, sequential_offload])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_offloaded_pipeline_is_driven_as_any_other(name, offload):
+def test_an_offloaded_pipeline_is_driven_as_any_other(name, set_hooks):
     plain, pipe = tiny_pipe(name), copy.deepcopy(tiny_pipe(name))
     widths = probe_features(plain, {**FAMILIES[name].text(1), **FAMILIES[name].arguments(), "prompt": None})
     policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
     expected = [attach(plain, p, max_steps=5)(**call_of(name), seeds=[0, 1]) for p in (policy, FixedTimes(LISTS))]
-    offload(pipe)
+    set_hooks(pipe)
     assert pipe._execution_device == torch.device("cpu")
     for chosen, whole in zip((policy, FixedTimes(LISTS)), expected, strict=True):
         output = attach(pipe, chosen, max_steps=5)(**call_of(name), seeds=[0, 1])
@@ -70,3 +76,33 @@ def test_weights_that_are_nowhere_between_calls_are_not_asked_for_their_device(n
     attach(pipe, policy, max_steps=2)(**call_of(name), seeds=[0, 1])
     assert {features.last_BDHW.device.type for features in policy.seen} == {"cpu"}
     assert {p.device.type for p in parameters} == {"meta"}
+
+
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_a_rollout_of_an_offloaded_pipeline_is_that_of_a_whole_one(way, tmp_path, monkeypatch):
+    make_tiny_sd3(tmp_path / "tokens").save_pretrained(tmp_path / "pipe")
+    # diffusers names the first device of a kind, and accelerate takes cpu:0 and cpu for two.
+    monkeypatch.setattr(
+        "accelerate.cpu_offload", lambda module, device, **options: cpu_offload(module, "cpu", **options)
+    )
+    made = []
+    for chosen in ("none", way):
+        pipe = load_pipeline(tmp_path / "pipe", device="cpu")
+        pipe.set_progress_bar_config(disable=True)
+        offload(pipe, chosen, "cpu")  # as load_backbone does, which wants a GPU
+        sampler = PipelineSampler(attach(pipe, FixedTimes(LISTS)), 2, {"height": 16, "width": 16})
+        made.append(sampler(["a", "b"], [0, 1]))
+    assert made[0].steps == made[1].steps
+    assert torch.equal(made[0].images_B3HW, made[1].images_B3HW)
+
+
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_the_cpu_has_nowhere_to_offload_to(way):
+    with pytest.raises(ConfigError, match=f"got backbone.offload={way} on the CPU, expected a GPU"):
+        load_backbone(BackboneConfig(offload=way), "cpu")
+
+
+def test_images_at_different_times_cannot_share_what_comes_and_goes():
+    values = {"name": "a", "rl": {"rollout": "continuous"}, "backbone": {"offload": "model"}}
+    with pytest.raises(ConfigError, match=r"rl\.rollout continuous goes with backbone\.offload none, got model"):
+        make_recipe(values)

@@ -10,7 +10,7 @@ from tpdm.pipelines.load import call_defaults, load_pipeline
 from tpdm.pipelines.reads import over_long
 from tpdm.prompts import OverLong
 from tpdm.rewards.load import load_reward
-from tpdm.train.run import tell_over_long
+from tpdm.train.build import tell_over_long
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from tpdm.rewards.base import Reward
 from tpdm.rollout import Generated
 from tpdm.stepper import Stepper
 from tpdm.train.dial import calibration
-from tpdm.train.loop import Parts
+from tpdm.train.parts import Parts
 from tpdm.types import Features, Policy
 
 EASY = Mixture((1.0,), ((1.0, 0.5),), (0.0,))

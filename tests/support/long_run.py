@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from tests.support.gaussian_problem import make_small_problem
+from tpdm.train.beating import beating
 from tpdm.train.loop import train_loop
-from tpdm.train.pulse import beating
 from tpdm.train.team import join_team
 from tpdm.types import TpdmError
 

@@ -19,7 +19,8 @@ from tpdm.recipe import Recipe
 from tpdm.schedules import FixedTimes
 from tpdm.train.health import find_warnings
 from tpdm.train.log import read_metrics
-from tpdm.train.loop import Parts, priced, train_loop
+from tpdm.train.loop import train_loop
+from tpdm.train.parts import Parts, priced
 from tpdm.types import Policy
 
 TEST_PROMPTS = [p.text for p in prompts(256, first=1000)]  # in no training or validation set

@@ -16,8 +16,9 @@ from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.rollout import PipelineSampler, make_replay
 from tpdm.schedules import FixedTimes
+from tpdm.train.build import build_parts
 from tpdm.train.log import read_metrics
-from tpdm.train.run import build_parts, train
+from tpdm.train.run import train
 
 FAMILIES = ["SD3", "FLUX.1 dev"]
 LISTS = [[1.0, 0.5, 0.0], [1.0, 0.8, 0.3, 0.0], [1.0, 0.0]]

@@ -15,7 +15,8 @@ from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.schedules import FixedTimes
-from tpdm.train.loop import NOISE, train_loop
+from tpdm.train.loop import train_loop
+from tpdm.train.parts import NOISE
 from tpdm.types import NumbersError, RewardError, TrainingError
 
 PROMPTS, SEEDS = ["a", "b", "c", "d", "e"], [10, 11, 12, 13, 14]

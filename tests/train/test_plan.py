@@ -67,6 +67,16 @@ def test_the_command_prints_it_and_writes_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+def test_offloaded_networks_stay_on_the_host_and_the_largest_comes():
+    plans = {way: make_plan(Recipe(name="x", backbone=BackboneConfig(offload=way))) for way in ("none", "model")}
+    frozen = {part.name: part.size for part in plans["none"].memory if part.name.endswith("(frozen)")}
+    kept = {part.name: part.size for part in plans["model"].memory if part.name.endswith("(frozen, offloaded)")}
+    assert list(kept.values()) == list(frozen.values())
+    (largest,) = [part for part in plans["model"].memory if part.name.startswith("largest network")]
+    assert largest.size == max(size for name, size in frozen.items() if not name.startswith("vae"))
+    assert {part.place for part in plans["model"].memory if part.name in kept} == {"host"}
+
+
 def test_a_missing_pipeline_is_said():
     with pytest.raises(BackboneError, match="whose configuration cannot be read"):
         make_plan(Recipe(name="x", backbone=BackboneConfig(name_or_path="no/such/folder/here")))

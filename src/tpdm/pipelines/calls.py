@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tpdm.pipelines.backbones import find_entry
-from tpdm.pipelines.cohort import Cohort
+from tpdm.pipelines.cohort import Cohort, Member
 from tpdm.pipelines.merge import DenoiserCall, join_calls, part_answer
 from tpdm.pipelines.standin import Answer, SeenByTaps
 from tpdm.types import BackboneError
@@ -36,13 +36,13 @@ class Seat:
         self.signature: Hashable = None
         self.arrived = 0
         self.stopped_by: BaseException | None = None
-        self.answers: SimpleQueue[tuple[Answer, Cohort] | BaseException] = SimpleQueue()
+        self.answers: SimpleQueue[tuple[Answer, Member] | BaseException] = SimpleQueue()
 
-    def ask(self, call: DenoiserCall) -> tuple[Answer, Cohort]:
+    def ask(self, call: DenoiserCall) -> tuple[Answer, Member]:
         """Blocks until the call is computed, together with those of others.
 
         Returns:
-            The answer, and the runs that were computed with this one; each has to come to the cohort or resign.
+            The answer, and this run's part in the cohort that was computed together; it has to propose or resign.
 
         Raises:
             BackboneError: the network failed; all runs in that call get this.
@@ -69,15 +69,18 @@ class CallMeeting:
     Args:
         denoiser: of a class in ``backbones.TAPS``.
         places: runs whose calls are computed together at most.
+        in_order: places go to runs in the order in which they were made, and no call starts while one of those that
+            have a place has still to ask: then the same runs are computed together every time, to the bit.
 
     Attributes:
         calls: denoiser calls computed.
         rows: rows computed in them.
     """
 
-    def __init__(self, denoiser: nn.Module, places: int) -> None:
+    def __init__(self, denoiser: nn.Module, places: int, in_order: bool = False) -> None:
         self.calls = self.rows = 0
         self._denoiser, self._entry, self._places = denoiser, find_entry(denoiser), places
+        self._in_order = in_order
         self._changed = threading.Condition()
         self._seated: dict[Seat, None] = {}
         self._standing: deque[Seat] = deque()
@@ -87,8 +90,13 @@ class CallMeeting:
         self._thread.start()
 
     def seat(self, on_place: Callable[[], None] = lambda: None) -> Seat:
-        """A new participant, which has no place yet."""
-        return Seat(self, on_place)
+        """A new participant; where it goes by order, its place is booked at once, otherwise it has none yet."""
+        seat = Seat(self, on_place)
+        if self._in_order:
+            with self._changed:
+                self._standing.append(seat)
+                self._fill_places()
+        return seat
 
     def bring(self, seat: Seat, call: DenoiserCall) -> None:
         """Hands in a call; the answer goes to the seat."""
@@ -97,10 +105,14 @@ class CallMeeting:
             if stopped is not None:
                 seat.answers.put(stopped)
                 return
-            seat.pending, seat.signature, seat.arrived = call, call.signature, self._arrivals
-            self._arrivals += 1
-            if seat not in self._seated:
-                self._standing.append(seat)
+            seat.pending, seat.signature = call, call.signature
+            if not self._in_order:
+                seat.arrived = self._arrivals
+                self._arrivals += 1
+                if seat not in self._seated:
+                    self._standing.append(seat)
+            elif seat in self._seated:
+                seat.arrived = self.calls
             self._fill_places()
 
     def remove(self, seat: Seat) -> None:
@@ -134,6 +146,8 @@ class CallMeeting:
         while self._standing and len(self._seated) < self._places:
             seat = self._standing.popleft()
             self._seated[seat] = None
+            if self._in_order:
+                seat.arrived = self.calls  # a clock that is the same every time
             seat.on_place()
         if self._ready():
             self._changed.notify()
@@ -141,6 +155,8 @@ class CallMeeting:
     def _ready(self) -> list[Seat]:
         """Seats whose calls go together and are all there; where there are several such groups, the one that waits
         longest."""
+        if self._in_order and any(seat.pending is None for seat in self._seated):
+            return []
         groups: dict[Hashable, list[Seat]] = {}
         for seat in self._seated:
             groups.setdefault(seat.signature, []).append(seat)
@@ -172,8 +188,8 @@ class CallMeeting:
         self.calls += 1
         self.rows += sum(call.rows for call in calls)
         cohort = Cohort(len(seats))
-        for seat, answer in zip(seats, answers, strict=True):
-            seat.answers.put((answer, cohort) if isinstance(answer, Answer) else answer)
+        for place, (seat, answer) in enumerate(zip(seats, answers, strict=True)):
+            seat.answers.put((answer, Member(cohort, place)) if isinstance(answer, Answer) else answer)
 
 
 def _failure(error: Exception, said: str, images: int) -> BackboneError:

@@ -16,6 +16,7 @@ from tpdm.types import Decision, Observation
 
 @dataclass(frozen=True)
 class _Wish:
+    place: int
     policy: TimePredictor
     observation: Observation
     seeds: Sequence[int] | None
@@ -44,13 +45,15 @@ class Cohort:
         self._missing = size
         self._wishes: list[_Wish] = []
 
-    def propose(self, policy: TimePredictor, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """``policy.propose`` together with the others.
+    def propose(
+        self, policy: TimePredictor, observation: Observation, seeds: Sequence[int] | None, place: int = 0
+    ) -> Decision:
+        """``policy.propose`` together with the others, rows in the order of their places in the call.
 
         Raises:
             TpdmError: as the policy does for this image.
         """
-        wish = _Wish(policy, observation, seeds)
+        wish = _Wish(place, policy, observation, seeds)
         self._come(wish)
         decision = wish.answers.get()
         if isinstance(decision, Exception):
@@ -69,10 +72,26 @@ class Cohort:
             if self._missing:
                 return
         alike: dict[Hashable, list[_Wish]] = {}
-        for one in self._wishes:
+        for one in sorted(self._wishes, key=lambda wish: wish.place):  # whoever came first
             alike.setdefault(one.signature, []).append(one)
         for wishes in alike.values():
             _grant(wishes)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a cohort, at its place in the call."""
+
+    cohort: Cohort
+    place: int
+
+    def propose(self, policy: TimePredictor, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """See ``Cohort.propose``."""
+        return self.cohort.propose(policy, observation, seeds, self.place)
+
+    def resign(self) -> None:
+        """See ``Cohort.resign``."""
+        self.cohort.resign()
 
 
 def _grant(wishes: list[_Wish]) -> None:

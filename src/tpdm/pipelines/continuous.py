@@ -22,7 +22,7 @@ from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.pipelines.calls import CallMeeting
 from tpdm.pipelines.checks import check_pipe, check_shared
-from tpdm.pipelines.cohort import Cohort
+from tpdm.pipelines.cohort import Member
 from tpdm.pipelines.merge import CallReader
 from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.standin import Answer, make_stand_in, make_twin, set_denoiser
@@ -52,17 +52,19 @@ class ContinuousPipeline:
     Args:
         pipe: that ``attach`` accepts, on its device; left as it is.
         places: images in flight at once.
+        in_order: places go to runs in the order of ``run``, and calls wait until each of them is taken: the same
+            runs give the same bits, which a rollout wants and a server does not.
 
     Raises:
         BackboneError: the pipeline cannot be driven, or keeps things between its steps that runs cannot share.
     """
 
-    def __init__(self, pipe: Any, places: int) -> None:
+    def __init__(self, pipe: Any, places: int, in_order: bool = False) -> None:
         check_pipe(pipe)
         check_shared(pipe)
         self.pipe = pipe
         self.encoding, self.decoding = Turns(), Turns()
-        self.meeting = CallMeeting(find_denoiser(pipe), places)
+        self.meeting = CallMeeting(find_denoiser(pipe), places, in_order)
 
     def run(
         self,
@@ -110,7 +112,7 @@ class ContinuousRun:
         self._seat = shared.meeting.seat(on_place)
         self._reader = CallReader(find_entry(find_denoiser(shared.pipe)))
         self._locks = ExitStack()
-        self._cohort: Cohort | None = None
+        self._cohort: Member | None = None
 
     def __call__(self, attached: AdaptivePipeline, **arguments: Any) -> AdaptiveOutput:
         """Makes the image.

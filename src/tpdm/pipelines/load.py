@@ -65,6 +65,37 @@ def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "
     return pipe
 
 
+def load_backbone(backbone: BackboneConfig, device: str, parts: Parts = "all") -> Any:
+    """The pipeline of a recipe, its networks where the recipe wants them; to be sharded, they are still on the CPU.
+
+    Args:
+        backbone: of the recipe.
+        device: on which it computes.
+        parts: as for ``load_pipeline``.
+
+    Raises:
+        BackboneError: there is no such pipeline, or it cannot be loaded.
+        ConfigError: it is to be offloaded, and there is no GPU to come back to.
+    """
+    if backbone.offload != "none" and torch.device(device).type == "cpu":
+        raise ConfigError(
+            f"got backbone.offload={backbone.offload} on the CPU, expected a GPU that networks are brought to when "
+            "they are called; set backbone.offload=none, or backbone.device to a GPU"
+        )
+    waits = backbone.shard or backbone.offload != "none"
+    pipe = load_pipeline(backbone.name_or_path, backbone.dtype, "cpu" if waits else device, parts)
+    offload(pipe, backbone.offload, device)
+    return pipe
+
+
+def offload(pipe: Any, way: Literal["none", "model", "sequential"], device: str) -> None:
+    """Networks come to the device when they are called: each as a ``model``, or layer by layer (``sequential``)."""
+    if way == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif way == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+
+
 def from_pretrained(name_or_path: str | Path, dtype: torch.dtype, parts: Parts = "all") -> Any:
     """Any diffusers pipeline, on the CPU; parts that were saved as None stay None."""
     import diffusers

@@ -15,7 +15,7 @@ from tpdm.train.deal import deal_prompts
 from tpdm.train.scored import MakeImages
 from tpdm.train.team import ALONE, Team
 
-CALIBRATION = 4  # stream of randomness, beside those of train.loop
+CALIBRATION = 4  # stream of randomness, beside those of train.parts
 CALIBRATION_PROMPTS = 64
 
 
@@ -37,6 +37,7 @@ def calibrated_reward(
     folder: Path,
     fresh: bool,
     team: Team = ALONE,
+    everyone: bool = False,
 ) -> Reward:
     """The reward that a run uses from its first image to its last.
 
@@ -48,16 +49,18 @@ def calibrated_reward(
         folder: of the run; the statistics stand in ``reward-statistics.json`` there.
         fresh: measures and writes them; a run that goes on reads them, so that its objective stays the same.
         team: its leading process alone measures or reads, and tells the others.
+        everyone: all processes make the images, though one is enough: a sharded denoiser needs all of them.
 
     Raises:
         RewardError: a part fails or tells no image from another; the statistics of a run that goes on are missing.
     """
     if not isinstance(reward, CompositeReward):
         return reward
-    if team.leads and fresh:
+    if fresh and (team.leads or everyone):
         texts, generated = _first_images(make, prompts, seed, record=False)
-        reward = reward.calibrated(generated.images_B3HW, texts)
-        save_standards(reward, folder)
+        if team.leads:
+            reward = reward.calibrated(generated.images_B3HW, texts)
+            save_standards(reward, folder)
     elif team.leads:
         reward = run_reward(reward, folder)
     assert isinstance(reward, CompositeReward)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tpdm.core.dial import dial_position, gamma_at, spread_gammas
 from tpdm.recipe import RewardConfig
 
-_STREAM = 6  # beside those of train.loop, train.deal, train.calibrate, train.run and evals.run
+_STREAM = 6  # beside those of train.parts, train.deal, train.calibrate, train.fresh and evals.run
 
 
 def deal_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> list[float] | None:

@@ -7,25 +7,23 @@ without workspaces of kernels. Two parts are assumed, and say so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import nn
-
-from tpdm.pipelines.activations import peak_of
-from tpdm.pipelines.backbones import find_entry
-from tpdm.pipelines.decoding import decoding_in_slices
-from tpdm.pipelines.denoiser_calls import CALLS, CallShape, denoiser_call, text_bytes, token_grid
-from tpdm.pipelines.load import DTYPES, pipeline_arguments
+from tpdm.pipelines.load import DTYPES
 from tpdm.pipelines.sizes import PipelineSizes
-from tpdm.pipelines.taps import FeatureTaps
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.recipe import Recipe
-from tpdm.rewards.shapes import RewardShape, reward_shape
-from tpdm.types import Observation
+from tpdm.rewards.shapes import reward_shape
+from tpdm.train.peaks import (
+    decoding_peak,
+    embeddings_bytes,
+    learning_peak,
+    rollout_call,
+    rollout_peak,
+    scoring_peak,
+)
 
 GIB = 2**30
 ADAM = 4  # weights, gradients and two moments
@@ -86,7 +84,7 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
     judges: Place = "host" if recipe.reward.device == "cpu" else "device"
     tpm = sum(p.numel() for p in policy.parameters())
     replay = replay_bytes(recipe, sizes.feature_channels, sizes.temb_channels)
-    call = _call(recipe, sizes)
+    call = rollout_call(recipe, sizes)
     height, width = call.height * 8, call.width * 8
     trajectories = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt
     looks = 1 if recipe.reward.gamma_range is None else recipe.validation.dial_points
@@ -96,17 +94,17 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
         MemoryPart("TPM, gradients and optimizer", tpm * 4 * ADAM, "device", "training"),
         MemoryPart(f"reward {recipe.reward.label}", weights, judges, "training"),
         MemoryPart("CUDA context and libraries (assumed)", CONTEXT, "device", "always"),
-        MemoryPart("denoiser activations", _rollout(recipe, sizes, policy, call), "device", "rollout"),
-        MemoryPart("decoder activations", _decoding(recipe, sizes, call), "device", "decoding"),
-        MemoryPart("reward activations", _scoring(recipe, reward, height, width), judges, "scoring"),
-        MemoryPart("TPM activations", _learning(recipe, shape), "device", "learning"),
+        MemoryPart("denoiser activations", rollout_peak(recipe, sizes, policy, call), "device", "rollout"),
+        MemoryPart("decoder activations", decoding_peak(recipe, sizes, call), "device", "decoding"),
+        MemoryPart("reward activations", scoring_peak(recipe, reward, height, width), judges, "scoring"),
+        MemoryPart("TPM activations", learning_peak(recipe, shape), "device", "learning"),
         MemoryPart("Python and libraries (assumed)", PROCESS, "host", "always"),
         MemoryPart("pictures of an update or a validation", 4 * 3 * height * width * images, "host", "training"),
         MemoryPart("replay of one update, at most", replay, "host", "training"),
         MemoryPart("its flat copy, while passes run", replay, "host", "learning"),
     ]
     if recipe.backbone.text_encoders == "leave":
-        parts.append(MemoryPart("embeddings of all prompts", _embeddings(sizes, call, texts), "disk", "training"))
+        parts.append(MemoryPart("embeddings of all prompts", embeddings_bytes(sizes, call, texts), "disk", "training"))
     return parts
 
 
@@ -121,98 +119,28 @@ def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> i
 def _weights(recipe: Recipe, sizes: PipelineSizes) -> list[MemoryPart]:
     """Frozen networks; all pass the host when they are loaded."""
     leave, size = recipe.backbone.text_encoders == "leave", DTYPES[recipe.backbone.dtype].itemsize
-    parts = []
+    parts, stay = [], {}
     for name, count in sizes.parameters.items():
         encodes = name.startswith("text_encoder") and leave
-        parts.append(MemoryPart(f"{name} (frozen)", count * size, "device", "encoding" if encodes else "training"))
-        parts.append(MemoryPart(f"{name}, on its way", count * size, "host", "encoding" if encodes else "loading"))
-    return parts
+        if encodes or recipe.backbone.offload == "none":
+            parts.append(MemoryPart(f"{name} (frozen)", count * size, "device", "encoding" if encodes else "training"))
+            parts.append(MemoryPart(f"{name}, on its way", count * size, "host", "encoding" if encodes else "loading"))
+        else:
+            stay[name] = count * size
+    return [*parts, *_offloaded(recipe, stay)]
 
 
-def _call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
-    """One denoiser call of a rollout, when every image is active."""
-    backbone, denoiser = recipe.backbone, sizes.networks[sizes.denoiser]
-    entry = find_entry(denoiser)
-    arguments = pipeline_arguments(backbone)
-    # Flow transformers of packed tokens know no size of their own: their pipelines draw 1024 pixels.
-    own = getattr(denoiser.config, "sample_size", None) or 128
-    height = backbone.height // 8 if backbone.height else own
-    width = backbone.width // 8 if backbone.width else own
-    scale = arguments.get(entry.guidance_scale)
-    guided = entry.guidance != "two_calls" and (scale is None or scale > 1)
-    text = arguments.get("max_sequence_length")
-    rows = recipe.rl.rollout_batch * (2 if guided else 1)
-    return CallShape(rows, height, width, text, DTYPES[backbone.dtype])
-
-
-def _rollout(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictor, shape: CallShape) -> int | None:
-    """The denoiser, the features that hooks keep of it, and what the TPM pools of them."""
-    denoiser = nn.Module.to(sizes.networks[sizes.denoiser], shape.dtype).eval()  # diffusers' own `to` warns
-    if type(denoiser).__name__ not in CALLS:
-        return None
-    images, grid = recipe.rl.rollout_batch, token_grid(denoiser, shape)
-
-    @torch.no_grad()
-    def run() -> object:
-        call = denoiser_call(denoiser, shape)
-        assert call is not None
-        with FeatureTaps(denoiser) as taps:
-            taps.entry = replace(taps.entry, grid=lambda arguments, network: grid)
-            output = denoiser(**call)
-            features = taps.features(images)
-            t_B, index_B = torch.empty(images), torch.empty(images, dtype=torch.int64)
-            return output, policy.observe(features, t_B, index_B, index_B)
-
-    return peak_of(run)
-
-
-def _decoding(recipe: Recipe, sizes: PipelineSizes, shape: CallShape) -> int | None:
-    """The decoder on its slices, and the pictures of a batch until they are on the host in fp32."""
-    vae: Any = sizes.networks.get("vae")
-    if type(vae).__name__ != "AutoencoderKL":
-        return None
-    nn.Module.to(vae, shape.dtype).eval()
-    batch, channels = recipe.rl.rollout_batch, vae.config.latent_channels
-
-    @torch.no_grad()
-    def run() -> object:
-        latents = torch.empty(batch, channels, shape.height, shape.width, dtype=shape.dtype)
-        with decoding_in_slices(SimpleNamespace(vae=vae), recipe.backbone.decode_batch or batch):
-            image = vae.decode(latents, return_dict=False)[0]
-        return (image * 0.5 + 0.5).clamp(0, 1).float()
-
-    return peak_of(run)
-
-
-def _scoring(recipe: Recipe, reward: RewardShape | None, height: int, width: int) -> int | None:
-    if reward is None:
-        return None
-    images = min(recipe.reward.batch, recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt)
-
-    @torch.no_grad()
-    def run() -> object:
-        return reward.see(torch.empty(images, 3, height, width))
-
-    return peak_of(run)
-
-
-def _learning(recipe: Recipe, shape: TpmShape) -> int:
-    """One forward and backward pass over a micro-batch; a trajectory is never cut, so it may be one longer."""
-    policy = TimePredictor(shape).to("meta")
-    decisions = max(recipe.rl.update_batch, recipe.sampling.max_steps)
-
-    def run() -> object:
-        maps = torch.empty(decisions, shape.map_channels, shape.grid, shape.grid, dtype=torch.float16)
-        temb = torch.empty(decisions, shape.temb_channels, dtype=torch.float16)
-        t, index = torch.empty(decisions), torch.empty(decisions, dtype=torch.int64)
-        logp_B, _, _ = policy.evaluate(Observation(maps, temb, t, index, index, change_B=t), torch.empty(decisions))
-        torch.autograd.backward(logp_B.sum())
-        return logp_B
-
-    return peak_of(run)
-
-
-def _embeddings(sizes: PipelineSizes, shape: CallShape, texts: int) -> int | None:
-    with torch.device("meta"):
-        call = denoiser_call(sizes.networks[sizes.denoiser], shape)
-    return None if call is None else texts * text_bytes(call)
+def _offloaded(recipe: Recipe, weights: dict[str, int]) -> list[MemoryPart]:
+    """Networks (bytes by name) that stay on the host; one of them, or one layer, is on the device at a time."""
+    if not weights:
+        return []
+    parts = [MemoryPart(f"{name} (frozen, offloaded)", size, "host", "training") for name, size in weights.items()]
+    if recipe.backbone.offload == "sequential":
+        return [*parts, MemoryPart("one layer of a network", None, "device", "training")]
+    decoder = weights.get("vae", 0)
+    largest = max([size for name, size in weights.items() if name != "vae"], default=0)
+    return [
+        *parts,
+        MemoryPart("largest network but the decoder, while called", largest, "device", "rollout"),
+        MemoryPart("decoder, while called", decoder, "device", "decoding"),
+    ]

@@ -8,8 +8,8 @@ from pathlib import Path
 from tpdm.pipelines.sizes import PipelineSizes, pipeline_sizes
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe
+from tpdm.train.build import choose_prompts
 from tpdm.train.memory import GIB, MemoryPart, Place, estimate_memory, memory_peaks
-from tpdm.train.run import choose_prompts
 from tpdm.train.texts import FOLDER, run_texts
 
 

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from tpdm.artefact import load_policy, save_pretrained
-from tpdm.artefact_config import ArtefactConfig
-from tpdm.core.paths import shifted
 from tpdm.files import write_json
-from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import find_denoiser
-from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_pipeline, pipeline_arguments
-from tpdm.pipelines.probe import FeatureWidths, default_times, probe_features
-from tpdm.pipelines.reads import over_long
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.prompts import OverLong, Prompt, load_source, split_by_hash
-from tpdm.recipe import Recipe, TpmConfig
-from tpdm.rewards.base import ReadsTokens, Reward
-from tpdm.rewards.load import load_reward, read_token, recipe_reward
-from tpdm.rollout import PipelineSampler, derive_seed
-from tpdm.train.dial import calibration
+from tpdm.recipe import Recipe
+from tpdm.train.beating import beating
+from tpdm.train.build import build_parts
 from tpdm.train.disk import full_disk_told
-from tpdm.train.loop import Parts, train_loop
-from tpdm.train.pulse import beating
-from tpdm.train.team import ALONE, Team, join_team
-from tpdm.train.texts import encode_texts, run_texts
+from tpdm.train.loop import train_loop
+from tpdm.train.team import join_team
 from tpdm.train.trackers import check_packages, listening
-from tpdm.types import ConfigError, PromptError
-
-_LOG = logging.getLogger(__name__)
-_WEIGHTS_STREAM = 4  # seeds of the initial weights, beside the streams of train.loop and train.deal
+from tpdm.types import ConfigError
 
 
 def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
@@ -75,159 +53,3 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
                 },
             )
     return folder / "best"
-
-
-def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
-    """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
-    train_prompts, validation_prompts = choose_prompts(recipe)
-    device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
-    arguments = pipeline_arguments(recipe.backbone)
-    texts, looking, needed = None, arguments, ALL
-    if recipe.backbone.text_encoders == "leave":
-        drawn = run_texts(recipe, train_prompts, validation_prompts)
-        texts, needed = encode_texts(recipe, drawn, arguments, folder, device), NO_TEXT_ENCODERS
-        looking = arguments | texts.call(drawn[:1], device)
-    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device, parts=needed)
-    pipe.set_progress_bar_config(disable=True)
-    widths = probe_features(pipe, looking)
-    tpm = recipe.tpm
-    fast = None if tpm.fast_steps is None else _schedule(tpm.fast_steps, tpm, pipe, looking)
-    policy = make_policy(recipe, widths, start_times(tpm, pipe, looking), fast).to(device)
-    adaptive = attach(
-        pipe,
-        policy,
-        solver=recipe.sampling.solver,
-        max_steps=recipe.sampling.max_steps,
-        stop_below=recipe.sampling.stop_below,
-    )
-
-    def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
-        config = artefact_config(recipe, policy, type(find_denoiser(pipe)).__name__, arguments, facts)
-        save_pretrained(policy, config, folder / name)
-
-    reward = recipe_reward(recipe.reward, device if recipe.reward.device == "auto" else recipe.reward.device)
-    if team.leads:
-        tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
-    return Parts(
-        policy=policy,
-        sampler=PipelineSampler(adaptive, recipe.rl.rollout_batch, arguments, texts, recipe.backbone.decode_batch),
-        reward=reward,
-        train_prompts=train_prompts,
-        validation_prompts=validation_prompts,
-        save=save,
-        judges=load_judges(recipe, device),
-    )
-
-
-def load_judges(recipe: Recipe, device: str) -> dict[str, Reward]:
-    """The rewards that only look on, by their names in the recipe."""
-    r = recipe.reward
-    token = read_token(r.token_env) if recipe.validation.judges else None
-    return {name: load_reward(name, device, r.batch, r.timeout, token) for name in recipe.validation.judges}
-
-
-def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
-    """Says once, as a warning in the log, how many prompts a text encoder or the reward does not read to their end."""
-    readers: list[OverLong] = over_long(pipe, arguments, prompts)
-    readers += reward.over_long(prompts) if isinstance(reward, ReadsTokens) else []
-    for reader in readers:
-        if reader.prompts:
-            _LOG.warning(
-                "%d of %d prompts have more than the %d tokens that %s reads; the rest of them is not seen",
-                reader.prompts,
-                len(prompts),
-                reader.tokens,
-                reader.reader,
-            )
-
-
-def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
-    """The fixed schedule that the untrained TPM follows; None where the recipe names none."""
-    return None if tpm.start_steps is None else _schedule(tpm.start_steps, tpm, pipe, arguments)
-
-
-def _schedule(steps: int, tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...]:
-    if tpm.start_shift is None:
-        return tuple(default_times(pipe, steps, arguments))
-    return tuple(shifted(steps, tpm.start_shift).tolist())
-
-
-def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """Training prompts, and the first held-out ones for validation."""
-    p = recipe.prompts
-    everything = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
-    train_prompts, held_out = split_by_hash(everything, p.held_out_fraction)
-    if not train_prompts or not held_out:
-        raise PromptError(
-            f"got {len(train_prompts)} training and {len(held_out)} held-out prompts from '{p.source}', expected at "
-            "least one of each; add prompts or change prompts.held_out_fraction"
-        )
-    return train_prompts, held_out[: recipe.validation.prompts]
-
-
-def make_policy(
-    recipe: Recipe,
-    widths: FeatureWidths,
-    start: tuple[float, ...] | None = None,
-    fast: tuple[float, ...] | None = None,
-) -> TimePredictor:
-    """A fresh TPM for features of these widths, or the one the recipe starts from."""
-    if recipe.tpm.init_from:
-        return load_policy(recipe.tpm.init_from).train()
-    folded = recipe.tpm.layout == "folded"
-    shape = TpmShape(
-        feature_channels=widths.feature_channels,
-        temb_channels=widths.temb_channels,
-        layout=recipe.tpm.layout,
-        features=recipe.tpm.features,
-        channels=recipe.tpm.channels,
-        grid=recipe.tpm.grid,
-        init_alpha=recipe.tpm.init_alpha,
-        init_beta=recipe.tpm.init_beta,
-        start_times=start,
-        gamma_range=recipe.reward.gamma_range,
-        fast_times=fast,
-        time_only=recipe.tpm.time_only,
-        maps=recipe.tpm.maps,
-        change=recipe.tpm.change and not recipe.tpm.time_only,
-        token_grid=widths.token_grid if folded else None,
-    )
-    return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
-
-
-def artefact_config(
-    recipe: Recipe,
-    policy: TimePredictor,
-    backbone_class: str,
-    arguments: dict[str, Any],
-    facts: dict[str, Any],
-) -> ArtefactConfig:
-    """What the artefact says of itself."""
-    guidance = arguments.get("guidance_scale")
-    return ArtefactConfig(
-        shape=policy.shape,
-        backbone_class=backbone_class,
-        backbone_name=recipe.backbone.name_or_path,
-        features=f"tokens entering the first block and leaving the last, {policy.shape.features} rows, time embedding",
-        guidance_scale=float(guidance if guidance is not None else 0.0),
-        gamma=recipe.reward.gamma,
-        reward=recipe.reward.label,
-        reward_form="paper" if recipe.reward.form == "discounted" else "additive",
-        reward_offset=recipe.reward.offset,
-        solver=recipe.sampling.solver,
-        max_steps=recipe.sampling.max_steps,
-        stop_below=recipe.sampling.stop_below,
-        mean_steps=facts["validation"]["steps_mean"],
-        dial=calibration(facts["validation"]),
-        call_defaults=arguments,
-        trained={
-            "update": facts["update"],
-            "objective": facts["validation"]["objective_mean"],
-            "score": facts["validation"]["score_mean"],
-            "seed": recipe.seed,
-            "updates": recipe.rl.updates,
-            "prompts_per_update": recipe.rl.prompts_per_update,
-            "samples_per_prompt": recipe.rl.samples_per_prompt,
-            "torch": torch.__version__,
-        },
-    )

@@ -92,6 +92,15 @@ class Team:
         data = self.gather(_bytes(save(ready)) if self.leads else torch.empty(0, dtype=torch.uint8))
         return load(data.numpy().tobytes())
 
+    def any(self, mine: bool) -> bool:
+        """Whether any process says so; all are asked at the same time, from any of their threads."""
+        if self.size == 1:
+            return mine
+        said = torch.tensor([int(mine)])
+        with self._together():
+            dist.all_reduce(said, group=self._group)
+        return bool(said.item())
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:

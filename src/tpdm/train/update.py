@@ -1,19 +1,18 @@
-"""The update passes: the clipped policy-ratio objective over recorded decisions, in micro-batches."""
+"""An update: some passes over one rollout, an optimizer step each, and what they measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tpdm.core import beta
-from tpdm.core.objective import MAX_LOG_RATIO, clip_diagnostics, clipped_objective, trajectory_log_ratio
+from tpdm.core.objective import MAX_LOG_RATIO, clip_diagnostics
 from tpdm.policy import TimePredictor
 from tpdm.portion import Portion
 from tpdm.recipe import OptimizerConfig, RlConfig
 from tpdm.rollout import Replay
+from tpdm.train.passes import Measured, count_amount, everywhere, find_culprit, make_gradient
 from tpdm.train.team import ALONE, Team
 from tpdm.types import NumbersError, TrainingError
 
@@ -93,21 +92,21 @@ def update_policy(
         TrainingError: no process has a decision, or the gradient is not finite: a NumbersError, where one of this
             process's trajectories is to blame.
     """
-    whole = _amount(team, replay, advantage_B)
+    whole = count_amount(team, replay, advantage_B)
     portion = portion or Portion(rl.update_batch, "rl.update_batch", "decisions")
-    passes: list[_Measured] = []
+    passes: list[Measured] = []
     norms: list[float] = []
     for _ in range(rl.epochs):
         optimizer.zero_grad(set_to_none=True)
-        passes.append(_pass(policy, whole, replay, advantage_B, rl, reference, portion))
+        passes.append(make_gradient(policy, whole, replay, advantage_B, rl, reference, portion))
         team.sum_gradients(policy)
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), grad_clip))
         if not norm < float("inf"):
-            raise _not_finite(norm, _culprit(policy, whole, replay, advantage_B, rl, reference))
+            raise _not_finite(norm, find_culprit(policy, whole, replay, advantage_B, rl, reference))
         optimizer.step()
         norms.append(norm)
-    first_pass = _everywhere(team, passes[0])
-    last_pass = _everywhere(team, passes[-1])
+    first_pass = everywhere(team, passes[0])
+    last_pass = everywhere(team, passes[-1])
     clipped = clip_diagnostics(last_pass.log_ratio_X, rl.clip)
     deviation_X = torch.expm1(first_pass.log_ratio_X.clamp_max(MAX_LOG_RATIO)).abs()
     return UpdateStats(
@@ -127,133 +126,3 @@ def _not_finite(norm: float, culprit: int | None) -> TrainingError:
         "rewards in metrics.jsonl"
     )
     return TrainingError(message) if culprit is None else NumbersError(message, culprit)
-
-
-def _culprit(
-    policy: TimePredictor,
-    whole: _Amount,
-    replay: Replay | None,
-    advantage_B: Tensor,
-    rl: RlConfig,
-    reference: TimePredictor | None,
-) -> int | None:
-    """The first of this process's trajectories whose own gradient is not finite; None where only their sum is not."""
-    for n in range(0 if replay is None else replay.trajectories):
-        assert replay is not None
-        part = replay.part(n, n + 1)
-        if not len(part.action_T):
-            continue
-        policy.zero_grad(set_to_none=True)
-        _accumulate(policy, whole, part, advantage_B[n : n + 1], rl, reference)
-        if not all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None):
-            return n
-    return None
-
-
-@dataclass(frozen=True)
-class _Amount:
-    """What the means of the loss are over: all processes' trajectories, and their decisions that count."""
-
-    trajectories: int
-    decisions: int
-
-
-def _amount(team: Team, replay: Replay | None, advantage_B: Tensor) -> _Amount:
-    mine = [len(advantage_B), 0 if replay is None else len(replay.action_T)]
-    trajectories, decisions = (sum(n) for n in zip(*team.gather_json(mine), strict=True))
-    if not decisions:
-        raise TrainingError(
-            f"got no decision that counts in {trajectories} trajectories, expected at least one that the "
-            "cap did not overrule; raise sampling.max_steps"
-        )
-    return _Amount(trajectories, decisions)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a pass measured of each ratio (X: trajectories or decisions, as ``rl.ratio`` says) and decision.
-
-    Kept one by one, so that the statistics are taken once, over all of them in their order.
-    """
-
-    log_ratio_X: Tensor
-    entropy_T: Tensor
-    kl_T: Tensor
-
-
-def _pass(
-    policy: TimePredictor,
-    whole: _Amount,
-    replay: Replay | None,
-    advantage_B: Tensor,
-    rl: RlConfig,
-    reference: TimePredictor | None,
-    portion: Portion,
-) -> _Measured:
-    """Makes the gradient of this process's decisions, in parts that fit into memory."""
-    if replay is None:  # its trajectories, if any, count with a ratio of 1
-        ratios = len(advantage_B) if rl.ratio == "trajectory" else 0
-        return _Measured(torch.zeros(ratios), torch.zeros(0), torch.zeros(0))
-    while True:
-        try:
-            return _joined(
-                [
-                    _accumulate(policy, whole, replay.part(first, last), advantage_B[first:last], rl, reference)
-                    for first, last in _micro_batches(replay, portion.size)
-                ]
-            )
-        except torch.OutOfMemoryError:
-            pass  # handled below, where nothing holds the memory of the attempt any more
-        policy.zero_grad(set_to_none=True)
-        portion.halve(min(portion.size, len(replay.action_T)))
-
-
-def _joined(parts: Sequence[_Measured]) -> _Measured:
-    return _Measured(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Measured)))
-
-
-def _everywhere(team: Team, mine: _Measured) -> _Measured:
-    return _Measured(*(team.gather(getattr(mine, f.name)) for f in fields(_Measured)))
-
-
-def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
-    """Ranges of whole trajectories with at most so many decisions (one trajectory at least)."""
-    lengths = torch.bincount(replay.segment_T, minlength=replay.trajectories).tolist()
-    first, total = 0, 0
-    for n, length in enumerate(lengths):
-        # A trajectory without decisions never stands alone: a mean over nothing is NaN.
-        if total and length and total + length > decisions:
-            yield first, n
-            first, total = n, 0
-        total += length
-    yield first, replay.trajectories
-
-
-def _accumulate(
-    policy: TimePredictor,
-    whole: _Amount,
-    part: Replay,
-    advantage_B: Tensor,
-    rl: RlConfig,
-    reference: TimePredictor | None,
-) -> _Measured:
-    """Adds the gradient of one micro-batch; its share is that of its real trajectories or decisions in the whole."""
-    logp_T, entropy_T, params = policy.evaluate(part.observation, part.action_T)
-    logp_T, entropy_T = logp_T.cpu(), entropy_T.cpu()
-    decision_share = len(part.action_T) / whole.decisions
-    if rl.ratio == "trajectory":
-        log_ratio_X = trajectory_log_ratio(logp_T, part.logp_T, part.segment_T, part.trajectories)
-        share, advantage_X = part.trajectories / whole.trajectories, advantage_B
-    else:
-        log_ratio_X, advantage_X = logp_T - part.logp_T, advantage_B[part.segment_T]
-        share = decision_share
-    policy_loss, _ = clipped_objective(log_ratio_X, advantage_X, rl.clip)
-    loss = share * policy_loss - rl.entropy_weight * decision_share * entropy_T.mean()
-    kl_T = torch.zeros(len(entropy_T))
-    if reference is not None:
-        with torch.no_grad():
-            initial = beta.beta_params(*reference(part.observation))
-        kl_T = beta.kl(params, initial).cpu()
-        loss = loss + rl.kl_weight * decision_share * kl_T.mean()
-    torch.autograd.backward(loss)
-    return _Measured(log_ratio_X.detach(), entropy_T.detach(), kl_T.detach())
