@@ -64,6 +64,7 @@ class ContinuousPipeline:
         check_pipe(pipe)
         check_shared(pipe)
         self.pipe = pipe
+        self._copied = own_copy(pipe)
         self.texts = TextDesk(pipe, places)
         self.decoder = DecodeDesk(pipe.vae, places) if can_share_decoder(pipe) else None
         # For what no desk does: pipelines that encode in a way of their own, decoders that change their dtype.
@@ -104,7 +105,7 @@ class ContinuousPipeline:
         Args:
             text, picture: what the others wait for, withdrawn when it has been asked; None if they wait for nothing.
         """
-        mine = own_copy(self.pipe)
+        mine = own_copy(self._copied)
         if self.texts.knows:
             vars(mine)["encode_prompt"] = self.texts.at(mine, text)
         if self.decoder is not None:
