@@ -1,92 +1,129 @@
 """Quality against steps on tinyworld, over training seeds: one TPM with a dial, against the best fixed schedules.
 
-    python benchmarks/frontier.py --seeds 0 1 2 3 4     trains, evaluates, writes docs/results/frontier.json (hours)
+    python benchmarks/frontier.py                      trains, evaluates, writes results and docs/frontier.md: hours
+    python benchmarks/frontier.py --seeds 0 --only     evaluates one seed and writes nothing: a process may take each
+    python benchmarks/frontier.py --render             the page and its picture alone
     python benchmarks/frontier.py --seeds 0 1 --set rl.updates=1 evaluation.prompts=4 ...   changes to the recipe
 
-For every seed two TPMs are trained by the recipe tinyworld-dial.yaml: one that looks, and one that sees only the time,
-which is the best fixed schedule that the same training finds at every number of steps. Both are set beside hand-made
-grids at each quality of the dial by `tpdm eval`. Intervals are over training seeds and prompts at once.
-Everything is resumable: what is trained and judged is not done again.
+For every seed a TPM is trained by the recipe tinyworld-dial.yaml; beside it TPMs that see only the time, which are the
+best fixed schedules that the same training finds at every number of steps (--tuned says how many of these; seeds take
+them in turn). Both are set beside hand-made grids at each quality of the dial by `tpdm eval`. Intervals are over
+training seeds and prompts at once. Everything is resumable: what is trained and judged is not done again.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import os
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tpdm.config import load_recipe
+from experiment import MEASURES, RESULTS, ROOT, Rows, column, difference, keep, options, recipe_of, trained
+from frontier_page import write_page
 from tpdm.evals.run import evaluate, provenance
-from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.files import write_json
+from tpdm.recipe import Recipe
 from tpdm.train.log import read_metrics
-from tpdm.train.run import train
 
-ROOT = Path(__file__).parents[1]
-MEASURES = {"reward": "score", "accuracy": "accuracy", "residual": "residual"}
+STATIC = "static-28"
+OWN = (  # at the TPM's own gamma: what is left of it when something is taken away
+    "mean schedule of tpdm",
+    "shuffled schedules of tpdm",
+    "its numbers of steps dealt at random, best grid",
+    "error control",
+)
 
 
-def run_seed(seed, folder, changes):
-    """Rows of points.jsonl of one seed."""
-    path = Path(str(resources.files("tpdm") / "recipes" / "tinyworld-dial.yaml"))
+def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool) -> Recipe:
+    """Trains and evaluates what is missing of one seed; its recipe."""
 
-    def recipe(name, *more):
-        place = [f"name={name}", f"output={folder / f'seed-{seed}' / name}", f"seed={seed}"]
-        return load_recipe(path, [*place, *changes, *more])
+    def recipe(name: str, number: int, *more: str) -> Recipe:
+        place = folder / f"seed-{number}" / name
+        return recipe_of(name, place, number, [*changes, *more], "tinyworld-dial")
 
-    fixed, learned = recipe("fixed", "tpm.time_only=true"), recipe("tpm")
-    for each in (fixed, learned):
-        if not (Path(each.output) / "run.json").exists():
-            train(each)
-    judged = recipe("tpm", f"evaluation.tuned={fixed.output}/best", f"evaluation.controls={folder / 'controls'}")
-    out = Path(judged.output) / "eval"
-    if not (out / "summary.json").exists():
+    fixed = trained(recipe("fixed", tuned, "tpm.time_only=true"))
+    tpm = trained(recipe("tpm", seed))
+    if kept:
+        keep(fixed), keep(tpm)
+    judged = recipe("tpm", seed, f"evaluation.tuned={fixed.output}/best", f"evaluation.controls={folder / 'controls'}")
+    if not (Path(judged.output) / "eval" / "summary.json").exists():
         evaluate(judged)
-    return read_metrics(out / "points.jsonl"), judged
+    return judged
 
 
-def column(rows, quality, policy, key):
-    found = [row for row in rows if row["quality"] == quality and row["policy"].startswith(policy)]
-    return np.asarray([row[key] for row in sorted(found, key=lambda row: row["index"])])
+def rows_of(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Rows along the dial, rows at the TPM's own gamma, and the summary of one evaluation."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return read_metrics(folder / "points.jsonl"), read_metrics(folder / "results.jsonl"), summary
 
 
-def compare(runs):
-    """At each quality: steps of every seed, and what the TPM has beyond each control at as many steps."""
-    points = []
-    for quality in sorted({row["quality"] for row in runs[0]}):
-        names = {row["policy"] for row in runs[0] if row["quality"] == quality and "equal steps" in row["policy"]}
-        point = {"quality": quality, "steps": [float(column(r, quality, "tpdm", "steps").mean()) for r in runs]}
-        for name in sorted(names):
-            for label, key in MEASURES.items():
-                tables = [column(r, quality, "tpdm", key) - column(r, quality, name, key) for r in runs]
-                whole = len(tables) > 1 and len({len(t) for t in tables}) == 1
-                point[f"{label} minus {name}"] = {
-                    "all": two_way_bootstrap(np.stack(tables)) if whole else None,
-                    "seeds": [paired_bootstrap(t) for t in tables if len(t)],
-                }
-        points.append(point)
-    return points
+def named(rows: Rows, policy: str) -> Rows:
+    return [row for row in rows if row["policy"] == policy]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
+def point(quality: float, dials: list[Rows], owns: list[Rows]) -> dict[str, Any]:
+    """One quality of the dial: every seed's steps, and what the TPM has beyond each control."""
+    at = [[row for row in rows if row["quality"] == quality] for rows in dials]
+    mine = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
+    names = sorted({row["policy"] for row in at[0]} - {mine[0][0]["policy"]})
+    minus = {name: difference(mine, [named(rows, name) for rows in at]) for name in names}
+    minus[STATIC] = difference(mine, [named(rows, STATIC) for rows in owns])
+    return {
+        "quality": quality,
+        "steps": [float(column(rows, "steps").mean()) for rows in mine],
+        "means": {label: float(np.mean([column(r, key).mean() for r in mine])) for label, key in MEASURES.items()},
+        "controls": {
+            name: float(np.mean([column(named(r, name), "score").mean() for r in at if named(r, name)]))
+            for name in names
+        },
+        "minus": minus,
+    }
+
+
+def collect(recipes: list[Recipe], seeds: list[int], tuned: list[int], changes: list[str]) -> dict[str, Any]:
+    """The results: points of the dial, what looking adds at the TPM's own gamma, the oracle's share."""
+    found = [rows_of(Path(recipe.output) / "eval") for recipe in recipes]
+    dials, owns, summaries = ([f[i] for f in found] for i in range(3))
+    mine = [named(rows, "tpdm") for rows in owns]
+    names = [name for name in OWN if named(owns[0], name)]
+    static = [column(named(rows, STATIC), "score").mean() for rows in owns]
+    return {
+        "seeds": seeds,
+        "tuned_seeds": tuned,
+        "prompts": len(mine[0]),
+        "changes": changes,
+        "static": float(np.mean(static)),
+        "points": [point(q, dials, owns) for q in sorted({row["quality"] for row in dials[0]})],
+        "own": {
+            "steps": [float(column(rows, "steps").mean()) for rows in mine],
+            "minus": {name: difference(mine, [named(rows, name) for rows in owns]) for name in names},
+        },
+        "oracle": [{k: v for k, v in s["oracle"].items() if k != "curve"} for s in summaries],
+        **{k: v for k, v in summaries[0].items() if k in provenance(recipes[0])},
+    }
+
+
+def main() -> None:
+    parser = options(__doc__, RESULTS / "frontier.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/frontier"))
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "frontier.json")
+    parser.add_argument("--tuned", type=int, default=5, help="trainings that see only the time")
+    parser.add_argument("--only", action="store_true", help="evaluate, and write no results")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "frontier.png")
     chosen = parser.parse_args()
-    out, _ = chosen.out.resolve(), os.chdir(ROOT)
-    runs = [run_seed(seed, chosen.runs, chosen.set) for seed in chosen.seeds]
-    points = compare([rows for rows, _ in runs])
-    write_json(out, {"seeds": chosen.seeds, "points": points, **provenance(runs[0][1])})
-    for point in points:
-        print(f"quality {point['quality']:g}: steps {np.mean(point['steps']):.1f}")
-        for name, found in point.items():
-            if isinstance(found, dict):
-                print(f"  {name:60s} {found['all'] or found['seeds'][0]}")
-    print(json.dumps({"written": str(out.name)}))
+    out, page, picture = (path.resolve() for path in (chosen.out, chosen.page, chosen.picture))
+    os.chdir(ROOT)
+    if not chosen.render:
+        tuned = [seed % chosen.tuned for seed in chosen.seeds]
+        recipes = [
+            run_seed(s, t, chosen.runs, chosen.set, chosen.keep) for s, t in zip(chosen.seeds, tuned, strict=True)
+        ]
+        if chosen.only:
+            return
+        write_json(out, collect(recipes, chosen.seeds, sorted(set(tuned.values())), chosen.set))
+    write_page(page, picture, json.loads(out.read_text(encoding="utf-8")))
+    print(json.dumps({"written": [out.name, page.name, picture.name]}))
 
 
 if __name__ == "__main__":

@@ -104,8 +104,13 @@ def test_it_is_a_policy() -> None:
     assert not TimePredictor(TpmShape(D, E, time_only=True)).reads_features
 
 
-def test_observation_is_half_precision_and_of_fixed_size() -> None:
-    o = seen(TimePredictor(SMALL), H=20, W=6)
+def test_observation_is_of_fixed_size_and_replay_keeps_it_in_half_precision() -> None:
+    policy = TimePredictor(SMALL)
+    read = seen(policy, H=20, W=6)
+    assert read.map_BCHW is not None
+    assert read.temb_BE is not None
+    assert read.map_BCHW.dtype == read.temb_BE.dtype == torch.float32
+    o = policy.stored(read)
     assert o.map_BCHW is not None
     assert o.temb_BE is not None
     assert (o.map_BCHW.shape, o.map_BCHW.dtype) == ((4, 2 * D, 4, 4), torch.float16)

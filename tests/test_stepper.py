@@ -3,6 +3,8 @@ import torch
 
 from tests.support.policies import LookingPolicy
 from tpdm.core.solvers import SOLVERS
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.schedules import FixedTimes
 from tpdm.stepper import Stepper
 from tpdm.types import ConfigError, Decision, Features, TpdmError
@@ -181,3 +183,22 @@ def test_misuse_is_refused():
         stepper.trajectories()
     with pytest.raises(TpdmError, match="features of 2 rows"):
         Stepper(LookingPolicy(), EULER, images=1).advance(torch.zeros(1, 3), torch.zeros(1, 3), features(2))
+
+
+def test_a_recorded_decision_is_taken_from_what_replay_keeps_and_others_in_full():
+    policy = TimePredictor(TpmShape(4, 4, channels=8, grid=2))
+    seen = features(2)
+
+    def first_action(record):
+        stepper = Stepper(policy, EULER, images=2, record=record)
+        stepper.advance(torch.randn(2, 3), torch.randn(2, 3), seen)
+        return stepper, torch.tensor([times[1] for times in stepper.times])
+
+    clock = (torch.ones(2), torch.zeros(2).long(), torch.arange(2))
+    observation = policy.observe(seen, *clock)
+    recorded, kept_B = first_action(record=True)
+    _, full_B = first_action(record=False)
+    assert recorded.trajectories()[0].steps[0].observation.map_BCHW.dtype == torch.float16
+    torch.testing.assert_close(full_B, policy.propose(observation, None).t_next_B.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(kept_B, policy.propose(policy.stored(observation), None).t_next_B, rtol=0, atol=0)
+    assert not torch.equal(kept_B, full_B)

@@ -21,6 +21,7 @@ LEVELS = (
     {
         "policy",
         "policy_shape",
+        "policy_features",
         "policy_layers",
         "schedules",
         "artefact",

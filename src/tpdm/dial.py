@@ -47,6 +47,10 @@ class Dialled:
         seen = self.predictor.observe_change(features, change_B, t_B, index_B, row_B)
         return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
 
+    def stored(self, observation: Observation) -> Observation:
+        """As the TPM does; the gammas stay fp32."""
+        return self.predictor.stored(observation)
+
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
         """As the TPM does."""
         return self.predictor.propose(observation, seeds)

@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
 from tpdm.core.dial import dial_position
-from tpdm.policy_layers import (
-    TimeAdaptiveNorm,
-    fit_over_time,
-    fold_tokens,
-    full_precision,
-    hat_basis,
-    normalise,
-    schedule_logit,
-)
+from tpdm.policy_features import reduce_features
+from tpdm.policy_layers import TimeAdaptiveNorm, fit_over_time, full_precision, hat_basis, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
 from tpdm.types import BackboneError, Decision, Features, NumbersError, Observation
 
@@ -139,7 +132,7 @@ class TimePredictor(nn.Module):
 
     @torch.no_grad()
     def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
-        """Reduces features to what ``propose`` and ``evaluate`` read: normalised, pooled, in storage dtype.
+        """Reduces features to what ``propose`` and ``evaluate`` read: normalised, pooled, fp32.
 
         Args:
             features: of the evaluation at ``t_B``; ignored (None is fine) under ``time_only``.
@@ -155,18 +148,15 @@ class TimePredictor(nn.Module):
         """
         if not self.reads_features:
             return Observation(None, None, t_B.float(), index_B, row_B)
-        features = self._checked(features)
-        first = [features.first_BDHW] if self.shape.maps == "first_last" else []
-        maps, temb_BE = [*first, features.last_BDHW], features.temb_BE
-        if self.shape.layout == "folded":
-            maps_BDHW = [fold_tokens(x) for x in maps]
-        else:
-            grid = (self.shape.grid, self.shape.grid)
-            maps_BDHW = [F.adaptive_avg_pool2d(normalise(x), grid) for x in maps]
-            temb_BE = normalise(temb_BE)
+        map_BCHW, temb_BE = reduce_features(self.shape, features)
+        return Observation(map_BCHW, temb_BE, t_B.float(), index_B, row_B)
+
+    def stored(self, observation: Observation) -> Observation:
+        """The observation as replay keeps it, features in the storage dtype: fp16 halves the bytes."""
+        if observation.map_BCHW is None or observation.temb_BE is None:
+            return observation
         dtype = STORAGE[self.shape.storage]
-        map_BCHW = torch.cat([x.to(dtype) for x in maps_BDHW], dim=1)
-        return Observation(map_BCHW, temb_BE.to(dtype), t_B.float(), index_B, row_B)
+        return replace(observation, map_BCHW=observation.map_BCHW.to(dtype), temb_BE=observation.temb_BE.to(dtype))
 
     def observe_change(
         self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
@@ -174,27 +164,6 @@ class TimePredictor(nn.Module):
         """What ``observe`` gives, and the change of the prediction; 0 at the first evaluation, where none is known."""
         seen = self.observe(features, t_B, index_B, row_B)
         return replace(seen, change_B=torch.zeros_like(seen.t_B) if change_B is None else change_B.float())
-
-    def _checked(self, features: Features | None) -> Features:
-        shape = self.shape
-        if features is None:
-            raise BackboneError(
-                "got no features, expected those of the denoiser; attach the pipeline with its hooks on."
-            )
-        got = (features.first_BDHW.shape[1], features.last_BDHW.shape[1], features.temb_BE.shape[-1])
-        expected = (shape.feature_channels, shape.feature_channels, shape.temb_channels)
-        if got != expected:
-            raise BackboneError(
-                f"got features of widths {got} (first, last, temb), expected {expected}; load a TPM"
-                " trained for this denoiser."
-            )
-        grid = tuple(features.first_BDHW.shape[2:])
-        if shape.token_grid is not None and grid != tuple(shape.token_grid):
-            raise BackboneError(
-                f"got a token grid of {grid}, expected {shape.token_grid} as in this folded TPM's training;"
-                " use its image size or a pooled TPM."
-            )
-        return features
 
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Raw outputs (a_B, b_B) of eq. (4), fp32: alpha = 1 + e^a, beta = 1 + e^b."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from tpdm.core.solvers import Solver
 from tpdm.schedules import FixedTimes
 from tpdm.stepper_checks import check_limits, check_numbers, check_shapes, check_start, finite_rows
-from tpdm.types import ConfigError, Decision, Features, Observation, Policy, ReadsChange, Step, Trajectory
+from tpdm.types import ConfigError, Decision, Features, Observation, Policy, ReadsChange, Step, Stores, Trajectory
 
 
 class _Landing(NamedTuple):
@@ -129,6 +129,10 @@ class Stepper:
         row_n = torch.tensor(rows, device=self.t_B.device)
         t_n, index_n = self.t_B[row_n], self.index_B[row_n]
         observation = self._observe(prediction, features, t_n, index_n, row_n)
+        if self._records is not None and isinstance(self.policy, Stores):
+            # A recorded decision is taken from what replay keeps, so that its ratio is 1 before the first update.
+            # Others are taken in fp32: fp16 would turn the rounding of a batch (1e-6) into steps of 1e-3.
+            observation = self.policy.stored(observation)
         seeds = None if self.seeds is None else [self.seeds[b] for b in rows]
         decision = self.policy.propose(observation, seeds)
         landings = self._land(decision, prediction, features, rows)

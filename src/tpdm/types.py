@@ -80,11 +80,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees of B images before it decides; exactly what replay stores.
+    """What a policy sees of B images before it decides.
 
     Attributes:
-        map_BCHW: pooled features (B, 2D, S, S) in the storage dtype; None where the policy reads none.
-        temb_BE: time embedding in the storage dtype; None where the policy reads none.
+        map_BCHW: pooled features (B, 2D, S, S), fp32, or the storage dtype where a step is recorded; None where the
+            policy reads none.
+        temb_BE: time embedding, likewise.
         t_B: current time, fp32.
         index_B: number of decisions made so far, int64.
         row_B: position of the image in the pipeline call, int64.
@@ -136,7 +137,7 @@ class Policy(Protocol):
         """Whether ``observe`` needs the denoiser's features (no hooks are set otherwise)."""
 
     def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
-        """Reduces features to what the policy reads and replay stores."""
+        """Reduces features to what the policy reads."""
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
         """Decides; one seed per image samples (randomness depends on seed and decision index), None takes the mode."""
@@ -157,6 +158,14 @@ class ReadsChange(Protocol):
 
         None at the first evaluation of a chain.
         """
+
+
+@runtime_checkable
+class Stores(Protocol):
+    """A policy whose observations are kept for training in fewer bytes than it reads them in."""
+
+    def stored(self, observation: Observation) -> Observation:
+        """The observation as replay keeps it."""
 
 
 @dataclass(frozen=True)

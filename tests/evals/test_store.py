@@ -1,12 +1,14 @@
 """What an evaluation keeps: whole rows with their pictures, and nothing of another TPM."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tpdm.evals.store import Store
+from tpdm.types import ConfigError
 
 
 def rows(first: int, count: int) -> list[dict]:
@@ -42,3 +44,30 @@ def test_rows_of_another_tpm_are_thrown_away(tmp_path, fingerprint):
     Store(tmp_path, {"tpm": "a"}).add("p", rows(0, 2), np.zeros((2, 2, 2, 3), np.uint8))
     assert Store(tmp_path, fingerprint).rows("p") == []
     assert not (tmp_path / "pictures").exists()
+
+
+def test_a_shared_folder_is_not_emptied_for_another_evaluation(tmp_path):
+    Store(tmp_path, {"prompts": "a", "reward": "r"}, shared=True).add("p", rows(0, 2), None)
+    with pytest.raises(ConfigError, match="have another prompts, expected"):
+        Store(tmp_path, {"prompts": "b", "reward": "r"}, shared=True)
+    assert Store(tmp_path, {"prompts": "a", "reward": "r"}, shared=True).rows("p") == rows(0, 2)
+
+
+def test_who_comes_second_waits_and_finds_the_rows(tmp_path):
+    first, second = Store(tmp_path, {}, shared=True), Store(tmp_path, {}, shared=True)
+    found, begun = [], threading.Event()
+
+    def wait():
+        begun.set()
+        with second.held("best grid 4"):
+            found.extend(second.rows("best grid 4"))
+
+    with first.held("best grid 4"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        begun.wait()
+        with second.held("best grid 5"):  # nobody has that one
+            first.add("best grid 4", rows(0, 3), None)
+        assert not found
+    thread.join(timeout=10)
+    assert found == rows(0, 3)

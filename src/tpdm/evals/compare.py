@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +95,11 @@ def run_policy(
         gamma: of a TPM with a dial; None takes the one of its artefact.
         pictures: whether the store keeps the images.
     """
+    with store.held(name) if store else nullcontext():
+        return _run(name, policy, task, store, gamma, pictures)
+
+
+def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: float | None, pictures: bool) -> Result:
     limit = policy.steps if isinstance(policy, FixedTimes) else task.max_steps
     rows: list[dict[str, Any]] = store.rows(name)[: len(task.prompts)] if store else []
     bar = tqdm(total=len(task.prompts), initial=len(rows), desc=name, unit="image", leave=False, dynamic_ncols=True)

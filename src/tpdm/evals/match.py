@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from tpdm.core.dial import quality_to_gamma
 from tpdm.error_control import ErrorControlled
@@ -23,6 +24,7 @@ from tpdm.schedules import FixedTimes
 
 TOLERANCES = (1e-5, 3e-1)  # of error control: hundreds of steps, and fewer than four
 BISECTIONS = 9
+FIRST_ORDER = "euler"  # what the schedulers do that pipelines of the flow path come with; DDIM on the other path
 
 
 class Match:
@@ -69,6 +71,12 @@ class Match:
         """The pipeline's own schedule."""
         schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
         return run_policy(f"static-{steps}", schedule, self.test, self.store, pictures=True)
+
+    def default_first_order(self, steps: int) -> Result:
+        """The pipeline's own schedule with a solver of first order, where the task has one of higher order."""
+        task = replace(self.test, solver=FIRST_ORDER)
+        schedule = default_schedule(task.pipe, steps, task.arguments)
+        return run_policy(f"static-{steps}, {FIRST_ORDER}", schedule, task, self.controls)
 
     def best_grid(self, steps: int, task: Task | None = None) -> Result:
         """The hand-made schedule of so many steps that scored best on the tuning task."""

@@ -23,7 +23,7 @@ from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty
 from tpdm.evals.distribution import check_enough, distribution_summary
 from tpdm.evals.features import Extractor, folder_features, load_extractor
-from tpdm.evals.match import Match
+from tpdm.evals.match import FIRST_ORDER, Match
 from tpdm.evals.oracle import allocation, at_steps
 from tpdm.evals.report import write_report
 from tpdm.evals.store import Store
@@ -51,7 +51,8 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     Raises:
         ArtefactError: the recipe has not been trained.
         PromptError: too few held-out prompts.
-        ConfigError: ``evaluation.tuned`` is no TPM that sees only the time.
+        ConfigError: ``evaluation.tuned`` is no TPM that sees only the time, or ``evaluation.controls`` holds those of
+            another evaluation.
     """
     began = time.monotonic()
     run, wanted = Path(recipe.output), recipe.evaluation
@@ -63,9 +64,9 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     if wanted.features:
         check_enough(len(test.prompts))  # before hours of pictures are made
         extract = load_extractor(wanted.features, run_device(recipe))
-    common = _fingerprint(recipe, [*tuning.prompts, *test.prompts])
-    store = Store(out, {**common, **_learned_fingerprint(recipe)})
-    controls = Store(Path(wanted.controls), common) if wanted.controls else store
+    common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    store = Store(out, {**common, **learned_fingerprint(recipe)})
+    controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
     match = Match(test, tuning, policy, tuned, store, controls)
     results = compare_all(match)
     points = [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points)
@@ -95,6 +96,8 @@ def compare_all(match: Match) -> list[Result]:
     tpdm = match.learned("tpdm")
     steps = float(tpdm.column("steps").mean())
     shown = [tpdm, *(match.default(n) for n in DEFAULTS)]
+    if match.test.solver != FIRST_ORDER:
+        shown.append(match.default_first_order(DEFAULTS[0]))
     return [*shown, *match.at_equal_steps(steps), *match.own_schedules(tpdm)]
 
 
@@ -159,7 +162,7 @@ def _distribution(
     return distribution_summary(reference, features, prompts)
 
 
-def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
     """What every judged image depends on: nothing of how many there are."""
     return {
         "backbone": {k: v for k, v in asdict(recipe.backbone).items() if k != "device"},
@@ -170,7 +173,7 @@ def _fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
+def learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
     """What images of learned schedules depend on besides."""
     tuned = recipe.evaluation.tuned
     return {

@@ -1,20 +1,27 @@
-"""What an evaluation has measured so far, on disk: a killed one goes on with the image after the last."""
+"""What an evaluation has measured so far, on disk: a killed one goes on with the image after the last.
+
+A store of controls is shared by several evaluations, which may run at once: who measures a policy holds its lock, and
+the others find its rows when they get it.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from tpdm.files import write_atomically, write_json
 from tpdm.train.log import read_metrics
+from tpdm.types import ConfigError
 
 FINGERPRINT = "fingerprint.json"
 
@@ -25,16 +32,36 @@ class Store:
     Args:
         folder: of the evaluation; ``rows/`` and ``pictures/`` are below it.
         fingerprint: what the rows depend on; those of another fingerprint are thrown away.
+        shared: by several evaluations, so that rows of another fingerprint may be somebody's.
+
+    Raises:
+        ConfigError: a shared folder has rows of another fingerprint.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, shared: bool = False) -> None:
         self.folder = folder
         path = folder / "rows" / FINGERPRINT
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if before != fingerprint:
+        with self.held(FINGERPRINT):
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            if before == fingerprint:
+                return
+            if shared and before is not None:
+                differ = sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k))
+                raise ConfigError(
+                    f"got evaluation.controls = {folder}, whose rows have another {', '.join(differ)}, expected those "
+                    "of this evaluation; name another folder, or remove it."
+                )
             for name in ("rows", "pictures"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(path, fingerprint)
+
+    @contextmanager
+    def held(self, policy: str) -> Iterator[None]:
+        """Keeps others from measuring this policy meanwhile; waits for whoever does."""
+        path = self.folder / "locks" / f"{_plain(policy)}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
 
     def rows(self, policy: str) -> list[dict[str, Any]]:
         """Rows of a policy, in the order they were measured; a line that a kill cut off is left out."""
@@ -55,4 +82,9 @@ class Store:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _path(self, policy: str) -> Path:
-        return self.folder / "rows" / (re.sub(r"[^\w.-]+", "_", policy) + ".jsonl")
+        return self.folder / "rows" / f"{_plain(policy)}.jsonl"
+
+
+def _plain(policy: str) -> str:
+    """A name for files."""
+    return re.sub(r"[^\w.-]+", "_", policy)

@@ -1,0 +1,141 @@
+"""What the experiments on tinyworld share: recipes trained once, tables of rows, and pages that results are written to.
+
+Runs are kept below runs/ and go on where they stopped; what they found is kept in docs/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpdm.config import load_recipe, recipe_hash
+from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
+from tpdm.files import write_atomically, write_text
+from tpdm.recipe import EvaluationConfig, Recipe
+from tpdm.train.run import train
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+KEPT = ROOT / "benchmarks" / "trained"  # by hash of the recipe: trainings take hours, their TPMs a megabyte
+FILES = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    *(f"{which}/{name}" for which in ("best", "last") for name in ("config.json", "model.safetensors")),
+    "run.json",  # the last one: it tells that the others are there
+)
+MEASURES = {"reward": "score", "accuracy": "accuracy", "residual": "residual"}
+BETTER = {"reward": 1, "accuracy": 1, "residual": -1}  # the sign of a difference that is a gain
+WORST = 0.01
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def recipe_of(name: str, place: Path, seed: int, changes: Sequence[str], base: str) -> Recipe:
+    """A shipped recipe with a place, a seed and changes."""
+    path = Path(str(resources.files("tpdm") / "recipes" / f"{base}.yaml"))
+    return load_recipe(path, [f"name={name}", f"output={place}", f"seed={seed}", *changes])
+
+
+def trained(recipe: Recipe) -> Recipe:
+    """The recipe, after its training where that was not done before, here or in ``benchmarks/trained``."""
+    run, kept = Path(recipe.output), KEPT / training_hash(recipe)
+    if (run / "run.json").exists():
+        return recipe
+    if (kept / "run.json").exists():
+        shutil.copytree(kept, run, dirs_exist_ok=True)
+    else:
+        train(recipe)
+    return recipe
+
+
+def keep(recipe: Recipe) -> Path:
+    """Puts what a training ended with into ``benchmarks/trained``, where every machine finds it; its place."""
+    run, kept = Path(recipe.output), KEPT / training_hash(recipe)
+    for name in FILES:
+        write_atomically(kept / name, partial(shutil.copyfile, run / name))
+    return kept
+
+
+def training_hash(recipe: Recipe) -> str:
+    """What a training depends on: not its place, nor what is done with the TPM afterwards."""
+    backbone = replace(recipe.backbone, device="auto")
+    plain = replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
+    return recipe_hash(plain)
+
+
+def options(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """The words that all experiments understand."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every recipe")
+    parser.add_argument("--out", type=Path, default=out, help="results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md", help="whose part is written anew")
+    parser.add_argument("--keep", action="store_true", help="what was trained goes to benchmarks/trained as well")
+    parser.add_argument("--render", action="store_true", help="the page alone, from results")
+    return parser
+
+
+def column(rows: Rows, key: str) -> np.ndarray:
+    """One number per image, in the order of images."""
+    return np.asarray([row[key] for row in sorted(rows, key=lambda row: row["index"])], dtype=np.float64)
+
+
+def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
+    """What several trainings have beyond a control, image by image.
+
+    Args:
+        mine: rows of each training.
+        others: of the control beside each; empty where it has none.
+
+    Returns:
+        For every measure ``mean``, [mean, low, high] over trainings and images (over images alone where there is one),
+        ``seeds`` (the same of each) and ``of``, how many; for the reward ``worst`` too: what the worst 1 % lose.
+    """
+    pairs = [(a, b) for a, b in zip(mine, others, strict=True) if b]
+    found: dict[str, Any] = {"of": len(pairs)}
+    for label, key in MEASURES.items():
+        tables = [column(a, key) - column(b, key) for a, b in pairs]
+        if not tables:
+            continue
+        single = [paired_bootstrap(t) for t in tables]
+        found[label] = {"mean": two_way_bootstrap(np.stack(tables)) if len(tables) > 1 else single[0], "seeds": single}
+        if label == "reward":
+            found["worst"] = quantile_of_difference(np.concatenate(tables), WORST)
+    return found
+
+
+def signed(interval: Sequence[float]) -> str:
+    """Mean and interval, marked where it excludes 0."""
+    mean, low, high = interval
+    text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def write_part(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between the marks of a name."""
+    begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    write_text(page, f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+def origin(results: Mapping[str, Any]) -> str:
+    """One line on where the numbers come from."""
+    changes = ", ".join(f"`{change}`" for change in results["changes"]) or "none"
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    return (
+        f"Training seeds {', '.join(map(str, results['seeds']))}; {results['prompts']} held-out prompts; "
+        f"changes to the recipe: {changes}; {results['hardware']}; {versions}."
+    )

@@ -1,0 +1,107 @@
+"""The experiments on tinyworld, at a size that shows nothing: trained once, judged, and written to page and results."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpdm.files import write_text
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "tpm.channels=8",
+    "tpm.grid=2",
+    "tpm.start_steps=6",
+    "sampling.max_steps=8",
+    "prompts.limit=300",
+    "rl.updates=1",
+    "rl.prompts_per_update=2",
+    "rl.samples_per_prompt=2",
+    "rl.rollout_batch=4",
+    "validation.prompts=2",
+    "validation.dial_points=2",
+    "evaluation.prompts=4",
+    "evaluation.tuning_prompts=2",
+    "evaluation.grid=[2, 3]",
+    "evaluation.grid_prompts=2",
+    "evaluation.dial_points=2",
+]
+
+
+def run(script, folder, *words):
+    """Runs a script with everything that it writes below a folder; gives what it printed."""
+    page = folder / "page.md"
+    if not page.exists():
+        page.write_text((ROOT / "docs" / "frontier.md").read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, ROOT / "benchmarks" / script, "--runs", folder / "runs", "--page", page]
+    command += ["--out", folder / "results.json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    experiment = importlib.import_module("experiment")
+    monkeypatch.setattr(experiment, "KEPT", tmp_path / "kept")
+    begun = []
+
+    def train(recipe):
+        begun.append(recipe.name)
+        for name in experiment.FILES:
+            write_text(Path(recipe.output) / name, f"{name} of {recipe.name}")
+
+    monkeypatch.setattr(experiment, "train", train)
+
+    def recipe(name, *changes):
+        return experiment.recipe_of(name, tmp_path / name, 0, changes, "tinyworld")
+
+    experiment.keep(experiment.trained(recipe("first")))
+    again = experiment.trained(recipe("second", "evaluation.prompts=7", "backbone.device=cpu"))
+    assert (Path(again.output) / "best" / "model.safetensors").read_text() == "best/model.safetensors of first"
+    experiment.trained(recipe("third", "rl.updates=7"))
+    assert begun == ["first", "third"]
+
+
+@pytest.mark.slow
+def test_the_frontier_is_trained_once_and_written(tmp_path):
+    place = ["--seeds", "0", "--tuned", "1", "--picture", tmp_path / "frontier.png"]
+    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.fast_steps=3")
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [p["quality"] for p in facts["points"]] == [0.0, 1.0]
+    assert facts["prompts"] == 4
+    for point in facts["points"]:
+        assert point["minus"]["static-28"]["of"] == 1
+        assert len(point["minus"]["best grid, equal steps"]["reward"]["mean"]) == 3
+    assert set(facts["own"]["minus"]) >= {"mean schedule of tpdm", "error control"}
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page.count("| best hand-made grid |") == 2
+    assert (tmp_path / "frontier.png").stat().st_size > 5_000
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")}
+    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.fast_steps=3")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")} == made
+    run("frontier.py", tmp_path, *place, "--render")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.slow
+def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
+    run("second_order.py", tmp_path, "--seeds", "0", "1", "--set", *SMALL)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert facts["solver"] == "dpmpp_2m"
+    assert len(facts["steps"]) == 2
+    assert facts["minus"]["static-28, euler"]["of"] == 2
+    assert "minus 28 Euler steps" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
+    run("stability.py", tmp_path, "--seeds", "0", "--set", *SMALL)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [len(curve) for curve in facts["validations"]] == [2]
+    worst, least = facts["worst"][0]
+    assert least <= worst
+    assert "of 1 seeds" in (tmp_path / "page.md").read_text(encoding="utf-8")
