@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = BENCHMARKS / "real_size.py"
@@ -24,6 +26,16 @@ def test_real_size_counts_the_denoiser_and_the_tpm():
         assert row["replay_bytes"] == 2 * (2 * width * 8 * 8 + width)
 
 
+@contextmanager
+def benchmark_modules():
+    """Benchmarks are scripts: their modules are found beside them."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
 SERVING = Path(__file__).parents[1] / "benchmarks" / "serving.py"
 
 
@@ -35,24 +47,48 @@ def test_serving_compares_the_ways_and_tries_mixes(tmp_path):
         run = subprocess.run([*common, *options], capture_output=True, text=True, timeout=900)
         assert run.returncode == 0, run.stderr
     facts = json.loads(out.read_text(encoding="utf-8"))
-    ways = facts["saturated"]["ways"]
+    (run,) = facts["runs"]
+    ways = run["saturated"]["ways"]
     assert list(ways) == ["alone", "static", "cut", "steps"]
     assert len({way["steps"] for way in ways.values()}) == 1  # the same images
     assert ways["static"]["rows"] > ways["cut"]["rows"] == ways["steps"]["rows"] == ways["steps"]["steps"]
     assert ways["steps"]["calls"] < ways["alone"]["calls"]
-    assert len(facts["latency"]) == 8
+    assert len(run["latency"]) == 8
     assert facts["mixes"]["steps_differ"] == 0
 
 
-def test_the_page_on_serving_shows_the_committed_results(tmp_path):
-    sys.path.insert(0, str(SERVING.parent))
-    try:
+def test_serving_at_a_shape_of_random_weights_takes_assigned_steps_at_every_size(tmp_path):
+    out = tmp_path / "serving.json"
+    few = ["--images", "3", "--slots", "2", "--repeats", "1", "--loads", "--sizes", "32", "48", "--device", "cpu"]
+    words = [sys.executable, SERVING, "--shape", "tiny", "--out", out, *few]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    runs = json.loads(out.read_text(encoding="utf-8"))["runs"]
+    assert [one["side"] for one in runs] == [32, 48]
+    with benchmark_modules():
+        from shapes import assigned_dial, steps_of
+
+        asked = [float(steps_of(torch.tensor(assigned_dial(seed)))) for seed in range(3)]
+    for one in runs:
+        ways = one["saturated"]["ways"]
+        assert {way["steps"] for way in ways.values()} == {sum(asked) / 3}
+        assert ways["static"]["rows"] == (2 * max(asked[:2]) + asked[2]) / 3
+        assert ways["cut"]["rows"] == ways["steps"]["rows"] == sum(asked) / 3
+
+
+def test_serving_at_the_published_shape_wants_a_gpu():
+    words = [sys.executable, SERVING, "--shape", "sd3-medium", "--device", "cpu", "--out", "-"]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1].startswith("got --shape sd3-medium on cpu, expected a GPU")
+
+
+def test_the_page_on_serving_shows_the_committed_results():
+    with benchmark_modules():
+        import serving
         from serving_parts.tables import page
-    finally:
-        sys.path.pop(0)
-    root = SERVING.parents[1] / "docs"
-    text = (root / "serving.md").read_text(encoding="utf-8")
-    assert page(text, json.loads((root / "results" / "serving.json").read_text(encoding="utf-8"))) == text
+    text = serving.PAGE.read_text(encoding="utf-8")
+    assert page(text, serving.all_results()) == text
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""docs/serving.md's tables from docs/results/serving.json."""
+"""docs/serving.md's tables from docs/results/serving*.json."""
 
 NAMES = {
     "alone": "one at a time",
@@ -8,43 +8,89 @@ NAMES = {
 }
 
 
-def saturated(facts):
+def _spread(values, digits):
+    """Median and range; nothing for what an older run did not measure."""
+    if values is None:
+        return ""
+    low, middle, high = values
+    return f"{middle:{digits}} [{low:{digits}}, {high:{digits}}]"
+
+
+def _saturated_run(run, facts):
     lines = [
-        "| way | images / s | to static | processor s per image | rows per image | steps per image |",
-        "|" + "---|" * 6,
+        f"{run['side']} pixels:",
+        "",
+        "| way | images / s | to static | to static, processor time | processor s per image | rows per image | steps |",
+        "|" + "---|" * 7,
     ]
-    for name, row in facts["saturated"]["ways"].items():
-        low, middle, high = row["ratio"]
+    found = run["saturated"]
+    for name, row in found["ways"].items():
         lines.append(
-            f"| {NAMES[name]} | {row['per_second']:.1f} | {middle:.2f} [{low:.2f}, {high:.2f}] "
-            f"| {row['processor']:.3f} | {row['rows']:.2f} | {row['steps']:.2f} |"
+            f"| {NAMES[name]} | {row['per_second']:.1f} | {_spread(row['ratio'], '.2f')} "
+            f"| {_spread(row['processor_ratio'], '.2f')} | {row['processor']:.3f} | {row['rows']:.2f} "
+            f"| {row['steps']:.2f} |"
         )
-    bound, reached = facts["saturated"]["bound"], facts["saturated"]["of_bound"]
+    ratios = found["ways"]["steps"]["processor_ratio"]
+    busy = "" if ratios is None else f", in processor time {_spread([r / found['bound'] for r in ratios], '.0%')}"
+    cut = found["ways"]["cut"]["ratio"][1] / found["bound"]
     lines += [
         "",
-        f"Bound of step-level over static batches, E[max N over the batch] / mean N: {bound:.2f}. Reached: "
-        f"{reached[1]:.0%} [{reached[0]:.0%}, {reached[2]:.0%}] (median and range of {facts['repeats']} repetitions; "
-        f"{facts['images']} images, {facts['slots']} at once).",
+        f"Bound of step-level over static batches, E[max N over the batch] / mean N: {found['bound']:.2f}. Reached: "
+        f"{_spread(found['of_bound'], '.0%')}{busy}; by batches whose finished "
+        f"rows are cut {cut:.0%} (median and range of {facts['repeats']} repetitions; {facts['images']} images, "
+        f"{facts['slots']} at once). {_fixed(found['ways'])}",
     ]
     return "\n".join(lines)
+
+
+def _fixed(ways):
+    """What an image costs beside its rows, from two ways that differ in nothing but rows."""
+    static, cut = ways["static"], ways["cut"]
+    row = (static["processor"] - cut["processor"]) / (static["rows"] - cut["rows"])
+    if row <= 0:
+        return ""
+    fixed = (static["processor"] - row * static["rows"]) / row
+    return (
+        f"Encoding, decoding and the pipeline's code take as long as {fixed:.1f} rows of the denoiser for each image."
+    )
+
+
+def saturated(facts):
+    return "\n\n".join(_saturated_run(run, facts) for run in facts["runs"])
+
+
+def _latency_run(run, facts):
+    lines = [
+        f"{run['side']} pixels:",
+        "",
+        "| arrivals | load | way | p50, s | p95, s | steps per image | rows per step |",
+        "|" + "---|" * 7,
+    ]
+    for row in run["latency"]:
+        rows = "" if row["rows"] is None else f"{row['rows'] / row['steps']:.2f}"
+        lines.append(
+            f"| {row['arrivals']} | {row['load']:.0%} | {NAMES[row['way']]} | {row['p50']:.2f} | {row['p95']:.2f} "
+            f"| {row['steps']:.2f} | {rows} |"
+        )
+    lines += [
+        "",
+        f"Load is the mean rate as a share of what static batches can do ({run['capacity']:.1f} images / s). "
+        f"{facts['images']} images each, the same prompts, seeds and arrival times for every way. {_later(run)}",
+    ]
+    return "\n".join(lines)
+
+
+def _later(run):
+    """Where step-level batches answer later than static ones, so that nobody has to look for it."""
+    p95 = {(row["arrivals"], row["load"], row["way"]): row["p95"] for row in run["latency"]}
+    cells = sorted({key[:2] for key in p95})
+    later = [f"{kind} at {load:.0%}" for kind, load in cells if p95[kind, load, "steps"] >= p95[kind, load, "static"]]
+    where = "nowhere" if not later else ", ".join(later)
+    return f"The p95 of step-level batches is above that of static ones: {where} ({len(cells)} cases)."
 
 
 def latency(facts):
-    lines = [
-        "| arrivals | load | way | p50, s | p95, s | steps per image |",
-        "|" + "---|" * 6,
-    ]
-    lines += [
-        f"| {row['arrivals']} | {row['load']:.0%} | {NAMES[row['way']]} | {row['p50']:.2f} | {row['p95']:.2f} "
-        f"| {row['steps']:.2f} |"
-        for row in facts["latency"]
-    ]
-    lines += [
-        "",
-        f"Load is the mean rate as a share of what static batches can do ({facts['capacity']:.1f} images / s). "
-        f"{facts['images']} images each, the same prompts, seeds and arrival times for every way.",
-    ]
-    return "\n".join(lines)
+    return "\n\n".join(_latency_run(run, facts) for run in facts["runs"])
 
 
 def mixes(facts):
@@ -57,19 +103,39 @@ def mixes(facts):
 
 
 def device(facts):
-    versions = facts["versions"]
+    versions, revision = facts["versions"], (facts["git_revision"] or "unknown")[:7]
     return (
-        f"{facts['hardware']}; torch {versions['torch']}, diffusers {versions['diffusers']}, "
-        f"{facts['backbone']} with its TPM, seed {facts['seed']}."
+        f"{facts['hardware']}; torch {versions['torch']}, diffusers {versions['diffusers']}, revision {revision}; "
+        f"{facts['backbone']}, seed {facts['seed']}."
     )
 
 
-def page(text, facts):
-    """The page with its tables replaced."""
-    for name, make in (("saturated", saturated), ("latency", latency), ("mixes", mixes)):
-        if name not in facts:
-            continue
-        begin, end = f"<!-- {name}: generated by benchmarks/serving.py -->", f"<!-- end of {name} -->"
-        head, rest = text.split(begin)
-        text = f"{head}{begin}\n{make(facts)}\n\n{device(facts)}\n{end}{rest.split(end)[1]}"
+PARTS = {"saturated": ("runs", saturated), "latency": ("runs", latency), "mixes": ("mixes", mixes)}
+
+
+def _filled(shape, name, results):
+    key, make = PARTS[name]
+    facts = results.get(shape, {})
+    if key not in facts:
+        return f"Not measured yet: `python benchmarks/serving.py --shape {shape}`."
+    return f"{make(facts)}\n\n{device(facts)}"
+
+
+def page(text, results):
+    """The page with its tables replaced.
+
+    Args:
+        text: of docs/serving.md.
+        results: facts of each shape that has some.
+    """
+    for shape in ("tinyworld", "small", "sd3-medium"):
+        for name in PARTS:
+            begin, end = (
+                f"<!-- {name} {shape}: generated by benchmarks/serving.py -->",
+                f"<!-- end of {name} {shape} -->",
+            )
+            if begin not in text:
+                continue
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{_filled(shape, name, results)}\n{end}{rest.split(end)[1]}"
     return text

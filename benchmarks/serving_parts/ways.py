@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from tpdm.pipelines import attach as attach_module
+from tpdm.pipelines.backbones import bind_arguments
 from tpdm.pipelines.rows import ActiveRows
 from tpdm.pipelines.taps import FeatureTaps
 from tpdm.serve.requests import Failed, ImageDone, ImageRequest
@@ -39,7 +40,7 @@ class _AllRows(ActiveRows):
     def _before(self, denoiser, args, kwargs):
         images, active = self._read_active()
         _FullTaps.images, _FullTaps.active = images, active
-        self.rows_per_call.append(images)
+        self.rows_per_call.append(len(bind_arguments(denoiser, args, kwargs).arguments[self.entry.sample]))
         self._cut = None
 
 
@@ -56,7 +57,7 @@ class _FullTaps(FeatureTaps):
 
 @contextmanager
 def all_rows_computed():
-    """While it lasts, ``attach`` cuts no finished rows. For pipelines with one row per image."""
+    """While it lasts, ``attach`` cuts no finished rows. For pipelines with one denoiser call per step."""
     with (
         mock.patch.object(attach_module, "ActiveRows", _AllRows),
         mock.patch.object(attach_module, "FeatureTaps", _FullTaps),

@@ -17,19 +17,20 @@ PACKAGES = ("chromium", "chromium-driver")
 def find_browser() -> tuple[str, str]:
     """Paths of browser and driver; installs them where that is allowed, else skips and says why."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        install()
+        install(*PACKAGES)
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         pytest.skip(f"no chromium here and it cannot be installed; as root: apt-get install {' '.join(PACKAGES)}")
     return browser, driver
 
 
-def install() -> None:
+def install(*packages: str) -> None:
+    """Debian's packages, where they may be installed; nothing elsewhere."""
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if shutil.which("apt-get") is None or (sudo and shutil.which("sudo") is None):
         return
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 300}
-    for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for words in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         subprocess.run([*sudo, "apt-get", *words], check=False, **quiet)
 
 

@@ -205,3 +205,20 @@ class QueueMachine(RuleBasedStateMachine):
 
 TestQueueMachine = QueueMachine.TestCase
 TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_requests_ahead_are_taken_several_at_once():
+    queue = RequestQueue(limit=20, slots=2, ahead=4)
+    for n in range(12):
+        queue.submit(str(n), "a")
+    taken = []
+    while queue.has_next:
+        taken.append(queue.take(0.0))
+    assert taken == list("012345")  # the places and four ahead
+    for n in range(2):
+        queue.seat(str(n))
+    queue.unseat("0", 1.0)
+    queue.seat("2")
+    assert not queue.has_next  # three are ahead
+    queue.unseat("1", 1.0)
+    assert [queue.take(1.0), queue.take(1.0), queue.take(1.0)] == ["6", "7", None]

@@ -200,9 +200,10 @@ def test_a_token_is_asked_for(engine):
 def test_names_of_the_server(engine):
     with serving(engine, CARD, Settings(hosts=(*LOOPBACK, "pictures.example"))) as address, Client(address) as client:
         for host in ("127.0.0.1:8000", "localhost", "[::1]:80", "Pictures.Example"):
-            assert client.get("/healthz", headers={"host": host}).status_code == 200
+            assert client.get("/v1/models", headers={"host": host}).status_code == 200
         for host in ("evil.example", "127.0.0.1.evil.example", ""):
-            assert client.get("/healthz", headers={"host": host}).status_code == 400
+            assert client.get("/v1/models", headers={"host": host}).status_code == 400
+            assert client.get("/readyz", headers={"host": host}).status_code == 200  # containers are asked by address
 
 
 def test_every_answer_carries_the_headers(client):

@@ -2,16 +2,15 @@
 
 Each run is the stock pipeline with one image, in the caller's thread: a shallow copy with its own scheduler and a
 stand-in for the denoiser. Whenever an image is done its place goes to the next run, whatever time that one is at.
-Encoding and decoding happen beside the denoiser calls, one of each at a time.
+Encoding and decoding happen beside the denoiser calls, of several images in one call each.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,9 +22,13 @@ from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.pipelines.calls import CallMeeting
 from tpdm.pipelines.checks import check_pipe, check_shared
 from tpdm.pipelines.cohort import Member
+from tpdm.pipelines.decode_desk import DecodeDesk, can_share_decoder
+from tpdm.pipelines.desk import Expected
 from tpdm.pipelines.merge import CallReader
+from tpdm.pipelines.own_copy import own_copy
 from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.standin import Answer, make_stand_in, make_twin, set_denoiser
+from tpdm.pipelines.text_desk import TextDesk
 from tpdm.pipelines.turns import Turns
 from tpdm.policy import TimePredictor
 from tpdm.types import Decision, Observation, Policy
@@ -63,6 +66,11 @@ class ContinuousPipeline:
         check_pipe(pipe)
         check_shared(pipe)
         self.pipe = pipe
+        self._copied = own_copy(pipe)
+        together = 1 if in_order else places  # who meets at a desk is a matter of luck, and so would be the last bits
+        self.texts = TextDesk(pipe, together)
+        self.decoder = DecodeDesk(pipe.vae, together) if can_share_decoder(pipe) else None
+        # For what no desk does: pipelines that encode in a way of their own, decoders that change their dtype.
         self.encoding, self.decoding = Turns(), Turns()
         self.meeting = CallMeeting(find_denoiser(pipe), places, in_order)
 
@@ -88,11 +96,28 @@ class ContinuousPipeline:
             value = call[sample]
             return Answer(([torch.zeros_like(x) for x in value] if isinstance(value, list) else value * 0,), None)
 
-        pipe = own_copy(self.pipe)
+        pipe = self.pipe_for()
         pipe.scheduler = copy.deepcopy(pipe.scheduler)
         set_denoiser(pipe, denoiser, make_stand_in(denoiser, zeros))
-        with self.encoding:
+        with self.encoding_by_turns():
             return default_times(pipe, steps, arguments)
+
+    def pipe_for(self, text: Expected | None = None, picture: Callable[[], Expected | None] = lambda: None) -> Any:
+        """A copy of the pipeline whose texts and latents go to the desks.
+
+        Args:
+            text, picture: what the others wait for, withdrawn when it has been asked; None if they wait for nothing.
+        """
+        mine = own_copy(self._copied)
+        if self.texts.knows:
+            vars(mine)["encode_prompt"] = self.texts.at(mine, text)
+        if self.decoder is not None:
+            vars(mine)["vae"] = self.decoder.at(picture)
+        return mine
+
+    def encoding_by_turns(self) -> AbstractContextManager[None]:
+        """Held from the start of a run to its first call."""
+        return nullcontext() if self.texts.knows else self.encoding
 
     def close(self, error: BaseException) -> None:
         """Fails all runs at their next step with ``error``; takes the hooks off."""
@@ -113,6 +138,7 @@ class ContinuousRun:
         self._reader = CallReader(find_entry(find_denoiser(shared.pipe)))
         self._locks = ExitStack()
         self._cohort: Member | None = None
+        self._picture: Expected | None = None
 
     def __call__(self, attached: AdaptivePipeline, **arguments: Any) -> AdaptiveOutput:
         """Makes the image.
@@ -121,14 +147,16 @@ class ContinuousRun:
             attached: of the shared pipe (``attach``), with any policy.
             arguments: as ``AdaptivePipeline`` takes them, for one image.
         """
-        denoiser = find_denoiser(self._shared.pipe)
-        pipe = own_copy(self._shared.pipe)
-        set_denoiser(pipe, denoiser, make_stand_in(denoiser, self._ask))
-        axis = replace(attached.axis, solver=_WatchedSolver(attached.axis.solver, self._landed))
-        mine = replace(attached, pipe=pipe, axis=axis, policy=self._deciding_together(attached.policy))
+        shared = self._shared
+        denoiser, text = find_denoiser(shared.pipe), shared.texts.expect()
         with self._locks:
-            self._locks.enter_context(self._shared.encoding)
+            self._locks.callback(text.withdraw)
+            self._locks.enter_context(shared.encoding_by_turns())
             try:
+                pipe = shared.pipe_for(text, lambda: self._picture)
+                set_denoiser(pipe, denoiser, make_stand_in(denoiser, self._ask))
+                axis = replace(attached.axis, solver=_WatchedSolver(attached.axis.solver, self._landed))
+                mine = replace(attached, pipe=pipe, axis=axis, policy=self._deciding_together(attached.policy))
                 return mine(**arguments)
             finally:
                 self._leave()
@@ -165,12 +193,19 @@ class ContinuousRun:
         self._resign()
         self._seat.leave()
 
+    def _begin_decoding(self) -> None:
+        if self._shared.decoder is None:
+            self._locks.enter_context(self._shared.decoding)
+        else:
+            self._picture = self._shared.decoder.expect()
+            self._locks.callback(self._picture.withdraw)
+
     def _landed(self, landing: Landing) -> None:
         if landing.t == 0:
             self._leave()
         self._on_landing(landing)
         if landing.t == 0:
-            self._locks.enter_context(self._shared.decoding)
+            self._begin_decoding()
 
 
 class _WatchedSolver:
@@ -202,24 +237,3 @@ class _WatchedSolver:
 
         self._on_landing(Landing(self._steps, max(t_next_B.tolist()), estimate))
         return x_next.to(v.dtype), (x_next, inner)
-
-
-def own_copy(pipe: Any) -> Any:
-    """The same parts in a pipeline of its own: what a call notes down on it is seen by no other call."""
-    mine = copy.copy(pipe)
-    cls: Any = type(pipe)
-    mine.__class__ = _on_one_device(cls)
-    vars(mine)["_on_device"] = pipe.device
-    mine.set_progress_bar_config(disable=True)
-    return mine
-
-
-@cache
-def _on_one_device(cls: Any) -> Any:
-    """The pipeline class, which knows its device.
-
-    diffusers looks for hooks of offloading in every module of every part, six times in a call: 4 ms for tinyworld, in
-    which no other run can do anything. Offloaded pipelines are refused before.
-    """
-    device = property(lambda self: vars(self)["_on_device"])
-    return type(cls.__name__, (cls,), {"_execution_device": device, "__module__": cls.__module__})

@@ -7,53 +7,29 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tpdm.pipelines.attach import AdaptiveOutput, attach
-from tpdm.pipelines.continuous import ContinuousPipeline, ContinuousRun, Landing
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.continuous import ContinuousPipeline, Landing
+from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
 from tpdm.serve.options import RequestReader
-from tpdm.serve.previews import PreviewStream, PreviewThread
+from tpdm.serve.previews import PreviewThread
 from tpdm.serve.queue import Outcome, RequestQueue
 from tpdm.serve.requests import (
-    DeadlineExceeded,
     EngineStatus,
     EngineStopped,
     Event,
     Failed,
     ImageDone,
     ImageRequest,
-    RequestCancelled,
     RequestRefused,
     StepEvent,
 )
 from tpdm.types import Policy, TpdmError
 
-AHEAD = 2  # requests whose text is encoded while all places are taken
+SPARE = 2  # threads beyond the places and the requests ahead, for images that are being decoded
 log = logging.getLogger("tpdm.serve")
-
-
-@dataclass
-class _Job:
-    """A request while the engine has it."""
-
-    key: str
-    request: ImageRequest
-    on_event: Callable[[Event], None]
-    submitted: float
-    run: ContinuousRun
-    previews: PreviewStream | None = None
-    placed: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """A request that is to end with an error, at its next step or, where nobody works on it, now."""
-
-    job: _Job
-    error: TpdmError
-    worked_on: bool
 
 
 def make_engine(
@@ -108,14 +84,14 @@ class PipelineEngine:
         self._shared = ContinuousPipeline(pipe, slots)
         self._reader = RequestReader(self._shared, trained, defaults or {})
         self._previews = PreviewThread(self._shared)
-        self._queue = RequestQueue(queue_limit, slots, AHEAD)
-        self._jobs: dict[str, _Job] = {}
-        self._endings: list[_Ending] = []
+        self._queue = RequestQueue(queue_limit, slots, slots)
+        self._jobs: dict[str, Job] = {}
+        self._endings: list[Ending] = []
         self._lock = threading.RLock()
         self._work_there, self._desk, self._answered = (threading.Condition(self._lock) for _ in range(3))
         self._closing = False
         self._image_steps = 0
-        targets = [("desk", self._attend), *(("image", self._work) for _ in range(slots + AHEAD))]
+        targets = [("desk", self._attend), *(("image", self._work) for _ in range(2 * slots + SPARE))]
         self._threads = [threading.Thread(target=run, name=f"tpdm-{name}", daemon=True) for name, run in targets]
         for thread in self._threads:
             thread.start()
@@ -133,9 +109,9 @@ class PipelineEngine:
         with self._lock:
             deadline = float("inf") if request.timeout is None else now + request.timeout
             self._queue.submit(key, self._reader.group(request), deadline)
-            job = self._jobs[key] = _Job(key, request, on_event, now, run)
+            job = self._jobs[key] = Job(key, request, on_event, now, run)
             if request.previews:
-                job.previews = self._previews.stream(request, lambda event: _tell(job, event))
+                job.previews = self._previews.stream(request, lambda event: tell(job, event))
             self._work_there.notify()
             if request.timeout is not None:
                 self._desk.notify()
@@ -148,24 +124,8 @@ class PipelineEngine:
 
     def status(self) -> EngineStatus:
         """See ``Engine``."""
-        meeting = self._shared.meeting
         with self._lock:
-            queue, ended = self._queue, self._queue.ended
-            return EngineStatus(
-                waiting=queue.waiting,
-                running=queue.running,
-                slots=queue.slots,
-                queue_limit=queue.limit,
-                accepting=queue.accepting,
-                finished=ended["finished"],
-                cancelled=ended["cancelled"],
-                expired=ended["expired"],
-                failed=ended["failed"],
-                refused=queue.refused,
-                calls=meeting.calls,
-                rows=meeting.rows,
-                image_steps=self._image_steps,
-            )
+            return engine_status(self._queue, self._shared, self._image_steps)
 
     def drain(self, timeout: float) -> bool:
         """See ``Engine``."""
@@ -181,7 +141,7 @@ class PipelineEngine:
             stopped = EngineStopped("got a shutdown before the picture was done, expected time for it; send it again.")
             for key in self._queue.waiting_keys():
                 self._queue.end(key, "failed")
-                self._endings.append(_Ending(self._jobs[key], stopped, worked_on=False))
+                self._endings.append(Ending(self._jobs[key], stopped, worked_on=False))
             self._work_there.notify_all()
             self._desk.notify()
         self._shared.close(stopped)
@@ -190,17 +150,19 @@ class PipelineEngine:
         self._previews.close()
 
     def _work(self) -> None:
-        """One image after the other; as many threads as there are places, and a few more."""
+        """One image after the other; as many threads as places and requests ahead, and a few more."""
         while True:
             with self._lock:
                 self._work_there.wait_for(lambda: self._closing or self._queue.has_next)
                 key = None if self._closing else self._queue.take(time.monotonic())
                 if key is None:
                     return
+                if self._queue.has_next:
+                    self._work_there.notify()  # several are taken at once, and whoever left woke one thread
                 job = self._jobs[key]
             self._make(job)
 
-    def _make(self, job: _Job) -> None:
+    def _make(self, job: Job) -> None:
         try:
             attached, arguments = self._reader.read(job.request)
             output = job.run(attached, **arguments)
@@ -213,7 +175,7 @@ class PipelineEngine:
             log.exception("request %s failed", job.key)
             self._answer(job, "failed", Failed(error))
         else:
-            self._answer(job, "finished", _done(job, output))
+            self._answer(job, "finished", image_done(job, output))
 
     def _placed(self, key: str) -> None:
         with self._lock:
@@ -228,27 +190,27 @@ class PipelineEngine:
                 self._queue.unseat(key, time.monotonic())
                 self._work_there.notify()
         if job.previews is None:
-            _tell(job, StepEvent(landing.index, landing.t))
+            tell(job, StepEvent(landing.index, landing.t))
         else:
             job.previews.step(landing)
 
-    def _answer(self, job: _Job, outcome: Outcome, event: ImageDone | Failed) -> None:
+    def _answer(self, job: Job, outcome: Outcome, event: ImageDone | Failed) -> None:
         """The last event of a request that was worked on."""
         with self._lock:
             ended = self._queue.end(job.key, outcome)
             self._work_there.notify()
         if ended == "cancelled" or ended == "expired":
-            event = Failed(_reason(job.request, ended))
+            event = Failed(reason(job.request, ended))
         self._say_last(job, event)
 
-    def _say_last(self, job: _Job, event: ImageDone | Failed) -> None:
+    def _say_last(self, job: Job, event: ImageDone | Failed) -> None:
         if job.previews is None:
             self._close_job(job, event)
         else:
             job.previews.end(lambda: self._close_job(job, event))
 
-    def _close_job(self, job: _Job, event: ImageDone | Failed) -> None:
-        _tell(job, event)
+    def _close_job(self, job: Job, event: ImageDone | Failed) -> None:
+        tell(job, event)
         with self._lock:
             del self._jobs[job.key]  # after the answer, so that a drained engine has answered
             self._answered.notify_all()
@@ -258,7 +220,7 @@ class PipelineEngine:
         if place is None:
             return False
         job = self._jobs[key]
-        self._endings.append(_Ending(job, _reason(job.request, why), worked_on=place != "waiting"))
+        self._endings.append(Ending(job, reason(job.request, why), worked_on=place != "waiting"))
         self._desk.notify()
         return True
 
@@ -280,29 +242,3 @@ class PipelineEngine:
                     ending.job.run.stop(ending.error)
                 else:
                     self._say_last(ending.job, Failed(ending.error))
-
-
-def _tell(job: _Job, event: Event) -> None:
-    try:
-        job.on_event(event)
-    except Exception:  # a listener's mistake must not end the thread that all others need
-        log.exception("the listener of request %s failed", job.key)
-
-
-def _done(job: _Job, output: AdaptiveOutput) -> ImageDone:
-    now = time.monotonic()
-    return ImageDone(
-        image=output.images[0],
-        steps=output.steps[0],
-        times=tuple(output.times[0]),
-        queued_seconds=job.placed - job.submitted,
-        seconds=now - job.submitted,
-    )
-
-
-def _reason(request: ImageRequest, why: Literal["cancelled", "expired"]) -> TpdmError:
-    if why == "cancelled":
-        return RequestCancelled("got a cancellation, expected to finish the picture; send it again if it is wanted.")
-    return DeadlineExceeded(
-        f"got no picture within {request.timeout:g} seconds, expected one; send it again with more time."
-    )

@@ -18,11 +18,11 @@ class PreviewThread:
     """Says events one after the other; a step that is not the latest any more gets no picture.
 
     Args:
-        shared: whose decoder makes the pictures, in turns with those of finished images.
+        shared: whose decoder makes the pictures, together or in turns with those of finished images.
     """
 
     def __init__(self, shared: ContinuousPipeline) -> None:
-        self._shared = shared
+        self._pipe = shared.pipe_for()
         self._line: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tpdm-previews", daemon=True)
         self._thread.start()
@@ -44,8 +44,7 @@ class PreviewThread:
         """The event of a step with its picture, or without one if it cannot be made."""
         image = None
         try:
-            with self._shared.decoding:
-                image = decode_preview(self._shared.pipe, landing.estimate(), request.width, request.height)
+            image = decode_preview(self._pipe, landing.estimate(), request.width, request.height)
         except Exception:  # no preview is worth an image
             log.exception("a preview failed")
         return StepEvent(landing.index, landing.t, image)

@@ -37,7 +37,8 @@ class RequestQueue:
     Args:
         limit: requests that may wait beyond those that have, or are about to get, a place.
         slots: places, at least 1.
-        ahead: requests whose text may be encoded before there is a place for them.
+        ahead: requests whose text may be encoded before there is a place for them. When half of them are gone as many
+            are taken at once, so that texts are encoded together.
     """
 
     def __init__(self, limit: int, slots: int, ahead: int = 2) -> None:
@@ -48,6 +49,7 @@ class RequestQueue:
         self._tickets: dict[str, _Ticket] = {}
         self._groups: OrderedDict[Hashable, deque[str]] = OrderedDict()
         self._in: Counter[Place] = Counter()
+        self._taking = True
         self._hold = FIRST_GUESS
 
     def __len__(self) -> int:
@@ -98,7 +100,7 @@ class RequestQueue:
     @property
     def has_next(self) -> bool:
         """Whether ``take`` would give one."""
-        return bool(self._groups) and self._in["taken"] + self._in["seated"] < self.slots + self.ahead
+        return bool(self._groups) and self._taking
 
     def take(self, now: float) -> str | None:
         """The next request to work on, of each group in turn; None when none waits or enough are being worked on."""
@@ -135,6 +137,7 @@ class RequestQueue:
             self._groups[ticket.group].remove(key)
             if not self._groups[ticket.group]:
                 del self._groups[ticket.group]
+        self._balance()
         ended = ticket.ended_by or outcome
         self.ended[ended] += 1
         return ended
@@ -174,4 +177,12 @@ class RequestQueue:
         self._in[ticket.place] -= 1
         self._in[place] += 1
         ticket.place = place
+        self._balance()
         return ticket
+
+    def _balance(self) -> None:
+        busy = self._in["taken"] + self._in["seated"]
+        if busy >= self.slots + self.ahead:
+            self._taking = False
+        elif busy <= self.slots + self.ahead // 2:
+            self._taking = True

@@ -1,0 +1,131 @@
+"""Tasks of many threads done together: whoever finds nobody at work does all that wait and are alike.
+
+There is no thread of its own and no waiting for a fuller batch: what comes while others are at work is the next batch.
+Only who has said that it is about to ask is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from queue import SimpleQueue
+from typing import Generic, NoReturn, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Expected:
+    """Somebody who is about to ask; made by ``Desk.expect``."""
+
+    def __init__(self, withdraw: Callable[[], None]) -> None:
+        self._withdraw = withdraw
+        self._open = True
+
+    def withdraw(self) -> None:
+        """It has asked, or never will. May be called again, from its own thread."""
+        if self._open:
+            self._open = False
+            self._withdraw()
+
+
+class _Wish(Generic[Task, Result]):
+    def __init__(self, kind: Hashable, task: Task) -> None:
+        self.kind, self.task = kind, task
+        self.word: SimpleQueue[Callable[[], Result] | None] = SimpleQueue()  # None: do the work yourself
+
+
+class Desk(Generic[Task, Result]):
+    """Does tasks of equal kinds at once, kinds one after the other, first come, first served.
+
+    Args:
+        work: (tasks of one kind) -> a result for each, in their order. Never runs twice at once.
+
+    Attributes:
+        calls: of ``work``; those that failed and were done again one by one count once more each.
+        tasks: done in them.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Task]], Sequence[Result]]) -> None:
+        self.calls = self.tasks = 0
+        self._work = work
+        self._changed = threading.Condition()
+        self._line: list[_Wish[Task, Result]] = []
+        self._coming = 0
+        self._busy = False
+
+    def expect(self) -> Expected:
+        """Says that this thread is about to ask, so that whoever is first waits for it; withdraw it in any case."""
+        with self._changed:
+            self._coming += 1
+        return Expected(self._arrived)
+
+    def ask(self, kind: Hashable, task: Task, most: int, expected: Expected | None = None) -> Result:
+        """Blocks until the task is done.
+
+        Args:
+            kind: tasks of equal kinds can be done together.
+            task: for ``work``.
+            most: tasks of this kind at once, at least 1.
+            expected: of this thread, withdrawn once the task stands in the line.
+
+        Raises:
+            Exception: what ``work`` raised for this task alone.
+        """
+        wish: _Wish[Task, Result] = _Wish(kind, task)
+        with self._changed:
+            self._line.append(wish)
+            if expected is not None:
+                expected.withdraw()
+            self._changed.notify_all()
+            lead, self._busy = not self._busy, True
+        word = None if lead else wish.word.get()
+        return self._lead(wish, most) if word is None else word()
+
+    def _lead(self, wish: _Wish[Task, Result], most: int) -> Result:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._coming or len(self._alike(wish)) >= most)
+            chosen = self._alike(wish)[:most]
+            self._line = [one for one in self._line if one not in chosen]
+        try:
+            words = self._do(chosen)
+        finally:
+            with self._changed:
+                if self._line:
+                    self._line[0].word.put(None)
+                else:
+                    self._busy = False
+        for one, word in zip(chosen[1:], words[1:], strict=True):
+            one.word.put(word)
+        return words[0]()
+
+    def _alike(self, wish: _Wish[Task, Result]) -> list[_Wish[Task, Result]]:
+        # The leader stands first in its line, so that it is always among them.
+        return [one for one in self._line if one.kind == wish.kind]
+
+    def _do(self, wishes: Sequence[_Wish[Task, Result]]) -> list[Callable[[], Result]]:
+        self.calls += 1
+        try:
+            results = self._work([wish.task for wish in wishes])
+        except Exception as error:  # whoever waits has to be told
+            if len(wishes) == 1:
+                return [_raising(error)]
+            return [word for wish in wishes for word in self._do([wish])]  # whose was it? The others go on.
+        self.tasks += len(wishes)
+        return [_returning(result) for result in results]
+
+    def _arrived(self) -> None:
+        with self._changed:
+            self._coming -= 1
+            self._changed.notify_all()
+
+
+def _returning(result: Result) -> Callable[[], Result]:
+    return lambda: result
+
+
+def _raising(error: Exception) -> Callable[[], NoReturn]:
+    def say() -> NoReturn:
+        raise error
+
+    return say
