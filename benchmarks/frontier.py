@@ -121,7 +121,7 @@ def main() -> None:
         ]
         if chosen.only:
             return
-        write_json(out, collect(recipes, chosen.seeds, sorted(set(tuned.values())), chosen.set))
+        write_json(out, collect(recipes, chosen.seeds, sorted(set(tuned)), chosen.set))
     write_page(page, picture, json.loads(out.read_text(encoding="utf-8")))
     print(json.dumps({"written": [out.name, page.name, picture.name]}))
 
