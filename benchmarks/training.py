@@ -5,9 +5,9 @@
     python benchmarks/training.py --shape tiny --repeats 1 --processes 1   the same path in seconds, printed alone
 
 Both loops get the same prompts, seeds, draws and TPM, in turns; ratios are taken side by side, median and range over
-the repetitions. "untrained" is the TPM at the start of the demo, whose schedules are nearly alike; "trained" the one
-that is shipped, whose images take one to twenty steps. On the embedded model it writes docs/results/training.json and
-the tables of docs/training-speed.md.
+the repetitions. "untrained" is the TPM at the start of the demo, whose schedules are nearly alike; "young" one of 20
+updates of the demo's recipe; "trained" the one that is shipped, whose images take one to twenty steps. On the embedded
+model it writes docs/results/training.json and the tables of docs/training-speed.md.
 """
 
 import argparse
@@ -17,8 +17,10 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +45,7 @@ from tpdm.rollout import PipelineSampler, derive_seed
 from tpdm.tinyworld.shipped import weights_folder
 from tpdm.train.fresh import make_policy, start_times
 from tpdm.train.parts import priced
+from tpdm.train.run import train
 from tpdm.train.scored import make_scored
 from tpdm.train.team import ALONE, Team, join_team
 from tpdm.train.update import make_optimizer, update_policy
@@ -52,6 +55,8 @@ from training_table import write_page
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "src" / "tpdm" / "recipes" / "tinyworld.yaml"
 PASSES = 4  # the release's
+YOUNG = 20  # updates, of the demo's 140
+AGES = ("untrained", "young", "trained")
 ARGUMENTS = {"guidance_scale": 1.0, "max_sequence_length": 0}
 
 
@@ -104,13 +109,22 @@ class Bench:
         self.seeds = [derive_seed(0, 0, i // K) for i in range(len(self.prompts))]
         self.decision_seeds = [derive_seed(0, 1, i) for i in range(len(self.prompts))]
 
-    def policy(self, trained: bool) -> TimePredictor:
-        """The shipped TPM (the embedded model alone), or a new one that follows 18 uniform steps."""
-        if trained:
+    def policy(self, age: str) -> TimePredictor:
+        """The shipped TPM or a young one (the embedded model alone), or a new one that follows 18 uniform steps."""
+        if age == "trained":
             return load_policy(weights_folder() / "tpm").to(self.device)
+        if age == "young":
+            return self._young
         widths = probe_features(self.pipe, self.arguments)
         start = start_times(self.recipe.tpm, self.pipe, self.arguments)
         return make_policy(self.recipe, widths, start).to(self.device)
+
+    @cached_property
+    def _young(self) -> TimePredictor:
+        with tempfile.TemporaryDirectory() as folder:
+            few = [f"rl.updates={YOUNG}", f"output={folder}", "validation.prompts=2", "validation.every=1000"]
+            train(load_recipe(RECIPE, [*few, f"backbone.device={self.device}"]))
+            return load_policy(Path(folder) / "last").to(self.device)
 
     def ours(self, policy: TimePredictor, clock: Clock, team: Team = ALONE) -> tuple[list[int], int]:
         """One update; steps of all images and bytes of the replay."""
@@ -173,9 +187,9 @@ class TimedReward:
         return scores
 
 
-def compare(bench: Bench, trained: bool, repeats: int) -> dict[str, Any]:
+def compare(bench: Bench, age: str, repeats: int) -> dict[str, Any]:
     """Both loops in turns, from the same weights each time."""
-    start = bench.policy(trained)
+    start = bench.policy(age)
     captured = Captured(bench.pipe.transformer)
     rows = []
     for _ in range(repeats + 1):  # the first one warms up
@@ -201,7 +215,7 @@ def compare(bench: Bench, trained: bool, repeats: int) -> dict[str, Any]:
     captured.remove()
     summary = {key: spread([row[key] for row in rows[1:]]) for key in rows[0] if key != "equal_steps"}
     return {
-        "policy": "trained" if trained else "untrained",
+        "policy": age,
         "trajectories": len(steps),
         "steps_mean": sum(steps) / len(steps),
         "steps_max": max(steps),
@@ -212,9 +226,9 @@ def compare(bench: Bench, trained: bool, repeats: int) -> dict[str, Any]:
     }
 
 
-def shares(bench: Bench, trained: bool, repeats: int) -> dict[str, float]:
+def shares(bench: Bench, age: str, repeats: int) -> dict[str, float]:
     """Where the time of our update goes: shares of the whole."""
-    start, total, found = bench.policy(trained), 0.0, Clock()
+    start, total, found = bench.policy(age), 0.0, Clock()
     handles = [*found.around("denoiser", bench.pipe.transformer), *found.around("decode", bench.pipe.vae.decoder)]
     for _ in range(repeats):
         policy = copy.deepcopy(start)
@@ -235,7 +249,7 @@ def worker(shape: str, device: str, updates: int) -> None:
     """One of several processes: prints what the first one measured, as JSON."""
     with join_team(device) as team:
         bench = Bench(shape, device)
-        start = bench.policy(trained=shape == "tinyworld")
+        start = bench.policy("trained" if shape == "tinyworld" else "untrained")
         bench.ours(copy.deepcopy(start), Clock(), team)  # warms up
         team.wait()
         clock = Clock()
@@ -287,15 +301,13 @@ def main() -> None:
         worker(chosen.shape, device, chosen.updates)
         return
     bench = Bench(chosen.shape, device)
-    policies = (False, True) if chosen.shape == "tinyworld" else (False,)
+    ages = AGES if chosen.shape == "tinyworld" else AGES[:1]
     facts: dict[str, Any] = {
         "shape": chosen.shape,
         "passes": PASSES,
         "repeats": chosen.repeats,
-        "beside_a_plain_loop": [compare(bench, trained, chosen.repeats) for trained in policies],
-        "shares": {
-            "trained" if trained else "untrained": shares(bench, trained, chosen.repeats) for trained in policies
-        },
+        "beside_a_plain_loop": [compare(bench, age, chosen.repeats) for age in ages],
+        "shares": {age: shares(bench, age, chosen.repeats) for age in ages},
         "memory": memory_rows(),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

@@ -105,3 +105,14 @@ def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
     worst, least = facts["worst"][0]
     assert least <= worst
     assert "of 1 seeds" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
+    words = ["--seeds", "0", "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.fast_steps=3"]
+    run("specialists.py", tmp_path, *words)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    gammas = [point["gamma"] for point in facts["points"]]
+    assert gammas == sorted(gammas)
+    assert len(gammas) == 5
+    assert all(len(point["minus"]["reward"]["mean"]) == 3 for point in facts["points"])

@@ -9,6 +9,7 @@ import pytest
 from tpdm.config import load_recipe
 from tpdm.evals import compare
 from tpdm.evals.run import evaluate
+from tpdm.evals.tasks import make_tasks
 from tpdm.train.run import train
 from tpdm.types import ConfigError
 
@@ -139,3 +140,8 @@ def test_a_tuned_schedule_that_looks_at_images_is_refused(trained):
     wrong = small(trained, "first", f"evaluation.tuned={trained / 'first' / 'best'}")
     with pytest.raises(ConfigError, match="time_only=true"):
         evaluate(wrong, trained / "refused")
+
+
+def test_a_backbone_that_training_offloads_is_offloaded_here_too(tmp_path):
+    with pytest.raises(ConfigError, match=r"got backbone\.offload=model on the CPU"):
+        make_tasks(small(tmp_path, "first", "backbone.offload=model", "backbone.device=cpu"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpdm.evals.compare import Task
 from tpdm.evals.judge import TinyworldJudge
-from tpdm.pipelines.load import choose_device, load_pipeline, pipeline_arguments
+from tpdm.pipelines.load import choose_device, load_backbone, pipeline_arguments
 from tpdm.prompts import load_source, split_by_hash
 from tpdm.recipe import Recipe
 from tpdm.rewards.composite import run_reward
@@ -45,7 +45,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
     # As in training: where any prompt has a negative one, the others have an empty one.
     negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
     device = run_device(recipe)
-    pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device)
+    pipe = load_backbone(replace(recipe.backbone, shard=False), device)  # one process has nobody to share with
     pipe.set_progress_bar_config(disable=True)
     tuning = Task(
         prompts=[p.text for p in fresh[:tuned]],
