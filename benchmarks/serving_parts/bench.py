@@ -96,7 +96,7 @@ def _one_way(kept, static, images):
     }
 
 
-def latency(bench, capacity, loads):
+def latency(bench, capacity, loads, ways=WAYS):
     """Open loop at shares of what static batches can do."""
     rows = []
     for load in loads:
@@ -106,11 +106,11 @@ def latency(bench, capacity, loads):
             f"bursts of {2 * bench.slots}": bursts(bench.requests, rate, 2 * bench.slots, bench.seed),
         }
         for kind, arrivals in kinds.items():
-            for way in WAYS:
+            for way in ways:
                 served = bench.serve(way, arrivals)
                 p50, p95 = np.percentile(served.latency, [50, 95])
                 steps, computed = float(np.mean(served.steps)), served.rows / len(arrivals)
                 row = {"arrivals": kind, "load": load, "way": way, "p50": float(p50), "p95": float(p95)}
-                rows.append({**row, "steps": steps, "rows": computed})
+                rows.append({**row, "steps": steps, "rows": computed, "images": len(arrivals)})
                 print("{arrivals:14s} {load:.1f} {way:7s} p50 {p50:.2f} s  p95 {p95:.2f} s".format(**row), flush=True)
     return rows

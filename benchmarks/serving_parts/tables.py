@@ -63,28 +63,31 @@ def _latency_run(run, facts):
     lines = [
         f"{run['side']} pixels:",
         "",
-        "| arrivals | load | way | p50, s | p95, s | steps per image | rows per step |",
-        "|" + "---|" * 7,
+        "| arrivals | load | way | images | p50, s | p95, s | steps per image | rows per step |",
+        "|" + "---|" * 8,
     ]
     for row in run["latency"]:
         rows = "" if row["rows"] is None else f"{row['rows'] / row['steps']:.2f}"
         lines.append(
-            f"| {row['arrivals']} | {row['load']:.0%} | {NAMES[row['way']]} | {row['p50']:.2f} | {row['p95']:.2f} "
+            f"| {row['arrivals']} | {row['load']:.0%} | {NAMES[row['way']]} | {row.get('images', facts['images'])} "
+            f"| {row['p50']:.2f} | {row['p95']:.2f} "
             f"| {row['steps']:.2f} | {rows} |"
         )
     lines += [
         "",
         f"Load is the mean rate as a share of what static batches can do ({run['capacity']:.1f} images / s). "
-        f"{facts['images']} images each, the same prompts, seeds and arrival times for every way. {_later(run)}",
+        f"The same prompts, seeds and arrival times for every way with as many images. {_later(run, facts['images'])}",
     ]
     return "\n".join(lines)
 
 
-def _later(run):
-    """Where step-level batches answer later than static ones, so that nobody has to look for it."""
-    p95 = {(row["arrivals"], row["load"], row["way"]): row["p95"] for row in run["latency"]}
-    cells = sorted({key[:2] for key in p95})
-    later = [f"{kind} at {load:.0%}" for kind, load in cells if p95[kind, load, "steps"] >= p95[kind, load, "static"]]
+def _later(run, images):
+    """Where step-level batches answer later than static ones of as many images: nobody has to look for it."""
+    found = {(row["arrivals"], row["load"], row["way"]): row for row in run["latency"]}
+    cells = sorted({key[:2] for key in found})
+    pairs = [(cell, found[(*cell, "steps")], found[(*cell, "static")]) for cell in cells]
+    assert all(a.get("images", images) == b.get("images", images) for _, a, b in pairs), "ways of different images"
+    later = [f"{kind} at {load:.0%}" for (kind, load), a, b in pairs if a["p95"] >= b["p95"]]
     where = "nowhere" if not later else ", ".join(later)
     return f"The p95 of step-level batches is above that of static ones: {where} ({len(cells)} cases)."
 
