@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
 from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
+from tpdm.serve.memory import few_arenas
 from tpdm.serve.options import RequestReader
 from tpdm.serve.previews import PreviewThread
 from tpdm.serve.queue import Outcome, RequestQueue
@@ -41,7 +42,7 @@ def make_engine(
     device: str = "auto",
     dtype: str = "fp32",
 ) -> PipelineEngine:
-    """Loads a pipeline and starts an engine on it.
+    """Loads a pipeline and starts an engine on it, in a process that is there for nothing else: see ``few_arenas``.
 
     Args:
         backbone: "tinyworld", a diffusers folder or a Hub name.
@@ -56,6 +57,7 @@ def make_engine(
     """
     from tpdm.pipelines.load import call_defaults, load_pipeline
 
+    few_arenas()
     pipe = load_pipeline(backbone, dtype, device)
     return PipelineEngine(pipe, tpm, slots=slots, queue_limit=queue_limit, defaults=call_defaults(backbone))
 
