@@ -3,7 +3,7 @@
     python benchmarks/serving.py                       throughput and latency on tinyworld
     python benchmarks/serving.py --shape small         random weights, a denoiser that is most of the work
     python benchmarks/serving.py --shape sd3-medium    on a GPU, at two resolutions; --sizes 1024 for one
-    python benchmarks/serving.py --shape small --images 200 --latency --loads 0.5 --ways static steps    cells anew
+    python benchmarks/serving.py --shape small --images 200 --latency --loads 0.5 --arrivals poisson    cells anew
     python benchmarks/serving.py --mixes 200           the same request alone, through `tpdm sample` and in random mixes
     python benchmarks/serving.py --render              the tables of docs/serving.md from docs/results alone
     python benchmarks/serving.py --tpm FOLDER          another TPM (`make demo` trains one into runs/demo/train/best)
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from serving_parts.bench import WAYS, Bench, latency, saturated
+from serving_parts.bench import ARRIVALS, WAYS, Bench, latency, saturated
 from serving_parts.mixes import try_mixes
 from serving_parts.tables import page
 from shapes import SERVED
@@ -66,7 +66,7 @@ def measure(asked, device):
         bench = Bench(asked.shape, side, asked.tpm, asked.slots, asked.images, asked.seed, device)
         found = saturated(bench, asked.repeats)
         capacity = found["ways"]["static"]["per_second"]
-        waited = latency(bench, capacity, asked.loads, asked.ways)
+        waited = latency(bench, capacity, asked.loads, asked.arrivals, asked.ways)
         runs.append({"side": side, "saturated": found, "capacity": capacity, "latency": waited})
     return {"images": asked.images, "slots": asked.slots, "repeats": asked.repeats, "runs": runs}
 
@@ -79,7 +79,7 @@ def remeasure(asked, device, facts):
             runs.append(run)
             continue
         bench = Bench(asked.shape, run["side"], asked.tpm, facts["slots"], asked.images, asked.seed, device)
-        found = latency(bench, run["capacity"], asked.loads, asked.ways)
+        found = latency(bench, run["capacity"], asked.loads, asked.arrivals, asked.ways)
         anew = {cell(row): row for row in found}
         older = [{"images": facts["images"], **row} for row in run["latency"]]
         kept = [anew.pop(cell(row), row) for row in older]
@@ -103,6 +103,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loads", type=float, nargs="*", default=LOADS)
     parser.add_argument("--latency", action="store_true", help="latency alone, of a shape that has results")
+    parser.add_argument("--arrivals", nargs="*", choices=ARRIVALS, default=ARRIVALS, help="of the latency")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="of the latency")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mixes", type=int, default=0, help="try so many random mixes instead, on tinyworld")

@@ -76,6 +76,38 @@ def test_serving_at_a_shape_of_random_weights_takes_assigned_steps_at_every_size
         assert ways["cut"]["rows"] == ways["steps"]["rows"] == sum(asked) / 3
 
 
+def test_latency_can_be_measured_again_with_more_images(tmp_path):
+    out = tmp_path / "serving.json"
+    words = [sys.executable, SERVING, "--shape", "tiny", "--out", out, "--slots", "2", "--device", "cpu"]
+    size = ["--sizes", "32"]
+    first = ["--images", "2", "--repeats", "1", "--loads", "1.5", "--arrivals", "poisson", *size]
+    again = [
+        "--images",
+        "3",
+        "--latency",
+        "--loads",
+        "1.5",
+        "2.5",
+        "--arrivals",
+        "poisson",
+        "--ways",
+        "static",
+        "steps",
+    ]
+    for options in (first, again):
+        run = subprocess.run([*words, *options], capture_output=True, text=True, timeout=600)
+        assert run.returncode == 0, run.stderr
+    facts = json.loads(out.read_text(encoding="utf-8"))
+    (run,) = facts["runs"]
+    found = [(row["load"], row["way"], row["images"]) for row in run["latency"]]
+    older = [(1.5, "alone", 2), (1.5, "static", 3), (1.5, "cut", 2), (1.5, "steps", 3)]
+    assert found == [*older, (2.5, "static", 3), (2.5, "steps", 3)]
+    assert facts["images"] == 2
+    with benchmark_modules():
+        from serving_parts.tables import latency
+    assert "above that of static ones" in latency(facts)
+
+
 def test_serving_at_the_published_shape_wants_a_gpu():
     words = [sys.executable, SERVING, "--shape", "sd3-medium", "--device", "cpu", "--out", "-"]
     run = subprocess.run(words, capture_output=True, text=True, timeout=120)

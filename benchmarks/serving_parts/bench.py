@@ -14,6 +14,7 @@ from tpdm.serve.engine import PipelineEngine
 from tpdm.serve.requests import ImageRequest
 from tpdm.tinyworld.captions import make_captions
 
+ARRIVALS = ("poisson", "bursts")
 WAYS = ("alone", "static", "cut", "steps")
 
 
@@ -96,21 +97,25 @@ def _one_way(kept, static, images):
     }
 
 
-def latency(bench, capacity, loads, ways=WAYS):
+def latency(bench, capacity, loads, arrivals, ways):
     """Open loop at shares of what static batches can do."""
     rows = []
     for load in loads:
         rate = load * capacity
-        kinds = {
-            "Poisson": poisson(bench.requests, rate, bench.seed),
-            f"bursts of {2 * bench.slots}": bursts(bench.requests, rate, 2 * bench.slots, bench.seed),
-        }
-        for kind, arrivals in kinds.items():
+        for kind, coming in _coming(bench, rate, arrivals):
             for way in ways:
-                served = bench.serve(way, arrivals)
+                served = bench.serve(way, coming)
                 p50, p95 = np.percentile(served.latency, [50, 95])
-                steps, computed = float(np.mean(served.steps)), served.rows / len(arrivals)
+                steps, computed = float(np.mean(served.steps)), served.rows / len(coming)
                 row = {"arrivals": kind, "load": load, "way": way, "p50": float(p50), "p95": float(p95)}
-                rows.append({**row, "steps": steps, "rows": computed, "images": len(arrivals)})
+                rows.append({**row, "steps": steps, "rows": computed, "images": len(coming)})
                 print("{arrivals:14s} {load:.1f} {way:7s} p50 {p50:.2f} s  p95 {p95:.2f} s".format(**row), flush=True)
     return rows
+
+
+def _coming(bench, rate, arrivals):
+    """(words, arrivals) of each kind that is asked for."""
+    if "poisson" in arrivals:
+        yield "Poisson", poisson(bench.requests, rate, bench.seed)
+    if "bursts" in arrivals:
+        yield f"bursts of {2 * bench.slots}", bursts(bench.requests, rate, 2 * bench.slots, bench.seed)
