@@ -24,7 +24,9 @@ RANGE = (4.5, 20.5)  # of steps: "between about 5 and 20"
 
 def write_page(page: Path, picture: Path, facts: Mapping[str, Any]) -> None:
     """Writes the part of the page and the picture."""
-    write_part(page, "frontier", "\n\n".join([verdicts(facts), along(facts), looking(facts), origin(facts)]))
+    write_part(
+        page, "frontier", "\n\n".join([verdicts(facts), judges(facts), along(facts), looking(facts), origin(facts)])
+    )
     write_atomically(picture, lambda path: draw(facts).savefig(path, format="png", dpi=120))
 
 
@@ -52,6 +54,26 @@ def verdicts(facts: Mapping[str, Any]) -> str:
         f"Points with {RANGE[0]:g} to {RANGE[1]:g} mean steps ({len(points)}), intervals over seeds and prompts:\n\n"
         + ("\n".join(lines))
     )
+
+
+def judges(facts: Mapping[str, Any]) -> str:
+    """Where a judge that training never saw has another sign than the reward; all points of the dial."""
+    found = []
+    for p in facts["points"]:
+        for control in (GRID, TUNED):
+            minus = p["minus"].get(control, {})
+            if "reward" not in minus:
+                continue
+            gain = minus["reward"]["mean"][0]
+            for label in ("accuracy", "residual"):
+                mean, low, high = minus[label]["mean"]
+                if gain * mean * BETTER[label] < 0:
+                    sure = "significantly" if low > 0 or high < 0 else "not significantly"
+                    worse = "worse" if gain > 0 else "better"
+                    found.append(f"{label} at quality {p['quality']:g} against the {SHORT[control]} ({worse}, {sure})")
+    if not found:
+        return "Judges that training never saw have the sign of the reward at every point, against both."
+    return f"Judges that training never saw have another sign than the reward: {'; '.join(found)}."
 
 
 def along(facts: Mapping[str, Any]) -> str:

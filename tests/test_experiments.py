@@ -66,6 +66,24 @@ def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
     assert begun == ["first", "third"]
 
 
+def test_the_page_says_where_judges_disagree_with_the_reward(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("frontier_page")
+
+    def point(quality, reward, accuracy, residual):
+        names = {"reward": reward, "accuracy": accuracy, "residual": residual}
+        minus = {name: {"mean": [mean, mean - 0.1, mean + 0.1]} for name, mean in names.items()}
+        return {"quality": quality, "minus": {page.GRID: minus, page.TUNED: {"of": 0}}}
+
+    agreeing = [point(0, 0.2, 0.2, -0.2), point(1, -0.2, -0.2, 0.2)]
+    assert "at every point" in page.judges({"points": agreeing})
+    said = page.judges({"points": [*agreeing, point(0.5, 0.2, -0.05, 0.2), point(0.75, -0.2, -0.2, -0.3)]})
+    assert "accuracy at quality 0.5 against the best hand-made grid (worse, not significantly); residual" in said
+    assert "residual at quality 0.5 against the best hand-made grid (worse, significantly)" in said
+    assert "residual at quality 0.75 against the best hand-made grid (better, significantly)" in said
+    assert said.count("against") == 3
+
+
 @pytest.mark.slow
 def test_the_frontier_is_trained_once_and_written(tmp_path):
     place = ["--seeds", "0", "--tuned", "1", "--picture", tmp_path / "frontier.png"]
