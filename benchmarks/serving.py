@@ -71,7 +71,7 @@ def measure(asked, device):
     return {"images": asked.images, "slots": asked.slots, "repeats": asked.repeats, "runs": runs}
 
 
-def remeasure(asked, device, facts):
+def remeasure(asked, device, facts, revision):
     """Latency alone, at the capacity that the results tell; cells that are measured again replace the older ones."""
     runs = []
     for run in facts["runs"]:
@@ -80,7 +80,7 @@ def remeasure(asked, device, facts):
             continue
         bench = Bench(asked.shape, run["side"], asked.tpm, facts["slots"], asked.images, asked.seed, device)
         found = latency(bench, run["capacity"], asked.loads, asked.arrivals, asked.ways)
-        anew = {cell(row): row for row in found}
+        anew = {cell(row): {**row, "revision": revision} for row in found}
         older = [{"images": facts["images"], **row} for row in run["latency"]]
         kept = [anew.pop(cell(row), row) for row in older]
         runs.append(run | {"latency": [*kept, *anew.values()]})
@@ -114,15 +114,16 @@ def main():
     if not asked.render:
         device = choose_device(asked)
         facts = json.loads(results.read_text("utf-8")) if results.exists() else {}
-        facts |= {"shape": asked.shape, "backbone": SERVED[asked.shape].words, "seed": asked.seed, **machine(device)}
-        if asked.mixes:
+        here = {"shape": asked.shape, "backbone": SERVED[asked.shape].words, "seed": asked.seed, **machine(device)}
+        if asked.latency:  # what was not measured again is still of its own revision
+            facts |= remeasure(asked, device, facts, here["git_revision"])
+        elif asked.mixes:
+            facts |= here
             bench = Bench("tinyworld", 64, asked.tpm, asked.slots, asked.images, asked.seed, device)
             with tempfile.TemporaryDirectory() as folder:
                 facts["mixes"] = try_mixes(bench, asked.mixes, Path(folder))
-        elif asked.latency:
-            facts |= remeasure(asked, device, facts)
         else:
-            facts |= measure(asked, device)
+            facts |= here | measure(asked, device)
         write_json(results, facts)
         print(json.dumps(facts, indent=1))
     if asked.out is None:

@@ -76,9 +76,16 @@ def _latency_run(run, facts):
     lines += [
         "",
         f"Load is the mean rate as a share of what static batches can do ({run['capacity']:.1f} images / s). "
-        f"The same prompts, seeds and arrival times for every way with as many images. {_later(run, facts['images'])}",
+        f"The same prompts, seeds and arrival times for every way with as many images. "
+        f"{_later(run, facts['images'])}{_again(run)}",
     ]
     return "\n".join(lines)
+
+
+def _again(run):
+    """Which cells are of another revision than the rest."""
+    found = sorted({(row["images"], row["revision"] or "unknown") for row in run["latency"] if "revision" in row})
+    return "".join(f" Cells of {images} images: revision {revision[:7]}." for images, revision in found)
 
 
 def _later(run, images):
