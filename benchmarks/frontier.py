@@ -63,13 +63,30 @@ def named(rows: Rows, policy: str) -> Rows:
     return [row for row in rows if row["policy"] == policy]
 
 
-def point(quality: float, dials: list[Rows], owns: list[Rows]) -> dict[str, Any]:
+def at_cap(mine: list[Rows], static: list[Rows], cap: int) -> dict[str, Any]:
+    """What the images whose last step is forced by the cap bring to the mean difference from 28 steps, and the others.
+
+    Returns:
+        ``share`` of images at the cap, of each seed; ``capped`` and ``others``, parts of the mean, over seeds.
+    """
+    ends = [column(rows, "steps") >= cap for rows in mine]
+    minus = [column(a, "score") - column(b, "score") for a, b in zip(mine, static, strict=True)]
+    return {
+        "cap": cap,
+        "share": [float(end.mean()) for end in ends],
+        "capped": float(np.mean([(m * end).mean() for m, end in zip(minus, ends, strict=True)])),
+        "others": float(np.mean([(m * ~end).mean() for m, end in zip(minus, ends, strict=True)])),
+    }
+
+
+def point(quality: float, dials: list[Rows], owns: list[Rows], cap: int) -> dict[str, Any]:
     """One quality of the dial: every seed's steps, and what the TPM has beyond each control."""
     at = [[row for row in rows if row["quality"] == quality] for rows in dials]
     mine = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
     names = sorted({row["policy"] for row in at[0]} - {mine[0][0]["policy"]})
     minus = {name: difference(mine, [named(rows, name) for rows in at]) for name in names}
-    minus[STATIC] = difference(mine, [named(rows, STATIC) for rows in owns])
+    static = [named(rows, STATIC) for rows in owns]
+    minus[STATIC] = difference(mine, static)
     return {
         "quality": quality,
         "steps": [float(column(rows, "steps").mean()) for rows in mine],
@@ -79,6 +96,7 @@ def point(quality: float, dials: list[Rows], owns: list[Rows]) -> dict[str, Any]
             for name in names
         },
         "minus": minus,
+        "cap": at_cap(mine, static, cap),
     }
 
 
@@ -89,13 +107,14 @@ def collect(recipes: list[Recipe], seeds: list[int], tuned: list[int], changes: 
     mine = [named(rows, "tpdm") for rows in owns]
     names = [name for name in OWN if named(owns[0], name)]
     static = [column(named(rows, STATIC), "score").mean() for rows in owns]
+    cap = recipes[0].sampling.max_steps
     return {
         "seeds": seeds,
         "tuned_seeds": tuned,
         "prompts": len(mine[0]),
         "changes": changes,
         "static": float(np.mean(static)),
-        "points": [point(q, dials, owns) for q in sorted({row["quality"] for row in dials[0]})],
+        "points": [point(q, dials, owns, cap) for q in sorted({row["quality"] for row in dials[0]})],
         "own": {
             "steps": [float(column(rows, "steps").mean()) for rows in mine],
             "minus": {name: difference(mine, [named(rows, name) for rows in owns]) for name in names},

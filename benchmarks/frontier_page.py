@@ -76,6 +76,18 @@ def judges(facts: Mapping[str, Any]) -> str:
     return f"Judges that training never saw have another sign than the reward: {'; '.join(found)}."
 
 
+def capped(facts: Mapping[str, Any]) -> str:
+    """What the cap of steps does: the last step of an image that reaches it is forced."""
+    lines = []
+    for p in facts["points"]:
+        cap = p["cap"]
+        share = f"{100 * np.mean(cap['share']):.1f} %"
+        lines.append([f"{p['quality']:g}", share, f"{cap['capped']:+.4f}", f"{cap['others']:+.4f}"])
+    cap = facts["points"][0]["cap"]["cap"]
+    said = f"At the cap of {cap} the last step is forced to the end, from anywhere. Reward minus 28 default steps, in parts:"
+    return f"{said}\n\n{table(['quality', 'images at the cap', 'they bring', 'the others bring'], lines)}"
+
+
 def along(facts: Mapping[str, Any]) -> str:
     """One line for each quality of the dial and each control."""
     lines = []

@@ -94,6 +94,8 @@ def test_the_frontier_is_trained_once_and_written(tmp_path):
     for point in facts["points"]:
         assert point["minus"]["static-28"]["of"] == 1
         assert len(point["minus"]["best grid, equal steps"]["reward"]["mean"]) == 3
+        parts = point["cap"]["capped"] + point["cap"]["others"]
+        assert parts == pytest.approx(point["minus"]["static-28"]["reward"]["mean"][0])
     assert set(facts["own"]["minus"]) >= {"mean schedule of tpdm", "error control"}
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.count("| best hand-made grid |") == 2
