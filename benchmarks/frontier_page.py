@@ -84,7 +84,7 @@ def capped(facts: Mapping[str, Any]) -> str:
         share = f"{100 * np.mean(cap['share']):.1f} %"
         lines.append([f"{p['quality']:g}", share, f"{cap['capped']:+.4f}", f"{cap['others']:+.4f}"])
     cap = facts["points"][0]["cap"]["cap"]
-    said = f"At the cap of {cap} the last step is forced to the end, from anywhere. Reward minus 28 default steps, in parts:"
+    said = f"At the cap of {cap} the last step is forced to the end. Reward minus 28 default steps, in parts:"
     return f"{said}\n\n{table(['quality', 'images at the cap', 'they bring', 'the others bring'], lines)}"
 
 
