@@ -13,16 +13,17 @@ EULER = SOLVERS["euler"]
 
 
 class Halving(LookingPolicy):
-    """Halves the time; reads nothing."""
+    """Goes to a share of the time, a half; reads nothing."""
 
     reads_features = False
+    share = 0.5
 
     def observe(self, features, t_B, index_B, row_B):
         return FixedTimes([1.0, 0.0]).observe(features, t_B, index_B, row_B)
 
     def propose(self, observation, seeds):
-        half = torch.full_like(observation.t_B, 0.5)
-        return Decision(half * observation.t_B, half, -half)
+        share = torch.full_like(observation.t_B, self.share)
+        return Decision(share * observation.t_B, share, -share)
 
 
 def run(stepper, x):
@@ -85,6 +86,38 @@ def test_stop_below_and_cap():
     assert trajectory.times == stepper.times[0] == [1.0, 0.5, 0.0]
     assert [step.counts for step in trajectory.steps] == [True, False]
     assert [step.action for step in trajectory.steps] == [0.5, 0.5]
+
+
+class Creeping(Halving):
+    """Goes on by a hundredth of what is left."""
+
+    share = 0.99
+
+
+def test_a_chain_that_nears_its_cap_lands_in_equal_steps():
+    stepper = Stepper(Creeping(), EULER, images=1, max_steps=12, stop_below=0.01, record=True)
+    run(stepper, torch.randn(1, 3))
+    (trajectory,) = stepper.trajectories()
+    times = trajectory.times
+    assert len(trajectory.steps) == 12
+    t = 0.99**9  # nine steps of its own, and three that it is made to take
+    assert times[9:] == pytest.approx([t, t * 2 / 3, t / 3, 0.0])
+    assert [step.counts for step in trajectory.steps] == [True] * 9 + [False] * 3
+    assert times == torch.tensor(times, dtype=torch.float32).tolist()  # what the solver saw, to the bit
+
+
+def test_a_chain_that_lands_by_itself_is_left_alone():
+    stepper = Stepper(Halving(), EULER, images=1, max_steps=12, stop_below=0.001, record=True)
+    run(stepper, torch.randn(1, 3))
+    assert stepper.times == [[0.5**i for i in range(10)] + [0.0]]
+    assert all(step.counts for step in stepper.trajectories()[0].steps)
+
+
+def test_a_fixed_list_is_followed_to_its_end():
+    times = [1.0, 0.95, 0.9, 0.8, 0.0]
+    stepper = Stepper(FixedTimes([times]), EULER, images=1, max_steps=4)
+    run(stepper, torch.randn(1, 3))
+    assert stepper.times == [pytest.approx(times)]
 
 
 def test_a_stop_at_the_cap_still_counts():
