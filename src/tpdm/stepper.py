@@ -35,8 +35,9 @@ class Stepper:
         policy: decides the next times.
         solver: integrates; an entry of ``tpdm.core.solvers.SOLVERS``.
         images: B, at least 1.
-        max_steps: no image takes more. In the last quarter of them a step goes at least as far as equal steps to 0
-            would, so that the last one is no jump (decision 54); one that is overruled is recorded as not counting.
+        max_steps: no image takes more; the last allowed step lands on 0 (recorded as not counting). Where nothing is
+            recorded, the last quarter of them go at least as far as equal steps to 0 would, so that the last one is no
+            jump (decision 54).
         stop_below: a proposed time below it becomes 0, in [0, 1); ignored for ``FixedTimes``.
         seeds: one integer per image, for sampled decisions; None takes the mode.
         t_start: time of all images at the start, in (0, 1]; None is 1.0, or the beginning of a fixed list.
@@ -63,9 +64,9 @@ class Stepper:
         check_start(policy, images, seeds, t_start)
         check_limits(policy, max_steps, stop_below)
         self.policy, self.solver, self.max_steps = policy, solver, max_steps
-        # A fixed list ends by itself, and as it says.
         self.stop_below = 0.0 if isinstance(policy, FixedTimes) else stop_below
-        self._lands = not isinstance(policy, FixedTimes)
+        # A fixed list ends as it says. Training feels the jump, and learns from decisions that nobody overruled.
+        self._lands = not (record or isinstance(policy, FixedTimes))
         self.seeds = None if seeds is None else list(seeds)
         start_B = policy.start_B(images) if isinstance(policy, FixedTimes) else torch.ones(images)
         if t_start is not None:
@@ -179,7 +180,8 @@ class Stepper:
             t = self._times[b][-1]
             check_numbers(b, t, self.steps[b] + 1, finite=finite, seen=seen, t_next=t_next, logp=logp)
             t_next = 0.0 if t_next < self.stop_below else t_next
-            latest = latest_time(t, self.max_steps - self.steps[b] - 1, self.max_steps) if self._lands else 1.0
+            left = self.max_steps - self.steps[b] - 1
+            latest = latest_time(t, left, self.max_steps) if self._lands or not left else 1.0
             latest = 0.0 if latest < self.stop_below else latest
             capped = t_next > latest
             landings.append(_Landing(action, logp, latest if capped else t_next, capped))
