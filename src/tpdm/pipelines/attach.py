@@ -81,7 +81,8 @@ class AdaptivePipeline:
             decision_seeds: one integer per image for ``sample=True``; None takes ``seeds``. Give them with
                 equal ``seeds`` (or with ``latents``) for different schedules on the same noise.
             sample: sample the decisions instead of taking the policy's mode.
-            record: keep what replay needs, in ``trajectories``.
+            record: keep what replay needs, in ``trajectories``; an image at the cap then jumps to its end, as training
+                wants it, instead of landing in equal steps.
             max_steps: at most so many steps, instead of the value of ``attach``.
             gamma: price of a step for a TPM with a dial, one number or one per image; lower means fewer steps.
             quality: the dial from 0 (fewest steps) to 1 (most), one number or one per image, instead of gamma. With
@@ -147,7 +148,7 @@ def attach(
             here, or in a call, goes first.
         solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler". For models that predict
             eps or v, "euler" is DDIM and "dpmpp_2m" DPM-Solver++ 2M on their path, and there is no other.
-        max_steps: no image takes more steps, at least 1; None is the policy's own, or 28.
+        max_steps: no image takes more steps, at least 1, and those that near it land in equal ones; None is the policy's own, or 28.
         stop_below: a decided time below it becomes 0, in [0, 1); None is the policy's own, or 0.01. Fixed schedules
             ignore it.
         defaults: arguments of the pipeline's call for when the user does not give them.
