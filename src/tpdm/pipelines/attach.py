@@ -148,7 +148,8 @@ def attach(
             here, or in a call, goes first.
         solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler". For models that predict
             eps or v, "euler" is DDIM and "dpmpp_2m" DPM-Solver++ 2M on their path, and there is no other.
-        max_steps: no image takes more steps, at least 1, and those that near it land in equal ones; None is the policy's own, or 28.
+        max_steps: no image takes more steps, at least 1, and those that near it land in equal ones; None is the
+            policy's own, or 28.
         stop_below: a decided time below it becomes 0, in [0, 1); None is the policy's own, or 0.01. Fixed schedules
             ignore it.
         defaults: arguments of the pipeline's call for when the user does not give them.
