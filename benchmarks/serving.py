@@ -73,6 +73,8 @@ def measure(asked, device):
 
 def remeasure(asked, device, facts, revision):
     """Latency alone, at the capacity that the results tell; cells that are measured again replace the older ones."""
+    if "runs" not in facts:
+        raise SystemExit("got --latency without earlier results, expected their capacity: run it without first.")
     runs = []
     for run in facts["runs"]:
         if asked.sizes and run["side"] not in asked.sizes:
