@@ -28,7 +28,7 @@ from tpdm.recipe import Recipe
 
 EULER, GRID = "static-28, euler", "best grid, equal steps"
 LIMIT = 7.0  # a quarter of 28
-SETTINGS = ("sampling.solver=dpmpp_2m", "reward.gamma=0.9974")
+SETTINGS = ("sampling.solver=dpmpp_2m", "reward.gamma=0.9967")
 
 
 def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, list[dict[str, Any]]]:

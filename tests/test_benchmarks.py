@@ -168,20 +168,6 @@ def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
     assert found["mean_own"][-1] == 0.0
 
 
-def test_an_ablation_is_run_once_and_drawn(tmp_path):
-    small = ["rl.updates=1", "rl.prompts_per_update=2", "validation.prompts=2", "prompts.limit=60"]
-    small.append(f"output={tmp_path}/{{name}}")
-    places = ["--out", tmp_path / "a.json", "--picture", tmp_path / "a.png"]
-    words = [sys.executable, BENCHMARKS / "ablations.py", "--axes", "ratio", "--seeds", "0", *places, "--set", *small]
-    run = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    rows = json.loads((tmp_path / "a.json").read_text())
-    assert [row["variant"] for row in rows] == ["trajectory", "decision"]
-    assert all(len(row["curve"]) == 2 for row in rows)
-    assert run.stdout.count("| ratio |") == 2
-    assert (tmp_path / "a.png").stat().st_size > 5_000
-
-
 def test_rollout_speed_counts_the_rows_that_leave():
     command = [sys.executable, BENCHMARKS / "rollout_speed.py", "--shape", "tiny"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)

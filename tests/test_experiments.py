@@ -136,3 +136,28 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
     assert gammas == sorted(gammas)
     assert len(gammas) == 5
     assert all(len(point["minus"]["reward"]["mean"]) == 3 for point in facts["points"])
+
+
+def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- ablations: generated -->\n<!-- end of ablations -->\n", encoding="utf-8")
+    small = ["rl.updates=1", "rl.prompts_per_update=2", "validation.prompts=2", "prompts.limit=60"]
+    words = ["--axes", "ratio", "entropy", "--seeds", "0", "--picture", tmp_path / "a.png", "--set", *small]
+    printed = run("ablations.py", tmp_path, *words)
+    rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [row["variant"] for row in rows] == ["trajectory", "decision", "none", "0.002"]
+    assert rows[0]["curve"] == rows[2]["curve"]
+    assert len([*(tmp_path / "runs").iterdir()]) == 3
+    assert printed.count("| ratio |") == 2
+    assert printed.split("-->")[0].strip() in page.read_text(encoding="utf-8")
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_a_curve_reaches_an_objective_between_two_validations(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("ablations_page")
+    curve = [{"trajectories": 100 * i, "objective": o} for i, o in enumerate([0.5, 0.7, 0.6, 0.8])]
+    assert page.reached(curve, 0.6) == pytest.approx(50)
+    assert page.reached(curve, 0.75) == pytest.approx(275)
+    assert page.reached(curve, 0.4) == 0
+    assert page.reached(curve, 0.9) == float("inf")
