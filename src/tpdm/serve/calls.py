@@ -42,8 +42,10 @@ class Call:
         """(index of the image, event) until every image has ended; None after ``pause`` seconds without any."""
         while self._open:
             tick = self._loop.call_later(pause, self._events.put_nowait, None)
-            found = await self._events.get()
-            tick.cancel()
+            try:
+                found = await self._events.get()
+            finally:
+                tick.cancel()  # a client that left would keep its pictures in the loop until then
             if found is not None and isinstance(found[1], ImageDone | Failed):
                 del self._open[found[0]]
             yield found

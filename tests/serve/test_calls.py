@@ -1,0 +1,48 @@
+"""A request that is being answered: whatever way its reader goes, nothing of it stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from tests.serve.fake import FakeEngine
+from tpdm.serve.calls import Calls
+from tpdm.serve.requests import ImageDone, ImageRequest
+
+
+@pytest.fixture
+def engine():
+    engine = FakeEngine()
+    yield engine
+    engine.close()
+
+
+def test_the_events_of_a_call_end_with_its_picture(engine):
+    async def read():
+        with Calls(engine).start([ImageRequest("circle", 0)]) as call:
+            return [event async for event in call.events()]
+
+    assert isinstance(asyncio.run(read())[-1][1], ImageDone)
+
+
+def test_a_reader_that_leaves_while_it_waits_leaves_nothing_in_the_loop(engine):
+    calls = Calls(engine)
+
+    async def read(call):
+        async for _ in call.events():
+            pass
+
+    async def leave():
+        with calls.start([ImageRequest("endless", 0)]) as call:
+            reader = asyncio.create_task(read(call))
+            await asyncio.sleep(0.05)
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+        # A timer that still runs would keep the call's events, pictures and all, for an hour.
+        return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
+
+    assert asyncio.run(leave()) == []
+    assert len(calls) == 0
