@@ -24,9 +24,8 @@ RANGE = (4.5, 20.5)  # of steps: "between about 5 and 20"
 
 def write_page(page: Path, picture: Path, facts: Mapping[str, Any]) -> None:
     """Writes the part of the page and the picture."""
-    write_part(
-        page, "frontier", "\n\n".join([verdicts(facts), judges(facts), along(facts), looking(facts), origin(facts)])
-    )
+    parts = [part(facts) for part in (verdicts, judges, along, capped, looking, origin)]
+    write_part(page, "frontier", "\n\n".join(parts))
     write_atomically(picture, lambda path: draw(facts).savefig(path, format="png", dpi=120))
 
 
@@ -77,14 +76,14 @@ def judges(facts: Mapping[str, Any]) -> str:
 
 
 def capped(facts: Mapping[str, Any]) -> str:
-    """What the cap of steps does: the last step of an image that reaches it is forced."""
+    """What the cap of steps does to the images that reach it."""
     lines = []
     for p in facts["points"]:
         cap = p["cap"]
         share = f"{100 * np.mean(cap['share']):.1f} %"
         lines.append([f"{p['quality']:g}", share, f"{cap['capped']:+.4f}", f"{cap['others']:+.4f}"])
     cap = facts["points"][0]["cap"]["cap"]
-    said = f"At the cap of {cap} the last step is forced to the end. Reward minus 28 default steps, in parts:"
+    said = f"Images that take all {cap} allowed steps land in equal ones. Reward minus 28 default steps, in parts:"
     return f"{said}\n\n{table(['quality', 'images at the cap', 'they bring', 'the others bring'], lines)}"
 
 

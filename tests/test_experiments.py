@@ -118,6 +118,17 @@ def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
 
 
 @pytest.mark.slow
+def test_dials_are_compared_on_prompts_that_the_frontier_did_not_show(tmp_path):
+    words = ["--seeds", "0", "--seen", "4", "--prompts", "3", "--set", *SMALL, "tpm.fast_steps=3"]
+    run("other_prompts.py", tmp_path, *words)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert facts["prompts"] == 3
+    assert [point["quality"] for point in facts["points"]] == [0, 1]
+    assert facts["points"][0]["minus"]["best grid, equal steps"]["of"] == 1
+    assert "mean steps (over seeds)" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
     run("stability.py", tmp_path, "--seeds", "0", "--set", *SMALL)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))

@@ -86,17 +86,21 @@ class Match:
 
     def at_equal_steps(self, steps: float) -> list[Result]:
         """Fixed schedules at this mean number of steps: default, best hand-made, and tuned by the same training."""
-        low, high = max(1, math.floor(steps)), max(1, math.ceil(steps))
-        default = [self._default_bare(n) for n in (low, high)]
-        grid = [self.best_grid(n) for n in (low, high)]
-        results = [
-            blend("default, equal steps", default, steps),
-            blend("best grid, equal steps", grid, steps),
-        ]
-        if low in self._tuned and high in self._tuned:
-            tuned = [run_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in (low, high)]
-            results.append(blend("tuned by the same training, equal steps", tuned, steps))
-        return results
+        default = [self._default_bare(n) for n in whole(steps)]
+        tuned = self.tuned_at(steps)
+        found = [blend("default, equal steps", default, steps), self.grid_at(steps)]
+        return found if tuned is None else [*found, tuned]
+
+    def grid_at(self, steps: float) -> Result:
+        """The best hand-made schedules around this mean number of steps."""
+        return blend("best grid, equal steps", [self.best_grid(n) for n in whole(steps)], steps)
+
+    def tuned_at(self, steps: float) -> Result | None:
+        """The schedules tuned by the same training around this mean number of steps; None beyond their reach."""
+        if not all(n in self._tuned for n in whole(steps)):
+            return None
+        tuned = [run_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in whole(steps)]
+        return blend("tuned by the same training, equal steps", tuned, steps)
 
     def _default_bare(self, steps: int) -> Result:
         schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
@@ -105,10 +109,9 @@ class Match:
     def own_schedules(self, learned: Result) -> list[Result]:
         """What is left of the TPM when nobody looks at the image, and the classical way of looking at it."""
         steps = float(learned.column("steps").mean())
-        low, high = max(1, math.floor(steps)), max(1, math.ceil(steps))
         own = run_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
-        mean = [run_policy(f"own mean {n}", mean_schedule(own, n), self.test, self.store) for n in (low, high)]
-        best = self.chosen[high]
+        mean = [run_policy(f"own mean {n}", mean_schedule(own, n), self.test, self.store) for n in whole(steps)]
+        best = self.chosen[whole(steps)[1]]
         grids = {n: self._of_family(n, best) for n in {row["steps"] for row in learned.rows}}
         return [
             blend("mean schedule of tpdm", mean, steps),
@@ -134,3 +137,8 @@ class Match:
             low, high = (middle, high) if float(tried.column("steps").mean()) > steps else (low, middle)
         policy = ErrorControlled(math.sqrt(low * high))
         return run_policy("error control", policy, self.test, self.store)
+
+
+def whole(steps: float) -> tuple[int, int]:
+    """The whole numbers of steps around a mean, at least 1."""
+    return max(1, math.floor(steps)), max(1, math.ceil(steps))
