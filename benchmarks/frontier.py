@@ -83,7 +83,7 @@ def point(quality: float, dials: list[Rows], owns: list[Rows], cap: int) -> dict
     """One quality of the dial: every seed's steps, and what the TPM has beyond each control."""
     at = [[row for row in rows if row["quality"] == quality] for rows in dials]
     mine = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
-    names = sorted({row["policy"] for row in at[0]} - {mine[0][0]["policy"]})
+    names = sorted({row["policy"] for rows in at for row in rows} - {mine[0][0]["policy"]})
     minus = {name: difference(mine, [named(rows, name) for rows in at]) for name in names}
     static = [named(rows, STATIC) for rows in owns]
     minus[STATIC] = difference(mine, static)

@@ -96,7 +96,9 @@ def along(facts: Mapping[str, Any]) -> str:
             minus = p["minus"].get(control, {})
             if "reward" not in minus:
                 continue
-            name = SHORT.get(control, "28 steps, default") + (f" ({minus['of']} seeds)" if control == TUNED else "")
+            name = SHORT.get(control, "28 steps, default") + (
+                f" ({minus['of']} of {len(p['steps'])} seeds)" if control == TUNED else ""
+            )
             cells = [signed(minus[label]["mean"]) for label in ("reward", "accuracy", "residual")]
             lines.append([*place, name, *cells, f"{minus['worst'][0]:+.3f}"])
             place = ["", ""]
