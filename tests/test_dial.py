@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.test_artefact import config_of
-from tpdm.dial import Dialled, set_dial
+from tpdm.dial import Dialled, quality_for, set_dial
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.schedules import FixedTimes
@@ -114,3 +114,15 @@ def test_what_cannot_be_set_is_said():
     for policy in (fixed, TimePredictor(dataclasses.replace(SHAPE, gamma_range=None, fast_times=None))):
         with pytest.raises(ConfigError, match="no dial"):
             set_dial(policy, 1, quality=0.5)
+
+
+def test_a_mean_number_of_steps_is_found_on_the_dial():
+    quality = quality_for(calibrated(), 8)
+    set_ = set_dial(calibrated(), 1, quality=quality)
+    assert isinstance(set_, Dialled)
+    assert set_.gamma_B.tolist() == pytest.approx([0.99])
+    with pytest.raises(ConfigError, match="got 0 mean steps, expected a number above 0"):
+        quality_for(calibrated(), 0)
+    for policy in (FixedTimes([1.0, 0.0]), TimePredictor(SHAPE)):
+        with pytest.raises(ConfigError, match="without a calibrated dial"):
+            quality_for(policy, 7)

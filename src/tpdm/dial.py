@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tpdm.core.dial import quality_to_gamma
+from tpdm.core.dial import quality_to_gamma, steps_to_quality
 from tpdm.policy import TimePredictor
 from tpdm.types import ConfigError, Decision, Features, Observation, Policy
 
@@ -95,6 +95,27 @@ def set_dial(
                 f"got gamma={value:g}, expected {dial[0]:g} to {dial[1]:g} as this TPM was trained for: correct it."
             )
     return Dialled(policy, torch.tensor(gammas, dtype=torch.float32))
+
+
+def quality_for(policy: Policy, mean_steps: float) -> float:
+    """The quality at which a TPM with a dial takes so many steps on average, as its validation measured them.
+
+    Args:
+        policy: a TPM with a calibrated dial.
+        mean_steps: above 0; beyond the dial's reach its nearer end is given.
+
+    Raises:
+        ConfigError: there is no calibrated dial, or the number is not above 0.
+    """
+    artefact = policy.artefact if isinstance(policy, TimePredictor) else None
+    if artefact is None or artefact.dial is None:
+        raise ConfigError(
+            f"got {mean_steps:g} mean steps for a policy without a calibrated dial, expected a TPM that was trained "
+            "with reward.gamma_range: use one."
+        )
+    if not mean_steps > 0:
+        raise ConfigError(f"got {mean_steps:g} mean steps, expected a number above 0: correct it.")
+    return steps_to_quality(mean_steps, [steps for _, steps in artefact.dial])
 
 
 def _by_quality(policy: TimePredictor, quality: float | Sequence[float] | None, images: int) -> list[float]:

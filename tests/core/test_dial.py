@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpdm.core.dial import check_range, dial_position, gamma_at, quality_to_gamma, spread_gammas
+from tpdm.core.dial import check_range, dial_position, gamma_at, quality_to_gamma, spread_gammas, steps_to_quality
 from tpdm.types import ConfigError
 
 LOW, HIGH = 0.98, 0.9995
@@ -57,3 +57,13 @@ def test_quality_outside_the_dial_is_refused(quality):
 def test_a_range_that_is_none_is_refused(low, high):
     with pytest.raises(ConfigError, match="low < high"):
         check_range(low, high)
+
+
+@given(quality=shares)
+def test_steps_and_quality_are_each_others_inverse(quality):
+    steps = 4 * (16 / 4) ** quality
+    assert steps_to_quality(steps, [4, 9, 16]) == pytest.approx(quality, abs=1e-9)
+
+
+def test_steps_beyond_the_dials_reach_are_its_nearer_end():
+    assert [steps_to_quality(steps, [4, 9, 16]) for steps in (1, 4, 16, 50)] == [0, 0, 1, 1]

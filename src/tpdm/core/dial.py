@@ -61,12 +61,28 @@ def quality_to_gamma(quality: float, gammas: Sequence[float], mean_steps: Sequen
     """
     if not 0.0 <= quality <= 1.0:
         raise ConfigError(f"got quality {quality:g}, expected a number from 0 (fewest steps) to 1 (most); correct it.")
-    rising: list[float] = []
-    for steps in mean_steps:
-        rising.append(max(steps, rising[-1] + MIN_RISE) if rising else steps)
+    rising = _rising(mean_steps)
     wanted = rising[0] * (rising[-1] / rising[0]) ** quality
     for i in range(len(gammas) - 1):
         if wanted <= rising[i + 1] or i == len(gammas) - 2:
             share = (wanted - rising[i]) / (rising[i + 1] - rising[i])
             return gamma_at(min(max(share, 0.0), 1.0), gammas[i], gammas[i + 1])
     raise ConfigError(f"got {len(gammas)} calibrated gammas, expected at least two; calibrate the dial again.")
+
+
+def steps_to_quality(wanted: float, mean_steps: Sequence[float]) -> float:
+    """The quality at which the calibration expects so many steps on average; the nearer end beyond its reach.
+
+    Args:
+        wanted: mean number of steps, above 0.
+        mean_steps: of the calibrated gammas, which rise; at least two.
+    """
+    rising = _rising(mean_steps)
+    return min(max(math.log(wanted / rising[0]) / math.log(rising[-1] / rising[0]), 0.0), 1.0)
+
+
+def _rising(mean_steps: Sequence[float]) -> list[float]:
+    rising: list[float] = []
+    for steps in mean_steps:
+        rising.append(max(steps, rising[-1] + MIN_RISE) if rising else steps)
+    return rising

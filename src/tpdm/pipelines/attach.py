@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tpdm.artefact import check_backbone, load_policy
-from tpdm.dial import set_dial
+from tpdm.dial import quality_for, set_dial
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.axis import TimeAxis, choose_axis
 from tpdm.pipelines.backbones import find_denoiser, find_entry
@@ -128,6 +128,10 @@ class AdaptivePipeline:
             trajectories=stepper.trajectories() if record else None,
             nfe_rows=sum(rows.rows_per_call),
         )
+
+    def quality_for(self, mean_steps: float) -> float:
+        """The ``quality`` at which the TPM takes so many steps on average; see ``tpdm.dial.quality_for``."""
+        return quality_for(self.policy, mean_steps)
 
 
 def attach(
