@@ -1,13 +1,14 @@
 """How fast a TPM is trained, beside a plain loop with the same numbers, and over processes; what its memory grows with.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py                        the embedded model, ten minutes
+    OMP_NUM_THREADS=1 python benchmarks/training.py                        the embedded model, half an hour
     python benchmarks/training.py --shape sd3-medium                       SD3 Medium's shape, random weights, one GPU
     python benchmarks/training.py --shape tiny --repeats 1 --processes 1   the same path in seconds, printed alone
 
 Both loops get the same prompts, seeds, draws and TPM, in turns; ratios are taken side by side, median and range over
-the repetitions. "untrained" is the TPM at the start of the demo, whose schedules are nearly alike; "young" one of 20
-updates of the demo's recipe; "trained" the one that is shipped, whose images take one to twenty steps. On the embedded
-model it writes docs/results/training.json and the tables of docs/training-speed.md.
+the repetitions. On the embedded model the TPMs are those of one training by the demo's recipe, every 20 updates from
+the untrained one on, whose schedules are nearly alike, to the last one, whose images take one to twenty steps; what a
+whole training takes is the integral over its updates. It is trained below runs/ first, and goes on where it stopped;
+docs/results/training.json and the tables of docs/training-speed.md are written.
 """
 
 import argparse
@@ -17,10 +18,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,206 +26,82 @@ import diffusers
 import torch
 from diffusers.utils import logging
 
-from plain_loop import Captured, PlainLoop
-from tpdm.artefact import load_policy
-from tpdm.config import load_recipe
-from tpdm.core.objective import rloo_advantages
+from plain_loop import Captured
 from tpdm.files import write_json
-from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import choose_device
-from tpdm.pipelines.probe import probe_features
 from tpdm.policy import TimePredictor
-from tpdm.prompts import load_source
-from tpdm.recipe import Recipe
-from tpdm.rewards.load import load_reward
-from tpdm.rollout import PipelineSampler, derive_seed
-from tpdm.tinyworld.shipped import weights_folder
-from tpdm.train.fresh import make_policy, start_times
-from tpdm.train.parts import priced
-from tpdm.train.run import train
-from tpdm.train.scored import make_scored
-from tpdm.train.team import ALONE, Team, join_team
-from tpdm.train.update import make_optimizer, update_policy
-from training_shapes import SHAPES, make_pipeline, memory_rows
+from tpdm.train.team import join_team
+from training_bench import PASSES, ROOT, Bench, Clock
+from training_shapes import SHAPES, memory_rows
 from training_table import write_page
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "src" / "tpdm" / "recipes" / "tinyworld.yaml"
-PASSES = 4  # the release's
-YOUNG = 20  # updates, of the demo's 140
-AGES = ("untrained", "young", "trained")
-ARGUMENTS = {"guidance_scale": 1.0, "max_sequence_length": 0}
 
-
-class Clock:
-    """Seconds by name: of the clock where a GPU works, which is waited for, else of this process's own CPU time.
-
-    One thread computes, so that CPU time is what the clock would show on a machine with nothing else to do.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def timed(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        began = self._now()
-        result = function(*args, **options)
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began
-        return result
-
-    def around(self, name: str, module: torch.nn.Module) -> list[Any]:
-        """Hooks that time every call of a module; returns their handles."""
-        began: list[float] = []
-        before = module.register_forward_pre_hook(lambda *_: began.append(self._now()), prepend=True)
-
-        def after(*_: Any) -> None:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began.pop()
-
-        return [before, module.register_forward_hook(after)]
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-
-class Bench:
-    """One shape: pipeline, reward, prompts of an update and their seeds."""
-
-    def __init__(self, shape: str, device: str) -> None:
-        self.shape, self.device = SHAPES[shape], device
-        self.recipe: Recipe = load_recipe(
-            RECIPE, [f"rl.epochs={PASSES}", f"rl.prompts_per_update={self.shape.prompts}", "optimizer.average=0"]
-        )
-        self.pipe = make_pipeline(self.shape, device)
-        self.arguments = {**ARGUMENTS, **self.shape.size}
-        self.reward = load_reward("tinyworld", device)
-        K = self.recipe.rl.samples_per_prompt
-        self.prompts = [p for p in load_source("tinyworld", limit=400)[: self.shape.prompts] for _ in range(K)]
-        self.seeds = [derive_seed(0, 0, i // K) for i in range(len(self.prompts))]
-        self.decision_seeds = [derive_seed(0, 1, i) for i in range(len(self.prompts))]
-
-    def policy(self, age: str) -> TimePredictor:
-        """The shipped TPM or a young one (the embedded model alone), or a new one that follows 18 uniform steps."""
-        if age == "trained":
-            return load_policy(weights_folder() / "tpm").to(self.device)
-        if age == "young":
-            return self._young
-        widths = probe_features(self.pipe, self.arguments)
-        start = start_times(self.recipe.tpm, self.pipe, self.arguments)
-        return make_policy(self.recipe, widths, start).to(self.device)
-
-    @cached_property
-    def _young(self) -> TimePredictor:
-        with tempfile.TemporaryDirectory() as folder:
-            few = [f"rl.updates={YOUNG}", f"output={folder}", "validation.prompts=2", "validation.every=1000"]
-            train(load_recipe(RECIPE, [*few, f"backbone.device={self.device}"]))
-            return load_policy(Path(folder) / "last").to(self.device)
-
-    def ours(self, policy: TimePredictor, clock: Clock, team: Team = ALONE) -> tuple[list[int], int]:
-        """One update; steps of all images and bytes of the replay."""
-        sampling = self.recipe.sampling
-        adaptive = attach(self.pipe, policy, max_steps=sampling.max_steps, stop_below=sampling.stop_below)
-        sampler = PipelineSampler(adaptive, self.shape.batch, self.arguments)
-
-        def make(prompts: Any, seeds: Any, decision_seeds: Any, record: bool, gammas: Any) -> Any:
-            return clock.timed("rollout", sampler, [p.text for p in prompts], seeds, decision_seeds, record)
-
-        reward = TimedReward(self.reward, clock)
-        rollout = make_scored(team, make, reward, self.prompts, self.seeds, self.decision_seeds)
-        advantage_B = self.advantages(rollout.scored.score_B, rollout.steps)
-        replay = rollout.replay()
-        optimizer = make_optimizer(policy, self.recipe.optimizer)
-        clock.timed(
-            "update",
-            update_policy,
-            policy,
-            optimizer,
-            replay,
-            advantage_B[rollout.mine],
-            self.recipe.rl,
-            self.recipe.optimizer.grad_clip,
-            None,
-            team,
-        )
-        seen = [] if replay is None else [replay.observation.map_BCHW, replay.observation.temb_BE]
-        return rollout.steps, sum(x.numel() * x.element_size() for x in seen if x is not None)
-
-    def plain(self, policy: TimePredictor, clock: Clock, captured: Captured) -> tuple[list[int], int]:
-        """The same update, plainly."""
-        sampling, rl = self.recipe.sampling, self.recipe.rl
-        loop = PlainLoop(
-            self.pipe, policy, captured, self.arguments, self.shape.batch, sampling.max_steps, sampling.stop_below
-        )
-        texts = [p.text for p in self.prompts]
-        images, steps, records = clock.timed("rollout", loop.roll_out, texts, self.seeds, self.decision_seeds)
-        score_B = clock.timed("reward", self.reward.score, images, texts)
-        optimizer = make_optimizer(policy, self.recipe.optimizer)
-        advantage_B = self.advantages(score_B, steps)
-        clip = self.recipe.optimizer.grad_clip
-        clock.timed("update", loop.update, optimizer, records, advantage_B, rl.epochs, rl.clip, clip)
-        return steps, sum(record.bytes for record in records)
-
-    def advantages(self, score_B: torch.Tensor, steps: list[int]) -> torch.Tensor:
-        objective_B = priced(score_B.float().cpu(), torch.tensor(steps), self.recipe.reward)
-        K = self.recipe.rl.samples_per_prompt
-        return rloo_advantages(objective_B.view(-1, K), self.recipe.rl.normalise_advantages).flatten()
-
-
-class TimedReward:
-    """A reward whose scoring is timed."""
-
-    def __init__(self, reward: Any, clock: Clock) -> None:
-        self.name, self._reward, self._clock = reward.name, reward, clock
-
-    def score(self, images_B3HW: torch.Tensor, prompts: Any) -> torch.Tensor:
-        scores: torch.Tensor = self._clock.timed("reward", self._reward.score, images_B3HW, prompts)
-        return scores
-
-
-def compare(bench: Bench, age: str, repeats: int) -> dict[str, Any]:
+def compare(bench: Bench, start: TimePredictor, update: int, repeats: int) -> dict[str, Any]:
     """Both loops in turns, from the same weights each time."""
-    start = bench.policy(age)
     captured = Captured(bench.pipe.transformer)
-    rows = []
+    rows, seconds = [], []
     for _ in range(repeats + 1):  # the first one warms up
         ours, plain = copy.deepcopy(start), copy.deepcopy(start)
         fast, slow = Clock(), Clock()
         steps, replay = bench.ours(ours, fast)
         plain_steps, features = bench.plain(plain, slow, captured)
-        fast_all, slow_all = sum(fast.seconds.values()), sum(slow.seconds.values())
         apart = [
             float((a - b).detach().abs().max()) for a, b in zip(ours.parameters(), plain.parameters(), strict=True)
         ]
-        rows.append(
-            {
-                "trajectories_per_second": len(steps) / fast_all,
-                "plain_trajectories_per_second": len(steps) / slow_all,
-                "ratio": slow_all / fast_all,
-                "rollout_ratio": slow.seconds["rollout"] / fast.seconds["rollout"],
-                "update_ratio": slow.seconds["update"] / fast.seconds["update"],
-                "equal_steps": steps == plain_steps,
-                "weights_apart": max(apart),
-            }
-        )
+        rows.append({"equal_steps": steps == plain_steps, "weights_apart": max(apart)})
+        seconds.append({"ours": fast.seconds, "plain": slow.seconds})
     captured.remove()
-    summary = {key: spread([row[key] for row in rows[1:]]) for key in rows[0] if key != "equal_steps"}
     return {
-        "policy": age,
+        "update": update,
         "trajectories": len(steps),
         "steps_mean": sum(steps) / len(steps),
         "steps_max": max(steps),
         "equal_steps": all(row["equal_steps"] for row in rows),
+        "weights_apart": max(row["weights_apart"] for row in rows),
         "replay_bytes": replay,
         "plain_bytes": features,
-        **summary,
+        "seconds": seconds[1:],
+        **ratios(seconds[1:], len(steps)),
     }
 
 
-def shares(bench: Bench, age: str, repeats: int) -> dict[str, float]:
+def ratios(seconds: list[dict[str, dict[str, float]]], trajectories: float) -> dict[str, Any]:
+    """How much faster ours is, in all and in parts, over repetitions; ``seconds`` of each loop by what they went to."""
+    whole = [{loop: sum(parts.values()) for loop, parts in once.items()} for once in seconds]
+    return {
+        "trajectories_per_second": spread([trajectories / once["ours"] for once in whole]),
+        "plain_trajectories_per_second": spread([trajectories / once["plain"] for once in whole]),
+        "ratio": spread([once["plain"] / once["ours"] for once in whole]),
+        **{
+            f"{part}_ratio": spread([once["plain"][part] / once["ours"][part] for once in seconds])
+            for part in ("rollout", "update")
+        },
+    }
+
+
+def whole_training(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all updates of a training take, by the trapezoid rule over its stages."""
+    at = [stage["update"] for stage in stages]
+    weights = [(after - before) / 2 for before, after in zip([at[0], *at[:-1]], [*at[1:], at[-1]], strict=True)]
+    repeats = len(stages[0]["seconds"])
+    seconds = [
+        {
+            loop: {
+                part: sum(w * s["seconds"][r][loop][part] for w, s in zip(weights, stages, strict=True))
+                for part in ("rollout", "reward", "update")
+            }
+            for loop in ("ours", "plain")
+        }
+        for r in range(repeats)
+    ]
+    steps = sum(w * s["steps_mean"] for w, s in zip(weights, stages, strict=True)) / sum(weights)
+    found = ratios(seconds, sum(w * s["trajectories"] for w, s in zip(weights, stages, strict=True)))
+    return {"updates": at[-1], "steps_mean": steps, "seconds": seconds, **found}
+
+
+def shares(bench: Bench, start: TimePredictor, repeats: int) -> dict[str, float]:
     """Where the time of our update goes: shares of the whole."""
-    start, total, found = bench.policy(age), 0.0, Clock()
+    total, found = 0.0, Clock()
     handles = [*found.around("denoiser", bench.pipe.transformer), *found.around("decode", bench.pipe.vae.decoder)]
     for _ in range(repeats):
         policy = copy.deepcopy(start)
@@ -248,8 +121,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def worker(shape: str, device: str, updates: int) -> None:
     """One of several processes: prints what the first one measured, as JSON."""
     with join_team(device) as team:
-        bench = Bench(shape, device)
-        start = bench.policy("trained" if shape == "tinyworld" else "untrained")
+        bench = Bench(shape, device, Path("unused"))
+        start = bench.shipped() if shape == "tinyworld" else bench.untrained()
         bench.ours(copy.deepcopy(start), Clock(), team)  # warms up
         team.wait()
         clock = Clock()
@@ -291,6 +164,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="tinyworld")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "training-stages", help="of the demo's training")
     parser.add_argument("--updates", type=int, default=2, help="timed by each process of the scaling runs")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="2 measures scaling, too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -300,20 +174,24 @@ def main() -> None:
     if chosen.worker:
         worker(chosen.shape, device, chosen.updates)
         return
-    bench = Bench(chosen.shape, device)
-    ages = AGES if chosen.shape == "tinyworld" else AGES[:1]
+    bench = Bench(chosen.shape, device, chosen.runs)
+    updates = bench.updates if chosen.shape == "tinyworld" else [0]
+    stages = {update: bench.stage(update) for update in updates}
+    beside = [compare(bench, policy, update, chosen.repeats) for update, policy in stages.items()]
     facts: dict[str, Any] = {
         "shape": chosen.shape,
         "passes": PASSES,
         "repeats": chosen.repeats,
-        "beside_a_plain_loop": [compare(bench, age, chosen.repeats) for age in ages],
-        "shares": {age: shares(bench, age, chosen.repeats) for age in ages},
+        "beside_a_plain_loop": beside,
+        "shares": {update: shares(bench, stages[update], chosen.repeats) for update in updates},
         "memory": memory_rows(),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
         if device == "cpu"
         else torch.cuda.get_device_name(),
     }
+    if chosen.shape == "tinyworld":
+        facts["whole"] = whole_training(beside)
     if chosen.shape == "tinyworld" and chosen.processes == 2:
         facts["scaling"] = scaling(chosen.shape, device, chosen.repeats, chosen.updates)
         write_json(ROOT / "docs" / "results" / "training.json", facts)

@@ -26,26 +26,30 @@ def _times(one: dict[str, float]) -> str:
 
 def _beside(facts: dict[str, Any]) -> str:
     lines = [
-        "| TPM | steps, mean (most) | trajectories a second | than the plain loop | rollout | update passes |",
+        "| TPM after updates | steps, mean (most) | trajectories a second | than the plain loop | rollout "
+        "| update passes |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['policy']} | {row['steps_mean']:.1f} ({row['steps_max']}) "
-        f"| {row['trajectories_per_second']['median']:.1f} | {_times(row['ratio'])} "
-        f"| {_times(row['rollout_ratio'])} | {_times(row['update_ratio'])} |"
-        for row in facts["beside_a_plain_loop"]
-    ]
-    equal = all(row["equal_steps"] for row in facts["beside_a_plain_loop"])
-    apart = max(row["weights_apart"]["high"] for row in facts["beside_a_plain_loop"])
-    same = "the same step counts" if equal else "DIFFERENT step counts"
+    stages = facts["beside_a_plain_loop"]
+    lines += [_line(str(row["update"]), f"{row['steps_mean']:.1f} ({row['steps_max']})", row) for row in stages]
+    if "whole" in facts:
+        lines.append(_line("**a whole training**", f"{facts['whole']['steps_mean']:.1f}", facts["whole"]))
+    same = "the same step counts" if all(row["equal_steps"] for row in stages) else "DIFFERENT step counts"
+    apart = max(row["weights_apart"] for row in stages)
     return "\n".join(
         [*lines, "", f"Both loops made {same}; after the update their weights differ by at most {apart:.0e}."]
     )
 
 
+def _line(name: str, steps: str, row: dict[str, Any]) -> str:
+    cells = [f"{row['trajectories_per_second']['median']:.1f}"]
+    cells += [_times(row[key]) for key in ("ratio", "rollout_ratio", "update_ratio")]
+    return "| " + " | ".join([name, steps, *cells]) + " |"
+
+
 def _shares(facts: dict[str, Any]) -> str:
     names = ["denoiser", "decode", "reward", "update", "rest"]
-    lines = ["| share of our time | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    lines = ["| share of our time, TPM after updates | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for policy, found in facts["shares"].items():
         lines.append(f"| {policy} | " + " | ".join(f"{100 * found[name]:.0f} %" for name in names) + " |")
     return "\n".join(lines)

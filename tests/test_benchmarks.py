@@ -149,11 +149,27 @@ def test_training_beside_a_plain_loop_has_the_same_numbers():
     facts = json.loads(run.stdout)
     (row,) = facts["beside_a_plain_loop"]
     assert row["equal_steps"]
-    assert row["weights_apart"]["high"] < 1e-4
-    assert sum(facts["shares"]["untrained"].values()) == pytest.approx(1)
+    assert row["weights_apart"] < 1e-4
+    assert sum(facts["shares"]["0"].values()) == pytest.approx(1)
     of_size = {r["side"]: r for r in facts["memory"] if (r["steps"], r["group"]) == (8, 4)}
     assert len({r["bytes"] for r in of_size.values()}) == 1  # flat in resolution
     assert of_size[512]["plain_bytes"] > 60 * of_size[64]["plain_bytes"]
+
+
+def test_a_whole_training_is_the_integral_over_its_stages():
+    def stage(update, plain):
+        ours = {"rollout": 3.0, "reward": 1.0, "update": 1.0}
+        seconds = [{"ours": ours, "plain": {"rollout": plain - 6, "reward": 1.0, "update": 5.0}}]
+        return {"update": update, "trajectories": 10, "steps_mean": plain, "seconds": seconds}
+
+    with benchmark_modules():
+        from training import whole_training
+    found = whole_training([stage(0, 10.0), stage(20, 20.0), stage(60, 20.0)])
+    assert found["updates"] == 60
+    assert found["steps_mean"] == (20 * 15 + 40 * 20) / 60
+    assert found["ratio"]["median"] == (20 * 15 + 40 * 20) / (60 * 5)
+    assert found["update_ratio"]["median"] == 5
+    assert found["trajectories_per_second"]["median"] == 10 / 5
 
 
 def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):

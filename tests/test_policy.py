@@ -374,6 +374,18 @@ def test_calibration_takes_out_what_all_images_share() -> None:
     assert torch.allclose(again(moved)[0], policy(shared)[0], atol=5e-2)
 
 
+def test_scoring_leaves_the_observation_as_it_was() -> None:
+    policy = perturbed(TimePredictor(SMALL))
+    observation = seen(policy)
+    policy.calibrate(observation)
+    assert observation.map_BCHW is not None
+    before = observation.map_BCHW.clone()
+    first = policy(observation)
+    assert torch.equal(observation.map_BCHW, before)
+    for again, once in zip(policy(observation), first, strict=True):
+        assert torch.equal(again, once)
+
+
 def test_calibration_takes_the_time_out_of_the_embedding_and_leaves_the_prompt() -> None:
     g = torch.Generator().manual_seed(1)
     prompt_BE, t_B = 0.05 * torch.randn(64, E, generator=g).repeat(8, 1), torch.rand(512, generator=g) * 0.9 + 0.05

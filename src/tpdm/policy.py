@@ -173,11 +173,13 @@ class TimePredictor(nn.Module):
             map_BCHW = t_B.new_zeros(len(t_B), shape.map_channels, shape.grid, shape.grid)
             temb_BE = t_B.new_zeros(len(t_B), shape.temb_channels)
         else:
-            map_BCHW = observation.map_BCHW.to(device, torch.float32)
+            # A copy, so that what follows may be done in place: fresh memory for every step of it would cost more
+            # than the arithmetic.
+            map_BCHW = observation.map_BCHW.to(device, torch.float32, copy=True)
             temb_BE = observation.temb_BE.to(device, torch.float32)
         with full_precision(device.type):
             if shape.layout == "pooled" and observation.map_BCHW is not None:
-                map_BCHW = (map_BCHW - self.map_mean[:, None, None]) / self.map_std[:, None, None]
+                map_BCHW.sub_(self.map_mean[:, None, None]).div_(self.map_std[:, None, None])
                 temb_BE = (temb_BE - hat_basis(t_B, TIME_KNOTS) @ self.temb_time) / self.temb_std
             condition_BE = F.silu(temb_BE)
             if shape.layout == "pooled":
@@ -190,7 +192,8 @@ class TimePredictor(nn.Module):
             x = F.silu(self.norm1(self.conv1(map_BCHW), condition_BE))
             x = self.conv2(x)
             H, W = x.shape[2:]
-            x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
+            if max(H, W) > PUBLISHED_POOL:
+                x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
             pooled_BC = x.amax((2, 3))
             if shape.layout == "pooled":
                 # A maximum cannot count: how much there is in the picture is in the mean. And the time embedding

@@ -108,8 +108,9 @@ class Replay:
     trajectories: int
 
     def part(self, first: int, last: int) -> Replay:
-        """Trajectories first <= n < last alone, renumbered from 0."""
-        rows = (self.segment_T >= first) & (self.segment_T < last)
+        """Trajectories first <= n < last alone, renumbered from 0; views, nothing is copied."""
+        begin, end = torch.searchsorted(self.segment_T, torch.tensor([first, last])).tolist()
+        rows = slice(begin, end)
         return Replay(
             self.observation.rows(rows),
             self.action_T[rows],

@@ -1,6 +1,7 @@
 """One update: the same whatever the micro-batches, and each term of the loss pulls where it should."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_micro_batches_do_not_change_the_update(ratio, update_batch):
     torch.testing.assert_close(gradient(parts), gradient(whole), rtol=1e-4, atol=1e-6)
     for name, value in vars(seen).items():
         assert getattr(seen_parts, name) == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_part_of_a_replay_is_a_view_of_its_trajectories_alone():
+    replay = roll_out(fresh_policy())
+    cuts = [0, 1, 5, 12]
+    parts = [replay.part(first, last) for first, last in pairwise(cuts)]
+    assert torch.equal(torch.cat([part.logp_T for part in parts]), replay.logp_T)
+    for part, (first, last) in zip(parts, pairwise(cuts), strict=True):
+        assert part.trajectories == last - first
+        rows = (replay.segment_T >= first) & (replay.segment_T < last)
+        assert torch.equal(part.segment_T, replay.segment_T[rows] - first)
+        assert torch.equal(part.observation.t_B, replay.observation.t_B[rows])
+        assert part.action_T.untyped_storage().data_ptr() == replay.action_T.untyped_storage().data_ptr()
 
 
 def test_rollout_batch_does_not_change_the_run(tmp_path):

@@ -1,0 +1,181 @@
+"""What ``training.py`` measures with: a clock, and one update of either loop from the same weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plain_loop import Captured, PlainLoop
+from tpdm.artefact import load_policy
+from tpdm.config import load_recipe
+from tpdm.core.objective import rloo_advantages
+from tpdm.files import load_tensors
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.probe import probe_features
+from tpdm.policy import TimePredictor
+from tpdm.prompts import load_source
+from tpdm.recipe import Recipe
+from tpdm.rewards.load import load_reward
+from tpdm.rollout import PipelineSampler, derive_seed
+from tpdm.tinyworld.shipped import weights_folder
+from tpdm.train.fresh import make_policy, start_times
+from tpdm.train.parts import priced
+from tpdm.train.run import train
+from tpdm.train.scored import make_scored
+from tpdm.train.team import ALONE, Team
+from tpdm.train.update import make_optimizer, update_policy
+from training_shapes import SHAPES, make_pipeline
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "src" / "tpdm" / "recipes" / "tinyworld.yaml"
+PASSES = 4  # the release's
+EVERY = 20  # updates between the stages of a training
+ARGUMENTS = {"guidance_scale": 1.0, "max_sequence_length": 0}
+
+
+class Clock:
+    """Seconds by name: of the clock where a GPU works, which is waited for, else of this process's own CPU time.
+
+    One thread computes, so that CPU time is what the clock would show on a machine with nothing else to do.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        began = self._now()
+        result = function(*args, **options)
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began
+        return result
+
+    def around(self, name: str, module: torch.nn.Module) -> list[Any]:
+        """Hooks that time every call of a module; returns their handles."""
+        began: list[float] = []
+        before = module.register_forward_pre_hook(lambda *_: began.append(self._now()), prepend=True)
+
+        def after(*_: Any) -> None:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began.pop()
+
+        return [before, module.register_forward_hook(after)]
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+
+class Bench:
+    """One shape: pipeline, reward, prompts of an update and their seeds; ``place`` is where the stages are trained."""
+
+    def __init__(self, shape: str, device: str, place: Path) -> None:
+        self.shape, self.device, self.place = SHAPES[shape], device, place
+        self.recipe: Recipe = load_recipe(
+            RECIPE, [f"rl.epochs={PASSES}", f"rl.prompts_per_update={self.shape.prompts}", "optimizer.average=0"]
+        )
+        self.pipe = make_pipeline(self.shape, device)
+        self.arguments = {**ARGUMENTS, **self.shape.size}
+        self.reward = load_reward("tinyworld", device)
+        K = self.recipe.rl.samples_per_prompt
+        self.prompts = [p for p in load_source("tinyworld", limit=400)[: self.shape.prompts] for _ in range(K)]
+        self.seeds = [derive_seed(0, 0, i // K) for i in range(len(self.prompts))]
+        self.decision_seeds = [derive_seed(0, 1, i) for i in range(len(self.prompts))]
+
+    def untrained(self) -> TimePredictor:
+        """A new TPM, which follows 18 uniform steps."""
+        widths = probe_features(self.pipe, self.arguments)
+        start = start_times(self.recipe.tpm, self.pipe, self.arguments)
+        return make_policy(self.recipe, widths, start).to(self.device)
+
+    def shipped(self) -> TimePredictor:
+        """The TPM that comes with the embedded model, whose images take one to twenty steps."""
+        return load_policy(weights_folder() / "tpm").to(self.device)
+
+    @property
+    def updates(self) -> list[int]:
+        """Those of the demo's training after which it is looked at."""
+        return list(range(0, self.recipe.rl.updates + 1, EVERY))
+
+    def stage(self, update: int) -> TimePredictor:
+        """The TPM that makes the images after so many updates of the demo's training."""
+        if not update:
+            return self.untrained()
+        policy = load_policy(self._training / "last").to(self.device)
+        tensors, _ = load_tensors(self._training / "checkpoints" / f"update-{update:06d}" / "policy.safetensors")
+        policy.load_state_dict(tensors)
+        return policy
+
+    @cached_property
+    def _training(self) -> Path:
+        """The demo's training with a checkpoint of every stage; goes on where it stopped."""
+        keeps = [f"checkpoint.every={EVERY}", "checkpoint.keep=1000", "validation.prompts=2", "validation.every=1000"]
+        recipe = load_recipe(RECIPE, [*keeps, f"output={self.place}", f"backbone.device={self.device}"])
+        if not (Path(recipe.output) / "run.json").exists():
+            train(recipe)
+        return Path(recipe.output)
+
+    def ours(self, policy: TimePredictor, clock: Clock, team: Team = ALONE) -> tuple[list[int], int]:
+        """One update; steps of all images and bytes of the replay."""
+        sampling = self.recipe.sampling
+        adaptive = attach(self.pipe, policy, max_steps=sampling.max_steps, stop_below=sampling.stop_below)
+        sampler = PipelineSampler(adaptive, self.shape.batch, self.arguments)
+
+        def make(prompts: Any, seeds: Any, decision_seeds: Any, record: bool, gammas: Any) -> Any:
+            return clock.timed("rollout", sampler, [p.text for p in prompts], seeds, decision_seeds, record)
+
+        reward = TimedReward(self.reward, clock)
+        rollout = make_scored(team, make, reward, self.prompts, self.seeds, self.decision_seeds)
+        advantage_B = self.advantages(rollout.scored.score_B, rollout.steps)
+        replay = rollout.replay()
+        optimizer = make_optimizer(policy, self.recipe.optimizer)
+        clock.timed(
+            "update",
+            update_policy,
+            policy,
+            optimizer,
+            replay,
+            advantage_B[rollout.mine],
+            self.recipe.rl,
+            self.recipe.optimizer.grad_clip,
+            None,
+            team,
+        )
+        seen = [] if replay is None else [replay.observation.map_BCHW, replay.observation.temb_BE]
+        return rollout.steps, sum(x.numel() * x.element_size() for x in seen if x is not None)
+
+    def plain(self, policy: TimePredictor, clock: Clock, captured: Captured) -> tuple[list[int], int]:
+        """The same update, plainly."""
+        sampling, rl = self.recipe.sampling, self.recipe.rl
+        loop = PlainLoop(
+            self.pipe, policy, captured, self.arguments, self.shape.batch, sampling.max_steps, sampling.stop_below
+        )
+        texts = [p.text for p in self.prompts]
+        images, steps, records = clock.timed("rollout", loop.roll_out, texts, self.seeds, self.decision_seeds)
+        score_B = clock.timed("reward", self.reward.score, images, texts)
+        optimizer = make_optimizer(policy, self.recipe.optimizer)
+        advantage_B = self.advantages(score_B, steps)
+        clip = self.recipe.optimizer.grad_clip
+        clock.timed("update", loop.update, optimizer, records, advantage_B, rl.epochs, rl.clip, clip)
+        return steps, sum(record.bytes for record in records)
+
+    def advantages(self, score_B: torch.Tensor, steps: list[int]) -> torch.Tensor:
+        objective_B = priced(score_B.float().cpu(), torch.tensor(steps), self.recipe.reward)
+        K = self.recipe.rl.samples_per_prompt
+        return rloo_advantages(objective_B.view(-1, K), self.recipe.rl.normalise_advantages).flatten()
+
+
+class TimedReward:
+    """A reward whose scoring is timed."""
+
+    def __init__(self, reward: Any, clock: Clock) -> None:
+        self.name, self._reward, self._clock = reward.name, reward, clock
+
+    def score(self, images_B3HW: torch.Tensor, prompts: Any) -> torch.Tensor:
+        scores: torch.Tensor = self._clock.timed("reward", self._reward.score, images_B3HW, prompts)
+        return scores
