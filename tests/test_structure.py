@@ -37,7 +37,7 @@ LEVELS = (
     {"rollout", "rollout_continuous", "rollout_images", "rollout_ways"},
     {"train", "evals", "serve", "sample"},
     {"publish"},
-    {"demo", "cli", "cli_serve", "cli_tpm", "cli_watch", "doctor", "__main__"},
+    {"demo", "cli", "doctor", "__main__"},
 )
 # The embedded model stands beside the levels: what it imports, and who imports it.
 TINYWORLD_IMPORTS = {"types", "files", "core", "prompts", "pipelines", "tinyworld"}
@@ -63,7 +63,7 @@ PACKAGES = {
     "prometheus_client": {"serve"},
     "ray": {"serve"},
     "rich": {"train"},
-    "typer": {"cli", "cli_serve", "cli_tpm", "cli_watch"},
+    "typer": {"cli"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FILE = 500, 100, 150
 

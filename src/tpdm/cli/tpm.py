@@ -1,4 +1,4 @@
-"""``tpdm inspect`` and ``tpdm push``: what a trained TPM is, and the way to others."""
+"""``tpdm inspect``, ``push`` and ``convert``: what a trained TPM is, the way to others, and from the release."""
 
 from __future__ import annotations
 
@@ -53,3 +53,34 @@ def push(
 
     where = push_to_hub(tpm, hub, private) if hub is not None else publish_to_folder(tpm, str(folder))
     typer.echo(f"Published: see {where}")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.safetensors", help="A file of the release.")],
+    out: Annotated[Path, typer.Option(help="Folder of the converted TPM.")],
+    backbone: Annotated[str, typer.Option(help="Pipeline it belongs to.")] = (
+        "stabilityai/stable-diffusion-3-medium-diffusers"
+    ),
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Of the pipeline: 7.0 for SD3, 3.5 for SD3.5.")] = 7.0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 1024,
+    max_steps: Annotated[int, typer.Option(min=1, help="Cap on the steps.")] = 35,
+    stop_below: Annotated[float, typer.Option(min=0, max=1, help="Time below which an image is finished.")] = 0.001,
+) -> None:
+    """Turn a checkpoint of the published TPDM release into a folder for --tpm.
+
+    \b
+    Example:
+      tpdm convert tpm-sd3.safetensors --out tpm-sd3
+    """
+    from tpdm.convert import convert as run
+
+    folder = run(
+        checkpoint,
+        out,
+        backbone=backbone,
+        guidance_scale=guidance_scale,
+        size=size,
+        max_steps=max_steps,
+        stop_below=stop_below,
+    )
+    typer.echo(f"Converted: see {folder}")

@@ -1,0 +1,112 @@
+"""The command line: each command parses, calls one library function, and prints.
+
+The library is imported inside the commands, so that ``tpdm --help`` answers without loading torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tpdm.cli.evaluation import evaluate, report
+from tpdm.cli.machine import build, doctor
+from tpdm.cli.pictures import sample
+from tpdm.cli.reward import serve as serve_reward
+from tpdm.cli.serving import serve
+from tpdm.cli.tpm import convert, inspect, push
+from tpdm.cli.training import demo, train, watch
+
+RESUMABLE = ("train", "eval", "demo")
+DISTRIBUTED = ("train",)
+INTERRUPTED = 130  # what shells give for SIGINT
+USER_ERROR = 2
+
+
+class _Commands(TyperGroup):
+    """Turns the errors that a user can mend into one message on stderr, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            resumes = ctx.invoked_subcommand in RESUMABLE
+            hint = "the same command goes on from the last checkpoint" if resumes else "nothing to clean up"
+            typer.echo(f"Interrupted: {hint}.", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            from tpdm.types import TpdmError
+
+            if not isinstance(error, TpdmError):
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(USER_ERROR) from error
+
+
+# Plain help instead of rich boxes: examples keep their lines, and can be copied.
+_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
+app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, **_PLAIN)
+tinyworld_app = typer.Typer(help="The embedded model.", **_PLAIN)
+app.add_typer(tinyworld_app, name="tinyworld")
+reward_app = typer.Typer(help="Rewards.", **_PLAIN)
+app.add_typer(reward_app, name="reward")
+
+_COMMANDS: dict[str, Callable[..., None]] = {  # in the order in which one meets them
+    "doctor": doctor,
+    "demo": demo,
+    "train": train,
+    "watch": watch,
+    "eval": evaluate,
+    "report": report,
+    "sample": sample,
+    "serve": serve,
+    "inspect": inspect,
+    "push": push,
+    "convert": convert,
+}
+for name, command in _COMMANDS.items():
+    app.command(name=name)(command)
+tinyworld_app.command()(build)
+reward_app.command()(serve_reward)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tpdm {version('tpdm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tpdm(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Learned per-image denoising schedules for text-to-image pipelines.
+
+    \b
+    Example:
+      tpdm doctor
+      tpdm demo
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in DISTRIBUTED:
+        from tpdm.types import ConfigError
+
+        raise ConfigError(
+            f"got several processes for tpdm {context.invoked_subcommand}, expected one; only training shares its work"
+        )
+
+
+def main() -> None:
+    """Entry point of the ``tpdm`` command."""
+    # The libraries' hints (a missing torchvision, which nothing here needs) would drown what the command says.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # Where a process of a run is gone, one sentence says so: the stacks of the network's C++ would hide it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    app()

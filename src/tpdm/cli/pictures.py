@@ -1,0 +1,55 @@
+"""``tpdm sample``: pictures into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tpdm.prompts import Prompt
+
+
+def sample(
+    backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id.")] = "tinyworld",
+    tpm: Annotated[str | None, typer.Option(help="Folder of a TPM; without it the stock schedule runs.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv, parquet.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i gets seed + i.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on the steps of the TPM.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stock schedule (no --tpm).")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Price of a step, for a TPM with a dial.")] = None,
+    quality: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Its dial: 0 fewest steps, 1 most; not with --gamma.")
+    ] = None,
+) -> None:
+    """Make pictures, with or without a TPM.
+
+    \b
+    Example:
+      tpdm sample --tpm runs/demo/train/best --prompt "red circle top" --prompt "blue ring lower left"
+      tpdm sample --backbone tinyworld --prompts prompts.txt --steps 12
+    """
+    from tpdm.pipelines.load import call_defaults
+    from tpdm.prompts import load_prompts
+    from tpdm.sample import sample_to_folder
+
+    wanted: list[str | Prompt] = [*(prompt or []), *(load_prompts(prompts) if prompts else [])]
+    lines = sample_to_folder(
+        backbone=backbone,
+        tpm=tpm,
+        prompts=wanted,
+        seed=seed,
+        out=out,
+        guidance_scale=guidance_scale,
+        max_steps=max_steps,
+        steps=steps,
+        gamma=gamma,
+        quality=quality,
+        defaults=call_defaults(backbone),
+    )
+    for line in lines:
+        typer.echo(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}")

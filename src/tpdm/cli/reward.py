@@ -1,0 +1,38 @@
+"""``tpdm reward serve``: a reward for other machines."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    reward: Annotated[str, typer.Option(help="As reward.name in a recipe.")] = "tinyworld",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token to ask for.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+) -> None:
+    """Answer remote:http://HOST:PORT with a reward of this machine.
+
+    \b
+    Example:
+      tpdm reward serve --reward pickscore --host 127.0.0.1 --port 8080 --token-env REWARD_TOKEN
+    """
+    from tpdm.rewards.load import load_reward, read_token
+
+    token = read_token(token_env)
+    try:
+        from tpdm.serve.reward import serve as run
+    except ModuleNotFoundError as error:
+        from tpdm.types import ConfigError
+
+        raise ConfigError(f"got no package {error.name}, which serving needs; pip install 'tpdm[serve]'") from error
+    from tpdm.pipelines.load import choose_device
+
+    loaded = load_reward(reward, choose_device() if device == "auto" else device, batch)
+    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this reward.", err=True)
+    run(loaded, host, port, token)
