@@ -1,6 +1,8 @@
 import threading
 import time
 
+import pytest
+
 from tpdm.pipelines.turns import Turns
 
 
@@ -27,11 +29,15 @@ def test_turns_go_in_the_order_of_arrival_one_at_a_time():
 
 
 def test_an_error_hands_the_turn_over():
-    turns = Turns()
-    try:
+    turns, order = Turns(), []
+
+    def go():
         with turns:
-            raise KeyError
-    except KeyError:
-        pass
-    with turns:
-        pass
+            order.append("after")
+
+    with pytest.raises(KeyError), turns:
+        raise KeyError
+    thread = threading.Thread(target=go, daemon=True)  # were the turn not handed over, it would wait for ever
+    thread.start()
+    thread.join(10)
+    assert order == ["after"]

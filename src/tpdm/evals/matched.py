@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from tpdm.evals.markup import Markup, element, join, table
@@ -122,7 +123,8 @@ def _curves(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
         for row in point["controls"]:
             lines.setdefault(row["name"], []).append((row["steps_mean"], row["reward_mean"]))
     looks = [(LEARNED_COLOUR, "D"), (FIXED, "o"), *zip(OTHERS, MARKERS, strict=True)]
-    for (name, places), (colour, marker) in zip(lines.items(), looks, strict=False):
+    # A line too many looks like another one, and is drawn.
+    for (name, places), (colour, marker) in zip(lines.items(), cycle(looks)):
         x, y = zip(*sorted(places), strict=True)
         axes.plot(x, y, marker=marker, color=colour, markersize=5, label=name)
     axes.legend()

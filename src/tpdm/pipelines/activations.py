@@ -60,7 +60,8 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
-            given = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
+            names = ("query", "key", "value")
+            given = {**dict(zip(names[: len(args)], args[: len(names)], strict=True)), **(kwargs or {})}
             query, value = given["query"], given["value"]
             return query.new_empty(*query.shape[:-1], value.shape[-1])
         return func(*args, **(kwargs or {}))
