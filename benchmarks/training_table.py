@@ -27,8 +27,8 @@ def _times(one: dict[str, float]) -> str:
 def _beside(facts: dict[str, Any]) -> str:
     lines = [
         "| TPM after updates | steps, mean (most) | trajectories a second | than the plain loop | rollout "
-        "| update passes |",
-        "|---|---|---|---|---|---|",
+        "| update passes | replay |",
+        "|---|---|---|---|---|---|---|",
     ]
     stages = facts["beside_a_plain_loop"]
     lines += [_line(str(row["update"]), f"{row['steps_mean']:.1f} ({row['steps_max']})", row) for row in stages]
@@ -44,6 +44,7 @@ def _beside(facts: dict[str, Any]) -> str:
 def _line(name: str, steps: str, row: dict[str, Any]) -> str:
     cells = [f"{row['trajectories_per_second']['median']:.1f}"]
     cells += [_times(row[key]) for key in ("ratio", "rollout_ratio", "update_ratio")]
+    cells.append(f"1/{row['plain_bytes'] / row['replay_bytes']:.1f}" if "replay_bytes" in row else "")
     return "| " + " | ".join([name, steps, *cells]) + " |"
 
 
