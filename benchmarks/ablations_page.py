@@ -52,12 +52,19 @@ def line(axis: str, name: str, runs: Sequence[Run], base: Sequence[Run]) -> list
     pairs = [(r["curve"], by_seed[r["seed"]]) for r in runs if r["seed"] in by_seed]
     minus = "" if runs is base or not pairs else spread([settled(a) - settled(b) for a, b in pairs], "+.4f")
     ends = [settled(r["curve"]) for r in runs]
-    start, goal = base[0]["curve"][0]["objective"], settled(mean_curve(base))
-    first = reached(mean_curve(runs), goal)
-    needs = "never" if np.isinf(first) else f"{first:.0f}"
+    needs = [needed(runs, base), "" if runs is base else needed(base, runs)]
     last = [fmean(r["curve"][-1][key] for r in runs) for key in ("score", "steps")]
-    cells = [axis, name, str(len(runs)), spread(ends), minus, needs if goal > start else ""]
-    return [*cells, f"{last[0]:.4f}", f"{last[1]:.1f}"]
+    return [axis, name, str(len(runs)), spread(ends), minus, *needs, f"{last[0]:.4f}", f"{last[1]:.1f}"]
+
+
+def needed(runs: Sequence[Run], others: Sequence[Run]) -> str:
+    """Trajectories after which the mean curve of some runs comes to what others end with; empty where that is below
+    what training begins with."""
+    goal, curve = settled(mean_curve(others)), mean_curve(runs)
+    if goal <= curve[0]["objective"]:
+        return ""
+    first = reached(curve, goal)
+    return "never" if np.isinf(first) else f"{first:.0f}"
 
 
 def found(runs: Sequence[Run], axes: Axes) -> dict[str, dict[str, list[Run]]]:
@@ -68,7 +75,17 @@ def found(runs: Sequence[Run], axes: Axes) -> dict[str, dict[str, list[Run]]]:
 
 def part(runs: Sequence[Run], axes: Axes) -> str:
     """The page's part."""
-    head = ["axis", "variant", "seeds", "objective", "minus the first", "trajectories to the first's", "score", "steps"]
+    head = [
+        "axis",
+        "variant",
+        "seeds",
+        "objective",
+        "minus the first",
+        "trajectories to the first's",
+        "the first's to this",
+        "score",
+        "steps",
+    ]
     each = [(a, n, rs, next(iter(names.values()))) for a, names in found(runs, axes).items() for n, rs in names.items()]
     lines = [line(*words) for words in each]
     seeds = sorted({r["seed"] for r in runs})
