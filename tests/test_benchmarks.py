@@ -172,18 +172,6 @@ def test_a_whole_training_is_the_integral_over_its_stages():
     assert found["trajectories_per_second"]["median"] == 10 / 5
 
 
-def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
-    size = ["--images", "2", "--steps", "2", "--candidates", "2", "--rounds", "1", "--out", tmp_path / "oracle.json"]
-    words = [sys.executable, BENCHMARKS / "oracle.py", *size]
-    run = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    (found,) = json.loads((tmp_path / "oracle.json").read_text())["search"]
-    assert found["tried"] == 5
-    assert found["own_minus_shared"][0] >= 0
-    assert found["mean_own"][0] == 1.0
-    assert found["mean_own"][-1] == 0.0
-
-
 def test_rollout_speed_counts_the_rows_that_leave():
     command = [sys.executable, BENCHMARKS / "rollout_speed.py", "--shape", "tiny"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)

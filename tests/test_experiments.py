@@ -154,6 +154,28 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
     assert all(len(point["minus"]["reward"]["mean"]) == 3 for point in facts["points"])
 
 
+@pytest.mark.slow
+def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
+    size = ["--images", "3", "--steps", "2", "3", "--candidates", "2", "--rounds", "1", "--seeds", "0", "1"]
+    words = [*size, "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.fast_steps=3"]
+    run("oracle.py", tmp_path, *words)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for found, steps in zip(facts["search"], (2, 3), strict=True):
+        assert (found["steps"], found["tried"]) == (steps, 5)
+        assert found["own_minus_shared"][0] >= 0
+        assert found["own_minus_start"][0] == pytest.approx(
+            found["own_minus_shared"][0] + found["shared_minus_start"][0]
+        )
+        assert found["mean_own"][0] == 1.0
+        assert found["mean_own"][-1] == 0.0
+        assert len(found["tpdm_steps"]) == found["tpdm_minus"]["of"] == 2
+    assert "| own for each image |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    assert len(made) == 2
+    run("oracle.py", tmp_path, *words)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")} == made
+
+
 def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- ablations: generated -->\n<!-- end of ablations -->\n", encoding="utf-8")
