@@ -167,42 +167,56 @@ class TimePredictor(nn.Module):
 
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Raw outputs (a_B, b_B) of eq. (4), fp32: alpha = 1 + e^a, beta = 1 + e^b."""
-        device, shape = self.fc2.weight.device, self.shape
+        device = self.fc2.weight.device
         t_B = observation.t_B.to(device)
-        if observation.map_BCHW is None or observation.temb_BE is None:
-            map_BCHW = t_B.new_zeros(len(t_B), shape.map_channels, shape.grid, shape.grid)
-            temb_BE = t_B.new_zeros(len(t_B), shape.temb_channels)
-        else:
-            # A copy, so that what follows may be done in place: fresh memory for every step of it would cost more
-            # than the arithmetic.
-            map_BCHW = observation.map_BCHW.to(device, torch.float32, copy=True)
-            temb_BE = observation.temb_BE.to(device, torch.float32)
         with full_precision(device.type):
-            if shape.layout == "pooled" and observation.map_BCHW is not None:
-                map_BCHW.sub_(self.map_mean[:, None, None]).div_(self.map_std[:, None, None])
-                temb_BE = (temb_BE - hat_basis(t_B, TIME_KNOTS) @ self.temb_time) / self.temb_std
-            condition_BE = F.silu(temb_BE)
-            if shape.layout == "pooled":
-                index_B = observation.index_B.to(device) / 16
-                scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
-                dial_B = self._dial(observation)
-                scalars += [] if dial_B is None else [dial_B, dial_B.square()]
-                scalars += [self._change(observation.change_B, t_B)] if shape.change else []
-                condition_BE = torch.cat([condition_BE, torch.stack(scalars, dim=1)], dim=1)
+            map_BCHW, temb_BE = self._standardised(observation, t_B)
+            condition_BE = self._condition(observation, t_B, temb_BE)
             x = F.silu(self.norm1(self.conv1(map_BCHW), condition_BE))
-            x = self.conv2(x)
-            H, W = x.shape[2:]
-            if max(H, W) > PUBLISHED_POOL:
-                x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
-            pooled_BC = x.amax((2, 3))
-            if shape.layout == "pooled":
-                # A maximum cannot count: how much there is in the picture is in the mean. And the time embedding
-                # carries the pooled text, the plainest word on how hard the prompt is: it has a short way, too.
-                pooled_BC = torch.cat([pooled_BC, x.mean((2, 3)), condition_BE], dim=1)
+            pooled_BC = self._pooled(self.conv2(x), condition_BE)
             a_B, b_B = self.fc2(F.silu(self.fc1(pooled_BC))).unbind(1)
-            if shape.start_times is not None:
+            if self.shape.start_times is not None:
                 a_B = a_B + self._start_logit(t_B.float(), self._dial(observation))
         return a_B, b_B
+
+    def _standardised(self, observation: Observation, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Map and time embedding in fp32, as ``calibrate`` measured their usual values; zeros under ``time_only``."""
+        shape = self.shape
+        if observation.map_BCHW is None or observation.temb_BE is None:
+            map_BCHW = t_B.new_zeros(len(t_B), shape.map_channels, shape.grid, shape.grid)
+            return map_BCHW, t_B.new_zeros(len(t_B), shape.temb_channels)
+        # A copy, so that what follows may be done in place: fresh memory for every step of it would cost more than
+        # the arithmetic.
+        map_BCHW = observation.map_BCHW.to(t_B.device, torch.float32, copy=True)
+        temb_BE = observation.temb_BE.to(t_B.device, torch.float32)
+        if shape.layout == "pooled":
+            map_BCHW.sub_(self.map_mean[:, None, None]).div_(self.map_std[:, None, None])
+            temb_BE = (temb_BE - hat_basis(t_B, TIME_KNOTS) @ self.temb_time) / self.temb_std
+        return map_BCHW, temb_BE
+
+    def _condition(self, observation: Observation, t_B: Tensor, temb_BE: Tensor) -> Tensor:
+        """What the norm is adapted by: the time embedding, and beside it ("pooled") what it says too quietly."""
+        condition_BE = F.silu(temb_BE)
+        if self.shape.layout == "folded":
+            return condition_BE
+        index_B = observation.index_B.to(t_B.device) / 16
+        scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
+        dial_B = self._dial(observation)
+        scalars += [] if dial_B is None else [dial_B, dial_B.square()]
+        scalars += [self._change(observation.change_B, t_B)] if self.shape.change else []
+        return torch.cat([condition_BE, torch.stack(scalars, dim=1)], dim=1)
+
+    def _pooled(self, x: Tensor, condition_BE: Tensor) -> Tensor:
+        """One vector per image of the last map (B, C, H, W)."""
+        H, W = x.shape[2:]
+        if max(H, W) > PUBLISHED_POOL:
+            x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
+        pooled_BC = x.amax((2, 3))
+        if self.shape.layout == "folded":
+            return pooled_BC
+        # A maximum cannot count: how much there is in the picture is in the mean. And the time embedding carries the
+        # pooled text, the plainest word on how hard the prompt is: it has a short way, too.
+        return torch.cat([pooled_BC, x.mean((2, 3)), condition_BE], dim=1)
 
     def _dial(self, observation: Observation) -> Tensor | None:
         """Position of each image between the ends of the range, in [-1, 1]; None for a TPM without a dial."""
