@@ -16,11 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from experiment import RESULTS, column, difference, keep, options, origin, recipe_of, signed, table, trained, write_part
+from experiment import (
+    RESULTS,
+    Rows,
+    column,
+    difference,
+    keep,
+    options,
+    origin,
+    recipe_of,
+    signed,
+    table,
+    trained,
+    write_part,
+)
 from tpdm.artefact import load_policy
 from tpdm.core.dial import gamma_at
 from tpdm.evals.match import Match
 from tpdm.evals.run import fingerprint, learned_fingerprint, provenance
+from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json
@@ -67,6 +81,16 @@ def one_seed(seed: int, place: Path, dials: Path, changes: list[str], kept: bool
     return found
 
 
+def objective_difference(mine: list[Rows], others: list[Rows], gamma: float) -> list[float]:
+    """[mean, low, high], over seeds and images, of what was trained for: reward times gamma to the number of steps."""
+    tables = [
+        [column(rows, "score") * gamma ** column(rows, "steps") for rows in pair]
+        for pair in zip(mine, others, strict=True)
+    ]
+    minus = [a - b for a, b in tables]
+    return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
+
+
 def part(facts: dict[str, Any]) -> str:
     """The page's part."""
     lines, within = [], 0
@@ -74,9 +98,13 @@ def part(facts: dict[str, Any]) -> str:
         minus = point["minus"]["reward"]["mean"]
         within += minus[0] >= -ALLOWED * point["reward"]
         steps = [f"{np.mean(point[name]):.1f}" for name in ("dial_steps", "steps")]
-        lines.append([f"{point['gamma']:.5f}", *steps, f"{point['reward']:.4f}", signed(minus)])
-    head = ["gamma", "steps, dial", "steps, specialist", "reward, specialist", "dial minus specialist"]
-    said = f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas."
+        minuses = [signed(minus), signed(point["objective_minus"])]
+        lines.append([f"{point['gamma']:.5f}", *steps, f"{point['reward']:.4f}", *minuses])
+    head = ["gamma", "steps, dial", "steps, specialist", "reward, specialist", "dial minus specialist", "objective"]
+    said = (
+        f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
+        "objective is the reward times gamma to the number of steps, of each image."
+    )
     return "\n\n".join([said, table(head, lines), origin(facts)])
 
 
@@ -96,13 +124,15 @@ def main() -> None:
         points = []
         for share in seeds[0]:
             dial, alone = ([s[share][i] for s in seeds] for i in (0, 1))
+            gamma = gamma_at(share, *first.reward.gamma_range)
             points.append(
                 {
-                    "gamma": gamma_at(share, *first.reward.gamma_range),
+                    "gamma": gamma,
                     "dial_steps": [float(column(rows, "steps").mean()) for rows in dial],
                     "steps": [float(column(rows, "steps").mean()) for rows in alone],
                     "reward": float(np.mean([column(rows, "score").mean() for rows in alone])),
                     "minus": difference(dial, alone),
+                    "objective_minus": objective_difference(dial, alone, gamma),
                 }
             )
         facts = {"seeds": chosen.seeds, "prompts": len(seeds[0][0.0][0]), "changes": chosen.set, "points": points}
