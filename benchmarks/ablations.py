@@ -21,7 +21,7 @@ from typing import Any
 
 from ablations_page import draw, part
 from experiment import RESULTS, ROOT, recipe_of, trained, training_hash, write_part
-from tpdm.evals.run import provenance
+from tpdm.evals.provenance import provenance
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
 from tpdm.train.log import read_metrics

@@ -22,7 +22,8 @@ import numpy as np
 
 from experiment import MEASURES, RESULTS, ROOT, Rows, column, difference, keep, options, recipe_of, trained
 from frontier_page import write_page
-from tpdm.evals.run import evaluate, provenance
+from tpdm.evals.provenance import provenance
+from tpdm.evals.run import evaluate
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
 from tpdm.train.log import read_metrics

@@ -39,7 +39,7 @@ from tpdm.evals.compare import Result, Task, run_policy
 from tpdm.evals.controls import best_of_family, blend, family
 from tpdm.evals.match import whole
 from tpdm.evals.oracle import search_schedules
-from tpdm.evals.run import provenance
+from tpdm.evals.provenance import provenance
 from tpdm.evals.statistics import paired_bootstrap
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json

@@ -20,7 +20,8 @@ from frontier_page import GRID, TUNED, along, judges, verdicts
 from tpdm.artefact import load_policy
 from tpdm.evals.compare import Result, Task
 from tpdm.evals.match import Match
-from tpdm.evals.run import fingerprint, learned_fingerprint, provenance
+from tpdm.evals.provenance import provenance
+from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json

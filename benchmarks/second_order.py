@@ -22,7 +22,8 @@ from experiment import RESULTS, column, difference, keep, options, origin, recip
 from tpdm.artefact import load_policy
 from tpdm.dial import quality_for
 from tpdm.evals.match import Match
-from tpdm.evals.run import fingerprint, learned_fingerprint, provenance
+from tpdm.evals.provenance import provenance
+from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json

@@ -24,7 +24,7 @@ from serving_parts.mixes import try_mixes
 from serving_parts.tables import page
 from shapes import SERVED
 from tpdm.demo import demo_recipe
-from tpdm.evals.run import provenance
+from tpdm.evals.provenance import provenance
 from tpdm.files import write_json, write_text
 
 ROOT = Path(__file__).parents[1]

@@ -33,7 +33,8 @@ from experiment import (
 from tpdm.artefact import load_policy
 from tpdm.core.dial import gamma_at
 from tpdm.evals.match import Match
-from tpdm.evals.run import fingerprint, learned_fingerprint, provenance
+from tpdm.evals.provenance import provenance
+from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks

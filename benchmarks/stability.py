@@ -18,7 +18,7 @@ import numpy as np
 
 from experiment import RESULTS, column, difference, keep, options, origin, recipe_of, table, trained, write_part
 from second_order import EULER, judged
-from tpdm.evals.run import provenance
+from tpdm.evals.provenance import provenance
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
 from tpdm.train.log import read_metrics

@@ -16,7 +16,7 @@ from tpdm.demo import demo_recipe
 from tpdm.evals.compare import run_policy
 from tpdm.evals.controls import default_schedule
 from tpdm.evals.judge import to_bytes
-from tpdm.evals.run import provenance
+from tpdm.evals.provenance import provenance
 from tpdm.evals.statistics import paired_bootstrap
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json

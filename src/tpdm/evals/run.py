@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tpdm.artefact import WEIGHTS, load_policy
-from tpdm.config import recipe_hash
 from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty
 from tpdm.evals.distribution import check_enough, distribution_summary
 from tpdm.evals.features import Extractor, folder_features, load_extractor
 from tpdm.evals.match import FIRST_ORDER, Match
 from tpdm.evals.oracle import allocation, at_steps
+from tpdm.evals.provenance import provenance
 from tpdm.evals.report import write_report
 from tpdm.evals.store import Store
 from tpdm.evals.summary import point_summary, summarise
@@ -197,16 +193,3 @@ def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Pa
     curves = out / "train" / "metrics.jsonl"
     if metrics.exists() and metrics.resolve() != curves.resolve():
         write_atomically(curves, lambda p: shutil.copyfile(metrics, p))
-
-
-def provenance(recipe: Recipe) -> dict[str, Any]:
-    """Versions, git revision, recipe and hardware of this run."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    packages = ("tpdm", "torch", "diffusers", "transformers")
-    return {
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in packages}},
-        "git_revision": git.stdout.strip() or None,
-        "recipe_hash": recipe_hash(recipe),
-        "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
-    }
