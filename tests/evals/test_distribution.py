@@ -73,6 +73,20 @@ def test_features_of_a_folder(tmp_path, monkeypatch):
         folder_features(tmp_path / "none", load_extractor("python:mine:means"), batch=2)
 
 
+def test_a_folder_of_any_size_is_read_batch_by_batch_in_the_order_of_its_numbers(tmp_path):
+    for name, value in (("10000", 50), ("9999", 40), ("0000", 0), ("0001", 10), ("0002", 20)):
+        Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    seen = []
+
+    def extract(images_B3HW):
+        seen.append(len(images_B3HW))
+        return images_B3HW.mean((2, 3))
+
+    found = folder_features(tmp_path, extract, batch=2)
+    assert (found[:, 0] * 255).round().tolist() == [0, 10, 20, 40, 50]
+    assert seen == [2, 2, 1]
+
+
 @pytest.mark.parametrize("name", ["inception", "clip:", "python:mine", "python:not_there:f"])
 def test_unknown_extractors_are_said(name):
     with pytest.raises(ConfigError, match=r"evaluation\.features"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tpdm.types import ConfigError
 
@@ -72,21 +73,34 @@ def _function(place: str, device: str) -> Extractor:
 
 
 def folder_features(folder: Path, extract: Extractor, batch: int) -> Tensor:
-    """Features (N, F) of all pictures of a folder in the order of their names, fp32 on the CPU.
+    """Features (N, F) of all pictures of a folder in the order of their names (shorter ones first), fp32 on the CPU.
 
     Raises:
         ConfigError: there are none.
     """
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+    pictures = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES] if folder.is_dir() else []
+    paths = sorted(pictures, key=lambda p: (len(p.stem), p.name))  # 10000 comes behind 9999
     if not paths:
         raise ConfigError(f"got no pictures in {folder}, expected {', '.join(PICTURES)} files; correct the folder.")
+    bar = tqdm(total=len(paths), desc=f"features of {folder.name}", unit="image", leave=False, dynamic_ncols=True)
     found = []
+    for images_B3HW in _batches(paths, batch):
+        found.append(extract(images_B3HW).float().cpu())
+        bar.update(len(images_B3HW))
+    bar.close()
+    return torch.cat(found)
+
+
+def _batches(paths: Iterable[Path], size: int) -> Iterator[Tensor]:
+    """Pictures (B, 3, H, W) in [0, 1], one batch in memory at a time; neighbours of different sizes do not share one."""
+    batch: list[Tensor] = []
     for path in paths:
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        found.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255))
-    # One by one: the pictures of a folder may differ in size, and only the extractor knows its own.
-    same = len({tuple(image.shape) for image in found}) == 1
-    size = batch if same else 1
-    parts = [extract(torch.stack(found[i : i + size])).float().cpu() for i in range(0, len(found), size)]
-    return torch.cat(parts)
+            pixels = np.array(picture.convert("RGB"))
+        image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
+        if batch and (len(batch) == size or batch[0].shape != image.shape):
+            yield torch.stack(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield torch.stack(batch)
