@@ -92,7 +92,7 @@ def folder_features(folder: Path, extract: Extractor, batch: int) -> Tensor:
 
 
 def _batches(paths: Iterable[Path], size: int) -> Iterator[Tensor]:
-    """Pictures (B, 3, H, W) in [0, 1], one batch in memory at a time; neighbours of different sizes do not share one."""
+    """Pictures (B, 3, H, W) in [0, 1], one batch in memory at a time; neighbours of other sizes share none."""
     batch: list[Tensor] = []
     for path in paths:
         with Image.open(path) as picture:
