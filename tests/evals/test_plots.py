@@ -4,12 +4,16 @@ import base64
 import xml.etree.ElementTree as ET
 
 import matplotlib
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib._pylab_helpers import Gcf
 
 from tests.evals.folder import IMAGES, POLICIES, metrics, row
 from tpdm.evals import plots
 from tpdm.evals.curves import training_curves
+from tpdm.evals.prompt_plots import BINS, length_bins, length_relation, steps_by_length
 
 PREFIX = "data:image/svg+xml;base64,"
 TPDM = [row("tpdm", i) for i in range(IMAGES)]
@@ -27,13 +31,14 @@ def everything(rows):
         plots.steps_histogram(rows),
         plots.schedules(rows),
         plots.steps_by_objects(rows),
+        steps_by_length(rows),
         plots.steps_against_difficulty([[i % 4, r["steps"]] for i, r in enumerate(rows)]),
     ]
 
 
 @pytest.mark.parametrize("rows", [TPDM, TPDM[:2], TPDM[:1], [TPDM[0]] * 3], ids=["many", "two", "one", "equal"])
 def test_every_plot_is_an_svg(rows):
-    assert [svg(uri).tag.rsplit("}")[-1] for uri in everything(rows)] == ["svg"] * 5
+    assert [svg(uri).tag.rsplit("}")[-1] for uri in everything(rows)] == ["svg"] * 6
 
 
 def test_same_data_same_bytes():
@@ -69,3 +74,17 @@ def test_no_global_state_of_matplotlib():
     plots.steps_histogram(TPDM)
     assert dict(matplotlib.rcParams) == before
     assert Gcf.get_all_fig_managers() == []
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=60))
+def test_every_length_of_a_prompt_is_in_one_bin_and_no_bin_is_empty(words):
+    bins = length_bins(np.asarray(words))
+    assert 1 <= len(bins) <= BINS
+    assert all(sum(low <= n <= high for low, high in bins) == 1 for n in words)
+    assert all(any(low <= n <= high for n in words) for low, high in bins)
+
+
+def test_longer_prompts_that_get_more_steps_are_said():
+    rows = [{"prompt": "word " * n, "steps": 2 * n} for n in range(1, 20)]
+    assert length_relation(rows).startswith("Rank correlation of steps and words 1.00 [")
+    assert "does not exist" in length_relation([{**row_, "prompt": "one"} for row_ in rows])

@@ -1,10 +1,13 @@
 """The report of an invented demo: complete, self-contained, escaped, chosen by rule."""
 
 import base64
+import io
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.evals.folder import IMAGES, POLICIES, PROMPT, metrics, row, summary, write_folder, write_lines
 from tests.evals.test_markup import read
@@ -94,7 +97,19 @@ def test_pictures_are_those_of_the_rule(folder, html):
 
 def test_plots_are_there(html):
     uris = [a["src"] for a in read(html).attributes if a.get("src", "").startswith("data:image/svg+xml")]
-    assert len(set(uris)) == len(uris) == 6 + 5
+    assert len(set(uris)) == len(uris) == 7 + 5
+
+
+def test_a_dial_shows_a_control_that_reaches_only_some_of_its_points(tmp_path):
+    folder = write_folder(tmp_path / "run")
+    facts, found = summary(), {"reward": [0.2, 0.1, 0.3]}
+    row_ = {"name": "tpdm", "steps_mean": 5.0, "steps_sd": 1.0, "reward_mean": 0.5}
+    point = {"quality": 0.0, "gamma": 0.99, "row": row_, "controls": [], "paired": {"grid, equal steps": found}}
+    far = {**point, "quality": 1.0, "paired": {"grid, equal steps": found, "tuned, equal steps": found}}
+    facts["points"] = [point, far]
+    (folder / "summary.json").write_text(json.dumps(facts), encoding="utf-8")
+    text = read(write_report(folder, "dial").read_text(encoding="utf-8")).text
+    assert "minus gridminus tuned" in text.replace("\n", "")
 
 
 def test_ties_go_to_the_lower_index():
@@ -126,8 +141,41 @@ def test_without_judge_and_facts(tmp_path):
     bare["rows"] = [{k: v for k, v in r.items() if k not in judged} for r in bare["rows"]]
     (folder / "summary.json").write_text(json.dumps(bare), encoding="utf-8")
     text = read(write_report(folder, "bare").read_text(encoding="utf-8")).text
-    assert "an unmeasured accuracy" in text
-    assert "–" in text
+    assert "accuracy" not in text.lower()
+    assert "Nothing but the training reward judged these pictures" in text
+
+
+def test_judges_of_the_recipe_are_shown_beside_the_reward(tmp_path):
+    folder = write_folder(tmp_path / "run")
+    judged = summary()
+    judged["rows"] = [{**r, "pickscore": 21.25} for r in judged["rows"]]
+    judged["paired"] = {name: {**found, "pickscore": [0.4, 0.2, 0.6]} for name, found in judged["paired"].items()}
+    (folder / "summary.json").write_text(json.dumps(judged), encoding="utf-8")
+    rows = [{**row(p, i), "pickscore": 20.0 + i} for p in POLICIES for i in range(IMAGES)]
+    write_lines(folder / "results.jsonl", rows)
+    html = write_report(folder, "judged").read_text(encoding="utf-8")
+    text = read(html).text
+    assert "21.250" in text
+    assert "+0.400 [+0.200, +0.600] ▲" in text
+    assert "pickscore: a judge that training never saw." in text
+    assert "a higher pickscore (" in text
+    assert "another sign than the reward" in text
+    assert "pickscore against static-28 (better, significantly)" in text
+    assert "Pickscore against steps; training never saw it." in text
+
+
+def test_large_pictures_keep_their_shape_and_make_no_large_page(tmp_path):
+    folder = write_folder(tmp_path / "run")
+    noise = np.random.default_rng(0).integers(0, 256, (768, 1024, 3), dtype=np.uint8)
+    for path in (folder / "pictures").rglob("*.png"):
+        Image.fromarray(noise).save(path)
+    page = write_report(folder, "large")
+    photos = [a["src"] for a in read(page.read_text(encoding="utf-8")).attributes if a.get("class") == "photo"]
+    assert len(photos) == len(POLICIES) * 2 * len(CHOSEN)
+    with Image.open(io.BytesIO(base64.b64decode(photos[0].split(",", 1)[1]))) as shown:
+        assert shown.size == (512, 384)
+    # Noise is what compresses worst: pictures make a tenth of this.
+    assert page.stat().st_size < len(photos) * 600_000
 
 
 def test_a_log_cut_off_by_a_kill(tmp_path):
@@ -170,8 +218,8 @@ def test_a_folder_that_is_no_demo(tmp_path, damage):
 def test_markdown_table():
     lines = markdown_table({"rows": [{**summary()["rows"][-1], "name": "a|b"}]}).splitlines()
     assert lines == [
-        "| policy | steps | reward | accuracy | residual |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| a\\|b | 14.5 ± 3.5 | 0.150 | 0.900 | 8.000 |",
+        "| policy | steps | s / image | reward | accuracy | residual |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| a\\|b | 14.5 ± 3.5 | 0.250 | 0.150 | 0.900 | 8.000 |",
     ]
     assert len(markdown_table(summary()).splitlines()) == 2 + len(POLICIES)

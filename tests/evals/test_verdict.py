@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.evals.folder import summary
-from tpdm.evals.verdict import effect, relation, signed_interval, verdict
+from tpdm.evals.verdict import agreement, effect, relation, signed_interval, verdict
 
 
 def with_reference(**measures):
@@ -101,3 +101,36 @@ def test_relation_without_numbers():
 def test_signed_interval():
     assert signed_interval([0.0314, -0.01, 0.0526]) == "+0.031 [−0.010, +0.053]"
     assert signed_interval(None) == signed_interval([math.nan, 0, 1]) == "–"
+
+
+def judged(reward, **others):
+    facts = summary()
+    facts["paired"] = {
+        "static-28": {"reward": reward, "accuracy": [0.1, 0.0, 0.2], "residual": [-1, -2, -0.5]} | others
+    }
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({}, "have the sign of the reward everywhere"),
+        ({"accuracy": [-0.1, -0.2, 0.1]}, "accuracy against static-28 (worse, not significantly)"),
+        ({"accuracy": [-0.1, -0.2, -0.05]}, "accuracy against static-28 (worse, significantly)"),
+        ({"residual": [1.0, 0.5, 2.0]}, "residual against static-28 (worse, significantly)"),
+        ({"accuracy": None, "residual": None}, "have the sign of the reward everywhere"),
+    ],
+)
+def test_judges_that_contradict_the_reward_are_named(others, said):
+    assert said in agreement(judged([0.2, 0.1, 0.3], **others))
+
+
+def test_a_judge_may_see_a_gain_where_the_reward_sees_none():
+    assert "accuracy against static-28 (better, not significantly)" in agreement(judged([-0.2, -0.3, -0.1]))
+
+
+def test_judges_are_asked_at_every_point_of_a_dial():
+    facts = judged([0.2, 0.1, 0.3])
+    points = {"best grid": {"reward": [0.2, 0.1, 0.3], "accuracy": [-0.1, -0.2, 0.1], "residual": [-1, -2, -0.5]}}
+    facts["points"] = [{"quality": 0.25, "paired": points}]
+    assert agreement(facts).endswith("accuracy at quality 0.25 against best grid (worse, not significantly).")

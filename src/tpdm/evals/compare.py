@@ -61,7 +61,8 @@ class Result:
 
     Attributes:
         rows: one dictionary per image: policy, index, prompt, seed, steps, times, score, ``parts`` (a composite's raw
-            scores by key; not there for any other reward), seconds, and the judges' measures.
+            scores by key; not there for any other reward), the judges' measures, and seconds: what it took to make, a
+            share of its batch's.
     """
 
     name: str
@@ -105,13 +106,10 @@ def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: floa
     bar = tqdm(total=len(task.prompts), initial=len(rows), desc=name, unit="image", leave=False, dynamic_ncols=True)
     for start in range(len(rows), len(task.prompts), task.batch):
         part = slice(start, start + task.batch)
-        began = time.monotonic()
         pipeline = attach(
             task.pipe, _rows_of(policy, part), solver=task.solver, max_steps=limit, stop_below=task.stop_below
         )
         made, new = _judged(name, pipeline, task, part, gamma)
-        seconds = round((time.monotonic() - began) / len(new), 5)
-        new = [{**row, "seconds": seconds} for row in new]
         if store:
             store.add(name, new, to_bytes(made) if pictures else None)
         rows += new
@@ -125,12 +123,14 @@ def _judged(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images (B, 3, H, W) of a part of the task, and their rows."""
     prompts, seeds = task.prompts[part], task.seeds[part]
+    began = time.monotonic()
     generated = PipelineSampler(pipeline, task.batch, task.arguments)(
         prompts,
         seeds,
         negatives=None if task.negatives is None else task.negatives[part],
         gammas=None if gamma is None else [gamma] * len(prompts),
     )
+    seconds = round((time.monotonic() - began) / len(prompts), 5)  # of making, as a share of the batch; judging is ours
     images = generated.images_B3HW
     scored = judge(task.reward, images, prompts)
     parts = [{key: float(s[i]) for key, s in scored.parts.items()} for i in range(len(prompts))]
@@ -148,6 +148,7 @@ def _judged(
             **({"parts": parts[i]} if parts[i] else {}),
             **{key: values[i] for key, values in others.items()},
             **measures[i],
+            "seconds": seconds,
         }
         for i, prompt in enumerate(prompts)
     ]

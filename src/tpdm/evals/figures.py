@@ -5,8 +5,9 @@ from __future__ import annotations
 from tpdm.evals import plots
 from tpdm.evals.curves import training_curves
 from tpdm.evals.markup import Markup, element
+from tpdm.evals.prompt_plots import length_relation, steps_by_length
 from tpdm.evals.results import LEARNED, Results
-from tpdm.evals.verdict import relation
+from tpdm.evals.verdict import LESS_IS_BETTER, measures_of, relation
 
 
 def plot_section(results: Results) -> Markup:
@@ -20,9 +21,10 @@ def plot_section(results: Results) -> Markup:
             "differ is answered by the paired differences above.",
         )
     ]
-    if all("accuracy" in row for rows in rows_of.values() for row in rows):
-        drawn = plots.quality_against_steps(rows_of, "accuracy", "scene accuracy")
-        figures.append(_figure(drawn, "Scene accuracy against steps."))
+    for judge in (name for name in measures_of(summary)[1:] if name not in LESS_IS_BETTER):
+        if all(judge in row for rows in rows_of.values() for row in rows):
+            drawn = plots.quality_against_steps(rows_of, judge, f"mean {judge}")
+            figures.append(_figure(drawn, f"{judge.capitalize()} against steps; training never saw it."))
     figures += [
         _figure(plots.steps_histogram(learned), "Steps that tpdm takes."),
         _figure(
@@ -33,6 +35,8 @@ def plot_section(results: Results) -> Markup:
     if all("objects" in row for row in learned):
         drawn = plots.steps_by_objects(learned)
         figures.append(_figure(drawn, "Mean steps of tpdm by objects in the prompt, with 95 % intervals."))
+    drawn = steps_by_length(learned)
+    figures.append(_figure(drawn, f"Mean steps of tpdm by length of the prompt. {length_relation(learned)}"))
     if summary.get("difficulty"):
         facts = summary.get("steps_vs_difficulty") or {}
         how = (

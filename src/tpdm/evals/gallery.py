@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
+
+from PIL import Image
 
 from tpdm.evals.markup import Markup, element, join
 from tpdm.evals.results import LEARNED, PER_RULE, REFERENCE, Results, choose_images, gains
 from tpdm.evals.style import data_uri
 from tpdm.evals.verdict import signed
+
+SMALL = 128  # pixels a side, up to which a picture is shown as it is, its pixels enlarged
+SHOWN = 512  # larger ones are made so small: fifty pictures of a megapixel would be a page of a hundred megabytes
+QUALITY = 92  # of JPEG
 
 
 def picture_section(results: Results) -> Markup:
@@ -44,15 +51,24 @@ def _image_row(results: Results, index: int, gain: float) -> Markup:
 
 def _tile(results: Results, name: str, row: Mapping[str, Any]) -> Markup:
     content = results.picture(name, int(row["index"]))
-    picture = (
-        element("img", src=data_uri(content, "image/png"), alt=f"{name}: {row['prompt']}", class_="pixels")
-        if content
-        else element("div", "no picture kept", class_="empty")
-    )
+    if content:
+        source, small = _embedded(content)
+        look = "pixels" if small else "photo"
+        picture = element("img", src=source, alt=f"{name}: {row['prompt']}", class_=look)
+    else:
+        small, picture = True, element("div", "no picture kept", class_="empty")
     steps = f"{row['steps']} step{'' if row['steps'] == 1 else 's'}, score {signed(row['score'])}"
-    return element(
-        "figure",
-        picture,
-        element("figcaption", element("b", name), steps),
-        class_="tile learned" if name == LEARNED else "tile",
-    )
+    looks = ["tile", *([] if small else ["large"]), *(["learned"] if name == LEARNED else [])]
+    return element("figure", picture, element("figcaption", element("b", name), steps), class_=" ".join(looks))
+
+
+def _embedded(content: bytes) -> tuple[str, bool]:
+    """A kept PNG as the page's own data, and whether it is a small one."""
+    with Image.open(io.BytesIO(content)) as picture:
+        if max(picture.size) <= SMALL:
+            return data_uri(content, "image/png"), True
+        shown = picture.convert("RGB")
+    shown.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return data_uri(buffer.getvalue(), "image/jpeg"), False

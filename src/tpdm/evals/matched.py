@@ -58,7 +58,8 @@ def dial_section(summary: Mapping[str, Any]) -> Markup:
     points: Sequence[Mapping[str, Any]] = summary.get("points") or []
     if not points:
         return join()
-    controls = list(points[0]["paired"])
+    # Schedules tuned by training do not reach every number of steps.
+    controls = list(dict.fromkeys(name for point in points for name in point["paired"]))
     head = [
         "quality",
         "gamma",

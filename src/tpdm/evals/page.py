@@ -41,8 +41,10 @@ figcaption { margin-top: .3rem; }
 .tile b { display: block; }
 .pixels, .empty { display: block; width: 6rem; height: 6rem; border: 1px solid var(--line); }
 .pixels { image-rendering: pixelated; }
+.large { width: 16rem; }
+.photo { display: block; width: 100%; height: auto; border: 1px solid var(--line); }
 .empty { color: var(--soft); font-size: .8rem; padding: .4rem; }
-.learned .pixels, .learned .empty { outline: 3px solid var(--learned); }
+.learned .pixels, .learned .photo, .learned .empty { outline: 3px solid var(--learned); }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1rem; }
 dt { color: var(--soft); }

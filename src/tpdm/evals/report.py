@@ -14,10 +14,14 @@ from tpdm.evals.matched import SIGNS, dial_section, distribution_section, gain_s
 from tpdm.evals.page import page
 from tpdm.evals.results import LEARNED, REFERENCE, Results, gains, load_results
 from tpdm.evals.statistics import quantile_of_difference
-from tpdm.evals.verdict import MEASURES, effect, signed_interval, verdict
+from tpdm.evals.verdict import agreement, effect, measures_of, signed_interval, verdict
 from tpdm.files import write_text
 
-COLUMNS = ("policy", "steps", "reward", "accuracy", "residual")
+NOTES = {
+    "reward": "Reward: what was trained on.",
+    "accuracy": "Accuracy: share of the prompt found in the picture, read from its pixels.",
+    "residual": "Residual: RMS distance (0 to 255) to the nearest picture the renderer can draw; lower is better.",
+}
 
 
 def write_report(folder: Path, title: str) -> Path:
@@ -50,16 +54,22 @@ def write_report(folder: Path, title: str) -> Path:
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
     """The table of policies for the README, as Markdown."""
-    lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *_policy_cells(summary)]
+    head = _columns(summary)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *_policy_cells(summary)]
     return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
 
+def _columns(summary: Mapping[str, Any]) -> list[str]:
+    return ["policy", "steps", "s / image", *measures_of(summary)]
+
+
 def _policy_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    _, *judged = measures_of(summary)
     return [
         [
             row["name"],
             f"{row['steps_mean']:.1f} ± {row['steps_sd']:.1f}",
-            *(_number(row.get(key)) for key in ("reward_mean", "accuracy", "residual")),
+            *(_number(row.get(key)) for key in ("seconds_per_image", "reward_mean", *judged)),
         ]
         for row in summary["rows"]
     ]
@@ -70,30 +80,31 @@ def _policies(summary: Mapping[str, Any]) -> Markup:
     return element(
         "section",
         element("h2", "Policies"),
-        table(list(COLUMNS), _policy_cells(summary), learned),
+        table(_columns(summary), _policy_cells(summary), learned),
         element(
             "p",
-            "Steps: network evaluations per image, mean ± standard deviation over images. Reward: what was "
-            "trained on. Accuracy: share of the prompt found in the picture, read from its pixels. Residual: "
-            "RMS distance (0 to 255) to the nearest picture the renderer can draw; lower is better.",
+            "Steps: network evaluations per image, mean ± standard deviation over images. s / image: seconds to make "
+            "it, a share of its batch's; of controls at equal steps, which are mixtures, what the mixture would take. "
+            + " ".join(NOTES.get(m, f"{m}: a judge that training never saw.") for m in measures_of(summary)),
             class_="note",
         ),
     )
 
 
 def _differences(results: Results) -> Markup:
-    paired = results.summary.get("paired", {})
+    paired, measures = results.summary.get("paired", {}), measures_of(results.summary)
     cells = [
         [
             name,
-            *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in MEASURES),
+            *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in measures),
         ]
         for name, found in paired.items()
     ]
     return element(
         "section",
         element("h2", "tpdm minus each control"),
-        table(["control", *MEASURES], cells),
+        table(["control", *measures], cells),
+        element("p", agreement(results.summary)),
         element(
             "p",
             "Same prompt and same initial noise; mean [95 % bootstrap interval over images]. ▲ better, "
