@@ -48,7 +48,7 @@ def summary() -> dict[str, Any]:
         ],
         "paired": {name: dict(MEASURES) for name in POLICIES if name != "tpdm"},
         "steps_by_objects": {"1": {"mean": 12.0, "sd": 1.0, "count": 4}},
-        "steps_vs_difficulty": {"correlation": 0.5, "low": 0.3, "high": 0.7, "margin": 0.05, "grid": "4, 8"},
+        "steps_vs_difficulty": {"correlation": 0.5, "low": 0.3, "high": 0.7, "margin": 0.05, "grid": [4, 8]},
         "difficulty": [[4 + 4 * (i % 2), 20 - i] for i in range(IMAGES)],
         "train_seconds": 90.0,
         "total_seconds": 12.0,

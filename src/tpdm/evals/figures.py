@@ -39,9 +39,11 @@ def plot_section(results: Results) -> Markup:
     figures.append(_figure(drawn, f"Mean steps of tpdm by length of the prompt. {length_relation(learned)}"))
     if summary.get("difficulty"):
         facts = summary.get("steps_vs_difficulty") or {}
+        margin = f"{facts['margin']:.4g}" if "margin" in facts else "a margin"
+        tried = ", ".join(map(str, facts["grid"])) if "grid" in facts else "see summary.json"
         how = (
             "Difficulty: the fewest steps of a fixed schedule from which on the score of an image stays within "
-            f"{facts.get('margin', 'a margin')} of its best; steps tried: {facts.get('grid', 'see summary.json')}."
+            f"{margin} of its best; steps tried: {tried}."
         )
         drawn = plots.steps_against_difficulty(summary["difficulty"])
         figures.append(_figure(drawn, f"{relation(facts)} {how}"))

@@ -15,6 +15,7 @@ from tpdm.evals.style import FAINT, FIXED, INK, LEARNED, MARKERS, OTHERS, Rows, 
 
 SINGLE_SCHEDULES = 12
 BOXES_UP_TO = 12
+WIDTH, HEIGHT, NAME = 5.0, 3.2, 0.18  # inches; a name of a legend beneath takes so much
 
 
 def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str, **options: Any) -> str:
@@ -37,7 +38,8 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
             _points(axes, static, fmt="o-", color=FIXED, label="static")
         others = [n for n in places if n != "tpdm" and not re.fullmatch(r"static-\d+", n)]
         for i, name in enumerate(others):
-            look = {"fmt": MARKERS[i % len(MARKERS)], "color": OTHERS[i % len(OTHERS)]}
+            again = i // len(MARKERS)  # the same marker in another colour
+            look = {"fmt": MARKERS[i % len(MARKERS)], "color": OTHERS[(i + again) % len(OTHERS)]}
             _points(axes, [places[name]], label=name, **look)
         if "tpdm" in places:  # open, so that it hides no control beside it
             highlight: dict[str, Any] = {
@@ -49,9 +51,11 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
             }
             _points(axes, [places["tpdm"]], zorder=5, label="tpdm", **highlight)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        # Beneath: a dozen names inside would hide what they name.
+        axes.figure.legend(loc="outside lower center")
 
-    return render(draw, "mean number of steps", label, **options)
+    tall = (WIDTH, HEIGHT + NAME * len(rows_of))
+    return render(draw, "mean number of steps", label, **{"size": tall, **options})
 
 
 def steps_histogram(rows: Rows, **options: Any) -> str:
@@ -102,10 +106,10 @@ def steps_by_objects(rows: Rows, **options: Any) -> str:
             groups[int(row["objects"])].append(row["steps"])
         places = [(n, *mean_interval(np.asarray(groups[n], dtype=float))) for n in sorted(groups)]
         _points(axes, places, fmt="D", color=LEARNED, markersize=7)
-        axes.set_xticks([p[0] for p in places], [f"{n}\n({len(groups[n])} images)" for n in sorted(groups)])
+        axes.set_xticks([p[0] for p in places], [f"{n}\n({len(groups[n])})" for n in sorted(groups)])
         axes.margins(x=0.15)
 
-    return render(draw, "objects in the prompt", "mean number of steps", **options)
+    return render(draw, "objects in the prompt (images)", "mean number of steps", **options)
 
 
 def steps_against_difficulty(pairs: Sequence[Sequence[float]], note: str = "", **options: Any) -> str:
