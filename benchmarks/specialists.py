@@ -1,7 +1,8 @@
 """One TPM with a dial beside TPMs trained for one gamma each, on tinyworld: what does serving all gammas cost?
 
     python benchmarks/specialists.py                  five gammas, seeds 0 to 4: trains, judges, writes docs/results
-    python benchmarks/specialists.py --seeds 0 --only     one seed, and nothing is written: a process may take each
+    python benchmarks/specialists.py --seeds 0 --shares 1 --only     one training, and nothing is written: a process
+                                                      may take each
 
 The gammas are spread over the dial as its calibration spreads them. A specialist has the dial's recipe with one gamma,
 the updates of recipes/tinyworld.yaml, and starts from the schedule that the dial starts from at that gamma's place.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
 
-POINTS = 5
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the dial
 ALLOWED = 0.01  # share of the specialist's reward
 
 
@@ -67,11 +69,13 @@ def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[st
     return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
 
 
-def one_seed(seed: int, place: Path, dials: Path, changes: list[str], kept: bool) -> dict[float, tuple[list, list]]:
+def one_seed(
+    seed: int, shares: Sequence[float], place: Path, dials: Path, changes: list[str], kept: bool
+) -> dict[float, tuple[list, list]]:
     """For every share of the dial: rows of the dial and of the specialist."""
     dial = trained(recipe_of("tpm", dials / f"seed-{seed}" / "tpm", seed, changes, "tinyworld-dial"))
     found = {}
-    for share in (i / (POINTS - 1) for i in range(POINTS)):
+    for share in shares:
         alone = trained(specialist(dial, place / f"seed-{seed}", share, changes))
         if kept:
             keep(alone)
@@ -113,11 +117,13 @@ def main() -> None:
     parser = options(__doc__, RESULTS / "specialists.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/specialists"))
     parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="where the TPMs with a dial are")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, choices=SHARES, help="of the dial, 0 to 1")
     parser.add_argument("--only", action="store_true", help="train and judge, and write no results")
     chosen = parser.parse_args()
     out, page, _ = chosen.out.resolve(), chosen.page.resolve(), os.chdir(RESULTS.parents[1])
     if not chosen.render:
-        seeds = [one_seed(s, chosen.runs, chosen.dials, chosen.set, chosen.keep) for s in chosen.seeds]
+        asked = (chosen.shares, chosen.runs, chosen.dials, chosen.set, chosen.keep)
+        seeds = [one_seed(s, *asked) for s in chosen.seeds]
         if chosen.only:
             return
         first = recipe_of("tpm", chosen.dials, chosen.seeds[0], chosen.set, "tinyworld-dial")
