@@ -88,14 +88,15 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def options(description: str | None, out: Path) -> argparse.ArgumentParser:
-    """The words that all experiments understand."""
+def options(description: str | None, out: Path, *, keeps: bool = False) -> argparse.ArgumentParser:
+    """The words that all experiments understand, and ``--keep`` where an experiment ``keeps`` what it trained."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every recipe")
     parser.add_argument("--out", type=Path, default=out, help="results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md", help="whose part is written anew")
-    parser.add_argument("--keep", action="store_true", help="what was trained goes to benchmarks/trained as well")
+    if keeps:
+        parser.add_argument("--keep", action="store_true", help="what was trained goes to benchmarks/trained as well")
     parser.add_argument("--render", action="store_true", help="the page alone, from results")
     return parser
 

@@ -126,7 +126,7 @@ def collect(recipes: list[Recipe], seeds: list[int], tuned: list[int], changes: 
 
 
 def main() -> None:
-    parser = options(__doc__, RESULTS / "frontier.json")
+    parser = options(__doc__, RESULTS / "frontier.json", keeps=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/frontier"))
     parser.add_argument("--tuned", type=int, default=5, help="trainings that see only the time")
     parser.add_argument("--only", action="store_true", help="evaluate, and write no results")

@@ -53,7 +53,7 @@ def part(facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = options(__doc__, RESULTS / "stability.json")
+    parser = options(__doc__, RESULTS / "stability.json", keeps=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/stability"))
     parser.add_argument("--only", action="store_true", help="train and judge, and write no results")
     chosen = parser.parse_args()

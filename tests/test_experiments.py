@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
         assert len(point["minus"]["reward"]["mean"]) == 3
         low, high = point["objective_minus"][1:]
         assert low <= point["objective_minus"][0] <= high
+    kept = sorted((tmp_path / "specialists").iterdir())
+    assert len(kept) == 5
+    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "dials")
+    before = (tmp_path / "results.json").read_text(encoding="utf-8")
+    run("specialists.py", tmp_path, *words)  # on another machine, from what was kept
+    assert (tmp_path / "results.json").read_text(encoding="utf-8") == before
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
