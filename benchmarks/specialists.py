@@ -41,7 +41,7 @@ from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json
+from tpdm.files import write_json, write_text
 from tpdm.recipe import Recipe
 
 KEYS = ("steps", *MEASURES.values())
@@ -88,8 +88,9 @@ def compared(seed: int, share: float, chosen: argparse.Namespace, kept: Path) ->
         "specialist": rows_of(trained(alone), None, controls),
     }
     columns = {who: {k: column(r, k).round(6).tolist() for k in KEYS} for who, r in rows.items()}
-    write_json(path, {"of": of, "gamma": gamma, **columns, **provenance(alone)})
-    return json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps({"of": of, "gamma": gamma, **columns, **provenance(alone)})
+    write_text(path, text + "\n")  # of 8,000 numbers none has a line of its own
+    return json.loads(text)
 
 
 def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
