@@ -1,20 +1,19 @@
 """Prompts: read from a file, named by a stable group id, split into training and held-out by content.
 
-Text, JSON lines, JSON, and comma- or tab-separated tables are read by the standard library; parquet files and data
-sets of the hub by ``tpdm.prompt_sets``.
+Files of text are read by ``tpdm.prompt_files``, parquet files and data sets of the hub by ``tpdm.prompt_sets``.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from tpdm.prompt_files import READERS, undecodable_line
 from tpdm.prompt_sets import read_hub, read_parquet
 from tpdm.types import PromptError
 
@@ -49,21 +48,6 @@ class Prompt:
         object.__setattr__(self, "id", _hash64(content) >> 1)
 
 
-@dataclass(frozen=True)
-class OverLong:
-    """Prompts that are read in part.
-
-    Attributes:
-        reader: who reads them, in words.
-        tokens: read of each prompt, special tokens included.
-        prompts: how many have more.
-    """
-
-    reader: str
-    tokens: int
-    prompts: int
-
-
 def load_prompts(
     path: str | Path, column: str = "prompt", limit: int | None = None, negative: str | None = None
 ) -> list[Prompt]:
@@ -83,16 +67,16 @@ def load_prompts(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    read = _READERS.get(suffix)
+    read = READERS.get(suffix)
     if read is None and suffix != PARQUET:
-        known = ", ".join([*_READERS, PARQUET])
+        known = ", ".join([*READERS, PARQUET])
         raise PromptError(f"{path}: got the suffix {path.suffix!r}, expected one of {known}: convert it.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             entries = read_parquet(path, column, _optional(negative)) if read is None else read(file, path)
             prompts = _collect(entries, str(path), column, negative, limit)
     except UnicodeDecodeError as error:
-        raise PromptError(f"{path}, line {_undecodable(path)}: is not UTF-8, save the file as UTF-8.") from error
+        raise PromptError(f"{path}, line {undecodable_line(path)}: is not UTF-8, save the file as UTF-8.") from error
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}): give a file of prompts.") from error
     return prompts
@@ -125,20 +109,6 @@ def _hash64(content: str) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
-def _undecodable(path: Path) -> int:
-    """Number of the first line that is not UTF-8; the decoder only counts bytes within its buffer."""
-    with path.open("rb") as file:
-        return next((number for number, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
     """Drops repetitions without reading ahead."""
     seen: set[Prompt] = set()
@@ -146,14 +116,6 @@ def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         if prompt not in seen:
             seen.add(prompt)
             yield prompt
-
-
-def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
-    """How many prompts a transformers tokenizer turns into more than ``tokens`` tokens."""
-    if not prompts:
-        return 0
-    ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
-    return sum(len(row) > tokens for row in ids)
 
 
 def _collect(
@@ -189,49 +151,6 @@ def _prompt(value: Any, column: str, negative_column: str | None, where: str) ->
         return Prompt(value.strip(), negative or None)
     except PromptError as error:
         raise PromptError(f"{where}: {error}") from error
-
-
-def _read_lines(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    return ((f"line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
-
-
-def _read_jsonl(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    return ((where, _parse(line, f"{path}, {where}")) for where, line in _read_lines(file, path))
-
-
-def _read_json(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    values = _parse(file.read(), str(path))
-    if not isinstance(values, list):
-        raise PromptError(f"{path}: expected an array of prompts, got {type(values).__name__}: put it in [ ].")
-    return ((f"entry {number}", value) for number, value in enumerate(values, start=1))
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{where}: is no JSON ({error}): correct it.") from error
-
-
-def _read_table(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    try:
-        for row in reader:
-            # Cells beyond the header have the key None: most often a comma in an unquoted prompt.
-            if None in row:
-                raise PromptError(f"{path}, line {reader.line_num}: more cells than the header has: quote the text.")
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise PromptError(f"{path}, line {reader.reader.line_num}: is no valid table ({error}): correct it.") from error
-
-
-_READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[str, Any]]]] = {
-    ".txt": _read_lines,
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-}
 
 
 def load_source(

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.over_long import OverLong
 from tpdm.pipelines.load import call_defaults, load_pipeline
 from tpdm.pipelines.reads import over_long
-from tpdm.prompts import OverLong
 from tpdm.rewards.load import load_reward
 from tpdm.train.build import tell_over_long
 

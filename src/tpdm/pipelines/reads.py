@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-from tpdm.prompts import OverLong, count_over_long
+from tpdm.over_long import OverLong, count_over_long
 
 _NO_LIMIT = 10**6  # tokenizers that know of no limit say 10**30
 

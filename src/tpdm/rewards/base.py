@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tpdm.prompts import OverLong
+from tpdm.over_long import OverLong
 from tpdm.types import RewardError
 
 

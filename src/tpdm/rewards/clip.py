@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from tpdm.prompts import OverLong, count_over_long
+from tpdm.over_long import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import load_tokenizer, load_whole
 from tpdm.rewards.images import Preprocess

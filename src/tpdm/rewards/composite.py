@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tpdm.files import write_json
-from tpdm.prompts import OverLong
+from tpdm.over_long import OverLong
 from tpdm.rewards.base import ReadsTokens, Reward, checked_scores
 from tpdm.types import RewardError
 

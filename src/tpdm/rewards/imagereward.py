@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from tpdm.prompts import OverLong, count_over_long
+from tpdm.over_long import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_tokenizer, read_checkpoint, tokenizer_place
 from tpdm.rewards.heads import make_head

@@ -11,13 +11,14 @@ import torch
 
 from tpdm.artefact import save_pretrained
 from tpdm.artefact_config import ArtefactConfig
+from tpdm.over_long import OverLong
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import find_denoiser
 from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_backbone, pipeline_arguments
 from tpdm.pipelines.probe import probe_features
 from tpdm.pipelines.reads import over_long
 from tpdm.policy import TimePredictor
-from tpdm.prompts import OverLong, Prompt, load_source, split_by_hash
+from tpdm.prompts import Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe
 from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.load import load_reward, read_token, recipe_reward
