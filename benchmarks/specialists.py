@@ -25,14 +25,12 @@ from experiment import (
     column,
     difference,
     options,
-    origin,
     recipe_of,
-    signed,
-    table,
     trained,
     training_hash,
     write_part,
 )
+from specialists_page import part
 from tpdm.artefact import load_policy
 from tpdm.core.dial import gamma_at
 from tpdm.evals.match import Match
@@ -46,7 +44,6 @@ from tpdm.recipe import Recipe
 
 KEYS = ("steps", *MEASURES.values())
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the dial
-ALLOWED = 0.01  # share of the specialist's reward
 
 
 def specialist(dial: Recipe, place: Path, share: float, changes: list[str]) -> Recipe:
@@ -71,8 +68,8 @@ def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[st
     return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
 
 
-def compared(seed: int, share: float, chosen: argparse.Namespace, kept: Path) -> dict[str, Any]:
-    """What the dial and the specialist made of every prompt; measured where ``kept`` does not have it.
+def compared(seed: int, share: float, chosen: argparse.Namespace, kept: Path) -> dict[str, Any] | None:
+    """What the dial and the specialist made of every prompt; measured, or None, where ``kept`` does not have it.
 
     Kept are these numbers alone: 25 trainings are 55 megabytes, and nobody asks a specialist again.
     """
@@ -82,6 +79,8 @@ def compared(seed: int, share: float, chosen: argparse.Namespace, kept: Path) ->
     path = kept / f"seed-{seed}-{share:g}.json"
     if path.exists() and (known := json.loads(path.read_text(encoding="utf-8")))["of"] == of:
         return known
+    if chosen.kept:
+        return None
     gamma, controls = alone.reward.gamma, chosen.runs / "controls"
     rows = {
         "dial": rows_of(trained(dial), gamma, controls),
@@ -90,7 +89,8 @@ def compared(seed: int, share: float, chosen: argparse.Namespace, kept: Path) ->
     columns = {who: {k: column(r, k).round(6).tolist() for k in KEYS} for who, r in rows.items()}
     text = json.dumps({"of": of, "gamma": gamma, **columns, **provenance(alone)})
     write_text(path, text + "\n")  # of 8,000 numbers none has a line of its own
-    return json.loads(text)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
@@ -123,34 +123,19 @@ def objective_difference(mine: list[Rows], others: list[Rows], gamma: float) -> 
     return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
 
 
-def part(facts: dict[str, Any]) -> str:
-    """The page's part."""
-    lines, within = [], 0
-    for point in facts["points"]:
-        minus = point["minus"]["reward"]["mean"]
-        within += minus[0] >= -ALLOWED * point["reward"]
-        steps = [f"{np.mean(point[name]):.1f}" for name in ("dial_steps", "steps")]
-        minuses = [signed(minus), signed(point["objective_minus"])]
-        lines.append([f"{point['gamma']:.5f}", *steps, f"{point['reward']:.4f}", *minuses])
-    head = ["gamma", "steps, dial", "steps, specialist", "reward, specialist", "dial minus specialist", "objective"]
-    said = (
-        f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
-        "objective is the reward times gamma to the number of steps, of each image."
-    )
-    return "\n\n".join([said, table(head, lines), origin(facts)])
-
-
 def main() -> None:
     parser = options(__doc__, RESULTS / "specialists.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/specialists"))
     parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="where the TPMs with a dial are")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, choices=SHARES, help="of the dial, 0 to 1")
+    parser.add_argument("--kept", action="store_true", help="train nothing: of what docs/results/specialists has")
     parser.add_argument("--only", action="store_true", help="train and judge, and write no page")
     chosen = parser.parse_args()
     out, page, _ = chosen.out.resolve(), chosen.page.resolve(), os.chdir(RESULTS.parents[1])
     if not chosen.render:
         kept = out.parent / "specialists"
-        found = [[compared(seed, share, chosen, kept) for seed in chosen.seeds] for share in chosen.shares]
+        every = [[compared(seed, share, chosen, kept) for seed in chosen.seeds] for share in chosen.shares]
+        found = [[one for one in seeds if one] for seeds in every]
         if chosen.only:
             return
         facts = {

@@ -161,7 +161,7 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
     shutil.rmtree(tmp_path / "runs")
     shutil.rmtree(tmp_path / "dials")
     before = (tmp_path / "results.json").read_text(encoding="utf-8")
-    run("specialists.py", tmp_path, *words)  # on another machine, from what was kept
+    run("specialists.py", tmp_path, *words, "--kept")  # on another machine
     assert (tmp_path / "results.json").read_text(encoding="utf-8") == before
     assert not (tmp_path / "runs").exists()
 

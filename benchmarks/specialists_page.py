@@ -1,0 +1,39 @@
+"""The part of the page that ``specialists.py`` makes of its results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiment import origin, signed, table
+
+ALLOWED = 0.01  # share of the specialist's reward
+
+
+def part(facts: dict[str, Any]) -> str:
+    """The page's part."""
+    lines, within, worst = [], 0, 0.0
+    for point in facts["points"]:
+        minus = point["minus"]["reward"]["mean"]
+        within += minus[0] >= -ALLOWED * point["reward"]
+        worst = max(worst, *(-seed[0] / point["reward"] for seed in point["minus"]["reward"]["seeds"]))
+        steps = [f"{np.mean(point[name]):.1f}" for name in ("dial_steps", "steps")]
+        minuses = [signed(minus), signed(point["objective_minus"])]
+        place = [f"{point['gamma']:.5f}", str(len(point["steps"]))]
+        lines.append([*place, *steps, f"{point['reward']:.4f}", *minuses])
+    head = [
+        "gamma",
+        "trainings",
+        "steps, dial",
+        "steps, specialist",
+        "reward, specialist",
+        "dial minus specialist",
+        "objective",
+    ]
+    said = (
+        f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
+        "objective is the reward times gamma to the number of steps, of each image. On a single seed the dial's reward "
+        f"is at worst {100 * worst:.1f} % below."
+    )
+    return "\n\n".join([said, table([*head, "dial minus specialist", "objective"], lines), origin(facts)])
