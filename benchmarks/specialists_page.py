@@ -36,4 +36,4 @@ def part(facts: dict[str, Any]) -> str:
         "objective is the reward times gamma to the number of steps, of each image. On a single seed the dial's reward "
         f"is at worst {100 * worst:.1f} % below."
     )
-    return "\n\n".join([said, table([*head, "dial minus specialist", "objective"], lines), origin(facts)])
+    return "\n\n".join([said, table(head, lines), origin(facts)])
