@@ -19,11 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ablations_page import draw, part
 from experiment import RESULTS, ROOT, recipe_of, trained, training_hash, write_part
+from tpdm.core.objective import discounted_reward
 from tpdm.evals.provenance import provenance
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
+from tpdm.recipe_data import RewardConfig
 from tpdm.train.log import read_metrics
 
 SETTINGS = ("rl.updates=80", "validation.every=10")
@@ -57,6 +61,11 @@ def recipe_for(changes: Sequence[str], seed: int, place: Path) -> Recipe:
     return replace(recipe, output=str(place / training_hash(recipe)))
 
 
+def objective(score: float, steps: float, reward: RewardConfig) -> float:
+    """Eq. (9) of the means, in every variant: a reward of another form has another objective of its own."""
+    return float(discounted_reward(torch.tensor(score), torch.tensor(steps), reward.gamma, reward.offset))
+
+
 def run(axis: str, name: str, recipe: Recipe, changes: Sequence[str]) -> dict[str, Any]:
     """Trains where that is missing; the validations as a curve over trajectories."""
     rows = [r for r in read_metrics(Path(trained(recipe).output) / "metrics.jsonl") if r["kind"] == "validation"]
@@ -64,8 +73,7 @@ def run(axis: str, name: str, recipe: Recipe, changes: Sequence[str]) -> dict[st
     curve = [
         {
             "trajectories": r["update"] * per_update,
-            # of the means, and with the recipe's gamma in every variant: rewards of another form have another objective
-            "objective": r["score_mean"] * recipe.reward.gamma ** r["steps_mean"],
+            "objective": objective(r["score_mean"], r["steps_mean"], recipe.reward),
             "score": r["score_mean"],
             "steps": r["steps_mean"],
         }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from experiment import (
     MEASURES,
@@ -33,6 +34,7 @@ from experiment import (
 from specialists_page import part
 from tpdm.artefact import load_policy
 from tpdm.core.dial import gamma_at
+from tpdm.core.objective import discounted_reward
 from tpdm.evals.match import Match
 from tpdm.evals.provenance import provenance
 from tpdm.evals.run import fingerprint, learned_fingerprint
@@ -114,13 +116,15 @@ def point(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def objective_difference(mine: list[Rows], others: list[Rows], gamma: float) -> list[float]:
-    """[mean, low, high], over seeds and images, of what was trained for: reward times gamma to the number of steps."""
-    tables = [
-        [column(rows, "score") * gamma ** column(rows, "steps") for rows in pair]
-        for pair in zip(mine, others, strict=True)
-    ]
-    minus = [a - b for a, b in tables]
+    """[mean, low, high], over seeds and images, of what was trained for: the reward with the price of its steps."""
+    minus = [priced(a, gamma) - priced(b, gamma) for a, b in zip(mine, others, strict=True)]
     return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
+
+
+def priced(rows: Rows, gamma: float) -> np.ndarray:
+    """Eq. (9) of every image."""
+    score_B, steps_B = (torch.from_numpy(column(rows, key)) for key in ("score", "steps"))
+    return discounted_reward(score_B, steps_B, gamma).numpy()
 
 
 def main() -> None:

@@ -197,6 +197,9 @@ def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [row["variant"] for row in rows] == ["trajectory", "decision", "none", "0.002"]
     assert rows[0]["curve"] == rows[2]["curve"]
+    end, gamma = rows[0]["curve"][-1], 0.9982  # eq. (9), which is what was trained for
+    paid = end["score"] * (1 - gamma ** end["steps"]) / (end["steps"] * (1 - gamma))
+    assert end["objective"] == pytest.approx(paid, abs=1e-6)
     assert len([*(tmp_path / "runs").iterdir()]) == 3
     assert printed.count("| ratio |") == 2
     assert printed.split("-->")[0].strip() in page.read_text(encoding="utf-8")
