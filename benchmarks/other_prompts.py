@@ -19,9 +19,9 @@ from experiment import RESULTS, Rows, column, difference, options, origin, recip
 from frontier_page import GRID, TUNED, along, judges, verdicts
 from tpdm.artefact import load_policy
 from tpdm.evals.compare import Result, Task
+from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
 from tpdm.evals.match import Match
 from tpdm.evals.provenance import provenance
-from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json
@@ -40,7 +40,7 @@ def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, Result]]
     tuning, test = make_tasks(recipe)
     test = behind(test, seen)
     policy, tuned = load_policy(Path(recipe.output) / "best"), load_policy(recipe.evaluation.tuned or "")
-    common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / "eval-others", {**common, **learned_fingerprint(recipe)})
     match = Match(test, tuning, policy, tuned, store, Store(controls, common, shared=True))
     found = []

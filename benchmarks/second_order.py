@@ -21,9 +21,9 @@ import numpy as np
 from experiment import RESULTS, column, difference, keep, options, origin, recipe_of, signed, table, trained, write_part
 from tpdm.artefact import load_policy
 from tpdm.dial import quality_for
+from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
 from tpdm.evals.match import Match
 from tpdm.evals.provenance import provenance
-from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json
@@ -46,7 +46,7 @@ def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, lis
     A TPM with a dial is asked for ``LIMIT`` steps on average.
     """
     tuning, test = make_tasks(recipe)
-    common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe)})
     policy = load_policy(Path(recipe.output) / which)
     match = Match(test, tuning, policy, None, store, Store(controls, common, shared=True))

@@ -35,9 +35,9 @@ from specialists_page import part
 from tpdm.artefact import load_policy
 from tpdm.core.dial import gamma_at
 from tpdm.core.objective import discounted_reward
+from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
 from tpdm.evals.match import Match
 from tpdm.evals.provenance import provenance
-from tpdm.evals.run import fingerprint, learned_fingerprint
 from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
@@ -64,7 +64,7 @@ def specialist(dial: Recipe, place: Path, share: float, changes: list[str]) -> R
 def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[str, Any]]:
     """Rows of a TPM; of one with a dial at this gamma."""
     tuning, test = make_tasks(recipe)
-    common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / "eval-specialists", {**common, **learned_fingerprint(recipe)})
     match = Match(test, tuning, load_policy(Path(recipe.output) / "best"), None, store, Store(controls, common))
     return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows

@@ -33,7 +33,7 @@ def part(facts: dict[str, Any]) -> str:
     ]
     said = (
         f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
-        "objective is what both were trained for at that gamma, eq. (9), of each image. On a single seed the dial's reward "
-        f"is at worst {100 * worst:.1f} % below."
+        "objective is what both were trained for at that gamma, eq. (9), of each image. On a single seed the dial's "
+        f"reward is at worst {100 * worst:.1f} % below."
     )
     return "\n\n".join([said, table(head, lines), origin(facts)])

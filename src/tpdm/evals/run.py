@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tpdm.artefact import WEIGHTS, load_policy
+from tpdm.artefact import load_policy
 from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty
 from tpdm.evals.distribution import check_enough, distribution_summary
 from tpdm.evals.features import Extractor, folder_features, load_extractor
+from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
 from tpdm.evals.match import FIRST_ORDER, Match
 from tpdm.evals.oracle import allocation, at_steps
 from tpdm.evals.provenance import provenance
@@ -60,7 +60,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     if wanted.features:
         check_enough(len(test.prompts))  # before hours of pictures are made
         extract = load_extractor(wanted.features, run_device(recipe))
-    common = fingerprint(recipe, [*tuning.prompts, *test.prompts])
+    common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
     controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
     match = Match(test, tuning, policy, tuned, store, controls)
@@ -156,30 +156,6 @@ def _distribution(
     own = features[f"static-{DEFAULTS[0]}"]
     reference = folder_features(Path(wanted.reference), extract, batch) if wanted.reference else own
     return distribution_summary(reference, features, prompts)
-
-
-def fingerprint(recipe: Recipe, prompts: Sequence[str]) -> dict[str, Any]:
-    """What every judged image depends on: nothing of how many there are."""
-    return {
-        "backbone": {k: v for k, v in asdict(recipe.backbone).items() if k != "device"},
-        "sampling": asdict(recipe.sampling),
-        "reward": recipe.reward.label,
-        "judges": list(recipe.evaluation.judges),
-        "prompts": _digest("\n".join(prompts).encode()),
-    }
-
-
-def learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """What images of learned schedules depend on besides."""
-    tuned = recipe.evaluation.tuned
-    return {
-        "tpm": _digest((Path(recipe.output) / "best" / WEIGHTS).read_bytes()),
-        "tuned": None if tuned is None else _digest((Path(tuned) / WEIGHTS).read_bytes()),
-    }
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Path) -> None:

@@ -7,6 +7,7 @@ the others find its rows when they get it.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from tpdm.train.log import read_metrics
 from tpdm.types import ConfigError
 
 FINGERPRINT = "fingerprint.json"
+_LOG = logging.getLogger(__name__)
 
 
 class Store:
@@ -45,12 +47,14 @@ class Store:
             before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
             if before == fingerprint:
                 return
-            if shared and before is not None:
-                differ = sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k))
-                raise ConfigError(
-                    f"got evaluation.controls = {folder}, whose rows have another {', '.join(differ)}, expected those "
-                    "of this evaluation; name another folder, or remove it."
-                )
+            if before is not None:
+                other = ", ".join(sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k)))
+                if shared:
+                    raise ConfigError(
+                        f"got evaluation.controls = {folder}, whose rows have another {other}, expected those "
+                        "of this evaluation; name another folder, or remove it."
+                    )
+                _LOG.warning("rows in %s are of another %s: they are thrown away and measured anew", folder, other)
             for name in ("rows", "pictures"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(path, fingerprint)
