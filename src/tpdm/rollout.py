@@ -71,6 +71,11 @@ class PipelineSampler:
             done += len(output.steps)
         return album.generated(record)
 
+    @property
+    def in_flight(self) -> int:
+        """Images in flight from now on: ``batch``, or what memory turned out to hold."""
+        return self._portion.size
+
     def _decoding(self) -> AbstractContextManager[None]:
         if self.decode_batch is None:
             return nullcontext()

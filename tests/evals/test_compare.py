@@ -96,10 +96,19 @@ def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_non
         def score(self, images_B3HW, prompts):
             return images_B3HW.mean((1, 2, 3))
 
+    class Sampler:
+        in_flight = 2
+
+        def __init__(self, *arguments, decode_batch):
+            pass
+
+        def __call__(self, *asked, **options):
+            return generated
+
     images = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     generated = Generated(images, [1, 1], [[1.0, 0.0]] * 2, None)
     monkeypatch.setattr(compare, "attach", lambda *arguments, **options: None)
-    monkeypatch.setattr(compare, "PipelineSampler", lambda *arguments: lambda *asked, **options: generated)
+    monkeypatch.setattr(compare, "PipelineSampler", Sampler)
     reward = CompositeReward((RewardPart("mean", Mean(), 2.0),), {"mean": Standard(0.5, 0.25)})
     task = compare.Task(["a", "b"], [0, 1], None, {}, reward, None)
     rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
@@ -107,3 +116,41 @@ def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_non
     assert [row["score"] for row in rows] == [-2.0, 2.0]
     plain = compare.run_policy("p", FixedTimes([1.0, 0.0]), compare.Task(["a", "b"], [0, 1], None, {}, Mean(), None))
     assert all("parts" not in row for row in plain.rows)
+
+
+def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipes_slices(monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+
+    from tpdm.rollout import PipelineSampler
+    from tpdm.schedules import FixedTimes
+
+    sizes, sliced = [], []
+
+    def pipeline(prompt, seeds, **call):
+        sizes.append(len(prompt))
+        if len(prompt) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        images = torch.tensor(seeds).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 10
+        return SimpleNamespace(
+            images=images, steps=[1] * len(seeds), times=[[1.0, 0.0]] * len(seeds), trajectories=None
+        )
+
+    def sampler(*arguments, decode_batch):
+        sliced.append(decode_batch)
+        return PipelineSampler(*arguments)
+
+    class Red:
+        name = "red"
+
+        def score(self, images_B3HW, prompts):
+            return images_B3HW[:, 0, 0, 0]
+
+    monkeypatch.setattr(compare, "attach", lambda *arguments, **options: pipeline)
+    monkeypatch.setattr(compare, "PipelineSampler", sampler)
+    task = compare.Task(["a"] * 7, list(range(7)), None, {}, Red(), None, batch=4, decode_batch=5)
+    rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
+    assert [row["score"] for row in rows] == pytest.approx([i / 10 for i in range(7)])
+    assert sizes == [4, 2, 2, 2, 1]
+    assert set(sliced) == {5}

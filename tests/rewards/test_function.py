@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tpdm.rewards.base import checked_scores
+from tpdm.rewards.function import FunctionReward
 from tpdm.rewards.load import load_reward
 from tpdm.types import RewardError
 
@@ -39,6 +40,23 @@ def test_a_module_in_the_current_folder(folder):
     assert reward.name == "python:own_reward_here:red"
     scores = checked_scores(reward, images, ("a", "b", "c"))
     assert torch.allclose(scores, images[:, 0].mean((1, 2)).float())
+
+
+def test_it_gets_no_more_images_than_a_batch(folder):
+    sizes = []
+    images = torch.rand(5, 3, 2, 4)
+    counted = FunctionReward(
+        "counted", lambda images, prompts: sizes.append(len(images)) or images[:, 0, 0, 0], batch=2
+    )
+    scores = checked_scores(counted, images, list("abcde"))
+    assert sizes == [2, 2, 1]
+    assert torch.equal(scores, images[:, 0, 0, 0])
+    alone = FunctionReward("alone", lambda images, prompts: images[0, 0, 0], batch=2)
+    with pytest.raises(
+        RewardError, match=r"got \(4,\) from reward 'alone' for 2 images from 'a' on, expected .*\(2,\)"
+    ):
+        checked_scores(alone, images, list("abcde"))
+    assert load_reward("python:own_reward_here:red", batch=2).batch == 2
 
 
 def test_its_failure_names_it_and_the_prompt(folder):

@@ -7,7 +7,7 @@ from tests.rewards.conftest import PROMPTS
 from tpdm.config import dump_recipe, load_recipe, make_recipe
 from tpdm.recipe import RewardConfig, RewardPartConfig
 from tpdm.rewards.composite import CompositeReward
-from tpdm.rewards.load import load_reward, read_token, recipe_reward
+from tpdm.rewards.load import load_judges, load_reward, read_token, recipe_reward, reward_device
 from tpdm.types import ConfigError, RewardError
 
 PARTS = [{"name": "tinyworld", "weight": 2}, {"name": "python:math:hypot"}]
@@ -103,3 +103,17 @@ def test_a_token_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("TPDM_TEST_TOKEN", "")
     with pytest.raises(RewardError, match="got no token in the environment variable 'TPDM_TEST_TOKEN'"):
         recipe_reward(RewardConfig(token_env="TPDM_TEST_TOKEN"))
+
+
+def test_judges_are_loaded_as_the_reward_is(monkeypatch):
+    monkeypatch.setenv("JUDGE_TOKEN", "secret")
+    config = RewardConfig(batch=3, timeout=600.0, token_env="JUDGE_TOKEN", device="cuda:1")
+    judges = load_judges(["remote:http://127.0.0.1:1", "tinyworld"], config)
+    assert list(judges) == ["remote:http://127.0.0.1:1", "tinyworld"]
+    remote = judges["remote:http://127.0.0.1:1"]
+    assert (remote.timeout, remote.batch) == (600.0, 3)
+    assert "secret" in str(remote._headers)
+    assert reward_device(config, "cuda:0") == "cuda:1"
+    assert reward_device(RewardConfig(), "cuda:0") == "cuda:0"
+    monkeypatch.delenv("JUDGE_TOKEN")
+    assert load_judges([], config) == {}  # a token that nobody needs is not asked for

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tpdm.evals.judge import Judge, to_bytes
 from tpdm.evals.store import Store
-from tpdm.pipelines.attach import AdaptivePipeline, attach
+from tpdm.pipelines.attach import attach
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.composite import judge
 from tpdm.rollout import PipelineSampler
@@ -34,6 +34,7 @@ class Task:
         solver, max_steps, stop_below, batch: of the sampling.
         negatives: negative prompts, one for each prompt; None leaves the pipeline's own.
         judges: rewards that were not trained on; each row has their score under their name.
+        decode_batch: images decoded at once; None decodes the batch.
     """
 
     prompts: Sequence[str]
@@ -48,6 +49,7 @@ class Task:
     batch: int = 64
     negatives: Sequence[str] | None = None
     judges: Sequence[Reward] = ()
+    decode_batch: int | None = None
 
     def first(self, count: int) -> Task:
         """The same task on its first ``count`` prompts."""
@@ -104,12 +106,15 @@ def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: floa
     limit = policy.steps if isinstance(policy, FixedTimes) else task.max_steps
     rows: list[dict[str, Any]] = store.rows(name)[: len(task.prompts)] if store else []
     bar = tqdm(total=len(task.prompts), initial=len(rows), desc=name, unit="image", leave=False, dynamic_ncols=True)
-    for start in range(len(rows), len(task.prompts), task.batch):
-        part = slice(start, start + task.batch)
+    size = task.batch
+    while len(rows) < len(task.prompts):
+        part = slice(len(rows), len(rows) + size)
         pipeline = attach(
             task.pipe, _rows_of(policy, part), solver=task.solver, max_steps=limit, stop_below=task.stop_below
         )
-        made, new = _judged(name, pipeline, task, part, gamma)
+        sampler = PipelineSampler(pipeline, size, task.arguments, decode_batch=task.decode_batch)
+        made, new = _judged(name, sampler, task, part, gamma)
+        size = sampler.in_flight  # what did not fit once is not tried again
         if store:
             store.add(name, new, to_bytes(made) if pictures else None)
         rows += new
@@ -119,12 +124,12 @@ def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: floa
 
 
 def _judged(
-    name: str, pipeline: AdaptivePipeline, task: Task, part: slice, gamma: float | None
+    name: str, sampler: PipelineSampler, task: Task, part: slice, gamma: float | None
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images (B, 3, H, W) of a part of the task, and their rows."""
     prompts, seeds = task.prompts[part], task.seeds[part]
     began = time.monotonic()
-    generated = PipelineSampler(pipeline, task.batch, task.arguments)(
+    generated = sampler(
         prompts,
         seeds,
         negatives=None if task.negatives is None else task.negatives[part],

@@ -11,7 +11,7 @@ from tpdm.pipelines.load import choose_device, load_backbone, pipeline_arguments
 from tpdm.prompts import load_source, split_by_hash
 from tpdm.recipe import Recipe
 from tpdm.rewards.composite import run_reward
-from tpdm.rewards.load import load_reward, recipe_reward
+from tpdm.rewards.load import load_judges, recipe_reward, reward_device
 from tpdm.rollout import derive_seed
 from tpdm.types import PromptError
 
@@ -45,6 +45,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
     # As in training: where any prompt has a negative one, the others have an empty one.
     negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
     device = run_device(recipe)
+    scoring = reward_device(recipe.reward, device)
     pipe = load_backbone(replace(recipe.backbone, shard=False), device)  # one process has nobody to share with
     pipe.set_progress_bar_config(disable=True)
     tuning = Task(
@@ -52,13 +53,14 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
         seeds=[derive_seed(TEST_STREAM, 1, i) for i in range(tuned)],
         pipe=pipe,
         arguments=pipeline_arguments(recipe.backbone),
-        reward=run_reward(recipe_reward(recipe.reward, device), Path(recipe.output)),
+        reward=run_reward(recipe_reward(recipe.reward, scoring), Path(recipe.output)),
         judge=TinyworldJudge() if p.source == "tinyworld" else None,
         solver=recipe.sampling.solver,
         max_steps=recipe.sampling.max_steps,
         stop_below=recipe.sampling.stop_below,
         batch=max(recipe.rl.rollout_batch, 1),
         negatives=None if negatives is None else negatives[:tuned],
+        decode_batch=recipe.backbone.decode_batch,
     )
     asked = slice(tuned, tuned + wanted.prompts)
     each = wanted.samples_per_prompt
@@ -68,5 +70,5 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
         prompts=prompts,
         seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))],
         negatives=None if negatives is None else [n for n in negatives[asked] for _ in range(each)],
-        judges=[load_reward(name, device, recipe.reward.batch) for name in wanted.judges],
+        judges=[*load_judges(wanted.judges, recipe.reward, scoring).values()],
     )

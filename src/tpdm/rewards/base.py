@@ -56,13 +56,7 @@ def checked_scores(
             f"got a failure of reward '{reward.name}' on {quoted(prompts[0])}, the first of {len(prompts)} "
             f"prompts ({type(error).__name__}: {reason}), expected scores; mend the reward and start again"
         ) from error
-    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    if got != (len(prompts),):
-        raise RewardError(
-            f"got {got} from reward '{reward.name}' for {len(prompts)} images from {quoted(prompts[0])} on, "
-            f"expected a tensor of shape {(len(prompts),)}; return one score per image"
-        )
-    scores = scores.detach().float().cpu()
+    scores = one_each(scores, reward.name, prompts).detach().float().cpu()
     bad = (~torch.isfinite(scores)).nonzero()
     if len(bad):
         row = int(bad[0])
@@ -72,6 +66,21 @@ def checked_scores(
             "image alone"
         )
     return scores
+
+
+def one_each(scores: object, name: str, prompts: Sequence[str]) -> Tensor:
+    """What a reward returned, if it is one score per image.
+
+    Raises:
+        RewardError: it is not.
+    """
+    if isinstance(scores, Tensor) and scores.shape == (len(prompts),):
+        return scores
+    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    raise RewardError(
+        f"got {got} from reward '{name}' for {len(prompts)} images from {quoted(prompts[0])} on, "
+        f"expected a tensor of shape {(len(prompts),)}; return one score per image"
+    )
 
 
 def in_batches(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpdm.rewards.base import in_batches, one_each
 from tpdm.types import RewardError
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
@@ -23,20 +24,31 @@ class FunctionReward:
     Attributes:
         name: for logs.
         function: images (B, 3, H, W) in [0, 1], fp32, and B prompts -> tensor (B,), higher is better.
-        device: where it gets the images; it is called once for all of them, without gradient.
+        device: where it gets the images, without gradient.
+        batch: images of a call at most; memory only, where a score does not depend on the other images.
     """
 
     name: str
     function: Score
     device: str = "cpu"
+    batch: int = 64
 
     @torch.no_grad()
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Whatever the function returns; ``checked_scores`` asks whether those are scores."""
-        return self.function(images_B3HW.to(self.device, torch.float32), list(prompts))
+        """What the function returns, call by call; ``checked_scores`` asks whether those are scores.
+
+        Raises:
+            RewardError: a call does not return one score per image.
+        """
+
+        def call(images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
+            scores = self.function(images_B3HW.to(self.device, torch.float32), list(prompts))
+            return one_each(scores, self.name, prompts)
+
+        return in_batches(call, images_B3HW, prompts, self.batch)
 
 
-def load_function(place: str, device: str = "cpu") -> FunctionReward:
+def load_function(place: str, device: str = "cpu", batch: int = 64) -> FunctionReward:
     """The function at ``package.module:function``, looked for in the current folder too.
 
     Importing runs the module: give only code that you trust.
@@ -62,4 +74,4 @@ def load_function(place: str, device: str = "cpu") -> FunctionReward:
         ) from error
     if not callable(function):
         raise RewardError(f"got reward '{name}', a {type(function).__name__}, expected a function; correct reward.name")
-    return FunctionReward(name, function, device)
+    return FunctionReward(name, function, device, batch)

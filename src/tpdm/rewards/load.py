@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,21 @@ def recipe_reward(config: RewardConfig, device: str = "cpu") -> Reward:
     return CompositeReward(tuple(RewardPart(part.name, load(part.name), part.weight) for part in config.parts))
 
 
+def load_judges(names: Sequence[str], config: RewardConfig, device: str = "cpu") -> dict[str, Reward]:
+    """Rewards that only look on, by name, loaded as the recipe's own: its batch, timeout and token.
+
+    Raises:
+        RewardError: as ``recipe_reward``.
+    """
+    token = read_token(config.token_env) if names else None
+    return {name: load_reward(name, device, config.batch, config.timeout, token) for name in names}
+
+
+def reward_device(config: RewardConfig, backbone: str) -> str:
+    """Where rewards and judges run: ``reward.device``, or with the backbone."""
+    return backbone if config.device == "auto" else config.device
+
+
 def read_token(variable: str | None) -> str | None:
     """The token in an environment variable; None where no variable is named.
 
@@ -133,7 +148,7 @@ def _aesthetic(wish: _Wish) -> Reward:
 def _python(wish: _Wish) -> Reward:
     from tpdm.rewards.function import load_function
 
-    return load_function(wish.place or "", wish.device)
+    return load_function(wish.place or "", wish.device, wish.batch)
 
 
 def _remote(wish: _Wish) -> Reward:

@@ -21,7 +21,7 @@ from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt, load_source, split_by_hash
 from tpdm.recipe import Recipe
 from tpdm.rewards.base import ReadsTokens, Reward
-from tpdm.rewards.load import load_reward, read_token, recipe_reward
+from tpdm.rewards.load import load_judges, recipe_reward, reward_device
 from tpdm.rollout_ways import choose_sampler
 from tpdm.train.dial import calibration
 from tpdm.train.fresh import fast_times, make_policy, start_times
@@ -65,7 +65,8 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         config = artefact_config(recipe, policy, type(find_denoiser(pipe)).__name__, arguments, facts)
         save_pretrained(policy, config, folder / name)
 
-    reward = recipe_reward(recipe.reward, device if recipe.reward.device == "auto" else recipe.reward.device)
+    scoring = reward_device(recipe.reward, device)
+    reward = recipe_reward(recipe.reward, scoring)
     if team.leads:
         tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     sampler = choose_sampler(recipe, adaptive, arguments, texts)
@@ -76,15 +77,8 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         save=save,
-        judges=load_judges(recipe, device),
+        judges=load_judges(recipe.validation.judges, recipe.reward, scoring),
     )
-
-
-def load_judges(recipe: Recipe, device: str) -> dict[str, Reward]:
-    """The rewards that only look on, by their names in the recipe."""
-    r = recipe.reward
-    token = read_token(r.token_env) if recipe.validation.judges else None
-    return {name: load_reward(name, device, r.batch, r.timeout, token) for name in recipe.validation.judges}
 
 
 def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
