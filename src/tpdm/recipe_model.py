@@ -74,7 +74,8 @@ class TpmConfig(Part):
             ``last``. [ours]
         change: it also reads how fast the prediction changed since the step before (``pooled`` alone), what classical
             step-size control steers by; not where it is time_only. [ours]
-        init_from: folder of a TPM to start from; None starts from scratch. [ours]
+        init_from: folder of a TPM to go on with, whose shape and dial the other keys have to agree with (those at their
+            defaults are taken for not given, and those of the start are not used); None starts from scratch. [ours]
     """
 
     layout: Literal["pooled", "folded"] = "pooled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from tpdm.artefact import load_policy
@@ -11,7 +12,9 @@ from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.recipe import Recipe, TpmConfig
 from tpdm.rollout import derive_seed
+from tpdm.types import ConfigError
 
+SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "maps", "change")
 _WEIGHTS_STREAM = 4  # seeds of the initial weights, beside the streams of train.parts and train.deal
 
 
@@ -37,9 +40,15 @@ def make_policy(
     start: tuple[float, ...] | None = None,
     fast: tuple[float, ...] | None = None,
 ) -> TimePredictor:
-    """A fresh TPM for features of these widths, or the one the recipe starts from."""
+    """A fresh TPM for features of these widths, or the one the recipe starts from.
+
+    Raises:
+        ConfigError: the recipe asks for another shape than that one has.
+    """
     if recipe.tpm.init_from:
-        return load_policy(recipe.tpm.init_from).train()
+        policy = load_policy(recipe.tpm.init_from)
+        _check_shape(recipe, policy.shape)
+        return policy.train()
     folded = recipe.tpm.layout == "folded"
     shape = TpmShape(
         feature_channels=widths.feature_channels,
@@ -59,3 +68,20 @@ def make_policy(
         token_grid=widths.token_grid if folded else None,
     )
     return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
+
+
+def _check_shape(recipe: Recipe, shape: TpmShape) -> None:
+    """A TPM that is trained on keeps its shape: what a recipe says of it must not be passed over.
+
+    A key at its default is taken for not said; the dial has to be the same, since the price of a step and what the TPM
+    is told of it go together.
+    """
+    wanted, plain = asdict(recipe.tpm), asdict(TpmConfig())
+    said = {f"tpm.{k}": (wanted[k], asdict(shape)[k]) for k in SHAPE_KEYS if wanted[k] != plain[k]}
+    said["reward.gamma_range"] = (recipe.reward.gamma_range, shape.gamma_range)
+    for key, (asked, has) in said.items():
+        if asked != has:
+            raise ConfigError(
+                f"got {key}={asked} and tpm.init_from={recipe.tpm.init_from}, a TPM that has {has}, expected them to "
+                f"agree; give {key} that value, or start from another TPM or from none"
+            )
