@@ -56,7 +56,7 @@ def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary
     facts = {"update": state.update, "validation": row}
     parts.save("last", parts.policy, facts)
     now = tuple(objective_B.tolist())
-    if state.record is None or keeps_up(now, state.record):
+    if state.record is None or keeps_up(now, state.record, n, len(points or [0])):
         parts.save("best", parts.policy, facts)
         state = replace(state, best_objective=objective, best_update=state.update)
     if state.record is None or sum(now) > sum(state.record):
