@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tpdm.config import load_recipe
+from tpdm.evals.compare import Result
 from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
 from tpdm.files import write_atomically, write_text
 from tpdm.recipe import EvaluationConfig, Recipe
@@ -126,8 +127,22 @@ def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
         single = [paired_bootstrap(t) for t in tables]
         found[label] = {"mean": two_way_bootstrap(np.stack(tables)) if len(tables) > 1 else single[0], "seeds": single}
         if label == "reward":
-            found["worst"] = quantile_of_difference(np.concatenate(tables), WORST)
+            found["worst"] = worst_lost(pairs)
     return found
+
+
+def worst_lost(pairs: Sequence[tuple[Rows, Rows]]) -> tuple[float, float, float]:
+    """What the worst 1 % of images lose, over all trainings; a mixture counts by the odds of what it may come to."""
+    gains, odds = [], []
+    for mine, others in pairs:
+        score_BK, odds_BK = Result(
+            "control", [dict(r) for r in sorted(others, key=lambda row: row["index"])]
+        ).outcomes()
+        gains.append((column(mine, "score")[:, None] - score_BK).T)
+        odds.append(odds_BK.T)
+    # Numbers of one image, over trainings, side by side: they are drawn together.
+    gain_NB, odds_NB = np.concatenate(gains), np.concatenate(odds)
+    return quantile_of_difference(gain_NB.T.ravel(), WORST, samples=len(gain_NB), odds_B=odds_NB.T.ravel())
 
 
 def signed(interval: Sequence[float]) -> str:

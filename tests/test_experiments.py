@@ -214,3 +214,13 @@ def test_a_curve_reaches_an_objective_between_two_validations(monkeypatch):
     assert page.reached(curve, 0.75) == pytest.approx(275)
     assert page.reached(curve, 0.4) == 0
     assert page.reached(curve, 0.9) == float("inf")
+
+
+def test_the_worst_of_a_mixture_counts_both_of_what_it_may_come_to(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    experiment = importlib.import_module("experiment")
+    mine = [{"index": i, "score": 0.0} for i in (2, 0, 1)]
+    both = [{"index": i, "score": 0.5, "outcomes": [0.1 * i, 1.0], "odds": [0.9, 0.1]} for i in range(3)]
+    plain = [{"index": i, "score": 0.1 * i} for i in range(3)]
+    assert experiment.worst_lost([(mine, both)])[0] == -1.0  # of three images, one in ten draws
+    assert experiment.worst_lost([(mine, plain), (mine, plain)])[0] == pytest.approx(-0.2)

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpdm.evals import statistics
-from tpdm.evals.statistics import mean_sd, paired_bootstrap, quantile_of_difference, ranks, spearman, two_way_bootstrap
+from tpdm.evals.statistics import (
+    mean_sd,
+    paired_bootstrap,
+    quantile_of_difference,
+    ranks,
+    samples_of,
+    spearman,
+    two_way_bootstrap,
+)
 
 values = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=3, max_size=20)
 few = settings(max_examples=40, deadline=None)
@@ -75,6 +83,32 @@ def test_quantile_of_difference():
     assert quantile_of_difference([2.0, 2.0, 2.0], 0.5) == (2, 2, 2)
     with pytest.raises(ValueError, match="range"):
         quantile_of_difference(x, 1.5)
+
+
+def test_a_quantile_by_brute_force():
+    generator = np.random.default_rng(3)
+    x, odds = generator.normal(size=40), generator.uniform(0.1, 1, 40)
+    for q in (0, 0.01, 0.3, 0.5, 1):
+        least = min(v for v in x if odds[x <= v].sum() >= q * odds.sum() - 1e-12)
+        assert quantile_of_difference(x, q, odds_B=odds, resamples=10)[0] == least
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_intervals_cover_the_truth_where_images_of_a_prompt_are_alike(samples):
+    generator, covered = np.random.default_rng(6), []
+    for i in range(400):
+        x = np.repeat(generator.normal(size=100), samples) + generator.normal(size=100 * samples)
+        _, low, high = paired_bootstrap(x, seed=i, resamples=400, samples=samples)
+        _, below, above = quantile_of_difference(x, 0.5, seed=i, resamples=400, samples=samples)
+        covered.append((low <= 0 <= high, below <= 0 <= above))
+    assert np.all(np.mean(covered, axis=0) > 0.92)
+    assert np.all(np.mean(covered, axis=0) < 0.99)
+
+
+def test_images_of_a_prompt_are_counted():
+    assert samples_of(["a", "a", "b", "b", "c", "c"]) == 2
+    assert samples_of(["a", "b", "c"]) == 1
+    assert samples_of(["a", "a", "b"]) == 1
 
 
 def test_mean_sd():

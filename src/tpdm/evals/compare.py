@@ -64,7 +64,8 @@ class Result:
     Attributes:
         rows: one dictionary per image: policy, index, prompt, seed, steps, times, score, ``parts`` (a composite's raw
             scores by key; not there for any other reward), the judges' measures, and seconds: what it took to make, a
-            share of its batch's.
+            share of its batch's. Those of a mixture of two policies have the expected values, and ``outcomes`` and
+            ``odds``: both scores, and the chance of each.
     """
 
     name: str
@@ -75,8 +76,15 @@ class Result:
         return key in self.rows[0]
 
     def column(self, key: str) -> np.ndarray:
-        """One number per image."""
+        """One number, or list of numbers, per image."""
         return np.asarray([row[key] for row in self.rows], dtype=np.float64)
+
+    def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (B, K) that each image may have, and their odds: one for certain, but for a mixture."""
+        if not self.has("outcomes"):
+            score_B1 = self.column("score")[:, None]
+            return score_B1, np.ones_like(score_B1)
+        return self.column("outcomes"), self.column("odds")
 
 
 def run_policy(

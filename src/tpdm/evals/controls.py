@@ -98,7 +98,9 @@ def blend(name: str, pair: Sequence[Result], steps: float) -> Result:
     for a, b in zip(fewer.rows, more.rows, strict=True):
         numbers = [k for k, v in a.items() if isinstance(v, float | int) and k not in ("index", "seed") and k in b]
         mixed = {k: (1 - share) * a[k] + share * b[k] for k in numbers}
-        rows.append({**a, **mixed, "policy": name, "times": []})
+        # Of an expected score neither a quantile nor who wins can be told.
+        both = {"outcomes": [a["score"], b["score"]], "odds": [1 - share, share]}
+        rows.append({**a, **mixed, **both, "policy": name, "times": []})
     return Result(name, rows)
 
 

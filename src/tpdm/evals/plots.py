@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tpdm.evals.statistics import paired_bootstrap
+from tpdm.evals.statistics import paired_bootstrap, samples_of
 from tpdm.evals.style import FAINT, FIXED, INK, LEARNED, MARKERS, OTHERS, Rows, column, render
 
 SINGLE_SCHEDULES = 12
@@ -30,7 +30,10 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
 
     def draw(axes: Any) -> None:
         places = {
-            name: (float(np.mean(column(rows, "steps"))), *mean_interval(column(rows, measure)))
+            name: (
+                float(np.mean(column(rows, "steps"))),
+                *mean_interval(column(rows, measure), samples_of([row["prompt"] for row in rows])),
+            )
             for name, rows in rows_of.items()
         }
         static = sorted(p for name, p in places.items() if re.fullmatch(r"static-\d+", name))
@@ -140,11 +143,11 @@ def steps_against_difficulty(pairs: Sequence[Sequence[float]], note: str = "", *
     return render(draw, "difficulty (steps a fixed schedule needs)", "steps of tpdm", **options)
 
 
-def mean_interval(values_B: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean and 95 % interval; a single image has no interval but itself."""
-    if len(values_B) == 1:
-        return (float(values_B[0]),) * 3
-    return paired_bootstrap(values_B, resamples=2_000)
+def mean_interval(values_B: NDArray[np.float64], samples: int = 1) -> tuple[float, float, float]:
+    """Mean and 95 % interval over prompts, each with so many images; a single one has no interval but itself."""
+    if len(values_B) == samples:
+        return (float(values_B.mean()),) * 3
+    return paired_bootstrap(values_B, resamples=2_000, samples=samples)
 
 
 def _points(axes: Any, places: Sequence[tuple[float, float, float, float]], **look: Any) -> None:

@@ -13,7 +13,7 @@ from tpdm.evals.markup import Markup, element, join, table
 from tpdm.evals.matched import SIGNS, dial_section, distribution_section, gain_section
 from tpdm.evals.page import page
 from tpdm.evals.results import LEARNED, REFERENCE, Results, gains, load_results
-from tpdm.evals.statistics import quantile_of_difference
+from tpdm.evals.statistics import quantile_of_difference, samples_of
 from tpdm.evals.verdict import agreement, effect, measures_of, signed_interval, verdict
 from tpdm.files import write_text
 
@@ -107,7 +107,7 @@ def _differences(results: Results) -> Markup:
         element("p", agreement(results.summary)),
         element(
             "p",
-            "Same prompt and same initial noise; mean [95 % bootstrap interval over images]. ▲ better, "
+            "Same prompt and same initial noise; mean [95 % bootstrap interval over prompts]. ▲ better, "
             f"▼ worse, ≈ the interval contains zero. {_wins(results.summary)} {_tail(results)}",
             class_="note",
         ),
@@ -128,11 +128,12 @@ def _wins(summary: Mapping[str, Any]) -> str:
 
 def _tail(results: Results) -> str:
     """What the mean hides: the worst-served tenth, and the single worst hundredth."""
-    gain = list(gains(results.rows_of).values())
-    if len(gain) < 2:
+    found = gains(results.rows_of)
+    if len(found) < 2:
         return ""
-    value, low, high = quantile_of_difference(gain, 0.1)
-    worst = quantile_of_difference(gain, 0.01)
+    gain, samples = [*found.values()], samples_of([results.rows_of[LEARNED][i]["prompt"] for i in found])
+    value, low, high = quantile_of_difference(gain, 0.1, samples=samples)
+    worst = quantile_of_difference(gain, 0.01, samples=samples)
     return (
         f"In the worst-served tenth of the images the reward of {LEARNED} minus that of {REFERENCE} is "
         f"{signed_interval((value, low, high))} or lower, in the worst hundredth {signed_interval(worst)} or lower."

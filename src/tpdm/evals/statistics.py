@@ -1,13 +1,15 @@
-"""Numbers with their uncertainty: bootstrap intervals over images, nothing but numpy.
+"""Numbers with their uncertainty: bootstrap intervals over prompts, nothing but numpy.
 
-An image (prompt and seed) is the unit that is drawn anew. Two policies are compared on the same images, so
-what is resampled is the list of differences: variance between images, which is most of it, cancels. All
-intervals are 95 % percentile intervals and depend on the data, ``seed`` and ``resamples`` alone.
+A prompt, with all its images, is the unit that is drawn anew: images of one prompt are good and bad together. Two
+policies are compared on the same images, so what is resampled is the list of differences: variance between images,
+which is most of it, cancels. All intervals are 95 % percentile intervals and depend on the data, ``seed`` and
+``resamples`` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,24 +22,71 @@ Interval = tuple[float, float, float]
 CHUNK = 1_000_000
 
 
-def paired_bootstrap(difference_B: ArrayLike, seed: int = 0, resamples: int = 10_000) -> Interval:
+def samples_of(prompts: Sequence[str]) -> int:
+    """How many images of each prompt lie side by side; 1 where that differs between prompts."""
+    runs = [len([*images]) for _, images in groupby(prompts)]
+    return runs[0] if len(set(runs)) == 1 else 1
+
+
+def paired_bootstrap(difference_B: ArrayLike, seed: int = 0, resamples: int = 10_000, *, samples: int = 1) -> Interval:
     """Mean of per-image differences and its interval. Plain values give the interval of a mean.
 
+    Args:
+        difference_B: one number per image.
+        seed, resamples: of the bootstrap.
+        samples: images of a prompt, side by side.
+
     Raises:
-        ValueError: fewer than two differences, or one that is not finite.
+        ValueError: fewer than two prompts, or a difference that is not finite.
     """
-    return _bootstrap(difference_B, lambda drawn: drawn.mean(axis=1), seed, resamples)
+    mean_P = _checked(difference_B, at_least=2).reshape(-1, samples).mean(axis=1)
+    return _bootstrap(mean_P, lambda drawn: drawn.mean(axis=1), seed, resamples)
 
 
-def quantile_of_difference(difference_B: ArrayLike, quantile: float, seed: int = 0, resamples: int = 2_000) -> Interval:
+def quantile_of_difference(
+    difference_B: ArrayLike,
+    quantile: float,
+    seed: int = 0,
+    resamples: int = 2_000,
+    *,
+    samples: int = 1,
+    odds_B: ArrayLike | None = None,
+) -> Interval:
     """A quantile of per-image differences and its interval: what a mean hides.
 
-    ``quantile`` 0.1 answers "by how much do the worst-served tenth of the images lose at least?".
+    ``quantile`` 0.1 answers "by how much do the worst-served tenth of the images lose at least?": it is the smallest
+    difference that so large a share of the images does not exceed.
+
+    Args:
+        difference_B: one number per image, or several for one that may come out in several ways.
+        quantile: in [0, 1].
+        seed, resamples: of the bootstrap.
+        samples: numbers of a prompt, side by side.
+        odds_B: chance of each number; None takes them for equally likely.
 
     Raises:
         ValueError: as ``paired_bootstrap``, or a quantile outside [0, 1].
     """
-    return _bootstrap(difference_B, lambda drawn: np.quantile(drawn, quantile, axis=1), seed, resamples)
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"got quantile {quantile}, expected one in the range 0 to 1")
+    difference_B = _checked(difference_B, at_least=2)
+    chance_B = np.ones(len(difference_B)) if odds_B is None else _checked(odds_B, at_least=2)
+    order_B = np.argsort(difference_B, kind="stable")
+    prompts, prompt_B = len(difference_B) // samples, order_B // samples
+
+    def drawn(times_RP: NDArray[Any]) -> NDArray[np.float64]:
+        """The quantile where each prompt is there so many times."""
+        reached_RB = np.cumsum(times_RP[:, prompt_B] * chance_B[order_B], axis=1)
+        wanted_R = np.maximum(quantile * reached_RB[:, -1] * (1 - 1e-12), np.finfo(float).tiny)
+        return np.asarray(difference_B[order_B][(reached_RB < wanted_R[:, None]).sum(axis=1)])
+
+    generator, rows = np.random.default_rng(seed), max(1, CHUNK // len(difference_B))
+    even = np.full(prompts, 1 / prompts)
+    found = [
+        drawn(generator.multinomial(prompts, even, min(rows, resamples - first))) for first in range(0, resamples, rows)
+    ]
+    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
+    return float(drawn(np.ones((1, prompts)))[0]), float(low), float(high)
 
 
 def two_way_bootstrap(difference_SB: ArrayLike, seed: int = 0, resamples: int = 10_000) -> Interval:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from tpdm.evals.compare import Result
-from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, spearman
+from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, samples_of, spearman
 
 MEASURES = (("reward", "score"), ("accuracy", "accuracy"), ("residual", "residual"))
-OTHERS = {"policy", "index", "prompt", "seed", "steps", "times", "score", "parts", "seconds", "objects"}
+NOT_JUDGED = {"policy", "index", "prompt", "seed", "steps", "times", "score", "parts", "seconds", "objects"}
+NOT_JUDGED |= {"outcomes", "odds"}
 WORST = 0.01  # share of the images whose loss the mean hides
 
 
@@ -68,19 +69,22 @@ def _row(result: Result) -> dict[str, Any]:
 
 def _measures(result: Result) -> list[tuple[str, str]]:
     """(label, key) of everything that was measured of the images: the reward first, judges of the recipe last."""
-    judges = [(key, key) for key in result.rows[0] if key not in OTHERS and key not in dict(MEASURES).values()]
+    judges = [(key, key) for key in result.rows[0] if key not in NOT_JUDGED and key not in dict(MEASURES).values()]
     return [(label, key) for label, key in MEASURES if result.has(key)] + judges
 
 
 def _paired(tpdm: Result, other: Result) -> dict[str, list[float]]:
     """[mean, low, high] of each measure; and of the reward how often it is higher, and what the worst-served lose."""
-    found = {label: list(paired_bootstrap(tpdm.column(key) - other.column(key))) for label, key in _measures(tpdm)}
-    gain_B = tpdm.column("score") - other.column("score")
-    wins_B = np.where(gain_B == 0, 0.5, gain_B > 0)
-    return found | {
-        "win_rate": list(paired_bootstrap(wins_B)),
-        "worst": list(quantile_of_difference(gain_B, WORST)),
+    samples = samples_of([row["prompt"] for row in tpdm.rows])
+    found = {
+        label: list(paired_bootstrap(tpdm.column(key) - other.column(key), samples=samples))
+        for label, key in _measures(tpdm)
     }
+    score_BK, odds_BK = other.outcomes()
+    gain_BK = tpdm.column("score")[:, None] - score_BK
+    wins_B = (np.where(gain_BK == 0, 0.5, gain_BK > 0) * odds_BK).sum(axis=1)
+    worst = quantile_of_difference(gain_BK.ravel(), WORST, samples=samples * gain_BK.shape[1], odds_B=odds_BK.ravel())
+    return found | {"win_rate": list(paired_bootstrap(wins_B, samples=samples)), "worst": list(worst)}
 
 
 def _by_objects(tpdm: Result, needed_B: np.ndarray) -> dict[str, dict[str, float]]:
