@@ -10,6 +10,7 @@ from tpdm.artefact import load_policy
 from tpdm.publish import push
 from tpdm.publish.inspection import inspect_tpm
 from tpdm.publish.push import publish_to_folder, push_to_hub
+from tpdm.tinyworld.shipped import weights_folder
 from tpdm.types import ArtefactError
 
 
@@ -32,9 +33,9 @@ def test_a_published_folder_is_loaded_and_sound(run, tmp_path):
 
 def test_an_older_one_is_replaced_and_anything_else_refused(run, tmp_path):
     target = publish_to_folder(run / "best", tmp_path / "published")
-    (target / "old.txt").write_text("old", encoding="utf-8")
+    (target / "README.md").write_text("old", encoding="utf-8")
     publish_to_folder(run / "last", target)
-    assert not (target / "old.txt").exists()
+    assert (target / "README.md").read_text(encoding="utf-8") != "old"
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("mine", encoding="utf-8")
@@ -43,6 +44,29 @@ def test_an_older_one_is_replaced_and_anything_else_refused(run, tmp_path):
     assert [p.name for p in other.iterdir()] == ["chapter.txt"]
     with pytest.raises(ArtefactError, match="as source and target"):
         publish_to_folder(target, target)
+
+
+def test_a_folder_of_another_model_is_kept(run, tmp_path):
+    """Its config.json is none of a TPM."""
+    model = tmp_path / "transformer"
+    shutil.copytree(weights_folder() / "pipeline" / "transformer", model)
+    before = {p.name: p.read_bytes() for p in model.iterdir()}
+    assert "config.json" in before
+    with pytest.raises(ArtefactError, match="which holds no TPM, expected a new folder"):
+        publish_to_folder(run / "best", model)
+    assert {p.name: p.read_bytes() for p in model.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "samples/0000.png", "steps.png/0000.png"])
+def test_what_lies_beside_a_tpm_is_not_deleted(run, tmp_path, name):
+    target = tmp_path / "mine"
+    shutil.copytree(run / "best", target)
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(ArtefactError, match=f"with '{name.split('/')[0]}', which would be deleted") as caught:
+        publish_to_folder(run / "last", target)
+    assert "\n" not in str(caught.value)
+    assert (target / name).read_text(encoding="utf-8") == "mine"
 
 
 def test_a_failure_half_way_leaves_the_older_one(run, tmp_path, monkeypatch):

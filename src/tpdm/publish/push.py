@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from tpdm.artefact import HUB_ID, WEIGHTS, from_pretrained, locate
+from tpdm.artefact import HUB_ID, WEIGHTS, from_pretrained, locate, read_config
 from tpdm.artefact_config import CONFIG
 from tpdm.files import write_json, write_text
 from tpdm.publish.card import model_card
@@ -20,6 +20,7 @@ from tpdm.types import ArtefactError
 
 CARD, DIGESTS = "README.md", "sha256.json"
 CURVES = ("objective", "steps", "score")  # of the plots that a report draws, by the words of their captions
+WRITTEN = {WEIGHTS, CONFIG, CARD, DIGESTS, *(f"{word}.png" for word in CURVES)}
 
 
 def publish_to_folder(source: str | Path, target: str | Path, place: str | None = None) -> Path:
@@ -27,7 +28,7 @@ def publish_to_folder(source: str | Path, target: str | Path, place: str | None 
 
     Args:
         source: folder of a TPM, as a rule ``best/`` of a run, from which the card is written.
-        target: folder; an older one of a TPM is replaced, any other is refused.
+        target: folder; an older one of a TPM is replaced, any other, or one with files of yours, is refused.
         place: what the card tells readers to load; the name of ``target`` if not given.
 
     Raises:
@@ -37,8 +38,7 @@ def publish_to_folder(source: str | Path, target: str | Path, place: str | None 
     folder = locate(source)
     if target == folder.resolve():
         raise ArtefactError(f"got {target} as source and target, expected two folders; choose another target.")
-    if target.exists() and not (target.is_dir() and ((target / CONFIG).is_file() or not any(target.iterdir()))):
-        raise ArtefactError(f"got {target}, which holds no TPM, expected a new folder; choose another target.")
+    _check_replaceable(target)
     from_pretrained(folder)  # nothing unsound is handed on
     with _beside(target) as new:
         for name in (WEIGHTS, CONFIG):
@@ -87,6 +87,28 @@ def push_to_hub(source: str | Path, repo_id: str, private: bool = False) -> str:
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuses to replace what cannot be written again: all that lies in a folder goes with it.
+
+    Raises:
+        ArtefactError: ``target`` holds no TPM, or something beside one.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        read_config(target)  # models of diffusers and transformers have a config.json too
+    except ArtefactError:
+        raise ArtefactError(
+            f"got {target}, which holds no TPM, expected a new folder; choose another target."
+        ) from None
+    others = sorted(path.name for path in target.iterdir() if path.name not in WRITTEN or path.is_dir())
+    if others:
+        raise ArtefactError(
+            f"got {target} with {others[0]!r}, which would be deleted, expected a TPM alone; move it away or choose"
+            " another target."
+        )
 
 
 @contextmanager
