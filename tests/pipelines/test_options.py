@@ -10,6 +10,7 @@ from diffusers import (
     SD3ControlNetModel,
     StableDiffusion3ControlNetPipeline,
 )
+from diffusers.hooks import FirstBlockCacheConfig
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
@@ -127,6 +128,19 @@ def test_a_denoiser_that_is_compiled_whole_is_refused():
     pipe.transformer = torch.compile(whole, backend="eager")
     with pytest.raises(BackboneError, match=r"compile_denoiser\(pipe\), or its blocks alone"):
         attach(pipe, LookingPolicy())
+
+
+def test_a_denoiser_that_caches_between_steps_is_refused():
+    """Also when it was told to after ``attach``; without its cache it is taken again."""
+    pipe = copy.deepcopy(tiny_pipe("FLUX.1 dev"))
+    attached_before = attach(pipe, FixedTimes([[1.0, 0.5, 0.0], TIMES]))
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=5.0))
+    for refused in (lambda: attach(pipe, LookingPolicy()), lambda: attached_before(**call_of("FLUX.1 dev"))):
+        with pytest.raises(BackboneError, match=r"caches between steps.*disable_cache\(\) first") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    pipe.transformer.disable_cache()
+    assert attached_before(**call_of("FLUX.1 dev")).steps == [2, 3]
 
 
 @pytest.mark.parametrize("name", NAMES)

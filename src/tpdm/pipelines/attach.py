@@ -17,7 +17,7 @@ from tpdm.dial import quality_for, set_dial
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.axis import TimeAxis, choose_axis
 from tpdm.pipelines.backbones import find_denoiser, find_entry
-from tpdm.pipelines.checks import check_hooks_run, check_pipe
+from tpdm.pipelines.checks import check_denoiser, check_pipe
 from tpdm.pipelines.rows import ActiveRows
 from tpdm.pipelines.scheduler import AdaptiveScheduler
 from tpdm.pipelines.taps import FeatureTaps
@@ -193,7 +193,7 @@ def _driven(
 ) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
     """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens."""
     denoiser = find_denoiser(pipe)
-    check_hooks_run(denoiser)  # again: it may have been compiled since
+    check_denoiser(denoiser)  # again: it may have been compiled since, or told to cache
     with ExitStack() as stack:
         taps = stack.enter_context(FeatureTaps(denoiser, guidance)) if policy.reads_features else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
@@ -15,7 +16,8 @@ def check_pipe(pipe: Any) -> TapEntry:
     """The entry of the pipeline's denoiser.
 
     Raises:
-        BackboneError: no scheduler, no denoiser, an unknown one, or a chain that is split by the time.
+        BackboneError: no scheduler, no denoiser, an unknown one, one that is compiled whole or caches between its
+            steps, or a chain that is split by the time.
     """
     if getattr(pipe, "scheduler", None) is None:
         raise BackboneError(
@@ -23,7 +25,7 @@ def check_pipe(pipe: Any) -> TapEntry:
             "StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
         )
     denoiser = find_denoiser(pipe)
-    check_hooks_run(denoiser)
+    check_denoiser(denoiser)
     entry = find_entry(denoiser)
     if getattr(pipe, "transformer_2", None) is not None or pipe.config.get("boundary_ratio") is not None:
         raise BackboneError(
@@ -38,11 +40,14 @@ def check_pipe(pipe: Any) -> TapEntry:
     return entry
 
 
-def check_hooks_run(denoiser: nn.Module) -> None:
-    """Refuses a denoiser that was compiled whole: what is compiled in one call keeps the hooks of that call.
+def check_denoiser(denoiser: nn.Module) -> None:
+    """Refuses a denoiser whose calls do not stand alone: both can be switched on after ``attach``.
+
+    What is compiled in one call keeps the hooks of that call. What is cached of one step has rows of images that have
+    left the call by the next, and is skipped by the count of steps or by one time for all.
 
     Raises:
-        BackboneError: it was.
+        BackboneError: it was compiled whole, or caches between its steps.
     """
     if is_compiled_module(denoiser) or denoiser._compiled_call_impl is not None:
         raise BackboneError(
@@ -50,22 +55,21 @@ def check_hooks_run(denoiser: nn.Module) -> None:
             "compile an uncompiled one with tpdm.pipelines.compiled.compile_denoiser(pipe), or its blocks alone, with "
             "block.compile() for each."
         )
+    if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
+        raise BackboneError(
+            f"got a {type(denoiser).__name__} that caches between steps, expected one that computes each of them, for "
+            "images leave the call at steps of their own: disable_cache() first."
+        )
 
 
 def check_shared(pipe: Any) -> None:
-    """Refuses a pipeline whose parts move or remember during a call, which several calls at once would mix up.
+    """Refuses a pipeline whose parts move during a call, which several calls at once would mix up.
 
     Raises:
-        BackboneError: its parts are offloaded, or its denoiser caches.
+        BackboneError: its parts are offloaded.
     """
     if getattr(pipe, "_all_hooks", None) or pipe.hf_device_map is not None:
         raise BackboneError(
             f"got a {type(pipe).__name__} whose parts are offloaded or spread over devices, expected all of it on one "
             "device, for several images are made at once: leave offloading out."
-        )
-    denoiser = find_denoiser(pipe)
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise BackboneError(
-            f"got a {type(denoiser).__name__} that caches between steps, expected one that does not, for images at "
-            "different times share a call: disable_cache() first."
         )
