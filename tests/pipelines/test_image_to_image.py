@@ -79,6 +79,13 @@ def test_a_policy_starts_at_the_strength(name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
+def test_a_single_step_goes_from_the_strength_to_the_image(name):
+    pipe, call = pipe_and_call(name)
+    output = attach(pipe, LookingPolicy(), max_steps=1)(**call, seeds=[0, 1])
+    assert output.times == [[pytest.approx(0.6), 0.0]] * 2
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_finished_images_keep_what_they_are(name):
     pipe, call = pipe_and_call(name)
     lists = [[0.6, 0.3, 0.0], [0.6, 0.5, 0.4, 0.2, 0.0]]

@@ -12,11 +12,11 @@ from tpdm.stepper import Stepper
 from tpdm.types import BackboneError
 
 
-def make_scheduler():
-    policy = FixedTimes([[1.0, 0.5, 0.0], [1.0, 0.8, 0.4, 0.0]])
+def make_scheduler(lists=((1.0, 0.5, 0.0), (1.0, 0.8, 0.4, 0.0)), max_steps=5):
+    policy = FixedTimes(lists)
 
     def make_stepper(device):
-        return Stepper(policy, SOLVERS["euler"], images=2, max_steps=5)
+        return Stepper(policy, SOLVERS["euler"], images=2, max_steps=max_steps)
 
     axis = choose_axis(FlowMatchEulerDiscreteScheduler(), TAPS["SD3Transformer2DModel"], "euler")
     scheduler = AdaptiveScheduler.driving(make_stepper, lambda stepper: None, axis)
@@ -54,6 +54,13 @@ def test_only_the_present_can_be_read():
     for index in (1, -1, slice(2, None), slice(0, 2)):
         with pytest.raises(BackboneError, match="decided one by one"):
             timesteps[index]
+
+
+def test_of_a_single_step_the_first_entry_is_not_the_whole():
+    timesteps = make_scheduler([[1.0, 0.0]] * 2, max_steps=1).timesteps
+    assert timesteps[:] is timesteps
+    assert timesteps[0:] is timesteps
+    assert timesteps[:1].tolist() == [1000]
 
 
 def test_image_times_tile_when_expanded():

@@ -48,10 +48,11 @@ class LazyTimesteps:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             late = now == 0 and all(times[0] < 1.0 for times in stepper.times)
-            if (stop, step) == (len(self), 1) and (start == 0 or late):
+            if index.stop == 1:  # the first entry, also where there is no other: whoever wants all names no end
+                if (start, step, now) == (0, 1, 0):
+                    return self._scheduler.time_now().as_subclass(Tensor)[:1]
+            elif (stop, step) == (len(self), 1) and (start == 0 or late):
                 return self
-            if (start, stop, step, now) == (0, 1, 1, 0):
-                return self._scheduler.time_now().as_subclass(Tensor)[:1]
         elif index == now:
             return self._scheduler.time_now().as_subclass(Tensor).amax()
         raise BackboneError(
