@@ -9,6 +9,7 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
 )
 
 from tests.support.families import FAMILIES, tiny_pipe
@@ -16,7 +17,7 @@ from tests.support.policies import LookingPolicy
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.axis import vp_times
 from tpdm.schedules import FixedTimes
-from tpdm.types import ConfigError
+from tpdm.types import BackboneError, ConfigError
 
 CLASSES = {
     "SD3": StableDiffusion3Img2ImgPipeline,
@@ -94,3 +95,11 @@ def test_finished_images_keep_what_they_are(name):
     one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in call.items()}
     alone = attach(pipe, FixedTimes(lists[0]))(**one, seeds=[0])
     torch.testing.assert_close(together.images[:1], alone.images, atol=1e-5, rtol=1e-5)
+
+
+def test_a_start_in_a_fixed_schedule_is_refused():
+    """SDXL's refiner would take it for the strength."""
+    pipe = StableDiffusionXLImg2ImgPipeline(**tiny_pipe("SDXL").components, add_watermarker=False)
+    call = {**FAMILIES["SDXL"].text(1), "image": torch.zeros(1, 3, 24, 16), "output_type": "latent"}
+    with pytest.raises(BackboneError, match=r"got denoising_start=0\.6, expected no such argument with a policy"):
+        attach(pipe, LookingPolicy())(**call, denoising_start=0.6, seeds=[0])

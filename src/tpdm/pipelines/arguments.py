@@ -18,6 +18,7 @@ REFUSED: dict[str, str] = {
     "timesteps": DECIDED,
     "mu": "it shifts a fixed schedule, and the policy decides the times; leave it out",
     "denoising_end": "it cuts a fixed schedule short; leave it out",
+    "denoising_start": "it enters a fixed schedule half-way; say with strength where the chain starts",
     "eta": "a driven chain adds no noise between its steps; leave it out",
     "skip_guidance_layers": "it is keyed on the index of a fixed schedule; leave skip-layer guidance out",
     "return_dict": "the call always returns an AdaptiveOutput; leave it out",
