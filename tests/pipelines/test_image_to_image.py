@@ -1,9 +1,12 @@
 """Image-to-image and inpainting: the chain starts at the strength."""
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
     StableDiffusion3Img2ImgPipeline,
@@ -16,6 +19,8 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.axis import vp_times
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.schedules import FixedTimes
 from tpdm.types import BackboneError, ConfigError
 
@@ -103,3 +108,26 @@ def test_a_start_in_a_fixed_schedule_is_refused():
     call = {**FAMILIES["SDXL"].text(1), "image": torch.zeros(1, 3, 24, 16), "output_type": "latent"}
     with pytest.raises(BackboneError, match=r"got denoising_start=0\.6, expected no such argument with a policy"):
         attach(pipe, LookingPolicy())(**call, denoising_start=0.6, seeds=[0])
+
+
+def test_guided_features_of_a_pipeline_that_cannot_guide_are_its_own():
+    """FLUX.1 Fill has no true_cfg_scale."""
+    parts = {**tiny_pipe("FLUX.1 dev").components}
+    config, channels = parts["transformer"].config, parts["transformer"].config.in_channels
+    for name in ("image_encoder", "feature_extractor"):
+        del parts[name]
+    torch.manual_seed(0)
+    # It reads latents, masked picture and mask.
+    transformer = type(parts["transformer"]).from_config(config, in_channels=3 * channels, out_channels=channels)
+    pipe = FluxFillPipeline(**{**parts, "transformer": transformer.eval()})
+    pipe.set_progress_bar_config(disable=True)
+    call = {**FAMILIES["FLUX.1 dev"].text(1), "height": 24, "width": 16, "output_type": "latent", "seeds": [0]}
+    call |= {"image": torch.rand(1, 3, 24, 16), "mask_image": torch.ones(1, 1, 24, 16)}
+    probe = LookingPolicy()
+    attach(pipe, probe, max_steps=1)(**call)
+    shape = TpmShape(probe.seen[0].first_BDHW.shape[1], probe.seen[0].temb_BE.shape[1], channels=8, grid=2)
+    times = []
+    for features in ("conditional", "guided"):
+        policy = TimePredictor(dataclasses.replace(shape, features=features), seed=1)
+        times.append(attach(pipe, policy, max_steps=3)(**call).times)
+    assert times[0] == times[1]

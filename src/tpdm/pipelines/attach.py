@@ -180,11 +180,13 @@ def attach(
 
 
 def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
-    """w of this call, for a TPM that reads guided features; None for every other policy."""
+    """w of this call, for a TPM that reads guided features; None for other policies and where nothing is guided."""
     if not isinstance(policy, TimePredictor) or policy.shape.features != "guided":
         return None
     name = find_entry(find_denoiser(pipe)).guidance_scale
-    return float(arguments.get(name, inspect.signature(pipe.__call__).parameters[name].default))
+    parameter = inspect.signature(pipe.__call__).parameters.get(name)
+    # Some pipelines of a family cannot guide (FLUX.1 Fill): their features are those of guidance switched off.
+    return None if parameter is None else float(arguments.get(name, parameter.default))
 
 
 @contextmanager
