@@ -1,11 +1,18 @@
+import copy
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
 
 from tests.support.policies import LookingPolicy
+from tests.test_artefact import config_of
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.probe import probe_features
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError, TpdmError
+from tpdm.types import ArtefactError, BackboneError, ConfigError, TpdmError
 
 CALL = {"max_sequence_length": 4, "output_type": "latent"}
 TIMES = [[1.0, 0.5, 0.0], [1.0, 0.8, 0.4, 0.0]]
@@ -148,3 +155,42 @@ def test_pipelines_that_cannot_work_are_refused(sd3):
             attach(sd3, FixedTimes([1.0, 0.0]))
     finally:
         sd3.scheduler = original
+
+
+class Packed(nn.Linear):
+    """Its weights as 4-bit quantisation keeps them: two to a byte, in one column."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        self.kept, self.bias = linear.weight, linear.bias
+        self.weight = nn.Parameter(torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.kept, self.bias)
+
+
+class Adapted(nn.Module):
+    """A layer as PEFT wraps it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+@pytest.mark.parametrize("wrap", [Packed, Adapted, lambda layer: Adapted(Packed(layer))])
+def test_a_tpm_fits_a_denoiser_whatever_its_weights_are_kept_as(sd3, wrap):
+    pipe = copy.copy(sd3)
+    pipe.transformer = copy.deepcopy(sd3.transformer)
+    widths = probe_features(pipe, CALL)
+    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
+    policy.artefact = config_of(policy.shape, call_defaults={})
+    expected = attach(pipe, policy, max_steps=3)("a", seeds=[0], **CALL)
+    pipe.transformer.proj_out = wrap(pipe.transformer.proj_out)
+    output = attach(pipe, policy, max_steps=3)("a", seeds=[0], **CALL)
+    assert output.times == expected.times
+    policy.artefact = config_of(TpmShape(widths.feature_channels + 1, widths.temb_channels))
+    with pytest.raises(ArtefactError, match=f"of width {widths.feature_channels} "):
+        attach(pipe, policy)

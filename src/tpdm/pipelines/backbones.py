@@ -195,6 +195,20 @@ def find_entry(denoiser: nn.Module) -> TapEntry:
     )
 
 
+def token_width(denoiser: nn.Module) -> int:
+    """Channels of what enters the module called ``last``, whatever its weights are kept as.
+
+    Quantised weights are packed, so their shape says nothing; an adapter (LoRA) wraps the layer that knows.
+    """
+    last = denoiser.get_submodule(find_entry(denoiser).last)
+    for module in last.modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return next(last.parameters()).shape[1]
+
+
 def bind_arguments(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
     """Arguments of a denoiser call by name, however they were passed."""
     return inspect.signature(denoiser.forward).bind(*args, **kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpdm.pipelines.backbones import DENOISERS, find_entry
+from tpdm.pipelines.backbones import DENOISERS, find_entry, token_width
 from tpdm.pipelines.load import pipeline_folder
 from tpdm.types import BackboneError
 
@@ -52,11 +52,11 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
         )
     network = networks[denoiser]
     entry = find_entry(network)
-    last, temb = network.get_submodule(entry.last), network.get_submodule(entry.temb)
+    temb = network.get_submodule(entry.temb)
     return PipelineSizes(
         networks=networks,
         denoiser=denoiser,
-        feature_channels=next(last.parameters()).shape[1],
+        feature_channels=token_width(network),
         temb_channels=next(m.out_features for m in temb.modules() if isinstance(m, nn.Linear)),
     )
 
