@@ -17,6 +17,7 @@ from diffusers import (
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
+from tests.test_artefact import config_of
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.axis import vp_times
 from tpdm.policy import TimePredictor
@@ -131,3 +132,22 @@ def test_guided_features_of_a_pipeline_that_cannot_guide_are_its_own():
         policy = TimePredictor(dataclasses.replace(shape, features=features), seed=1)
         times.append(attach(pipe, policy, max_steps=3)(**call).times)
     assert times[0] == times[1]
+
+
+def test_a_tpm_brings_only_those_arguments_that_the_pipeline_knows():
+    """It was trained with a size, which SD1.5's image-to-image takes from the picture."""
+    probe, (pipe, call) = LookingPolicy(), pipe_and_call("SD1.5", 1)
+    attach(pipe, probe, max_steps=1)(**call)
+    seen = probe.seen[0]
+    policy = TimePredictor(TpmShape(seen.first_BDHW.shape[1], seen.temb_BE.shape[1], channels=8, grid=2))
+    size = {"height": 24, "width": 16}
+    config = config_of(policy.shape, backbone_class="UNet2DConditionModel")
+    policy.artefact = dataclasses.replace(config, call_defaults={"guidance_scale": 3.0, **size})
+    driven = attach(pipe, policy, max_steps=3)
+    assert driven.defaults == {"guidance_scale": 3.0}
+    del call["guidance_scale"]
+    output = driven(**call, seeds=[0])
+    assert output.nfe_rows == 2 * output.steps[0]  # guided as in training
+    for wrong in (lambda: driven(**call, **size), lambda: attach(pipe, policy, defaults=size)(**call)):
+        with pytest.raises(BackboneError, match="got argument 'height'"):
+            wrong()

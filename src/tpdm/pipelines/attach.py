@@ -148,8 +148,8 @@ def attach(
     Args:
         pipe: a pipeline with a scheduler and a denoiser of a class in ``backbones.TAPS``; left as it is.
         policy: the policy, or the folder or hub id of a trained one. A trained one brings what it was trained
-            with: solver, limits, and arguments of the pipeline's call such as the guidance scale. What is given
-            here, or in a call, goes first.
+            with: solver, limits, and arguments of the pipeline's call such as the guidance scale, as far as this
+            pipeline knows them. What is given here, or in a call, goes first.
         solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler". For models that predict
             eps or v, "euler" is DDIM and "dpmpp_2m" DPM-Solver++ 2M on their path, and there is no other.
         max_steps: no image takes more steps, at least 1, and those that near it land in equal ones; None is the
@@ -174,7 +174,10 @@ def attach(
     if stop_below is None:
         stop_below = trained.stop_below if trained else 0.01
     check_limits(chosen, max_steps, stop_below)
-    call_defaults = {**(trained.call_defaults if trained else {}), **(defaults or {})}
+    # Another pipeline of the denoiser may know fewer arguments: the size of SD1.5's image-to-image is its picture's.
+    known = inspect.signature(pipe.__call__).parameters
+    brought = {k: v for k, v in trained.call_defaults.items() if k in known} if trained else {}
+    call_defaults = {**brought, **(defaults or {})}
     return AdaptivePipeline(pipe, chosen, axis, max_steps, stop_below, MappingProxyType(call_defaults))
 
 
