@@ -14,8 +14,13 @@ from typer.testing import CliRunner
 import tpdm.doctor
 import tpdm.pipelines.load
 from tests.support.tiny_sd3 import make_tiny_sd3
+from tests.test_artefact import config_of
+from tpdm.artefact import save_pretrained
 from tpdm.cli import app
 from tpdm.doctor import Finding
+from tpdm.pipelines.probe import probe_features
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.sample import sample_to_folder
 from tpdm.schedules import FixedTimes
 from tpdm.types import ConfigError, PromptError, TrainingError
@@ -249,6 +254,31 @@ def test_defaults_and_guidance_reach_the_pipeline(monkeypatch, tmp_path):
     assert (seen["guidance_scale"], seen["extra"], seen["prompt"]) == (2.5, 0, ["a"])
     assert "num_inference_steps" not in seen
     assert "negative_prompt" not in seen
+
+
+@pytest.mark.parametrize(
+    ("trained", "options", "rows"),
+    [
+        ({"guidance_scale": 3.0}, {}, 2),
+        ({"guidance_scale": 3.0}, {"guidance_scale": 1.0}, 1),
+        ({}, {}, 1),
+        (None, {}, 1),
+    ],
+)
+def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(tiny, sd3, tmp_path, trained, options, rows):
+    """And what the user says before both: guided, a step of an image has two rows."""
+    tpm, seen = FixedTimes([1.0, 0.5, 0.0]), set()
+    if trained is not None:
+        widths = probe_features(sd3, {"max_sequence_length": 4})
+        policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
+        config = config_of(policy.shape, call_defaults={**trained, "max_sequence_length": 4}, max_steps=2)
+        tpm = save_pretrained(policy, config, tmp_path / "tpm")
+    handle = sd3.transformer.proj_out.register_forward_pre_hook(lambda m, args: seen.add(len(args[0])))
+    try:
+        sample_to_folder("a/b", tpm, ["a"], 0, tmp_path / "out", defaults={"guidance_scale": 1.0}, **options)
+    finally:
+        handle.remove()
+    assert seen == {rows}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +18,7 @@ from torch import Tensor
 from tpdm.artefact_config import CONFIG, ArtefactConfig, parse_config
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
-from tpdm.types import ArtefactError
+from tpdm.types import ArtefactError, Policy
 
 WEIGHTS = "model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -180,6 +182,12 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[Time
 def load_policy(name: str | Path, revision: str | None = None) -> TimePredictor:
     """Like :func:`from_pretrained`; the config is in ``policy.artefact``."""
     return from_pretrained(name, revision)[0]
+
+
+def unsaid(defaults: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+    """Those of a backbone's arguments that a TPM was not trained with others for; all of them for other policies."""
+    trained = policy.artefact if isinstance(policy, TimePredictor) else None
+    return {k: v for k, v in defaults.items() if trained is None or k not in trained.call_defaults}
 
 
 def check_backbone(

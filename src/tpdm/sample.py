@@ -46,7 +46,8 @@ def sample_to_folder(
         steps: number of steps of the stock schedule; None leaves the pipeline's own. Not with ``tpm``.
         dtype: of the pipeline, ``fp32``, ``bf16`` or ``fp16``.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        defaults: arguments of the pipeline's call that this backbone wants; ``guidance_scale`` wins.
+        defaults: arguments of the pipeline's call that this backbone wants; those that the TPM was trained with win,
+            and ``guidance_scale`` over both.
         gamma: price of a step for a TPM with a dial.
         quality: the dial from 0 (fewest steps) to 1 (most), instead of gamma.
 
@@ -74,8 +75,9 @@ def sample_to_folder(
 
     pipe = load_pipeline(backbone, dtype, device)
     given = {"guidance_scale": guidance_scale, "num_inference_steps": steps, "gamma": gamma, "quality": quality}
-    options = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
-    draw = partial(_draw_stock, pipe) if tpm is None else _with_tpm(pipe, tpm, max_steps)
+    options = {name: value for name, value in given.items() if value is not None}
+    usual: dict[str, Any] = dict(defaults or {})
+    draw = partial(_draw_stock, pipe, **usual) if tpm is None else _with_tpm(pipe, tpm, max_steps, usual)
     lines: list[dict[str, Any]] = []
     for first in range(0, len(wanted), BATCH):
         batch = wanted[first : first + BATCH]
@@ -95,10 +97,14 @@ def sample_to_folder(
     return lines
 
 
-def _with_tpm(pipe: Any, tpm: Policy | str | Path, max_steps: int | None) -> Callable[..., Any]:
+def _with_tpm(
+    pipe: Any, tpm: Policy | str | Path, max_steps: int | None, defaults: Mapping[str, object]
+) -> Callable[..., Any]:
+    from tpdm.artefact import load_policy, unsaid
     from tpdm.pipelines.attach import attach
 
-    return attach(pipe, tpm) if max_steps is None else attach(pipe, tpm, max_steps=max_steps)
+    policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
+    return attach(pipe, policy, max_steps=max_steps, defaults=unsaid(defaults, policy))
 
 
 def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamespace:

@@ -1,5 +1,6 @@
 """The engine on tinyworld: whatever happens, every request is answered once, and the image is the one of its seed."""
 
+import dataclasses
 import gc
 import queue
 import random
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tpdm.artefact import from_pretrained
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import call_defaults, load_pipeline
 from tpdm.policy import TimePredictor
@@ -124,6 +126,20 @@ def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
     assert status.finished == len(asked)
     assert status.rows == status.image_steps == sum(client.last(name).steps for name in asked)
     assert status.calls < status.rows
+
+
+def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, client):
+    """And what a request says before both; fixed steps are not the TPM's. Guided, a step of an image has two rows."""
+    policy, config = from_pretrained("tinyworld")
+    policy.artefact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
+    engine, rows = make(slots=1, tpm=policy), []
+    for options in ({}, {"guidance_scale": 1.0}, {"fixed_steps": 3}):
+        before = engine.status()
+        client.send(engine, "one", ImageRequest(PROMPTS[0], 0, **options))
+        client.wait()
+        after = engine.status()
+        rows.append((after.rows - before.rows) / (after.image_steps - before.image_steps))
+    assert rows == [2, 1, 1]
 
 
 def test_fixed_steps_are_the_stock_pipelines_own(pipe, make, client):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from tpdm.artefact import load_policy, unsaid
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
 from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
@@ -70,7 +71,8 @@ class PipelineEngine:
         tpm: a TPM or its folder; None takes the pipeline's own schedule.
         slots: images in one denoiser call.
         queue_limit: requests that may wait.
-        defaults: arguments of the pipeline's call where a request says nothing.
+        defaults: arguments of the pipeline's call that this backbone wants, where neither a request says anything
+            nor the TPM was trained with others.
     """
 
     def __init__(
@@ -82,9 +84,11 @@ class PipelineEngine:
         queue_limit: int,
         defaults: dict[str, Any] | None = None,
     ) -> None:
-        trained = None if tpm is None else attach(pipe, tpm, defaults=defaults)
+        defaults = defaults or {}
+        policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
+        trained = None if policy is None else attach(pipe, policy, defaults=unsaid(defaults, policy))
         self._shared = ContinuousPipeline(pipe, slots)
-        self._reader = RequestReader(self._shared, trained, defaults or {})
+        self._reader = RequestReader(self._shared, trained, defaults)
         self._previews = PreviewThread(self._shared)
         self._queue = RequestQueue(queue_limit, slots, slots)
         self._jobs: dict[str, Job] = {}
