@@ -21,7 +21,8 @@ from tpdm.doctor import Finding
 from tpdm.pipelines.probe import probe_features
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
-from tpdm.sample import sample_to_folder
+from tpdm.prompts import Prompt
+from tpdm.sample import BATCH, sample_to_folder
 from tpdm.schedules import FixedTimes
 from tpdm.types import ConfigError, PromptError, TrainingError
 
@@ -239,21 +240,36 @@ def test_pictures_are_replaced_and_the_rest_is_left(tiny, tmp_path):
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_defaults_and_guidance_reach_the_pipeline(monkeypatch, tmp_path):
-    seen = {}
+@pytest.fixture
+def calls_of_pipe(monkeypatch):
+    """The arguments of every call of a pipeline that stands in for any backbone."""
+    calls = []
 
     def pipe(**options):
-        seen.update(options)
-        return SimpleNamespace(images=[Image.new("RGB", (2, 2))])
+        calls.append(options)
+        return SimpleNamespace(images=[Image.new("RGB", (2, 2))] * len(options["prompt"]))
 
     pipe.scheduler = SimpleNamespace(  # type: ignore[attr-defined]
         config=SimpleNamespace(num_train_timesteps=1000), timesteps=[1000.0, 500.0]
     )
     monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pipe)
+    return calls
+
+
+def test_defaults_and_guidance_reach_the_pipeline(calls_of_pipe, tmp_path):
     sample_to_folder("a/b", None, ["a"], 0, tmp_path, 2.5, defaults={"guidance_scale": 3.0, "extra": 0})
+    [seen] = calls_of_pipe
     assert (seen["guidance_scale"], seen["extra"], seen["prompt"]) == (2.5, 0, ["a"])
     assert "num_inference_steps" not in seen
     assert "negative_prompt" not in seen
+
+
+@pytest.mark.parametrize("place", [0, BATCH])
+def test_a_negative_prompt_means_the_same_to_every_call_of_a_run(calls_of_pipe, tmp_path, place):
+    prompts = [Prompt("a", "blur") if i == place else Prompt("a") for i in range(BATCH + 1)]
+    sample_to_folder("a/b", None, prompts, 0, tmp_path)
+    said = [negative for call in calls_of_pipe for negative in call["negative_prompt"]]
+    assert said == [prompt.negative or "" for prompt in prompts]
 
 
 @pytest.mark.parametrize(

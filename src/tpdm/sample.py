@@ -78,11 +78,14 @@ def sample_to_folder(
     options = {name: value for name, value in given.items() if value is not None}
     usual: dict[str, Any] = dict(defaults or {})
     draw = partial(_draw_stock, pipe, **usual) if tpm is None else _with_tpm(pipe, tpm, max_steps, usual)
+    # Of the run, as in training: to some pipelines an empty negative prompt is not none, and what a prompt is to them
+    # must not depend on its neighbours of the call.
+    with_negatives = any(prompt.negative is not None for prompt in wanted)
     lines: list[dict[str, Any]] = []
     for first in range(0, len(wanted), BATCH):
         batch = wanted[first : first + BATCH]
         seeds = [seed + first + i for i in range(len(batch))]
-        result = draw(seeds=seeds, **_texts(batch), **options)
+        result = draw(seeds=seeds, **_texts(batch, with_negatives), **options)
         for i, prompt in enumerate(batch):
             name = f"{first + i:04d}.png"
             write_atomically(Path(out) / name, partial(result.images[i].save, format="PNG"))
@@ -117,9 +120,7 @@ def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamesp
     return SimpleNamespace(images=images, steps=[len(times) - 1] * len(seeds), times=[times] * len(seeds))
 
 
-def _texts(batch: Sequence[Prompt]) -> dict[str, list[str]]:
-    """The pipeline's prompt arguments; no negative prompt at all where no prompt of the call has one."""
+def _texts(batch: Sequence[Prompt], with_negatives: bool) -> dict[str, list[str]]:
+    """The pipeline's prompt arguments of a call."""
     texts = {"prompt": [prompt.text for prompt in batch]}
-    if any(prompt.negative for prompt in batch):
-        texts["negative_prompt"] = [prompt.negative or "" for prompt in batch]
-    return texts
+    return {**texts, "negative_prompt": [prompt.negative or "" for prompt in batch]} if with_negatives else texts
