@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,13 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
     return folder
 
 
-def locate(name: str | Path, revision: str | None = None) -> Path:
+def locate(name: str | Path, revision: str | None = None, also: Sequence[str] = ()) -> Path:
     """The local folder of a path, of the shipped TPM ("tinyworld"), or of a hub id (downloaded on first use).
+
+    Args:
+        name: of the TPM.
+        revision: branch, tag or commit on the hub.
+        also: files to download beside weights and config, where there are such.
 
     Raises:
         ArtefactError: there is no such folder, here or on the hub.
@@ -85,7 +90,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, *also]))
     except Exception as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
         raise ArtefactError(
             f"got {name!r}, which is no folder here and cannot be had from the hub ({type(error).__name__}),"

@@ -71,6 +71,40 @@ def test_damage_is_a_problem_and_exit_code_1(published, damage, problem):
     assert answer.output.strip().endswith("sound      no")
 
 
+@pytest.fixture
+def hub(published, tmp_path, monkeypatch):
+    """The hub has what was published."""
+
+    def download(name, revision, allow_patterns):
+        folder = tmp_path / "snapshot"
+        folder.mkdir()
+        for path in published.iterdir():
+            if path.name in allow_patterns:
+                shutil.copy(path, folder)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return published
+
+
+def test_digests_come_from_the_hub_too(hub):
+    report = inspect_tpm("me/my-tpm")
+    assert set(report.files) == {"model.safetensors", "config.json", "sha256.json"}
+    assert (report.problems, report.notes) == ((), ())
+
+
+def test_a_weight_that_changed_on_the_hub_is_noticed(hub):
+    flip(hub / "model.safetensors")
+    assert inspect_tpm("me/my-tpm").problems == ("model.safetensors has another sha256 than when it was published",)
+
+
+def test_a_tpm_of_the_hub_needs_no_digests(hub):
+    (hub / "sha256.json").unlink()
+    report = inspect_tpm("me/my-tpm")
+    assert report.problems == ()
+    assert any(note.startswith("no sha256.json") for note in report.notes)
+
+
 def test_pickles_and_missing_digests_are_notes(run, tmp_path):
     shutil.copytree(run / "best", tmp_path / "tpm")
     (tmp_path / "tpm" / "optimizer.pt").write_bytes(b"PK")

@@ -60,7 +60,7 @@ def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
     Raises:
         ArtefactError: there is no such TPM, or its config cannot be read.
     """
-    folder = locate(name, revision)
+    folder = locate(name, revision, also=(DIGESTS,))
     facts = read_facts(folder)
     policy = TimePredictor(facts.config.shape)
     found = {p.name: (p.stat().st_size, sha256(p)) for p in sorted(folder.iterdir()) if p.is_file()}
