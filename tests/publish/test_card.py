@@ -72,6 +72,13 @@ def test_without_a_run_there_is_no_table_of_validations(tmp_path):
     assert "same noise each time" not in text
 
 
+@pytest.mark.parametrize(("form", "price"), [("paper", "discounted, eq. (9): gamma 0.9"), ("additive", "additive")])
+def test_without_a_recipe_the_tpm_says_what_its_steps_were_priced_by(facts, form, price):
+    config = dataclasses.replace(facts.config, reward_form=form, gamma=0.9)
+    text = model_card(dataclasses.replace(facts, config=config, recipe=None), "t", "t")
+    assert f"| price of steps | {price} |" in text
+
+
 def test_paths_of_the_authors_machine_stay_at_home(facts):
     prompts = dataclasses.replace(facts.recipe.prompts, source="/home/someone/secret/prompts.txt")
     recipe = dataclasses.replace(facts.recipe, prompts=prompts, output="/home/someone/runs")

@@ -96,12 +96,15 @@ def _purpose(config: ArtefactConfig) -> str:
 
 
 def _training(facts: Facts, curves: Sequence[str]) -> str:
-    config, form = facts.config, "discounted, eq. (9)"
+    config = facts.config
+    price = f"discounted, eq. (9): gamma {config.gamma:g}"
     if facts.recipe is not None and facts.recipe.reward.form == "additive":
-        form = f"additive, {facts.recipe.reward.step_cost:g} a step"
+        price = f"additive, {facts.recipe.reward.step_cost:g} a step"
+    elif facts.recipe is None and config.reward_form == "additive":
+        price = "additive"  # what a step cost stands in the recipe alone
     rows = [
         ("reward", config.reward),
-        ("price of steps", form if form.startswith("additive") else f"{form}: gamma {config.gamma:g}"),
+        ("price of steps", price),
         *(_of_recipe(facts.recipe) if facts.recipe is not None else []),
         *((key, str(value)) for key, value in config.trained.items() if isinstance(value, int | float | str)),
         ("tpdm", config.tpdm_version),
