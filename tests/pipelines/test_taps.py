@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from tests.support.policies import LookingPolicy
 from tests.support.tiny_flux import text
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import TAPS, find_entry
+from tpdm.pipelines.standin import SeenByTaps
 from tpdm.pipelines.taps import FeatureTaps
 from tpdm.types import BackboneError
 
@@ -106,3 +109,16 @@ def test_a_subclass_is_its_parent(sd3):
 def test_hooks_that_saw_nothing_are_said(sd3):
     with FeatureTaps(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile its blocks alone"):
         taps.features(1)
+
+
+@pytest.mark.parametrize("place", ["first", "last", "temb"])
+def test_an_entry_that_leads_nowhere_leaves_no_hook(sd3, monkeypatch, place):
+    entry = replace(TAPS["SD3Transformer2DModel"], **{place: "nowhere"})
+    monkeypatch.setitem(TAPS, "SD3Transformer2DModel", entry)
+    with pytest.raises(AttributeError, match="nowhere"):
+        attach(sd3, LookingPolicy())("a", **CALL)
+    with pytest.raises(AttributeError, match="nowhere"), SeenByTaps(sd3.transformer):
+        pass
+    for module in sd3.transformer.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

@@ -79,14 +79,12 @@ class SeenByTaps:
         self._handles: list[Any] = []
 
     def __enter__(self) -> SeenByTaps:
-        def module(path: str) -> nn.Module:
-            return self._denoiser.get_submodule(path)
-
         found, entry = self._found, self._entry
+        first, last, temb = (self._denoiser.get_submodule(path) for path in (entry.first, entry.last, entry.temb))
         self._handles = [
-            module(entry.first).register_forward_hook(lambda _m, _a, out: found.update(first=out)),
-            module(entry.last).register_forward_pre_hook(lambda _m, args: found.update(last=args[0])),
-            module(entry.temb).register_forward_hook(lambda _m, _a, out: found.update(temb=out)),
+            first.register_forward_hook(lambda _m, _a, out: found.update(first=out)),
+            last.register_forward_pre_hook(lambda _m, args: found.update(last=args[0])),
+            temb.register_forward_hook(lambda _m, _a, out: found.update(temb=out)),
         ]
         return self
 

@@ -54,19 +54,18 @@ class FeatureTaps:
         self._handles: list[Any] = []
 
     def __enter__(self) -> FeatureTaps:
-        def module(path: str) -> nn.Module:
-            return self.denoiser.get_submodule(path)
-
         entry, held = self.entry, held_by(self.denoiser)
+        # Found before the first hook is set: a path that leads nowhere leaves none behind.
+        first, last, temb = (self.denoiser.get_submodule(path) for path in (entry.first, entry.last, entry.temb))
         self._handles = [self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
         if held is not None:
             take = self.denoiser.register_forward_hook(lambda *_: self._keep(held.first, held.last, held.temb))
             self._handles.append(take)
             return self
         self._handles += [
-            module(entry.first).register_forward_hook(lambda _m, _a, out: self._keep(first=out)),
-            module(entry.last).register_forward_pre_hook(lambda _m, args: self._keep(last=args[0])),
-            module(entry.temb).register_forward_hook(lambda _m, _a, out: self._keep(temb=out)),
+            first.register_forward_hook(lambda _m, _a, out: self._keep(first=out)),
+            last.register_forward_pre_hook(lambda _m, args: self._keep(last=args[0])),
+            temb.register_forward_hook(lambda _m, _a, out: self._keep(temb=out)),
         ]
         return self
 
