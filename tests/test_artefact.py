@@ -21,6 +21,7 @@ from tpdm.artefact import (
     parse_config,
     save_pretrained,
 )
+from tpdm.artefact_config import OPTIONAL
 from tpdm.files import load_tensors, save_tensors
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
@@ -163,7 +164,7 @@ def test_any_config_survives_json(gamma: float, steps: float | None, defaults: d
     assert parse_config(json.dumps(dataclasses.asdict(config))) == config
 
 
-@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(ArtefactConfig)])
+@pytest.mark.parametrize("key", sorted({f.name for f in dataclasses.fields(ArtefactConfig)} - OPTIONAL))
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     edit(folder, lambda raw: raw.pop(key))
     refused(folder, f"got no key '{key}'")
@@ -280,4 +281,17 @@ def test_another_backbone_is_refused(got: tuple[str, int, int]) -> None:
     check_backbone(config_of(), "SD3Transformer2DModel", 6, 5)
     with pytest.raises(ArtefactError, match="expected SD3Transformer2DModel of width 6") as caught:
         check_backbone(config_of(), *got)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_of_other_facts_is_refused(folder: Path) -> None:
+    """Where the TPM has them: those of older versions have none, and neither has their file."""
+    assert "backbone_facts" not in json.loads((folder / "config.json").read_text())
+    seen = ("SD3Transformer2DModel", 6, 5)
+    check_backbone(load_policy(folder).artefact or config_of(), *seen, {"depth": 3})
+    save_pretrained(TimePredictor(POOLED), config_of(backbone_facts={"depth": 2, "heads": [1, 2]}), folder)
+    config = from_pretrained(folder)[1]
+    check_backbone(config, *seen, {"heads": [1, 2], "depth": 2, "more": 1})
+    with pytest.raises(ArtefactError, match="of depth 3, expected 2; load org/tiny-sd3 or a TPM") as caught:
+        check_backbone(config, *seen, {"heads": [1, 2], "depth": 3})
     assert "\n" not in str(caught.value)

@@ -13,8 +13,10 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from tests.support.tiny_families import make_sd15
 from tests.support.tiny_flux import make_tiny_flux
 from tests.support.tiny_sd3 import WIDTH, make_text_encoder, make_tiny_sd3, make_tokenizer
+from tpdm.artefact import read_config
 from tpdm.config import load_recipe
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.backbones import backbone_facts, find_denoiser
 from tpdm.pipelines.load import load_pipeline
 from tpdm.train.log import read_metrics
 from tpdm.train.run import train
@@ -89,7 +91,9 @@ def test_it_runs_end_to_end(name, tmp_path):
     best = train(recipe)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["ratio_deviation"] < 1e-5 for row in rows if row["kind"] == "train"] == [True]
-    out = attach(load_pipeline(tmp_path / "pipe", device="cpu"), best)("a cat", seeds=[0])
+    pipe = load_pipeline(tmp_path / "pipe", device="cpu")
+    assert read_config(best).backbone_facts == backbone_facts(find_denoiser(pipe))
+    out = attach(pipe, best)("a cat", seeds=[0])
     assert out.images[0].size == (16, 16)
     assert 1 <= out.steps[0] <= 4
 

@@ -9,13 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tpdm.artefact_config import CONFIG, ArtefactConfig, parse_config
+from tpdm.artefact_config import CONFIG, OPTIONAL, ArtefactConfig, parse_config
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
 from tpdm.types import ArtefactError, Policy
@@ -35,7 +36,8 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
     """
     if config.shape != policy.shape:
         raise ArtefactError("got a config of another shape than the policy's, expected policy.shape; use that one.")
-    values = dataclasses.asdict(config)
+    # Without what is empty, the file is as older versions wrote it, and read it.
+    values = {k: v for k, v in dataclasses.asdict(config).items() if v or k not in OPTIONAL}
     try:
         text = json.dumps(values, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -196,7 +198,11 @@ def unsaid(defaults: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
 
 
 def check_backbone(
-    config: ArtefactConfig, denoiser_class: str, feature_channels: int, temb_channels: int | None = None
+    config: ArtefactConfig,
+    denoiser_class: str,
+    feature_channels: int,
+    temb_channels: int | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Refuses a denoiser that the TPM was not trained for.
 
@@ -205,9 +211,10 @@ def check_backbone(
         denoiser_class: name of the class.
         feature_channels: width of its tokens.
         temb_channels: width of its time embedding; None where that is not known before the first evaluation.
+        facts: what tells it from others of the class and widths; heeded where the TPM has them.
 
     Raises:
-        ArtefactError: another class or other widths.
+        ArtefactError: another class, other widths or other facts.
     """
     shape = config.shape
     temb_fits = temb_channels in (None, shape.temb_channels)
@@ -218,3 +225,9 @@ def check_backbone(
             f" {shape.feature_channels} (time embedding {shape.temb_channels}); load {config.backbone_name} or a"
             " TPM trained for this denoiser."
         )
+    for name, trained in config.backbone_facts.items():
+        if facts.get(name) != trained:
+            raise ArtefactError(
+                f"got the denoiser {denoiser_class} of {name} {facts.get(name)!r}, expected {trained!r}; load"
+                f" {config.backbone_name} or a TPM trained for this denoiser."
+            )

@@ -15,6 +15,7 @@ from tpdm.types import ArtefactError, ConfigError
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
+OPTIONAL = {"backbone_facts"}
 
 
 def _tpdm_version() -> str:
@@ -44,6 +45,8 @@ class ArtefactConfig:
         mean_steps: average NFE in validation; None where nobody measured it.
         dial: (gamma, average NFE in validation) at rising gammas, which ``quality`` is read by; None without a dial.
         call_defaults: arguments of the pipeline call in training (height, width ...); JSON values.
+        backbone_facts: what tells its denoiser from others of the class and widths; left out of the file where it is
+            empty, as in those of older versions.
         trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
         tpdm_version: that wrote it.
         format_version: of this file.
@@ -70,6 +73,7 @@ class ArtefactConfig:
     mean_steps: float | None = None
     dial: tuple[tuple[float, float], ...] | None = None
     call_defaults: dict[str, Any] = field(default_factory=dict)
+    backbone_facts: dict[str, Any] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
     tpdm_version: str = field(default_factory=_tpdm_version)
     format_version: int = FORMAT_VERSION
@@ -81,11 +85,11 @@ class ArtefactConfig:
 
 
 def _check_keys(value: Any, cls: type, where: str) -> None:
-    """Every field of ``cls`` is there and nothing else: defaults are for writers, never for readers."""
+    """Every field of ``cls`` is there and nothing else: defaults are for writers, and for readers of ``OPTIONAL``."""
     if not isinstance(value, dict):
         raise ArtefactError(f"got {type(value).__name__} for {where}, expected an object; save the TPM again.")
     names = {f.name for f in dataclasses.fields(cls)}
-    for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys())):
+    for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys() - OPTIONAL)):
         if keys:
             raise ArtefactError(
                 f"got {problem} {min(keys)!r} in {where}, expected exactly the keys of {cls.__name__};"

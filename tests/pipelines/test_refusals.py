@@ -7,10 +7,15 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMSchedu
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_families import DIFFUSION
+from tests.test_artefact import config_of
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.axis import path_of_scheduler, vp_times
+from tpdm.pipelines.backbones import backbone_facts, find_denoiser
+from tpdm.pipelines.probe import probe_features
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
 from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError
+from tpdm.types import ArtefactError, BackboneError, ConfigError
 
 FIXED = FixedTimes([1.0, 0.0])
 
@@ -92,3 +97,15 @@ def test_the_betas_count_whatever_the_scheduler():
     t_B = path_of_scheduler(ddim).log_abar_K.new_tensor([0.0, 0.25, 1.0])
     assert path_of_scheduler(pndm).sigma(t_B).tolist() == path_of_scheduler(ddim).sigma(t_B).tolist()
     assert len(vp_times(pndm, 6)) == 7  # its own list names one timestep twice
+
+
+def test_a_tpm_of_another_model_of_the_same_class_and_width():
+    """SD1.5 and SDXL differ in what their text is, and in nothing that the TPM reads."""
+    widths = probe_features(tiny_pipe("SD1.5"), {**FAMILIES["SD1.5"].text(1), "prompt": None})
+    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
+    facts = backbone_facts(find_denoiser(tiny_pipe("SD1.5")))
+    policy.artefact = config_of(policy.shape, backbone_class="UNet2DConditionModel", backbone_facts=facts)
+    attach(tiny_pipe("SD1.5"), policy)
+    with pytest.raises(ArtefactError, match=r"got the denoiser UNet2DConditionModel of \w+ .*, expected"):
+        attach(tiny_pipe("SDXL"), policy)
+    assert not backbone_facts(find_denoiser(tiny_pipe("SD3")))

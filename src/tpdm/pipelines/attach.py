@@ -16,7 +16,7 @@ from tpdm.artefact import check_backbone, load_policy
 from tpdm.dial import quality_for, set_dial
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.axis import TimeAxis, choose_axis
-from tpdm.pipelines.backbones import find_denoiser, find_entry, token_width
+from tpdm.pipelines.backbones import backbone_facts, find_denoiser, find_entry, token_width
 from tpdm.pipelines.checks import check_denoiser, check_pipe
 from tpdm.pipelines.rows import ActiveRows
 from tpdm.pipelines.scheduler import AdaptiveScheduler
@@ -167,7 +167,7 @@ def attach(
     chosen: Policy = load_policy(policy) if isinstance(policy, str | Path) else policy
     trained = chosen.artefact if isinstance(chosen, TimePredictor) else None
     if trained is not None:
-        check_backbone(trained, type(denoiser).__name__, token_width(denoiser))
+        check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
     axis = choose_axis(pipe.scheduler, entry, solver or (trained.solver if trained else "euler"))
     if max_steps is None:
         max_steps = trained.max_steps if trained else 28

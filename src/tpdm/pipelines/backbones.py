@@ -46,6 +46,7 @@ class TapEntry:
         listed: arguments that are lists with one element per row.
         last_start: (arguments, denoiser) -> position (B,) of each row's first image token in ``last``; None is 0.
         path: "flow" (velocity) or "vp" (eps or v on the variance-preserving path of the scheduler's betas).
+        told_apart_by: values of its config that differ between models of this class whose widths are the same.
     """
 
     first: str
@@ -62,6 +63,7 @@ class TapEntry:
     listed: frozenset[str] = frozenset()
     last_start: Starts | None = None
     path: Literal["flow", "vp"] = "flow"
+    told_apart_by: tuple[str, ...] = ()
 
 
 TAPS: dict[str, TapEntry] = {
@@ -157,6 +159,7 @@ TAPS: dict[str, TapEntry] = {
         time_offset=-1.0,
         guidance="uncond_cond",
         sample="sample",
+        told_apart_by=("cross_attention_dim", "addition_embed_type"),  # SD1.5, SD2 and SDXL
         path="vp",
     ),
 }
@@ -207,6 +210,13 @@ def token_width(denoiser: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return next(last.parameters()).shape[1]
+
+
+def backbone_facts(denoiser: nn.Module) -> dict[str, Any]:
+    """What tells a denoiser from others of its class and widths, as JSON keeps it."""
+    config: Any = denoiser.config
+    values = {name: config[name] for name in find_entry(denoiser).told_apart_by}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def bind_arguments(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tpdm.artefact import save_pretrained
 from tpdm.artefact_config import ArtefactConfig
 from tpdm.over_long import OverLong
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import find_denoiser
+from tpdm.pipelines.backbones import backbone_facts, find_denoiser
 from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_backbone, pipeline_arguments
 from tpdm.pipelines.probe import probe_features
 from tpdm.pipelines.reads import over_long
@@ -62,7 +63,7 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     )
 
     def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
-        config = artefact_config(recipe, policy, type(find_denoiser(pipe)).__name__, arguments, facts)
+        config = artefact_config(recipe, policy, find_denoiser(pipe), arguments, facts)
         save_pretrained(policy, config, folder / name)
 
     scoring = reward_device(recipe.reward, device)
@@ -112,7 +113,7 @@ def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
 def artefact_config(
     recipe: Recipe,
     policy: TimePredictor,
-    backbone_class: str,
+    denoiser: nn.Module,
     arguments: dict[str, Any],
     facts: dict[str, Any],
 ) -> ArtefactConfig:
@@ -120,7 +121,7 @@ def artefact_config(
     guidance = arguments.get("guidance_scale")
     return ArtefactConfig(
         shape=policy.shape,
-        backbone_class=backbone_class,
+        backbone_class=type(denoiser).__name__,
         backbone_name=recipe.backbone.name_or_path,
         features=f"tokens entering the first block and leaving the last, {policy.shape.features} rows, time embedding",
         guidance_scale=float(guidance if guidance is not None else 0.0),
@@ -134,6 +135,7 @@ def artefact_config(
         mean_steps=facts["validation"]["steps_mean"],
         dial=calibration(facts["validation"]),
         call_defaults=arguments,
+        backbone_facts=backbone_facts(denoiser),
         trained={
             "update": facts["update"],
             "objective": facts["validation"]["objective_mean"],
