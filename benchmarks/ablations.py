@@ -22,15 +22,20 @@ from typing import Any
 import torch
 
 from ablations_page import draw, part
-from experiment import RESULTS, ROOT, recipe_of, trained, training_hash, write_part
+from experiment import RESULTS, ROOT, column, recipe_of, trained, training_hash, write_part
+from tpdm.artefact import load_policy
 from tpdm.core.objective import discounted_reward
+from tpdm.evals.compare import run_policy
+from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
 from tpdm.evals.provenance import provenance
-from tpdm.files import write_json
+from tpdm.evals.store import Store
+from tpdm.evals.tasks import make_tasks
+from tpdm.files import write_json, write_text
 from tpdm.recipe import Recipe
 from tpdm.recipe_data import RewardConfig
 from tpdm.train.log import read_metrics
 
-SETTINGS = ("rl.updates=80", "validation.every=10")
+SETTINGS = ("rl.updates=80", "validation.every=10", "evaluation.prompts=1024")
 PUBLISHED_START = ("tpm.start_steps=null", "tpm.start_shift=null")  # equal ratios: the folded layout has no other
 GUIDED = ("backbone.guidance_scale=3",)
 AXES: dict[str, dict[str, Sequence[str]]] = {
@@ -83,10 +88,36 @@ def run(axis: str, name: str, recipe: Recipe, changes: Sequence[str]) -> dict[st
         "axis": axis,
         "variant": name,
         "seed": recipe.seed,
+        "gamma": recipe.reward.gamma,
         "prompts": recipe.validation.prompts,
         "changes": list(changes),
     }
-    return {**where, "curve": curve, **provenance(recipe)}
+    return {**where, "curve": curve, "test": training_hash(recipe), **provenance(recipe)}
+
+
+def judged(recipe: Recipe, kept: Path) -> None:
+    """Puts into ``kept`` what the last TPM makes of prompts that no validation saw: steps and score of every image."""
+    path = kept / f"{training_hash(recipe)}.json"
+    if path.exists() and len(json.loads(path.read_text(encoding="utf-8"))["steps"]) == recipe.evaluation.prompts:
+        return
+    tuning, test = make_tasks(recipe)
+    depends = {**fingerprint(recipe, tuning, test), **learned_fingerprint(recipe, "last")}
+    store = Store(Path(recipe.output) / "eval-last", depends)
+    rows = run_policy("tpdm", load_policy(Path(recipe.output) / "last"), test, store).rows
+    columns = {key: column(rows, key).round(5).tolist() for key in ("steps", "score")}
+    write_text(
+        path, json.dumps({**columns, **provenance(recipe)}) + "\n"
+    )  # none of 2,000 numbers has a line of its own
+
+
+def with_tests(runs: list[dict[str, Any]], kept: Path) -> list[dict[str, Any]]:
+    """Runs with the rows of their test."""
+    found = {}
+    for name in {run["test"] for run in runs}:
+        columns = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+        pairs = enumerate(zip(columns["steps"], columns["score"], strict=True))
+        found[name] = [{"index": i, "steps": steps, "score": score} for i, (steps, score) in pairs]
+    return [{**run, "rows": found[run["test"]]} for run in runs]
 
 
 def main() -> None:
@@ -98,11 +129,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "ablations.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "ablations.md")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "ablations.png")
-    parser.add_argument("--only", action="store_true", help="train, and write no results")
+    parser.add_argument("--only", action="store_true", help="train and judge, and write no page")
     parser.add_argument("--render", action="store_true", help="the picture and the page alone")
     chosen = parser.parse_args()
     out, page, picture = (path.resolve() for path in (chosen.out, chosen.page, chosen.picture))
     os.chdir(ROOT)
+    kept = out.parent / "ablations"
     runs = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
     done = {(r["axis"], r["variant"], r["seed"]) for r in runs}
     wanted = [(a, n, c, s) for s in chosen.seeds for a in chosen.axes for n, c in AXES[a].items()]
@@ -110,12 +142,14 @@ def main() -> None:
         if (axis, name, seed) not in done:
             recipe = recipe_for([*SETTINGS, *changes, *chosen.set], seed, chosen.runs)
             runs.append(run(axis, name, recipe, [*SETTINGS, *changes, *chosen.set]))
+            judged(recipe, kept)
             if not chosen.only:
                 write_json(out, runs)  # after each: hours of others are not lost with one
     if not chosen.only:
         draw(runs, AXES, picture)
-        write_part(page, "ablations", part(runs, AXES))
-        print(part(runs, AXES))
+        text = part(with_tests(runs, kept), AXES)
+        write_part(page, "ablations", text)
+        print(text)
 
 
 if __name__ == "__main__":

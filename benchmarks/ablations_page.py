@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiment import origin, table
+from experiment import column, objective_difference, origin, priced, signed, table
 from tpdm.files import write_atomically
 
 Run = Mapping[str, Any]  # of one variant and seed; ``curve`` has a point for every validation
@@ -34,6 +34,11 @@ def settled(curve: Sequence[Run]) -> float:
     return fmean(point["objective"] for point in curve[-3:])
 
 
+def along(curve: Sequence[Run]) -> float:
+    """The mean objective over the training, but for its start: who learns faster has more of it."""
+    return fmean(point["objective"] for point in curve[1:])
+
+
 def mean_curve(runs: Sequence[Run]) -> list[dict[str, float]]:
     """Mean over the seeds of one variant."""
     return [
@@ -48,13 +53,17 @@ def spread(values: Sequence[float], form: str = ".4f") -> str:
 
 def line(axis: str, name: str, runs: Sequence[Run], base: Sequence[Run]) -> list[str]:
     """One line of the table: what a variant came to, beside the first one of its axis with the same seeds."""
-    by_seed = {r["seed"]: r["curve"] for r in base}
-    pairs = [(r["curve"], by_seed[r["seed"]]) for r in runs if r["seed"] in by_seed]
-    minus = "" if runs is base or not pairs else spread([settled(a) - settled(b) for a, b in pairs], "+.4f")
-    ends = [settled(r["curve"]) for r in runs]
-    needs = [needed(runs, base), "" if runs is base else needed(base, runs)]
-    last = [fmean(r["curve"][-1][key] for r in runs) for key in ("score", "steps")]
-    return [axis, name, str(len(runs)), spread(ends), minus, *needs, f"{last[0]:.4f}", f"{last[1]:.1f}"]
+    by_seed = {r["seed"]: r for r in base}
+    pairs = [(r, by_seed[r["seed"]]) for r in runs if r["seed"] in by_seed]
+    tests = [fmean(float(column(r["rows"], key).mean()) for r in runs) for key in ("steps", "score")]
+    cells = [axis, name, str(len(runs)), f"{tests[0]:.1f}", f"{tests[1]:.4f}"]
+    cells.append(spread([float(priced(r["rows"], base[0]["gamma"]).mean()) for r in runs]))
+    if runs is base or not pairs:
+        return [*cells, "", "", needed(runs, base), ""]
+    mine, others = ([pair[i]["rows"] for pair in pairs] for i in (0, 1))
+    minus = signed(objective_difference(mine, others, base[0]["gamma"]))
+    learnt = spread([along(a["curve"]) - along(b["curve"]) for a, b in pairs], "+.4f")
+    return [*cells, minus, learnt, needed(runs, base), needed(base, runs)]
 
 
 def needed(runs: Sequence[Run], others: Sequence[Run]) -> str:
@@ -79,18 +88,19 @@ def part(runs: Sequence[Run], axes: Axes) -> str:
         "axis",
         "variant",
         "seeds",
+        "steps",
+        "reward",
         "objective",
         "minus the first",
+        "over the training",
         "trajectories to the first's",
         "the first's to this",
-        "score",
-        "steps",
     ]
     each = [(a, n, rs, next(iter(names.values()))) for a, names in found(runs, axes).items() for n, rs in names.items()]
     lines = [line(*words) for words in each]
     seeds = sorted({r["seed"] for r in runs})
     picture = "![Learning curves of every axis](images/ablations.png)"
-    facts = {**runs[-1], "seeds": seeds, "changes": runs[0]["changes"]}
+    facts = {**runs[-1], "seeds": seeds, "changes": runs[0]["changes"], "prompts": len(runs[0]["rows"])}
     return "\n\n".join([picture, table(head, lines), origin(facts)])
 
 

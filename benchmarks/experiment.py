@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tpdm.config import load_recipe
+from tpdm.core.objective import discounted_reward
 from tpdm.evals.compare import Result
 from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
 from tpdm.files import write_atomically, write_text
@@ -129,6 +131,18 @@ def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
         if label == "reward":
             found["worst"] = worst_lost(pairs)
     return found
+
+
+def priced(rows: Rows, gamma: float) -> np.ndarray:
+    """What is trained for, of every image: eq. (9), the reward with the price of its steps."""
+    score_B, steps_B = (torch.from_numpy(column(rows, key)) for key in ("score", "steps"))
+    return discounted_reward(score_B, steps_B, gamma).numpy()
+
+
+def objective_difference(mine: Sequence[Rows], others: Sequence[Rows], gamma: float) -> tuple[float, float, float]:
+    """[mean, low, high] over trainings and images of what was trained for."""
+    minus = [priced(a, gamma) - priced(b, gamma) for a, b in zip(mine, others, strict=True)]
+    return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
 
 
 def worst_lost(pairs: Sequence[tuple[Rows, Rows]]) -> tuple[float, float, float]:

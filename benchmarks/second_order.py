@@ -47,7 +47,7 @@ def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, lis
     """
     tuning, test = make_tasks(recipe)
     common = fingerprint(recipe, tuning, test)
-    store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe)})
+    store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe, which)})
     policy = load_policy(Path(recipe.output) / which)
     match = Match(test, tuning, policy, None, store, Store(controls, common, shared=True))
     dialled = policy.shape.gamma_range is not None

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from experiment import (
     MEASURES,
     RESULTS,
-    Rows,
     column,
     difference,
+    objective_difference,
     options,
     recipe_of,
     trained,
@@ -34,11 +33,9 @@ from experiment import (
 from specialists_page import part
 from tpdm.artefact import load_policy
 from tpdm.core.dial import gamma_at
-from tpdm.core.objective import discounted_reward
 from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
 from tpdm.evals.match import Match
 from tpdm.evals.provenance import provenance
-from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evals.store import Store
 from tpdm.evals.tasks import make_tasks
 from tpdm.files import write_json, write_text
@@ -113,18 +110,6 @@ def point(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "minus": difference(dial, alone),
         "objective_minus": objective_difference(dial, alone, gamma),
     }
-
-
-def objective_difference(mine: list[Rows], others: list[Rows], gamma: float) -> list[float]:
-    """[mean, low, high], over seeds and images, of what was trained for: the reward with the price of its steps."""
-    minus = [priced(a, gamma) - priced(b, gamma) for a, b in zip(mine, others, strict=True)]
-    return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
-
-
-def priced(rows: Rows, gamma: float) -> np.ndarray:
-    """Eq. (9) of every image."""
-    score_B, steps_B = (torch.from_numpy(column(rows, key)) for key in ("score", "steps"))
-    return discounted_reward(score_B, steps_B, gamma).numpy()
 
 
 def main() -> None:

@@ -191,7 +191,8 @@ def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
 def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- ablations: generated -->\n<!-- end of ablations -->\n", encoding="utf-8")
-    small = ["rl.updates=1", "rl.prompts_per_update=2", "validation.prompts=2", "prompts.limit=60"]
+    small = ["rl.updates=1", "rl.prompts_per_update=2", "validation.prompts=2", "prompts.limit=100"]
+    small += ["evaluation.prompts=3", "evaluation.tuning_prompts=2"]
     words = ["--axes", "ratio", "entropy", "--seeds", "0", "--picture", tmp_path / "a.png", "--set", *small]
     printed = run("ablations.py", tmp_path, *words)
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -202,6 +203,9 @@ def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     assert end["objective"] == pytest.approx(paid, abs=1e-6)
     assert len([*(tmp_path / "runs").iterdir()]) == 3
     assert printed.count("| ratio |") == 2
+    kept = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "ablations").iterdir()}
+    assert set(kept) == {row["test"] for row in rows}
+    assert all(len(test["steps"]) == len(test["score"]) == 3 for test in kept.values())
     assert printed.split("-->")[0].strip() in page.read_text(encoding="utf-8")
     assert (tmp_path / "a.png").stat().st_size > 5_000
 

@@ -39,11 +39,11 @@ def fingerprint(recipe: Recipe, tuning: Task, test: Task) -> dict[str, Any]:
     }
 
 
-def learned_fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """What the rows of learned schedules depend on besides."""
+def learned_fingerprint(recipe: Recipe, which: str = "best") -> dict[str, Any]:
+    """What the rows of learned schedules depend on besides: the ``best`` TPM of the recipe, or the ``last``."""
     tuned = recipe.evaluation.tuned
     return {
-        "tpm": _digest((Path(recipe.output) / "best" / WEIGHTS).read_bytes()),
+        "tpm": _digest((Path(recipe.output) / which / WEIGHTS).read_bytes()),
         "tuned": None if tuned is None else _digest((Path(tuned) / WEIGHTS).read_bytes()),
     }
 
