@@ -76,3 +76,17 @@ def test_an_image_gone_wrong_fails_alone():
         bad.result()
     assert good.result().t_next_B > 0
     assert other.result().t_next_B > 0
+
+
+def test_what_a_failed_evaluation_held_is_gone_before_the_next(kept):
+    class Failing(CountingPredictor):
+        def propose(self, observation, seeds):
+            kept.check()
+            activation = kept.note(torch.zeros(1000))
+            if len(observation.t_B) > 1:
+                raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
+            return super().propose(observation, seeds)
+
+    futures = come(Cohort(2), Failing(), [(observation(b), None) for b in range(2)])
+    assert all(future.result().t_next_B > 0 for future in futures)
+    kept.check()

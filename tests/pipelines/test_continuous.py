@@ -152,6 +152,44 @@ def test_an_error_of_the_denoiser_fails_the_runs_of_that_call_alone(shared):
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
+def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
+    """What failed is gone before the halves, and only the image that fails alone fails."""
+    probe, bad = LookingPolicy(), 1
+    attach(shared.pipe, probe, max_steps=1)(**one("SD3", 0))
+    first, temb = probe.seen[0].first_BDHW, probe.seen[0].temb_BE
+    tpm = TimePredictor(TpmShape(first.shape[1], temb.shape[1], channels=8, grid=2, storage="fp32"))
+    attached = attach(shared.pipe, tpm, max_steps=5)
+    marker = one("SD3", bad)["prompt_embeds"][0]
+
+    def fail(module, args, kwargs):
+        kept.check()
+        rows, texts = len(kwargs["hidden_states"]), kwargs["encoder_hidden_states"]
+        if rows > 4 or any(torch.equal(text, marker) for text in texts):
+            activation = kept.note(torch.zeros(1000))
+            raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
+
+    def attempt(b):
+        try:
+            return shared.run()(attached, **one("SD3", b))
+        except BackboneError as error:
+            return error.__cause__
+
+    handle = shared.pipe.transformer.register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            outputs = list(pool.map(attempt, range(4)))
+    finally:
+        handle.remove()
+    assert isinstance(outputs.pop(bad), torch.OutOfMemoryError)
+    kept.check()
+    assert shared.meeting.calls > sum(outputs[0].steps)
+    for b, output in zip((0, 2, 3), outputs, strict=True):
+        alone = attached(**one("SD3", b))
+        assert output.steps == alone.steps
+        torch.testing.assert_close(output.images, alone.images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shared", ["SD3"], indirect=True)
 def test_a_stopped_run_ends_at_its_next_step_and_frees_its_place(shared):
     landed = threading.Event()
     run = shared.run(on_landing=lambda landing: landed.set())

@@ -71,6 +71,21 @@ def test_a_task_that_fails_harms_no_other():
     assert desk.ask(0, 3, 8) == 6
 
 
+def test_what_a_failed_batch_held_is_gone_before_the_next(kept):
+    def work(numbers):
+        kept.check()
+        activation = kept.note(torch.zeros(1000))
+        if len(numbers) > 1 or numbers[0] < 0:
+            raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
+        return numbers
+
+    desk = Desk(work)
+    zero, error, two = ask_all(desk, [0, -1, 2])
+    assert (zero, two, type(error)) == (0, 2, torch.OutOfMemoryError)
+    del error
+    kept.check()
+
+
 def test_who_withdraws_is_not_waited_for():
     desk = Desk(Work())
     expected = desk.expect()

@@ -6,6 +6,7 @@ import queue
 import random
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -306,6 +307,21 @@ def test_a_denoiser_error_fails_the_requests_of_that_call_alone(pipe, make, clie
     kinds = [type(client.last(name)) for name in range(6)]
     assert kinds == [ImageDone, Failed] * 3
     assert isinstance(client.last(1).error, BackboneError)
+
+
+def test_an_error_that_a_client_holds_holds_no_tensors(pipe, make, client, monkeypatch):
+    made = []
+
+    def fail(*args, **options):
+        tensor = torch.zeros(1000)
+        made.append(weakref.ref(tensor))
+        raise RuntimeError(f"no picture of {len(tensor)}")
+
+    monkeypatch.setattr(pipe.image_processor, "postprocess", fail)
+    client.send(make(), "one", ImageRequest("red circle", 0))
+    client.wait()
+    assert "no picture" in str(client.last("one").error)
+    assert [ref() for ref in made] == [None]
 
 
 def test_a_listener_that_raises_harms_nobody(make, client, caplog):

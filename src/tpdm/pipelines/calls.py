@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from itertools import count
 from queue import SimpleQueue
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from tpdm.pipelines.backbones import find_entry
 from tpdm.pipelines.cohort import Cohort, Member
 from tpdm.pipelines.merge import DenoiserCall, join_calls, part_answer
+from tpdm.pipelines.spent import let_go
 from tpdm.pipelines.standin import Answer, SeenByTaps
 from tpdm.types import BackboneError
 
@@ -45,13 +47,17 @@ class Seat:
             The answer, and this run's part in the cohort that was computed together; it has to propose or resign.
 
         Raises:
-            BackboneError: the network failed; all runs in that call get this.
+            BackboneError: the network failed; all runs in that call get this. Where memory was short, the call was
+                tried in halves before, down to one run, unless runs go in order.
             BaseException: what ``stop`` was given.
         """
         self._meeting.bring(self, call)
         answer = self.answers.get()
         if isinstance(answer, BaseException):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # or this frame and the error keep each other, and all frames on the way
         return answer
 
     def leave(self) -> None:
@@ -73,7 +79,7 @@ class CallMeeting:
             have a place has still to ask: then the same runs are computed together every time, to the bit.
 
     Attributes:
-        calls: denoiser calls computed.
+        calls: denoiser calls computed; those that failed count as well.
         rows: rows computed in them.
     """
 
@@ -178,18 +184,34 @@ class CallMeeting:
                 self._compute(seats, calls, taps)
 
     def _compute(self, seats: list[Seat], calls: list[DenoiserCall], taps: SeenByTaps) -> None:
-        answers: Sequence[Answer | BackboneError]
-        try:
-            output = self._denoiser(**join_calls(calls, self._entry))
-            answers = part_answer(Answer(output, taps.take()), calls, self._entry)
-        except Exception as error:  # whatever it is, those who wait have to be told
-            said = str(error).strip().partition("\n")[0]
-            answers = [_failure(error, said, len(calls)) for _ in calls]
+        answers = self._answers(calls, taps)
+        cohort = Cohort(sum(isinstance(answer, Answer) for answer in answers))
+        places = count()
+        for seat, answer in zip(seats, answers, strict=True):
+            seat.answers.put((answer, Member(cohort, next(places))) if isinstance(answer, Answer) else answer)
+
+    def _answers(self, calls: list[DenoiserCall], taps: SeenByTaps) -> list[Answer | BackboneError]:
+        """Of one call, or of its halves one after the other where memory does not hold it whole."""
+        found = self._try(calls, taps)
+        if not isinstance(found, Exception):
+            return list(found)
+        taps.take()  # of an attempt that is over
+        let_go(found)
+        # In order, the same runs are always computed together: whoever wants that takes fewer places himself.
+        if isinstance(found, torch.OutOfMemoryError) and len(calls) > 1 and not self._in_order:
+            half = len(calls) // 2
+            return [*self._answers(calls[:half], taps), *self._answers(calls[half:], taps)]
+        said = str(found).strip().partition("\n")[0]
+        return [_failure(found, said, len(calls)) for _ in calls]
+
+    def _try(self, calls: list[DenoiserCall], taps: SeenByTaps) -> list[Answer] | Exception:
         self.calls += 1
         self.rows += sum(call.rows for call in calls)
-        cohort = Cohort(len(seats))
-        for place, (seat, answer) in enumerate(zip(seats, answers, strict=True)):
-            seat.answers.put((answer, Member(cohort, place)) if isinstance(answer, Answer) else answer)
+        try:
+            output = self._denoiser(**join_calls(calls, self._entry))
+            return part_answer(Answer(output, taps.take()), calls, self._entry)
+        except Exception as error:  # whatever it is, those who wait have to be told
+            return error
 
 
 def _failure(error: Exception, said: str, images: int) -> BackboneError:

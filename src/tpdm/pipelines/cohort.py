@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tpdm.pipelines.spent import let_go
 from tpdm.policy import TimePredictor
 from tpdm.types import Decision, Observation
 
@@ -57,7 +58,10 @@ class Cohort:
         self._come(wish)
         decision = wish.answers.get()
         if isinstance(decision, Exception):
-            raise decision
+            try:
+                raise decision
+            finally:
+                del decision  # or this frame and the error keep each other
         return decision
 
     def resign(self) -> None:
@@ -95,17 +99,24 @@ class Member:
 
 
 def _grant(wishes: list[_Wish]) -> None:
-    try:
-        decisions = _decide(wishes)
-    except Exception as error:  # whoever waits has to be told
-        if len(wishes) == 1:
-            wishes[0].answers.put(error)
-            return
-        for wish in wishes:  # whose image was it? The others go on.
-            _grant([wish])
+    found = _try(wishes)
+    if not isinstance(found, Exception):
+        for wish, decision in zip(wishes, found, strict=True):
+            wish.answers.put(decision)
         return
-    for wish, decision in zip(wishes, decisions, strict=True):
-        wish.answers.put(decision)
+    let_go(found)
+    if len(wishes) == 1:
+        wishes[0].answers.put(found)
+        return
+    for wish in wishes:  # whose image was it? The others go on.
+        _grant([wish])
+
+
+def _try(wishes: list[_Wish]) -> list[Decision] | Exception:
+    try:
+        return _decide(wishes)
+    except Exception as error:  # whoever waits has to be told
+        return error
 
 
 def _decide(wishes: list[_Wish]) -> list[Decision]:

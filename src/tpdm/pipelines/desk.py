@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 from queue import SimpleQueue
 from typing import Generic, NoReturn, TypeVar
 
+from tpdm.pipelines.spent import let_go
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -105,14 +107,20 @@ class Desk(Generic[Task, Result]):
 
     def _do(self, wishes: Sequence[_Wish[Task, Result]]) -> list[Callable[[], Result]]:
         self.calls += 1
+        found = self._try([wish.task for wish in wishes])
+        if not isinstance(found, Exception):
+            self.tasks += len(wishes)
+            return [_returning(result) for result in found]
+        let_go(found)
+        if len(wishes) == 1:
+            return [_raising(found)]
+        return [word for wish in wishes for word in self._do([wish])]  # whose was it? The others go on.
+
+    def _try(self, tasks: Sequence[Task]) -> Sequence[Result] | Exception:
         try:
-            results = self._work([wish.task for wish in wishes])
+            return self._work(tasks)
         except Exception as error:  # whoever waits has to be told
-            if len(wishes) == 1:
-                return [_raising(error)]
-            return [word for wish in wishes for word in self._do([wish])]  # whose was it? The others go on.
-        self.tasks += len(wishes)
-        return [_returning(result) for result in results]
+            return error
 
     def _arrived(self) -> None:
         with self._changed:
@@ -125,7 +133,9 @@ def _returning(result: Result) -> Callable[[], Result]:
 
 
 def _raising(error: Exception) -> Callable[[], NoReturn]:
+    held = [error]
+
     def say() -> NoReturn:
-        raise error
+        raise held.pop()  # so that this frame and the error do not keep each other
 
     return say

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tpdm.artefact import load_policy, unsaid
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
+from tpdm.pipelines.spent import let_go
 from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
 from tpdm.serve.memory import few_arenas
 from tpdm.serve.options import RequestReader
@@ -169,19 +170,25 @@ class PipelineEngine:
             self._make(job)
 
     def _make(self, job: Job) -> None:
+        found = self._try(job)
+        if isinstance(found, ImageDone):
+            self._answer(job, "finished", found)
+        else:
+            let_go(found)  # the answer may wait for its reader, with the error in it
+            self._answer(job, "failed", Failed(found))
+
+    def _try(self, job: Job) -> ImageDone | Exception:
         try:
             attached, arguments = self._reader.read(job.request)
-            output = job.run(attached, **arguments)
+            return image_done(job, job.run(attached, **arguments))
         except TpdmError as error:
-            self._answer(job, "failed", Failed(error))
+            return error
         except ValueError as error:
             # Pipelines say so of sizes that they cannot make.
-            self._answer(job, "failed", Failed(RequestRefused(str(error))))
+            return RequestRefused(str(error))
         except Exception as error:
             log.exception("request %s failed", job.key)
-            self._answer(job, "failed", Failed(error))
-        else:
-            self._answer(job, "finished", image_done(job, output))
+            return error
 
     def _placed(self, key: str) -> None:
         with self._lock:
