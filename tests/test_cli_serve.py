@@ -67,7 +67,7 @@ def test_everything_is_handed_over(handed):
     assert handed.engine == (
         "tinyworld",
         "tinyworld",
-        {"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16"},
+        {"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16", "log_prompts": False},
     )
     engine, card, settings, host, port = handed.run
     assert (engine, card.id, card.learned, host, port) == ("engine", "tinyworld", True, "0.0.0.0", 81)

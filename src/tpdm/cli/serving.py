@@ -71,7 +71,8 @@ def serve(
         )
         typer.echo(f"No --tpm: the pipeline's own schedule serves.{hint}", err=True)
     card = describe_model(backbone, tpm)
-    make = partial(make_engine, backbone, tpm, slots=slots, queue_limit=queue_limit, device=device, dtype=dtype)
+    sizes = {"slots": slots, "queue_limit": queue_limit}
+    make = partial(make_engine, backbone, tpm, **sizes, device=device, dtype=dtype, log_prompts=log_prompts)
     shown = f"[{host}]" if ":" in host else host
     words = f"Serving {card.id} at http://{shown}:{port}"
     if replicas is None:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from tpdm.serve.calls import Call, Calls
 from tpdm.serve.errors import ApiError, api_error, internal_error
-from tpdm.serve.guard import describe
+from tpdm.serve.logs import describe
 from tpdm.serve.metrics import Metrics
 from tpdm.serve.requests import Failed, ImageDone, StepEvent
 from tpdm.serve.settings import ModelCard, Settings

@@ -15,21 +15,24 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
 from tpdm.pipelines.spent import let_go
 from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
+from tpdm.serve.logs import describe, quiet_libraries
 from tpdm.serve.memory import few_arenas
 from tpdm.serve.options import RequestReader
 from tpdm.serve.previews import PreviewThread
 from tpdm.serve.queue import Outcome, RequestQueue
 from tpdm.serve.requests import (
+    DeadlineExceeded,
     EngineStatus,
     EngineStopped,
     Event,
     Failed,
     ImageDone,
     ImageRequest,
+    RequestCancelled,
     RequestRefused,
     StepEvent,
 )
-from tpdm.types import Policy, TpdmError
+from tpdm.types import Policy
 
 SPARE = 2  # threads beyond the places and the requests ahead, for images that are being decoded
 log = logging.getLogger("tpdm.serve")
@@ -43,6 +46,7 @@ def make_engine(
     queue_limit: int = 64,
     device: str = "auto",
     dtype: str = "fp32",
+    log_prompts: bool = False,
 ) -> PipelineEngine:
     """Loads a pipeline and starts an engine on it, in a process that is there for nothing else: see ``few_arenas``.
 
@@ -53,6 +57,7 @@ def make_engine(
         queue_limit: requests that may wait.
         device: "auto", "cpu", "cuda" ...
         dtype: "fp32", "bf16" or "fp16".
+        log_prompts: lets libraries log warnings, some of which quote prompts.
 
     Raises:
         TpdmError: the pipeline or the TPM cannot be loaded, or do not fit each other.
@@ -61,6 +66,8 @@ def make_engine(
 
     few_arenas()
     pipe = load_pipeline(backbone, dtype, device)
+    if not log_prompts:
+        quiet_libraries()  # after loading, whose warnings are of no prompt
     return PipelineEngine(pipe, tpm, slots=slots, queue_limit=queue_limit, defaults=call_defaults(backbone))
 
 
@@ -181,13 +188,14 @@ class PipelineEngine:
         try:
             attached, arguments = self._reader.read(job.request)
             return image_done(job, job.run(attached, **arguments))
-        except TpdmError as error:
+        except (RequestRefused, RequestCancelled, DeadlineExceeded, EngineStopped) as error:
             return error
         except ValueError as error:
             # Pipelines say so of sizes that they cannot make.
             return RequestRefused(str(error))
         except Exception as error:
-            log.exception("request %s failed", job.key)
+            # Here, because what led to an error does not cross processes.
+            log.error("request %s failed: %s", job.key, describe(error))
             return error
 
     def _placed(self, key: str) -> None:

@@ -6,13 +6,13 @@ import hmac
 import logging
 import secrets
 import time
-import traceback
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tpdm.serve.errors import ApiError, internal_error
+from tpdm.serve.logs import describe
 from tpdm.serve.metrics import Metrics
 from tpdm.serve.settings import Settings
 
@@ -92,13 +92,6 @@ class Guard:
         # In constant time: how long a refusal takes must not say how much of a guess was right.
         if not hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode()):
             raise ApiError(401, "no or a wrong token; send it as Authorization: Bearer", "invalid_api_key")
-
-
-def describe(error: BaseException, with_message: bool) -> str:
-    """An exception for the log; its message may quote a prompt, its frames do not."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    words = f": {error}" if with_message else ""
-    return f"{type(error).__name__}{words}\n{frames}"
 
 
 def _host(header: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from tpdm.pipelines.attach import AdaptiveOutput
 from tpdm.pipelines.continuous import ContinuousPipeline, ContinuousRun
+from tpdm.serve.logs import describe
 from tpdm.serve.previews import PreviewStream
 from tpdm.serve.queue import RequestQueue
 from tpdm.serve.requests import (
@@ -60,8 +61,8 @@ def tell(job: Job, event: Event) -> None:
     """Says an event to the listener of a request."""
     try:
         job.on_event(event)
-    except Exception:  # a listener's mistake must not end the thread that all others need
-        log.exception("the listener of request %s failed", job.key)
+    except Exception as error:  # a listener's mistake must not end the thread that all others need
+        log.error("the listener of request %s failed: %s", job.key, describe(error))
 
 
 def image_done(job: Job, output: AdaptiveOutput) -> ImageDone:

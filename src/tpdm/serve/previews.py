@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
 from tpdm.pipelines.preview import decode_preview
+from tpdm.serve.logs import describe
 from tpdm.serve.requests import ImageRequest, StepEvent
 
 log = logging.getLogger("tpdm.serve")
@@ -45,8 +46,8 @@ class PreviewThread:
         image = None
         try:
             image = decode_preview(self._pipe, landing.estimate(), request.width, request.height)
-        except Exception:  # no preview is worth an image
-            log.exception("a preview failed")
+        except Exception as error:  # no preview is worth an image
+            log.error("a preview failed: %s", describe(error))
         return StepEvent(landing.index, landing.t, image)
 
     def close(self) -> None:
