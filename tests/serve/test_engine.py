@@ -143,6 +143,26 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, c
     assert rows == [2, 1, 1]
 
 
+def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
+    """The queue serves groups in turn: all whose calls meet are one, however their size and guidance are written."""
+    policy, config = from_pretrained("tinyworld")
+    policy.artefact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
+    engine = make(slots=1, tpm=policy)
+    key = client.send(engine, "slow", SLOW)
+    until(lambda: client.events["slow"])
+    sizes = [{}, {"width": 64, "height": 64}]
+    guided = [{}, *({"guidance_scale": 2.0 + i / 1000} for i in range(6))]
+    plain = [{"guidance_scale": 1.0}, {"guidance_scale": 0.5}, {"fixed_steps": 2}]
+    for kinds, name in ((guided, "guided"), (plain, "plain")):
+        for i, options in enumerate(kinds):
+            client.send(engine, f"{name}{i}", ImageRequest("red circle", 0, **options, **sizes[i % 2]))
+    client.send(engine, "wide", ImageRequest("red circle", 0, width=96))
+    assert len(engine._queue._groups) == 3
+    engine.cancel(key)
+    client.wait(12)
+    assert all(isinstance(client.last(name), ImageDone) for name in client.events if name != "slow")
+
+
 def test_fixed_steps_are_the_stock_pipelines_own(pipe, make, client):
     client.send(make(slots=1), "one", ImageRequest(PROMPTS[0], 3, fixed_steps=6))
     client.wait()

@@ -40,6 +40,7 @@ class TapEntry:
         guidance: how conditional rows are told from unconditional ones. "uncond_cond": one call on
             [uncond, cond]; "cond_uncond": the reverse; "two_calls": the conditional call comes first.
         guidance_scale: the pipeline's argument that is w in u + w (c - u).
+        guided_above: pipelines guide where w is above it.
         temb_index: element of the temb module's output, where that is a tuple.
         sample: argument that holds the latents, a tensor or a list; its length is the number of rows.
         unbatched: tensor arguments whose dimension 0 is never rows (position ids).
@@ -56,6 +57,7 @@ class TapEntry:
     time_scale: float
     guidance: Guidance
     guidance_scale: str = "guidance_scale"
+    guided_above: float = 1.0
     time_offset: float = 0.0
     temb_index: int | None = None
     sample: str = "hidden_states"
@@ -127,6 +129,7 @@ TAPS: dict[str, TapEntry] = {
         time_scale=-1.0,
         time_offset=1.0,
         guidance="cond_uncond",
+        guided_above=0.0,
         sample="x",
         listed=frozenset({"x", "cap_feats"}),
     ),

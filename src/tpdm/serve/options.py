@@ -8,6 +8,7 @@ from typing import Any
 
 from tpdm.dial import set_dial
 from tpdm.pipelines.attach import AdaptivePipeline, attach
+from tpdm.pipelines.call_kind import call_kind
 from tpdm.pipelines.continuous import ContinuousPipeline
 from tpdm.schedules import FixedTimes
 from tpdm.serve.requests import ImageRequest, RequestRefused
@@ -63,8 +64,8 @@ class RequestReader:
         self._check_dial(request)
 
     def group(self, request: ImageRequest) -> Hashable:
-        """Requests of equal groups can share a denoiser call."""
-        return request.width, request.height, request.guidance_scale
+        """Requests of other groups cannot share a denoiser call."""
+        return call_kind(self._shared.pipe, {**self._defaults_of(request), **_texts_and_sizes(request)})
 
     def read(self, request: ImageRequest) -> tuple[AdaptivePipeline, dict[str, Any]]:
         """The pipeline with the policy of this request, and the arguments of its call."""
@@ -74,6 +75,10 @@ class RequestReader:
         if request.max_steps is not None:
             arguments["max_steps"] = request.max_steps
         return self._trained, arguments | _dial(request)
+
+    def _defaults_of(self, request: ImageRequest) -> Mapping[str, Any]:
+        fixed = request.fixed_steps is not None or self._trained is None
+        return self._defaults if fixed or self._trained is None else self._trained.defaults
 
     def _check_dial(self, request: ImageRequest) -> None:
         if not _dial(request):

@@ -2,8 +2,8 @@
 
 Every request is in one place. It waits in the queue; it is taken, and its text encoded; it is seated, a place among
 the images of the denoiser call is its own; it is unseated, only decoding is left and its place goes to the next; it
-ends, once. Groups of requests that can share a call wait in queues of their own, which are served in turn, so that a
-burst of one kind never shuts out another.
+ends, once. Requests that cannot share a call wait in queues of their own, which are served in turn, so that a burst of
+one kind never shuts out another.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class RequestQueue:
 
         Args:
             key: its id, not seen before.
-            group: requests of equal groups can share a denoiser call.
+            group: requests of other groups cannot share a denoiser call.
             deadline: when it has to be finished.
 
         Raises:
