@@ -301,6 +301,35 @@ def test_a_size_that_the_pipeline_cannot_make_is_refused(make, client):
     assert "divisible" in str(client.last("bad").error)
 
 
+def test_a_value_that_is_wrong_inside_is_no_refusal(pipe, make, client, caplog):
+    def fail(*args):
+        raise ValueError("a file of ours is damaged")
+
+    engine = make()
+    for part in (pipe.text_encoder, pipe.vae.decoder):
+        handle = part.register_forward_pre_hook(fail)
+        client.send(engine, "bad", ImageRequest("red circle", 0, max_steps=1))
+        client.wait()
+        handle.remove()
+        assert type(client.last("bad").error) is ValueError
+    assert caplog.text.count("failed: ValueError") == 2
+
+
+@pytest.mark.parametrize(("grid", "good", "words"), [((2, 2), 32, "4 x 4 tokens, expected 2 x 2"), (None, 64, None)])
+def test_a_size_that_a_folded_tpm_does_not_read_is_refused_before_it_is_computed(make, client, grid, good, words):
+    engine = make(tpm=TimePredictor(TpmShape(160, 160, channels=8, layout="folded", token_grid=grid)).eval())
+    client.send(engine, "good", ImageRequest("red circle", 0, width=good, height=good, max_steps=2))
+    client.send(engine, "fixed", ImageRequest("red circle", 0, width=48, height=48, fixed_steps=2))
+    client.wait(2)
+    assert isinstance(client.last("good"), ImageDone)
+    assert isinstance(client.last("fixed"), ImageDone)
+    with pytest.raises(RequestRefused, match="3 x 2 tokens, expected"):
+        client.send(engine, "bad", ImageRequest("red circle", 0, width=48, height=32))
+    if words:
+        with pytest.raises(RequestRefused, match=words):
+            client.send(engine, "bad", ImageRequest("red circle", 0))
+
+
 def test_without_a_tpm_the_pipelines_own_schedule_runs(make, client):
     engine = make(tpm=None)
     client.send(engine, "one", ImageRequest("red circle", 0))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tpdm.artefact import load_policy, unsaid
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
+from tpdm.pipelines.refused import is_refusal
 from tpdm.pipelines.spent import let_go
 from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
 from tpdm.serve.logs import describe, quiet_libraries
@@ -190,10 +191,10 @@ class PipelineEngine:
             return image_done(job, job.run(attached, **arguments))
         except (RequestRefused, RequestCancelled, DeadlineExceeded, EngineStopped) as error:
             return error
-        except ValueError as error:
-            # Pipelines say so of sizes that they cannot make.
-            return RequestRefused(str(error))
         except Exception as error:
+            # Pipelines say so of sizes that they cannot make.
+            if isinstance(error, ValueError) and is_refusal(error, self._shared.pipe):
+                return RequestRefused(str(error))
             # Here, because what led to an error does not cross processes.
             log.error("request %s failed: %s", job.key, describe(error))
             return error

@@ -8,8 +8,9 @@ from typing import Any
 
 from tpdm.dial import set_dial
 from tpdm.pipelines.attach import AdaptivePipeline, attach
-from tpdm.pipelines.call_kind import call_kind
+from tpdm.pipelines.call_kind import call_kind, token_grid
 from tpdm.pipelines.continuous import ContinuousPipeline
+from tpdm.policy import TimePredictor
 from tpdm.schedules import FixedTimes
 from tpdm.serve.requests import ImageRequest, RequestRefused
 from tpdm.types import ConfigError
@@ -62,10 +63,11 @@ class RequestReader:
             if name not in self._parameters:
                 raise RequestRefused(f"got {name}, which {type(self._shared.pipe).__name__} has not; leave it out.")
         self._check_dial(request)
+        self._check_grid(request)
 
     def group(self, request: ImageRequest) -> Hashable:
         """Requests of other groups cannot share a denoiser call."""
-        return call_kind(self._shared.pipe, {**self._defaults_of(request), **_texts_and_sizes(request)})
+        return call_kind(self._shared.pipe, self._arguments(request))
 
     def read(self, request: ImageRequest) -> tuple[AdaptivePipeline, dict[str, Any]]:
         """The pipeline with the policy of this request, and the arguments of its call."""
@@ -76,9 +78,10 @@ class RequestReader:
             arguments["max_steps"] = request.max_steps
         return self._trained, arguments | _dial(request)
 
-    def _defaults_of(self, request: ImageRequest) -> Mapping[str, Any]:
-        fixed = request.fixed_steps is not None or self._trained is None
-        return self._defaults if fixed or self._trained is None else self._trained.defaults
+    def _arguments(self, request: ImageRequest) -> dict[str, Any]:
+        """Of the pipeline's call, with all defaults but its own."""
+        trained = self._trained if request.fixed_steps is None else None
+        return {**(self._defaults if trained is None else trained.defaults), **_texts_and_sizes(request)}
 
     def _check_dial(self, request: ImageRequest) -> None:
         if not _dial(request):
@@ -89,6 +92,20 @@ class RequestReader:
             set_dial(self._trained.policy, 1, request.gamma, request.quality)
         except ConfigError as error:
             raise RequestRefused(str(error)) from error
+
+    def _check_grid(self, request: ImageRequest) -> None:
+        """A folded TPM reads one grid of tokens, or even ones: it would fail after the first step."""
+        policy = None if self._trained is None or request.fixed_steps is not None else self._trained.policy
+        if not isinstance(policy, TimePredictor) or policy.shape.layout != "folded":
+            return
+        grid = token_grid(self._shared.pipe, self._arguments(request))
+        read = policy.shape.token_grid
+        if grid is None or (tuple(read) == grid if read else not any(side % 2 for side in grid)):
+            return
+        expected = f"{read[1]} x {read[0]}, for which this TPM was trained" if read else "even numbers"
+        raise RequestRefused(
+            f"got a size of {grid[1]} x {grid[0]} tokens, expected {expected}; give such a size, or fixed_steps."
+        )
 
     def _with_fixed(self, request: ImageRequest) -> AdaptivePipeline:
         steps = request.fixed_steps or self._parameters["num_inference_steps"].default
