@@ -27,6 +27,21 @@ def test_the_events_of_a_call_end_with_its_picture(engine):
     assert isinstance(asyncio.run(read())[-1][1], ImageDone)
 
 
+def test_of_a_reader_that_falls_behind_the_newest_preview_waits(engine):
+    async def read():
+        with Calls(engine).start([ImageRequest(name, 0, fixed_steps=20, previews=True) for name in "ab"]) as call:
+            while engine.status().finished < 2:
+                await asyncio.sleep(0.01)
+            return [event async for event in call.events()]
+
+    events = asyncio.run(read())
+    for index in range(2):
+        *steps, done = [event for one, event in events if one == index]
+        assert [step.step for step in steps] == list(range(1, 21))
+        assert [step.step for step in steps if step.preview is not None] == [20]
+        assert isinstance(done, ImageDone)
+
+
 def test_a_reader_that_leaves_while_it_waits_leaves_nothing_in_the_loop(engine):
     calls = Calls(engine)
 

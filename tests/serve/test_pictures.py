@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import socket
 
 import openai
@@ -90,14 +91,17 @@ def test_events_while_a_picture_is_made(client):
         events = list(source)
     request = ImageRequest("red circle", 3)
     names = [name for name, _ in events]
-    steps = ["image_generation.partial_image"] * steps_of(request)
-    assert names == ["image_generation.created", *steps, "image_generation.completed", "done"]
+    steps = steps_of(request)
+    assert [names[0], *names[-2:]] == ["image_generation.created", "image_generation.completed", "done"]
+    # A reader that is slower than the steps gets the newest picture.
+    assert set(names[1:-2]) <= {"image_generation.partial_image", "image_generation.step"}
+    assert names[-3] == "image_generation.partial_image"
     assert events[0][1]["seeds"] == [3]
     partial = [data for _, data in events[1:-2]]
-    assert [data["step"] for data in partial] == list(range(1, len(steps) + 1))
+    assert [data["step"] for data in partial] == list(range(1, steps + 1))
     assert [data["time"] for data in partial] == sorted((data["time"] for data in partial), reverse=True)
-    assert opened(base64.b64decode(partial[0]["b64_json"])).size == (64, 64)
-    assert events[-2][1]["steps"] == len(steps)
+    assert opened(base64.b64decode(partial[-1]["b64_json"])).size == (64, 64)
+    assert events[-2][1]["steps"] == steps
 
 
 def test_events_without_previews(client, engine):
@@ -147,6 +151,19 @@ def test_a_client_that_leaves_a_stream_ends_it(client, engine):
         next(source)
     until(lambda: idle(engine))
     assert engine.status().cancelled == 1
+
+
+def test_a_client_that_stops_reading_ends_its_picture(engine, monkeypatch):
+    noise = Image.frombytes("RGB", (512, 512), os.urandom(512 * 512 * 3))  # as large as its bytes
+    monkeypatch.setattr("tests.serve.fake.picture", lambda request: noise)
+    monkeypatch.setattr("tpdm.serve.streaming.SEND_SECONDS", 0.2)
+    body = b'{"prompt": "endless", "stream": true}'
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with serving(engine) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: engine.status().cancelled == 1)
 
 
 def test_a_client_that_hangs_up_ends_its_picture(engine):

@@ -6,19 +6,30 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from tpdm.serve.requests import Engine, Event, Failed, ImageDone, ImageRequest
+from tpdm.serve.requests import Engine, Event, Failed, ImageDone, ImageRequest, StepEvent
+
+
+@dataclass
+class _Unread:
+    index: int
+    event: Event
 
 
 class Call:
-    """The images of one request, asked of the engine together. Made by ``Calls.start``."""
+    """The images of one request, asked of the engine together. Made by ``Calls.start``.
+
+    A reader that falls behind misses no event, but pictures of steps: of each image the newest alone waits for it.
+    """
 
     def __init__(self, engine: Engine, requests: Sequence[ImageRequest]) -> None:
         self.id = f"img-{secrets.token_urlsafe(18)}"
         self.requests = tuple(requests)
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[_Unread | None] = asyncio.Queue()
+        self._pictured: dict[int, _Unread] = {}  # index -> the newest of its previews, read or not
         self._open: dict[int, str] = {}  # index -> the engine's id, of images that are not finished
 
     def submit(self) -> None:
@@ -46,16 +57,24 @@ class Call:
                 found = await self._events.get()
             finally:
                 tick.cancel()  # a client that left would keep its pictures in the loop until then
-            if found is not None and isinstance(found[1], ImageDone | Failed):
-                del self._open[found[0]]
-            yield found
+            if found is not None and isinstance(found.event, ImageDone | Failed):
+                del self._open[found.index]
+            yield None if found is None else (found.index, found.event)
 
     def _reporter(self, index: int) -> Callable[[Event], None]:
         def report(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+                self._loop.call_soon_threadsafe(self._put, _Unread(index, event))
 
         return report
+
+    def _put(self, one: _Unread) -> None:
+        if isinstance(one.event, StepEvent) and one.event.preview is not None:
+            older = self._pictured.get(one.index)
+            if older is not None and isinstance(older.event, StepEvent):
+                older.event = replace(older.event, preview=None)
+            self._pictured[one.index] = one
+        self._events.put_nowait(one)
 
 
 class Calls:

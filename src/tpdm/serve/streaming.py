@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
+SEND_SECONDS = 60.0  # that a client may leave unread what it was sent, before the server hangs up
 PAUSE = 10.0  # seconds without an event, after which a comment keeps proxies from hanging up
 WAITING = b": still waiting\n\n"
 
@@ -72,7 +73,7 @@ def event(name: str, data: Mapping[str, object]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come; closes their source when they end and when the client leaves.
+    """Sends events as they come; closes their source when they end, when the client leaves and when it stops reading.
 
     Args:
         first: was made before the status was sent.
@@ -95,8 +96,14 @@ class EventStream(Response):
             await self._rest.aclose()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async def say(message: Message) -> None:
+            try:
+                await asyncio.wait_for(send(message), SEND_SECONDS)
+            except asyncio.TimeoutError:  # not the builtin before Python 3.11
+                raise ClientDisconnect from None
+
+        await say({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await say({"type": "http.response.body", "body": self._first, "more_body": True})
         async for chunk in self._rest:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await say({"type": "http.response.body", "body": chunk, "more_body": True})
+        await say({"type": "http.response.body", "body": b"", "more_body": False})
