@@ -62,7 +62,10 @@ def test_everything_is_handed_over(handed):
         "--max-size",
         "64",
     ]
-    answer = run("--tpm", "tinyworld", "--host", "0.0.0.0", "--port", "81", *sizes, "--token-env", "TPDM_TEST_TOKEN")
+    proxies = ["--forwarded-allow-ips", "10.0.0.0/8"]
+    answer = run(
+        "--tpm", "tinyworld", "--host", "0.0.0.0", "--port", "81", *sizes, "--token-env", "TPDM_TEST_TOKEN", *proxies
+    )
     assert answer.exit_code == 0, answer.output
     assert handed.engine == (
         "tinyworld",
@@ -71,7 +74,7 @@ def test_everything_is_handed_over(handed):
     )
     engine, card, settings, host, port = handed.run
     assert (engine, card.id, card.learned, host, port) == ("engine", "tinyworld", True, "0.0.0.0", 81)
-    assert settings == Settings(Limits(side=64, seconds=9), "s3cret", None, False)
+    assert settings == Settings(Limits(side=64, seconds=9), "s3cret", None, False, "10.0.0.0/8")
     assert answer.output.splitlines() == ["Serving tinyworld at http://0.0.0.0:81"]
 
 

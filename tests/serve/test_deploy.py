@@ -178,6 +178,9 @@ def test_the_guide_and_the_files_say_the_same():
     unit = (DEPLOY / "tpdm.service").read_text(encoding="utf-8")
     assert f"--token-env {variable}" in unit
     assert run[run.index("--token-env") + 1] == variable
+    # Any address is believed where the port is published for this machine alone.
+    assert run[run.index("--forwarded-allow-ips") + 1] == "*"
+    assert run[run.index("-p") + 1].startswith("127.0.0.1:")
     (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert int(seconds) > Limits().seconds
     assert re.findall(r"^EnvironmentFile=(\S+)$", unit, re.MULTILINE)[0] in text

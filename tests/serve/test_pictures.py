@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
 import socket
 
+import httpx
 import openai
 import pytest
 from PIL import Image
 
 from tests.serve.conftest import CARD, Client, serving, until
 from tests.serve.fake import FakeEngine, picture, steps_of
+from tpdm.serve.app import make_app
 from tpdm.serve.requests import ImageRequest
+from tpdm.serve.run import make_config
 from tpdm.serve.settings import Limits, ModelCard, Settings
 
 
@@ -84,6 +88,32 @@ def test_a_picture_by_url(client):
     assert answer.headers["content-type"] == "image/png"
     assert opened(answer.content).tobytes() == picture(ImageRequest("red circle", 1)).tobytes()
     assert client.get(data["url"][:-5] + "A.png").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("proxies", "proxy", "scheme"),
+    [
+        (None, "127.0.0.1", "https"),
+        (None, "172.17.0.1", "http"),
+        ("172.16.0.0/12", "172.17.0.1", "https"),
+        ("*", "::2", "https"),
+    ],
+)
+def test_urls_have_the_scheme_that_the_proxy_says(engine, proxies, proxy, scheme):
+    settings = Settings(proxies=proxies)
+    config = make_config(make_app(engine, CARD, settings), settings, "0.0.0.0", 80)
+    config.load()
+
+    async def ask():
+        transport = httpx.ASGITransport(config.loaded_app, client=(proxy, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://pictures.example.org") as client:
+            body = {"prompt": "red circle", "response_format": "url"}
+            headers = {"X-Forwarded-Proto": "https"}
+            return await client.post("/v1/images/generations", json=body, headers=headers)
+
+    url = asyncio.run(ask()).json()["data"][0]["url"]
+    engine.close()
+    assert url.startswith(f"{scheme}://pictures.example.org/v1/images/files/")
 
 
 def test_events_while_a_picture_is_made(client):

@@ -29,6 +29,10 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Name clients may call the server by; may be repeated.")
     ] = None,
+    forwarded_allow_ips: Annotated[
+        str | None,
+        typer.Option(help="Proxies whose X-Forwarded-Proto counts: addresses, networks or *; else this machine's."),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds an image may take, waiting included.")] = 300.0,
     max_size: Annotated[int, typer.Option(min=16, help="Longest side of an image in pixels.")] = 1024,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
@@ -58,9 +62,8 @@ def serve(
     from tpdm.serve.engine import make_engine
     from tpdm.serve.settings import LOOPBACK, Limits, Settings
 
-    settings = Settings(
-        Limits(side=max_size, seconds=timeout), token, _hosts(host, token, allowed_host or []), log_prompts
-    )
+    limits, hosts = Limits(side=max_size, seconds=timeout), _hosts(host, token, allowed_host or [])
+    settings = Settings(limits, token, hosts, log_prompts, forwarded_allow_ips)
     if token is None and host not in LOOPBACK:
         typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this model.", err=True)
     if tpm is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from tpdm.serve.app import make_app
 from tpdm.serve.requests import Engine
@@ -68,22 +69,28 @@ def serve(
         restart: what SIGHUP does: replaces replicas, and returns when the new ones are ready.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    config = uvicorn.Config(
-        make_app(engine, card, settings),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=LAST_WORDS,
-    )
+    config = make_config(make_app(engine, card, settings), settings, host, port)
     if restart is not None:
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=_restart, args=(restart,)).start())
     try:
         DrainingServer(config, engine, settings.limits.seconds).run()
     finally:
         engine.close()
+
+
+def make_config(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        forwarded_allow_ips=settings.proxies,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=LAST_WORDS,
+    )
 
 
 def _restart(restart: Callable[[], None]) -> None:

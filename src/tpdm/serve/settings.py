@@ -65,9 +65,12 @@ class Settings:
         hosts: names that requests may address the server by; None takes any. A page of another site can point its own
             name at this machine and ask as if it were local: the name gives it away.
         log_prompts: whether log lines show prompts.
+        proxies: addresses, networks or "*", whose word counts on how a client came (``X-Forwarded-Proto``): pictures
+            by url carry it. None leaves it to uvicorn: this machine.
     """
 
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     hosts: tuple[str, ...] | None = None
     log_prompts: bool = False
+    proxies: str | None = None
