@@ -100,6 +100,13 @@ def test_without_a_tpm_it_says_where_one_is(handed, tmp_path, monkeypatch):
     assert not handed.run[1].learned
 
 
+@pytest.mark.parametrize(("device", "gpus"), [("auto", None), ("cuda", 1.0), ("cpu", 0.0), ("mps", 0.0)])
+def test_gpus_of_replicas_are_not_those_of_the_front(handed, monkeypatch, device, gpus):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run("--tpm", "tinyworld", "--device", device, "--replicas", "2").exit_code == 0
+    assert handed.replicas[5] == gpus
+
+
 def test_replicas_are_handed_a_plan(handed):
     answer = run("--tpm", "tinyworld", "--device", "cpu", "--replicas", "2", "--max-replicas", "4", "--timeout", "9")
     assert answer.exit_code == 0, answer.output
@@ -115,6 +122,7 @@ def test_replicas_are_handed_a_plan(handed):
         (["--token-env", "TPDM_NO_SUCH_TOKEN"], "got no token in the environment variable"),
         (["--tpm", "no/such/folder"], "no/such/folder"),
         (["--backbone", "/no/such/folder"], "expected 'tinyworld'"),
+        (["--device", "cuda:1", "--replicas", "2"], "got --device cuda:1 with --replicas, expected cuda or auto"),
         (["--port", "0"], "Invalid value for '--port'"),
         (["--slots", "0"], "Invalid value for '--slots'"),
     ],

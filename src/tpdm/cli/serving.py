@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpdm.types import ConfigError
+
 if TYPE_CHECKING:
     from tpdm.serve.engine import PipelineEngine
     from tpdm.serve.remote_engine import RemoteEngine
@@ -53,6 +55,11 @@ def serve(
     """
     from tpdm.rewards.load import read_token
 
+    if replicas is not None and device.startswith("cuda:"):
+        raise ConfigError(
+            f"got --device {device} with --replicas, expected cuda or auto, for Ray gives each replica a GPU of "
+            "its own; leave the number out."
+        )
     token = read_token(token_env)
     try:
         from tpdm.serve.run import serve as run
@@ -104,15 +111,11 @@ def _replicated(make: partial[PipelineEngine], replicas: int, most: int, seconds
         from tpdm.serve.replicas import ReplicaPlan, start_replicas
     except ModuleNotFoundError as error:
         raise _missing(error, "ray") from error
-    from tpdm.pipelines.load import choose_device
-
     given = make.keywords
-    device = choose_device() if given["device"] == "auto" else given["device"]
-    gpus = 1.0 if device.startswith("cuda") else 0.0
+    # What there is on the machine of the front says nothing of the cluster.
+    gpus = {"auto": None, "cuda": 1.0}.get(given["device"], 0.0)
     return start_replicas(ReplicaPlan(make, replicas, most, given["slots"], given["queue_limit"], gpus, seconds))
 
 
 def _missing(error: ModuleNotFoundError, extra: str) -> Exception:
-    from tpdm.types import ConfigError
-
     return ConfigError(f"got no package {error.name}, which serving needs; pip install 'tpdm[{extra}]'")

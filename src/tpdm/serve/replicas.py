@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -32,21 +33,21 @@ class ReplicaPlan:
     """What replicas are started with.
 
     Attributes:
-        make: makes the engine, in the process of the replica.
+        make: makes the engine, in the process of the replica; takes ``device`` where ``gpus`` is None.
         replicas: at the start, and at least.
         most: that autoscaling may start; equal to ``replicas`` for a fixed number.
         slots: images in flight, of each replica.
         queue_limit: images that may wait, of all together.
-        gpus: of each replica.
+        gpus: of each replica; None is one for each, and ``device="cuda"``, where the cluster has any.
         seconds: that a replica which is replaced has to finish what it has.
     """
 
-    make: Callable[[], Engine]
+    make: Callable[..., Engine]
     replicas: int
     most: int
     slots: int
     queue_limit: int
-    gpus: float = 0.0
+    gpus: float | None = 0.0
     seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -101,6 +102,7 @@ def start_replicas(plan: ReplicaPlan) -> RemoteEngine:
     mine = not ray.is_initialized()
     if mine:
         ray.init(logging_level="warning", log_to_driver=False, **_local(plan))
+    plan = _settled(plan)
     serve.start(proxy_location="Disabled")  # the front is ours
     generation = 0
 
@@ -137,6 +139,16 @@ def _local(plan: ReplicaPlan) -> dict[str, Any]:
     if "RAY_ADDRESS" in os.environ:
         return {}
     return {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, plan.most + 1)}
+
+
+def _settled(plan: ReplicaPlan) -> ReplicaPlan:
+    """The plan with its GPUs counted: those of the cluster, for the front may be on a machine without."""
+    if plan.gpus is not None:
+        return plan
+    if not ray.cluster_resources().get("GPU"):
+        return replace(plan, gpus=0.0)
+    # Ray shows a replica nothing but its own GPU.
+    return replace(plan, gpus=1.0, make=partial(plan.make, device="cuda"))
 
 
 def _bind(plan: ReplicaPlan, generation: int) -> Any:
