@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpdm.types import ConfigError
-
 if TYPE_CHECKING:
     from tpdm.serve.engine import PipelineEngine
     from tpdm.serve.remote_engine import RemoteEngine
@@ -54,6 +52,7 @@ def serve(
       tpdm serve --tpm tinyworld --replicas 2
     """
     from tpdm.rewards.load import read_token
+    from tpdm.types import ConfigError
 
     if replicas is not None and device.startswith("cuda:"):
         raise ConfigError(
@@ -118,4 +117,6 @@ def _replicated(make: partial[PipelineEngine], replicas: int, most: int, seconds
 
 
 def _missing(error: ModuleNotFoundError, extra: str) -> Exception:
+    from tpdm.types import ConfigError
+
     return ConfigError(f"got no package {error.name}, which serving needs; pip install 'tpdm[{extra}]'")
