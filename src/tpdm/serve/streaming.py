@@ -97,10 +97,16 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         async def say(message: Message) -> None:
+            # Not wait_for: before Python 3.12 it forgets that it was cancelled where the send ends in that moment, and
+            # a client that left would have its pictures made to the end.
+            sending = asyncio.ensure_future(send(message))
             try:
-                await asyncio.wait_for(send(message), SEND_SECONDS)
-            except asyncio.TimeoutError:  # not the builtin before Python 3.11
-                raise ClientDisconnect from None
+                await asyncio.wait({sending}, timeout=SEND_SECONDS)
+            finally:
+                in_time = not sending.cancel()  # which a send that has ended ignores
+            if not in_time:
+                raise ClientDisconnect
+            sending.result()
 
         await say({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await say({"type": "http.response.body", "body": self._first, "more_body": True})
