@@ -29,7 +29,6 @@ from experiment import (
     signed,
     table,
     trained,
-    training_hash,
     write_part,
 )
 from tpdm.artefact import load_policy
@@ -90,12 +89,11 @@ def learned(dial: Recipe, task: Task, steps: int, grid: str) -> tuple[Result, Re
     return mine, blend(grid, [run_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
 
 
-def one(steps: int, task: Task, tuning: Task, dials: list[Recipe], candidates: int, rounds: int) -> dict[str, Any]:
-    """The search, and the TPMs on the same images."""
-    found = search(task, tuning, steps, candidates, rounds)
-    pairs = [learned(dial, task, steps, found["start"]) for dial in dials]
+def beside(steps: int, task: Task, dials: list[Recipe], grid: str) -> dict[str, Any]:
+    """The TPMs on the same images, beside the grid that the search began with."""
+    pairs = [learned(dial, task, steps, grid) for dial in dials]
     minus = difference([mine.rows for mine, _ in pairs], [other.rows for _, other in pairs])
-    return {**found, "tpdm_steps": [float(mine.column("steps").mean()) for mine, _ in pairs], "tpdm_minus": minus}
+    return {"tpdm_steps": [float(mine.column("steps").mean()) for mine, _ in pairs], "tpdm_minus": minus}
 
 
 def part(facts: dict[str, Any]) -> str:
@@ -131,15 +129,15 @@ def main() -> None:
         dials = [trained(recipe_of("tpm", place, s, chosen.set, "tinyworld-dial")) for s, place in places]
         tuning, test = make_tasks(dials[0])
         task = test.first(chosen.images)
-        what = [chosen.images, chosen.candidates, chosen.rounds, *(training_hash(dial) for dial in dials)]
+        what = [chosen.images, chosen.candidates, chosen.rounds, *chosen.set]  # and no TPM
         kept = chosen.runs / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         for steps in chosen.steps:
             if not (kept / f"{steps}.json").exists():
-                found = one(steps, task, tuning, dials, chosen.candidates, chosen.rounds)
-                write_json(kept / f"{steps}.json", found)
+                write_json(kept / f"{steps}.json", search(task, tuning, steps, chosen.candidates, chosen.rounds))
         if chosen.only:
             return
         searched = [json.loads((kept / f"{n}.json").read_text(encoding="utf-8")) for n in chosen.steps]
+        searched = [found | beside(found["steps"], task, dials, found["start"]) for found in searched]
         facts = {"seeds": chosen.seeds, "prompts": chosen.images, "changes": chosen.set, "search": searched}
         write_json(out, facts | provenance(dials[0]))
     write_part(page, "oracle", part(json.loads(out.read_text(encoding="utf-8"))))

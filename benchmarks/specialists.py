@@ -1,10 +1,11 @@
 """One TPM with a dial beside TPMs trained for one gamma each, on tinyworld: what does serving all gammas cost?
 
-    python benchmarks/specialists.py                  five gammas, seeds 0 to 4: trains, judges, writes docs/results
-    python benchmarks/specialists.py --seeds 0 --shares 1 --only     one training: a process may take each
+    python benchmarks/specialists.py                  six gammas, seeds 0 to 4: trains, judges, writes docs/results
+    python benchmarks/specialists.py --seeds 0 --points 1 --only     one training: a process may take each
 
-The gammas are spread over the dial as its calibration spreads them. A specialist has the dial's recipe with one gamma,
-the updates of recipes/tinyworld.yaml, and starts from the schedule that the dial starts from at that gamma's place.
+Five gammas are spread as a calibration spreads them, evenly in the log of a step's price; the first is the dial's low
+end. A specialist has the dial's recipe with one gamma, the updates of recipes/tinyworld.yaml, and starts from about as
+many steps as the dial starts from there. What is known of either side is not trained or judged again.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ from tpdm.files import write_json, write_text
 from tpdm.recipe import Recipe
 
 KEYS = ("steps", *MEASURES.values())
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the dial
+ALONE = "specialist"
+SPREAD = (0.99, 0.99995)
+POINTS = (  # gamma, and the steps that its specialist starts from
+    (0.98, 4),
+    *((gamma_at(share, *SPREAD), start) for share, start in ((0.0, 5), (0.25, 7), (0.5, 11), (0.75, 16), (1.0, 24))),
+)
 
 
-def specialist(dial: Recipe, place: Path, share: float, changes: list[str]) -> Recipe:
-    """The recipe of the TPM for the gamma at a share of the dial."""
-    assert dial.reward.gamma_range is not None
-    assert dial.tpm.fast_steps is not None
-    assert dial.tpm.start_steps is not None
-    gamma = gamma_at(share, *dial.reward.gamma_range)
-    # Between the ends the dial starts from ratios in between: about so many steps, geometrically.
-    start = round(dial.tpm.fast_steps * (dial.tpm.start_steps / dial.tpm.fast_steps) ** share)
+def specialist(seed: int, place: Path, point: tuple[float, int], changes: list[str]) -> Recipe:
+    """The recipe of the TPM for one gamma."""
+    gamma, start = point
     alone = ["rl.updates=140", *changes, "rl.normalise_advantages=batch", "reward.gamma_range=null"]
     alone += [f"reward.gamma={gamma}", "tpm.fast_steps=null", f"tpm.start_steps={start}"]
-    return recipe_of(f"gamma-{share:g}", place / f"gamma-{share:g}", dial.seed, alone, "tinyworld-dial")
+    return recipe_of("specialist", place / f"gamma-{gamma:.5f}", seed, alone, "tinyworld-dial")
 
 
 def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[str, Any]]:
@@ -67,29 +68,29 @@ def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[st
     return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
 
 
-def compared(seed: int, share: float, chosen: argparse.Namespace, kept: Path) -> dict[str, Any] | None:
+def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, kept: Path) -> dict[str, Any] | None:
     """What the dial and the specialist made of every prompt; measured, or None, where ``kept`` does not have it.
 
-    Kept are these numbers alone: 25 trainings are 55 megabytes, and nobody asks a specialist again.
+    Kept are these numbers alone: 30 trainings are 66 megabytes, and nobody asks a specialist again.
     """
     dial = recipe_of("tpm", chosen.dials / f"seed-{seed}" / "tpm", seed, chosen.set, "tinyworld-dial")
-    alone = specialist(dial, chosen.runs / f"seed-{seed}", share, chosen.set)
-    of = {"dial": training_hash(dial), "specialist": training_hash(alone), "prompts": dial.evaluation.prompts}
-    path = kept / f"seed-{seed}-{share:g}.json"
-    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8")))["of"] == of:
+    alone = specialist(seed, chosen.runs / f"seed-{seed}", point, chosen.set)
+    both = {"dial": (dial, point[0]), ALONE: (alone, None)}
+    of = {who: {"hash": training_hash(r), "prompts": r.evaluation.prompts} for who, (r, _) in both.items()}
+    path = kept / f"seed-{seed}-{point[0]:.5f}.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": {}}
+    lacking = [who for who in of if known["of"].get(who) != of[who]]
+    if not lacking:
         return known
     if chosen.kept:
         return None
-    gamma, controls = alone.reward.gamma, chosen.runs / "controls"
-    rows = {
-        "dial": rows_of(trained(dial), gamma, controls),
-        "specialist": rows_of(trained(alone), None, controls),
-    }
-    columns = {who: {k: column(r, k).round(6).tolist() for k in KEYS} for who, r in rows.items()}
-    text = json.dumps({"of": of, "gamma": gamma, **columns, **provenance(alone)})
-    write_text(path, text + "\n")  # of 8,000 numbers none has a line of its own
-    found: dict[str, Any] = json.loads(text)
-    return found
+    for who in lacking:
+        recipe, gamma = both[who]
+        rows = rows_of(trained(recipe), gamma, chosen.runs / "controls")
+        known[who] = {key: column(rows, key).round(6).tolist() for key in KEYS}
+    known |= {"of": of, "gamma": point[0], **provenance(alone)}
+    write_text(path, json.dumps(known) + "\n")  # of 8,000 numbers none has a line of its own
+    return known
 
 
 def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 def point(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """One gamma, over seeds."""
-    dial, alone = ([as_rows(seed[who]) for seed in seeds] for who in ("dial", "specialist"))
+    dial, alone = ([as_rows(seed[who]) for seed in seeds] for who in ("dial", ALONE))
     gamma = seeds[0]["gamma"]
     return {
         "gamma": gamma,
@@ -116,14 +117,15 @@ def main() -> None:
     parser = options(__doc__, RESULTS / "specialists.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/specialists"))
     parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="where the TPMs with a dial are")
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, choices=SHARES, help="of the dial, 0 to 1")
+    places = range(len(POINTS))
+    parser.add_argument("--points", type=int, nargs="+", default=places, choices=places, help="of the six gammas")
     parser.add_argument("--kept", action="store_true", help="train nothing: of what docs/results/specialists has")
     parser.add_argument("--only", action="store_true", help="train and judge, and write no page")
     chosen = parser.parse_args()
     out, page, _ = chosen.out.resolve(), chosen.page.resolve(), os.chdir(RESULTS.parents[1])
     if not chosen.render:
         kept = out.parent / "specialists"
-        every = [[compared(seed, share, chosen, kept) for seed in chosen.seeds] for share in chosen.shares]
+        every = [[compared(seed, POINTS[i], chosen, kept) for seed in chosen.seeds] for i in chosen.points]
         found = [[one for one in seeds if one] for seeds in every]
         if chosen.only:
             return
@@ -132,7 +134,7 @@ def main() -> None:
             "prompts": len(found[0][0]["dial"]["score"]),
             "changes": chosen.set,
             "points": [point(seeds) for seeds in found],
-            **{k: v for k, v in found[0][0].items() if k not in ("of", "gamma", "dial", "specialist")},
+            **{k: v for k, v in found[0][0].items() if k not in ("of", "gamma", "dial", ALONE)},
         }
         write_json(out, facts)
     write_part(page, "specialists", part(json.loads(out.read_text(encoding="utf-8"))))

@@ -151,13 +151,13 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     gammas = [point["gamma"] for point in facts["points"]]
     assert gammas == sorted(gammas)
-    assert len(gammas) == 5
+    assert len(gammas) == 6
     for point in facts["points"]:
         assert len(point["minus"]["reward"]["mean"]) == 3
         low, high = point["objective_minus"][1:]
         assert low <= point["objective_minus"][0] <= high
     kept = sorted((tmp_path / "specialists").iterdir())
-    assert len(kept) == 5
+    assert len(kept) == 6
     shutil.rmtree(tmp_path / "runs")
     shutil.rmtree(tmp_path / "dials")
     before = (tmp_path / "results.json").read_text(encoding="utf-8")
