@@ -120,7 +120,7 @@ def collect(recipes: list[Recipe], seeds: list[int], tuned: list[int], changes: 
             "steps": [float(column(rows, "steps").mean()) for rows in mine],
             "minus": {name: difference(mine, [named(rows, name) for rows in owns]) for name in names},
         },
-        "oracle": [{k: v for k, v in s["oracle"].items() if k != "curve"} for s in summaries],
+        "oracle": [{k: v for k, v in s["oracle"].items() if k != "curve"} for s in summaries if s["oracle"]],
         **{k: v for k, v in summaries[0].items() if k in provenance(recipes[0])},
     }
 

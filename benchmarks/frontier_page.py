@@ -113,15 +113,18 @@ def looking(facts: Mapping[str, Any]) -> str:
         [name, *(signed(minus[label]["mean"]) for label in ("reward", "accuracy", "residual"))]
         for name, minus in own["minus"].items()
     ]
+    said = f"At the recipe's own gamma ({np.mean(own['steps']):.1f} mean steps):"
+    found = [said, table(["tpdm minus", "reward", "accuracy", "residual"], lines)]
+    if not facts["oracle"]:
+        return "\n\n".join(found)
     share = [o["share"] for o in facts["oracle"] if o["share"] is not None]
     room = np.mean([o["oracle"] - o["fixed"] for o in facts["oracle"]])
-    said = f"At the recipe's own gamma ({np.mean(own['steps']):.1f} mean steps):"
     told = (
         f"An oracle that picks for each of {facts['oracle'][0]['images']} images one of the best grids, knowing the "
         f"reward, has {room:+.4f} over a fixed one of as many steps"
     )
     told += f"; tpdm has {100 * np.mean(share):.0f} % of that." if share else "."
-    return "\n\n".join([said, table(["tpdm minus", "reward", "accuracy", "residual"], lines), told])
+    return "\n\n".join([*found, told])
 
 
 def draw(facts: Mapping[str, Any]) -> Figure:

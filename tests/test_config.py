@@ -142,6 +142,20 @@ def test_the_shift_of_a_first_schedule_needs_its_steps():
     assert make_recipe({"name": "a", "tpm": {"start_steps": 9, "start_shift": 2}}).tpm.start_shift == 2.0
 
 
+@pytest.mark.parametrize("section", ["validation", "evaluation"])
+def test_judges_are_different_and_none_is_trained_on(section):
+    twice, own = {"judges": ["pickscore", "pickscore"]}, {"judges": ["clip:a", "tinyworld"]}
+    assert f"{section}: judges are different rewards, got pickscore, pickscore" in refusal(name="a", **{section: twice})
+    assert f"{section}.judges are rewards that training does not see, got tinyworld" in refusal(
+        name="a", reward={"name": "tinyworld"}, **{section: own}
+    )
+    parts = [{"name": "tinyworld"}, {"name": "pickscore"}]
+    assert f"{section}.judges" in refusal(
+        name="a", reward={"name": "composite", "parts": parts, "offset": 3.0}, **{section: own}
+    )
+    assert make_recipe({"name": "a", "reward": {"name": "pickscore"}, section: own})
+
+
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "a b", "a\n"])
 def test_names_that_make_no_folder_are_refused(name):
     assert "name: " in refusal(name=name)

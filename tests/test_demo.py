@@ -42,7 +42,10 @@ def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys):
         "git_revision",
     ):
         assert key in summary
-    assert report.read_text().count("<img") > 5
+    page = report.read_text()
+    assert page.count("<img") > 5
+    assert "in all</dt>" in page
+    assert summary["command"] in page
     assert "static-28" in capsys.readouterr().out
     metrics = (tmp_path / "demo" / "train" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(m)["kind"] for m in metrics] == ["validation", "train", "validation", "train", "validation"]

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from tpdm.config import load_recipe
+from tpdm.evals.report import write_report
 from tpdm.evals.run import evaluate
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
@@ -37,6 +38,7 @@ def run_demo(out: Path = Path("runs/demo"), seed: int = 0) -> Path:
     summary["total_seconds"] = round(time.monotonic() - began, 1)
     summary["command"] = f"tpdm demo --out {out} --seed {seed}"
     write_json(out / "summary.json", summary)
+    write_report(out, f"tpdm on {recipe.backbone.name_or_path}")  # again: now it is known how long all of it took
     for row in summary["rows"]:
         print("{name:38s} steps {steps_mean:5.2f}  reward {reward_mean:.4f}  accuracy {accuracy:.3f}".format(**row))
     return out / "report.html"

@@ -123,8 +123,7 @@ class ValidationConfig(Part):
     pictures: Count = 16
 
     def __post_init__(self) -> None:
-        if len(set(self.judges)) < len(self.judges):
-            raise ValueError(f"judges are different rewards, got {', '.join(self.judges)}: give each one once")
+        _check_different(self.judges)
 
 
 @dataclass(frozen=True)
@@ -176,6 +175,12 @@ class EvaluationConfig(Part):
     def __post_init__(self) -> None:
         if list(self.grid) != sorted(set(self.grid)):
             raise ValueError(f"the grid rises, got {list(self.grid)}: sort it and drop repetitions")
+        _check_different(self.judges)
+
+
+def _check_different(judges: tuple[str, ...]) -> None:
+    if len(set(judges)) < len(judges):
+        raise ValueError(f"judges are different rewards, got {', '.join(judges)}: give each one once")
 
 
 @dataclass(frozen=True)
@@ -216,5 +221,12 @@ class Recipe(Part):
             )
         if self.tpm.fast_steps is not None and self.reward.gamma_range is None:
             raise ValueError(f"tpm.fast_steps needs reward.gamma_range, got {self.tpm.fast_steps} without: set both")
+        trained = {part.name for part in self.reward.parts} or {self.reward.name}
+        for key, judges in (("validation", self.validation.judges), ("evaluation", self.evaluation.judges)):
+            if seen := [judge for judge in judges if judge in trained]:
+                raise ValueError(
+                    f"{key}.judges are rewards that training does not see, got {', '.join(seen)}, which is trained on: "
+                    "leave it out"
+                )
         if self.tpm.layout == "folded" and self.reward.gamma_range is not None:
             raise ValueError("reward.gamma_range needs tpm.layout pooled, got folded: the release has no dial")

@@ -154,3 +154,28 @@ def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipe
     assert [row["score"] for row in rows] == pytest.approx([i / 10 for i in range(7)])
     assert sizes == [4, 2, 2, 2, 1]
     assert set(sliced) == {5}
+
+
+def test_the_first_prompts_come_with_all_their_images():
+    task = compare.Task(["a", "a", "b", "b", "c", "c"], [*range(6)], None, {}, None, None, negatives=[*"xxyyzz"])
+    first = task.first(2)
+    assert (first.prompts, first.seeds, first.negatives) == (["a", "a", "b", "b"], [0, 1, 2, 3], [*"xxyy"])
+    assert compare.Task(["a", "a", "b"], [0, 1, 2], None, {}, None, None).first(2).seeds == [0, 1]
+
+
+def test_an_oracle_is_not_asked_beyond_the_schedules_it_may_choose_from():
+    from tpdm.evals.run import head_room
+
+    grid = [result_of([[1.0] * n + [0.0]] * 3, [0.1 * n, 0.2, 0.3]) for n in (3, 5)]
+    for steps, known in ((2, False), (3, True), (4, True), (5, True), (6, False)):
+        assert (head_room(grid, result_of([[1.0] * steps + [0.0]] * 3)) is not None) == known
+
+
+def test_judges_of_one_name_keep_their_own_columns():
+    from types import SimpleNamespace
+
+    from tpdm.evals.tasks import _labelled
+
+    named = {"clip:one/m": "CLIP score (m)", "clip:two/m": "CLIP score (m)", "pickscore": "PickScore"}
+    labelled = _labelled({name: SimpleNamespace(name=shown) for name, shown in named.items()})
+    assert [*labelled] == ["clip:one/m", "clip:two/m", "PickScore"]

@@ -1,12 +1,16 @@
 """Distances between sets whose distance is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tpdm.evals import run
 from tpdm.evals.distribution import cmmd, distances, diversity
 from tpdm.evals.features import folder_features, load_extractor
+from tpdm.recipe import EvaluationConfig, RewardConfig
 from tpdm.types import ConfigError
 
 
@@ -91,3 +95,20 @@ def test_a_folder_of_any_size_is_read_batch_by_batch_in_the_order_of_its_numbers
 def test_unknown_extractors_are_said(name):
     with pytest.raises(ConfigError, match=r"evaluation\.features"):
         load_extractor(name)
+
+
+def test_the_policy_that_others_are_measured_from_has_no_distance_to_itself(tmp_path, monkeypatch):
+    recipe = SimpleNamespace(evaluation=EvaluationConfig(), reward=RewardConfig("tinyworld"))
+    names = ["tpdm", "static-28", "best grid, equal steps"]
+    for name in names[:2]:
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+    sets = {"tpdm": normal(120, 0.3), "static-28": normal(120)}
+    monkeypatch.setattr(run, "folder_features", lambda folder, *_: sets[folder.name])
+    prompts = [f"p{i // 2}" for i in range(120)]
+    found = run._distribution(recipe, tmp_path, [SimpleNamespace(name=n) for n in names], prompts, None)
+    assert found["tpdm"]["kid"] > 0
+    assert {k for k, v in found["static-28"].items() if v is not None} == {"diversity"}
+    sets["real"] = normal(120, 0.1, seed=3)
+    recipe.evaluation = EvaluationConfig(reference="real")
+    found = run._distribution(recipe, tmp_path, [SimpleNamespace(name=n) for n in names], prompts, None)
+    assert found["static-28"]["cmmd"] > 0

@@ -31,7 +31,7 @@ SMALL = [
     "evaluation.grid=[2, 3]",
     "evaluation.grid_prompts=2",
     "evaluation.dial_points=2",
-    "evaluation.judges=[tinyworld]",
+    "evaluation.judges=[python:tests.support.judges:brightness]",
 ]
 
 

@@ -12,7 +12,7 @@ from matplotlib._pylab_helpers import Gcf
 
 from tests.evals.folder import IMAGES, POLICIES, metrics, row
 from tpdm.evals import plots
-from tpdm.evals.curves import training_curves
+from tpdm.evals.curves import _curve, training_curves
 from tpdm.evals.prompt_plots import BINS, length_bins, length_relation, steps_by_length
 
 PREFIX = "data:image/svg+xml;base64,"
@@ -88,3 +88,29 @@ def test_longer_prompts_that_get_more_steps_are_said():
     rows = [{"prompt": "word " * n, "steps": 2 * n} for n in range(1, 20)]
     assert length_relation(rows).startswith("Rank correlation of steps and words 1.00 [")
     assert "does not exist" in length_relation([{**row_, "prompt": "one"} for row_ in rows])
+
+
+@pytest.mark.parametrize(("kept", "shown"), [(4, True), (2, False), (None, False)])
+def test_the_star_is_on_the_validation_whose_tpm_was_kept(kept, shown):
+    rows = [{"kind": "validation", "update": u, "objective_mean": o} for u, o in ((0, 0.1), (3, 0.9), (4, 0.8))]
+    starred = []
+
+    class Axes:
+        def plot(self, x, y, look, **options):
+            if look == "*":
+                starred.append((x, y))
+
+        def legend(self):
+            pass
+
+    _curve("objective_mean", [("validation", rows, "black")], kept)(Axes())
+    assert starred == ([(4, 0.8)] if shown else [])
+
+
+def test_images_of_one_prompt_say_no_more_than_the_prompt():
+    generator = np.random.default_rng(0)
+    steps, words = generator.integers(2, 20, 48), generator.integers(1, 9, 48)
+    rows = [{"prompt": f"{i} " + "word " * w, "steps": int(s)} for i, (s, w) in enumerate(zip(steps, words))]
+    told = [length_relation([row_ for row_ in rows for _ in range(n)]) for n in (1, 4)]
+    low, high = (np.asarray([float(x) for x in t.split("[")[1].strip("].").split(",")]) for t in told)
+    assert np.abs(low - high).max() < 0.06  # of images on their own it would be half as wide

@@ -2,10 +2,13 @@
 
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
+import torch
 
-from tpdm.evals.provenance import git_revision
+from tpdm.evals.provenance import git_revision, hardware
+from tpdm.recipe import BackboneConfig, Recipe
 
 
 def git(folder, *words):
@@ -42,3 +45,11 @@ def test_a_folder_that_is_no_checkout_has_none(tmp_path):
     (tmp_path / "file.py").write_text("", encoding="utf-8")
     # Whatever lies above a temporary folder, the file is not in it.
     assert git_revision(tmp_path / "file.py") is None
+
+
+def test_a_gpu_is_named_with_the_dtype_of_the_backbone(monkeypatch):
+    recipe = Recipe("run", backbone=BackboneConfig("tinyworld", device="cuda:1", dtype="bf16"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {"cuda:1": "NVIDIA H200"}[device])
+    assert hardware(recipe).startswith("NVIDIA H200, bf16, ")
+    plain = hardware(replace(recipe, backbone=replace(recipe.backbone, device="cpu")))
+    assert re.fullmatch(r"\d+ CPU threads, \w+", plain)

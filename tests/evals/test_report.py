@@ -220,6 +220,6 @@ def test_markdown_table():
     assert lines == [
         "| policy | steps | s / image | reward | accuracy | residual |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| a\\|b | 14.5 ± 3.5 | 0.250 | 0.150 | 0.900 | 8.000 |",
+        "| a\\|b | 14.5 ± 3.5 | 0.2500 | 0.1500 | 0.9000 | 8.000 |",
     ]
     assert len(markdown_table(summary()).splitlines()) == 2 + len(POLICIES)

@@ -191,3 +191,12 @@ def test_two_way_intervals_hold_the_variance_of_runs_and_of_images():
     for wrong in (np.zeros((1, 5)), np.zeros(5), np.full((2, 2), np.nan)):
         with pytest.raises(ValueError, match="got"):
             two_way_bootstrap(wrong)
+
+
+def test_spearman_draws_a_prompt_with_all_its_images():
+    generator = np.random.default_rng(7)
+    x, y = generator.normal(size=(2, 40))
+    alone, four = spearman(x, y), spearman(np.repeat(x, 4), np.repeat(y, 4), samples=4)
+    assert four == pytest.approx(alone, abs=0.02)
+    _, low, high = spearman(np.repeat(x, 4), np.repeat(y, 4))
+    assert high - low < 0.7 * (alone[2] - alone[1])

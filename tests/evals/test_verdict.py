@@ -100,6 +100,9 @@ def test_relation_without_numbers():
 
 def test_signed_interval():
     assert signed_interval([0.0314, -0.01, 0.0526]) == "+0.031 [−0.010, +0.053]"
+    assert signed_interval([0.00042, 0.00011, 0.00048]) == "+0.00042 [+0.00011, +0.00048]"  # HPSv2 is a cosine
+    assert signed_interval([0.0005, 0.0005, 0.0005]) == "+0.001 [+0.001, +0.001]"
+    assert signed_interval([12.5, 9.1, 16.2]) == "+12.500 [+9.100, +16.200]"
     assert signed_interval(None) == signed_interval([math.nan, 0, 1]) == "–"
 
 

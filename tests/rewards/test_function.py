@@ -81,3 +81,20 @@ def test_what_is_no_function(folder, place, words):
     with pytest.raises(RewardError, match=words) as caught:
         load_reward(f"python:{place}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_that_works_in_place_changes_nobody_elses_pictures():
+    images = torch.rand(4, 3, 2, 2)
+    before = images.clone()
+    reward = FunctionReward("in place", lambda x, prompts: x.sub_(0.5).mean((1, 2, 3)), batch=2)
+    checked_scores(reward, images, list("abcd"))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_picture_that_is_not_finite_is_said_whatever_the_reward_makes_of_it(value):
+    images = torch.rand(3, 3, 2, 2)
+    images[1, 2, 0, 1] = value
+    blind = FunctionReward("blind", lambda x, prompts: torch.zeros(len(x)))
+    with pytest.raises(RewardError, match=r"in the picture of 'b' with seed 8, expected .*backbone\.dtype"):
+        checked_scores(blind, images, list("abc"), [7, 8, 9])

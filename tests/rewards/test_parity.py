@@ -90,11 +90,12 @@ def test_a_long_prompt_is_cut(imagereward_folder, hps_folder, images):
         assert torch.isfinite(reward.score(images, long)).all()
 
 
-def test_cropping_is_that_of_clip():
+@pytest.mark.parametrize("shape", [(60, 90), (96, 70), (44, 59)])  # the longer side becomes 48, 43.9 and 42.9
+def test_cropping_is_that_of_clip(shape):
     generator = torch.Generator().manual_seed(3)
     # Smooth, as pictures are: the two round to bytes at different moments.
     coarse = torch.rand(1, 3, 6, 9, generator=generator)
-    pixels = (F.interpolate(coarse, (60, 90), mode="bicubic").clamp(0, 1)[0] * 255).round().byte()
+    pixels = (F.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)[0] * 255).round().byte()
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     size = {"height": 32, "width": 32}
     wanted = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)(

@@ -239,6 +239,27 @@ def test_it_tries_again_and_then_it_works():
     assert asked[2] - asked[1] >= 0.1
 
 
+@pytest.mark.parametrize("first", ["cut off", "too many", "too slow"])
+def test_an_answer_that_may_come_whole_another_time_is_asked_for_again(first):
+    asked, whole = [], json.dumps({"scores": [1, 2, 3, 4, 5]}).encode()
+
+    def answer(handler):
+        asked.append(1)
+        if len(asked) > 1:
+            reply(handler, 200, whole)
+        elif first == "cut off":
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(whole)))
+            handler.end_headers()
+            handler.wfile.write(whole[:9])
+        else:
+            reply(handler, {"too many": 429, "too slow": 408}[first], b"{}")
+
+    with answering(answer) as url:
+        assert RemoteReward(url, backoff=0.01).score(IMAGES, PROMPTS).tolist() == [1, 2, 3, 4, 5]
+    assert len(asked) == 2
+
+
 ANSWERS = {
     "wrong count": (200, b'{"scores": [1, 2]}', "got 2 scores for 5 images"),
     "text for a number": (200, b'{"scores": [1, 2, 3, 4, "5"]}', "got 4 scores for 5 images"),

@@ -16,7 +16,7 @@ from tpdm.train.checkpoint import RunState
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import train_loop
 
-CLOCKS = ("seconds", "learn_seconds")
+CLOCKS = ("seconds", "reward_seconds", "learn_seconds")
 
 
 class InterruptingReward(DistanceReward):

@@ -54,7 +54,7 @@ def recipe_for(pipe, tmp_path, name, negatives=False, **backbone):
 
 
 def rows_of(recipe):
-    timings = ("seconds", "learn_seconds")
+    timings = ("seconds", "reward_seconds", "learn_seconds")
     rows = read_metrics(Path(recipe.output) / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k not in timings} for row in rows]
 

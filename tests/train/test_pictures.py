@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.gaussian_problem import make_small_problem
 from tpdm.prompts import Prompt
 from tpdm.rollout import Generated
-from tpdm.train.diary import Diary
+from tpdm.train.diary import Diary, first_of_each
 from tpdm.train.pictures import KEPT, LABEL, contact_sheet, write_pictures
 
 
@@ -68,3 +68,26 @@ def test_what_is_no_picture_is_not_shown(tmp_path):
     generated = Generated(torch.rand(2, 2, 2), [1, 1], [[1.0, 0.0]] * 2, None)
     Diary(recipe, tmp_path, 0).show(0, [Prompt("a")] * 2, [1, 2], generated, torch.zeros(2))
     assert not (tmp_path / "pictures").exists()
+
+
+def test_of_a_dial_every_gamma_is_shown(tmp_path):
+    recipe, _ = make_small_problem(tmp_path, validation={"pictures": 4})
+    generated = Generated(torch.rand(6, 3, 8, 8), [1] * 6, [[1.0, 0.0]] * 6, None)
+    gammas = [0.9, 0.9, 0.9, 0.99, 0.99, 0.99]
+    prompts = [Prompt(text) for text in "abcabc"]
+    Diary(recipe, tmp_path, 0).show(0, prompts, [1, 2, 3] * 2, generated, torch.arange(6.0), gammas)
+    (path,) = (tmp_path / "pictures").glob("*.json")
+    kept = json.loads(path.read_text(encoding="utf-8"))["images"]
+    assert [(image["prompt"], image["gamma"], image["score"]) for image in kept] == [
+        ("a", 0.9, 0.0),
+        ("b", 0.9, 1.0),
+        ("a", 0.99, 3.0),
+        ("b", 0.99, 4.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "shown"), [(6, 9, [0, 1, 2, 3, 4, 5]), (6, 1, [0]), (4, 4, [0, 1, 3]), (0, 4, []), (6, 0, [])]
+)
+def test_as_many_of_each_gamma(images, count, shown):
+    assert first_of_each(images, [0.9] * 3 + [0.99] * 3, count) == shown

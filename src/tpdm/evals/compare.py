@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tpdm.evals.judge import Judge, to_bytes
+from tpdm.evals.statistics import samples_of
 from tpdm.evals.store import Store
 from tpdm.pipelines.attach import attach
 from tpdm.rewards.base import Reward, checked_scores
@@ -33,7 +34,7 @@ class Task:
         judge: measures the reward knows nothing of; None where there is none.
         solver, max_steps, stop_below, batch: of the sampling.
         negatives: negative prompts, one for each prompt; None leaves the pipeline's own.
-        judges: rewards that were not trained on; each row has their score under their name.
+        judges: rewards that were not trained on, by the name under which each row has their score.
         decode_batch: images decoded at once; None decodes the batch.
     """
 
@@ -48,13 +49,14 @@ class Task:
     stop_below: float = 0.01
     batch: int = 64
     negatives: Sequence[str] | None = None
-    judges: Sequence[Reward] = ()
+    judges: Mapping[str, Reward] = field(default_factory=dict)
     decode_batch: int | None = None
 
     def first(self, count: int) -> Task:
-        """The same task on its first ``count`` prompts."""
-        negatives = None if self.negatives is None else self.negatives[:count]
-        return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count], negatives=negatives)
+        """The same task on its first ``count`` prompts, with all images of each."""
+        images = count * samples_of(self.prompts)
+        negatives = None if self.negatives is None else self.negatives[:images]
+        return replace(self, prompts=self.prompts[:images], seeds=self.seeds[:images], negatives=negatives)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _judged(
     images = generated.images_B3HW
     scored = judge(task.reward, images, prompts)
     parts = [{key: float(s[i]) for key, s in scored.parts.items()} for i in range(len(prompts))]
-    others = {reward.name: checked_scores(reward, images, prompts).tolist() for reward in task.judges}
+    others = {label: checked_scores(reward, images, prompts).tolist() for label, reward in task.judges.items()}
     measures = task.judge(images, prompts) if task.judge else [{} for _ in prompts]
     return images, [
         {

@@ -10,13 +10,19 @@ import numpy as np
 from tpdm.evals.style import FIXED, INK, LEARNED, Rows, column, render
 
 
-def training_curves(metrics: Rows, **options: Any) -> list[tuple[str, str]]:
-    """(caption, data URI) of every curve that the rows of metrics.jsonl can draw."""
+def training_curves(metrics: Rows, kept: int | None = None, **options: Any) -> list[tuple[str, str]]:
+    """(caption, data URI) of every curve that the rows of metrics.jsonl can draw.
+
+    Args:
+        metrics: the rows.
+        kept: after how many updates the TPM of best/ was saved; None marks none.
+        options: of ``style.render``.
+    """
     train = [r for r in metrics if r.get("kind") == "train"]
     held_out = [r for r in metrics if r.get("kind") == "validation"]
     panels: list[tuple[str, str, list[tuple[str, Rows, str]]]] = [
         (
-            "Validation objective (the best one is kept)",
+            "Validation objective (kept is the newest that is not significantly below the highest)",
             "objective_mean",
             [("validation", held_out, LEARNED)],
         ),
@@ -29,7 +35,7 @@ def training_curves(metrics: Rows, **options: Any) -> list[tuple[str, str]]:
     for caption, key, lines in panels:
         present = [(name, [r for r in rows if np.isfinite(r.get(key, np.nan))], colour) for name, rows, colour in lines]
         if any(rows for _, rows, _ in present):
-            drawn = render(_curve(key, present), "update", key.removesuffix("_mean").replace("_", " "), **options)
+            drawn = render(_curve(key, present, kept), "update", key.removesuffix("_mean").replace("_", " "), **options)
             curves.append((caption, drawn))
     return curves
 
@@ -38,7 +44,7 @@ def _both(train: Rows, held_out: Rows) -> list[tuple[str, Rows, str]]:
     return [("training", train, FIXED), ("validation", held_out, LEARNED)]
 
 
-def _curve(key: str, lines: Sequence[tuple[str, Rows, str]]) -> Callable[[Any], None]:
+def _curve(key: str, lines: Sequence[tuple[str, Rows, str]], kept: int | None) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         for name, rows, colour in lines:
             x, y = column(rows, "update"), column(rows, key)
@@ -46,9 +52,8 @@ def _curve(key: str, lines: Sequence[tuple[str, Rows, str]]) -> Callable[[Any], 
             if key == "steps_mean" and name == "training":
                 sd = np.asarray([r.get("steps_sd", 0.0) for r in rows], dtype=float)
                 axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.18, linewidth=0)
-            if key == "objective_mean" and len(y):
-                best = int(y.argmax())
-                axes.plot(x[best], y[best], "*", color=INK, markersize=13, label=f"best, update {x[best]:.0f}")
+            if key == "objective_mean" and kept in x:
+                axes.plot(kept, y[x == kept][-1], "*", color=INK, markersize=13, label=f"kept, update {kept}")
         axes.legend()
 
     return draw

@@ -24,7 +24,7 @@ def plot_section(results: Results) -> Markup:
     for judge in (name for name in measures_of(summary)[1:] if name not in LESS_IS_BETTER):
         if all(judge in row for rows in rows_of.values() for row in rows):
             drawn = plots.quality_against_steps(rows_of, judge, f"mean {judge}")
-            figures.append(_figure(drawn, f"{judge.capitalize()} against steps; training never saw it."))
+            figures.append(_figure(drawn, f"{judge[:1].upper()}{judge[1:]} against steps; training never saw it."))
     figures += [
         _figure(plots.steps_histogram(learned), "Steps that tpdm takes."),
         _figure(
@@ -52,7 +52,10 @@ def plot_section(results: Results) -> Markup:
 
 def training_section(results: Results) -> Markup:
     """Training curves, or the note that there is no log."""
-    curves = [_figure(drawn, caption) for caption, drawn in training_curves(results.metrics)]
+    curves = [
+        _figure(drawn, caption)
+        for caption, drawn in training_curves(results.metrics, results.summary.get("best_update"))
+    ]
     shown = element("div", *curves, class_="figures") if curves else element("p", "No training log was kept.")
     return element("section", element("h2", "Training"), shown)
 

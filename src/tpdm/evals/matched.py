@@ -102,8 +102,8 @@ def distribution_section(summary: Mapping[str, Any]) -> Markup:
         table(["policy", *keys], cells),
         element(
             "p",
-            "Distances to the reference pictures, lower is nearer; diversity is the mean cosine distance between "
-            "images of the same prompt.",
+            "Distances to the pictures of evaluation.reference, or without one to those of the policy that has none; "
+            "lower is nearer. Diversity is the mean cosine distance between images of the same prompt.",
             class_="note",
         ),
     )

@@ -107,7 +107,8 @@ def steps_by_objects(rows: Rows, **options: Any) -> str:
         groups = defaultdict(list)
         for row in rows:
             groups[int(row["objects"])].append(row["steps"])
-        places = [(n, *mean_interval(np.asarray(groups[n], dtype=float))) for n in sorted(groups)]
+        samples = samples_of([row["prompt"] for row in rows])  # a prompt's images name as many objects
+        places = [(n, *mean_interval(np.asarray(groups[n], dtype=float), samples)) for n in sorted(groups)]
         _points(axes, places, fmt="D", color=LEARNED, markersize=7)
         axes.set_xticks([p[0] for p in places], [f"{n}\n({len(groups[n])})" for n in sorted(groups)])
         axes.margins(x=0.15)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpdm.evals.plots import mean_interval
-from tpdm.evals.statistics import spearman
+from tpdm.evals.statistics import samples_of, spearman
 from tpdm.evals.style import LEARNED, Rows, column, render
 
 BINS = 6
@@ -33,11 +33,11 @@ def steps_by_length(rows: Rows, **options: Any) -> str:
 
     def draw(axes: Any) -> None:
         words_B, steps_B = words_of(rows), column(rows, "steps")
-        names, places = [], []
+        names, places, samples = [], [], samples_of([row["prompt"] for row in rows])
         for low, high in length_bins(words_B):
             inside_B = (words_B >= low) & (words_B <= high)
             names.append(f"{low}\n({inside_B.sum()})" if low == high else f"{low}-{high}\n({inside_B.sum()})")
-            places.append(mean_interval(steps_B[inside_B]))
+            places.append(mean_interval(steps_B[inside_B], samples))
         mean, low_, high_ = np.asarray(places).T
         axes.errorbar(range(len(names)), mean, yerr=[mean - low_, high_ - mean], fmt="D", color=LEARNED, capsize=3)
         axes.set_xticks(range(len(names)), names)
@@ -48,7 +48,7 @@ def steps_by_length(rows: Rows, **options: Any) -> str:
 
 def length_relation(rows: Rows) -> str:
     """A sentence on steps against the length of the prompt."""
-    found = spearman(words_of(rows), column(rows, "steps"))
+    found = spearman(words_of(rows), column(rows, "steps"), samples=samples_of([row["prompt"] for row in rows]))
     if found is None:
         return "A rank correlation of steps and words does not exist here (one of them is constant)."
     rho, low, high = found

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tpdm.config import recipe_hash
+from tpdm.evals.tasks import run_device
 from tpdm.recipe import Recipe
 
 PACKAGES = ("tpdm", "torch", "diffusers", "transformers")
@@ -22,8 +23,14 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_revision": git_revision(Path(__file__)),
         "recipe_hash": recipe_hash(recipe),
-        "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
+        "hardware": hardware(recipe),
     }
+
+
+def hardware(recipe: Recipe) -> str:
+    """What the recipe runs on here: a GPU with the dtype of the backbone, CPU threads, and the machine."""
+    device, cpu = run_device(recipe), f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+    return f"{torch.cuda.get_device_name(device)}, {recipe.backbone.dtype}, {cpu}" if "cuda" in device else cpu
 
 
 def git_revision(file: Path) -> str | None:

@@ -167,4 +167,7 @@ def _duration(seconds: float | None) -> str | None:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.3f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"
+    """Four figures: scores that are cosines differ in the last ones."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{4 if abs(value) < 1 else 3}f}".replace("-", "−")

@@ -123,15 +123,18 @@ def dial_points(match: Match, count: int) -> list[Point]:
     return points
 
 
-def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any]:
+def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any] | None:
     """What a perfect choice among the best fixed schedules would give the images that all of them were tried on.
 
     ``share`` is the part of it that the TPM has, above a fixed schedule of as many steps; None where there is none.
+    No answer where the TPM takes fewer steps than any of them, or more.
     """
     score_NB = np.stack([r.column("score") for r in grid])
     steps_N = [int(r.rows[0]["steps"]) for r in grid]
     images = score_NB.shape[1]
     steps = float(tpdm.column("steps")[:images].mean())
+    if not steps_N[0] <= steps <= steps_N[-1]:
+        return None
     best = at_steps(allocation(score_NB, steps_N), steps)
     fixed = float(np.interp(steps, steps_N, score_NB.mean(axis=1)))
     reached = float(tpdm.column("score")[:images].mean())
@@ -153,9 +156,13 @@ def _distribution(
     wanted, batch = recipe.evaluation, recipe.reward.batch
     names = [r.name for r in results if (out / "pictures" / r.name).is_dir()]
     features = {name: folder_features(out / "pictures" / name, extract, batch) for name in names}
-    own = features[f"static-{DEFAULTS[0]}"]
-    reference = folder_features(Path(wanted.reference), extract, batch) if wanted.reference else own
-    return distribution_summary(reference, features, prompts)
+    if wanted.reference:
+        return distribution_summary(folder_features(Path(wanted.reference), extract, batch), features, prompts)
+    own = f"static-{DEFAULTS[0]}"
+    found = distribution_summary(features[own], features, prompts)
+    # How far it is from itself is no news, and would look like the best of all.
+    found[own] = {key: value if key == "diversity" else None for key, value in found[own].items()}
+    return found
 
 
 def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Path) -> None:

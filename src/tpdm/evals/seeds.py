@@ -43,7 +43,7 @@ def results_section(runs: Sequence[dict[str, Any]]) -> str:
     lines += [
         "",
         f"Training seeds: {len(runs)} (mean ± sd over them); differences are paired over held-out prompts, mean over"
-        " seeds [widest 95 % bootstrap interval of any seed].",
+        " seeds [lowest and highest end of the seeds' 95 % bootstrap intervals].",
         "Rank correlation of the steps taken with the steps needed: "
         + ", ".join(f"{r['correlation']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in relation)
         + ".",

@@ -118,11 +118,18 @@ def mean_sd(values_B: ArrayLike) -> tuple[float, float]:
     return float(values.mean()), float(values.std())
 
 
-def spearman(x_B: ArrayLike, y_B: ArrayLike, seed: int = 0, resamples: int = 2_000) -> Interval | None:
+def spearman(
+    x_B: ArrayLike, y_B: ArrayLike, seed: int = 0, resamples: int = 2_000, *, samples: int = 1
+) -> Interval | None:
     """Rank correlation (ties get their average rank) and its interval.
 
     None where it does not exist: fewer than three pairs, or one side is constant. Resamples in which a side
     happens to be constant are left out.
+
+    Args:
+        x_B, y_B: pairs.
+        seed, resamples: of the bootstrap.
+        samples: pairs of a prompt, side by side.
 
     Raises:
         ValueError: different lengths, or a value that is not finite.
@@ -133,7 +140,9 @@ def spearman(x_B: ArrayLike, y_B: ArrayLike, seed: int = 0, resamples: int = 2_0
     rho = _rank_correlation(x, y) if len(x) >= 3 else None
     if rho is None:
         return None
-    draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
+    prompts = len(x) // samples
+    first = np.random.default_rng(seed).integers(0, prompts, (resamples, prompts, 1)) * samples
+    draws = (first + np.arange(samples)).reshape(resamples, -1)
     drawn = [r for r in (_rank_correlation(x[i], y[i]) for i in draws) if r is not None]
     # No luck in any resample (three pairs, say): nothing is known beyond the range of a correlation.
     low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (-1.0, 1.0)

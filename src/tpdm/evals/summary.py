@@ -31,7 +31,8 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
     tpdm = results[0]
     steps_B = tpdm.column("steps")[: len(needed_B)]
     # Undefined where one of the two does not vary at all.
-    rho, low, high = spearman(needed_B, steps_B) or (None, None, None)
+    samples = samples_of([row["prompt"] for row in tpdm.rows])
+    rho, low, high = spearman(needed_B, steps_B, samples=samples) or (None, None, None)
     return {
         "rows": [_row(r) for r in results],
         "paired": {other.name: _paired(tpdm, other) for other in results[1:]},

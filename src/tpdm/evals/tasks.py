@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tpdm.evals.judge import TinyworldJudge
 from tpdm.pipelines.load import choose_device, load_backbone, pipeline_arguments
 from tpdm.prompts import load_source, split_by_hash
 from tpdm.recipe import Recipe
+from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import run_reward
 from tpdm.rewards.load import load_judges, recipe_reward, reward_device
 from tpdm.rollout import derive_seed
@@ -70,5 +72,11 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
         prompts=prompts,
         seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))],
         negatives=None if negatives is None else [n for n in negatives[asked] for _ in range(each)],
-        judges=[*load_judges(wanted.judges, recipe.reward, scoring).values()],
+        judges=_labelled(load_judges(wanted.judges, recipe.reward, scoring)),
     )
+
+
+def _labelled(judges: Mapping[str, Reward]) -> dict[str, Reward]:
+    """By the name that is shown; by the recipe's where two would be called the same, such as CLIPs of two owners."""
+    shown = [reward.name for reward in judges.values()]
+    return {(r.name if shown.count(r.name) == 1 else name): r for name, r in judges.items()}

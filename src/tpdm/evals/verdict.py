@@ -10,6 +10,7 @@ from tpdm.evals.results import LEARNED, REFERENCE
 
 LESS_IS_BETTER = ("residual",)  # of every other measure, those of a recipe's judges too, more is
 NO_MEASURES = {"name", "steps_mean", "steps_sd", "reward_mean", "seconds_per_image"}  # of a policy's row
+DECIMALS = 3  # at least
 WORDS = {
     "reward": ("a higher reward", "a lower reward", "no measurable difference in reward"),
     "accuracy": (
@@ -125,13 +126,16 @@ def signed_interval(interval: Sequence[float] | None) -> str:
     """``+0.031 [+0.010, +0.052]``; a dash where there is none."""
     if not _exists(interval):
         return "–"
-    value, low, high = map(signed, interval)
+    width = abs(interval[2] - interval[1])
+    # Two figures of what is not known: cosines differ in the fourth decimal.
+    decimals = DECIMALS if width == 0 else min(max(DECIMALS, 1 + math.ceil(-math.log10(width))), 8)
+    value, low, high = (signed(x, decimals) for x in interval)
     return f"{value} [{low}, {high}]"
 
 
-def signed(value: float) -> str:
-    """Three decimals, always with a sign, and that a true minus."""
-    return f"{value:+.3f}".replace("-", "−")
+def signed(value: float, decimals: int = DECIMALS) -> str:
+    """Always with a sign, and that a true minus."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def _exists(interval: Sequence[float] | None) -> TypeGuard[Sequence[float]]:

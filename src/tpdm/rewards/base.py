@@ -43,9 +43,10 @@ def checked_scores(
         seeds: that the images were made with, for the message where one cannot be scored.
 
     Raises:
-        RewardError: the reward failed, or returned no tensor, the wrong number of scores, NaN or infinity.
-            The message names the reward and the prompt; nothing is silently replaced.
+        RewardError: a picture has values that are not finite; or the reward failed, or returned no tensor, the wrong
+            number of scores, NaN or infinity. The message names the prompt; nothing is silently replaced.
     """
+    _check_finite(images_B3HW, prompts, seeds)
     try:
         scores = reward.score(images_B3HW, prompts)
     except RewardError:
@@ -62,10 +63,24 @@ def checked_scores(
         row = int(bad[0])
         raise RewardError(
             f"got {scores[row].item()} from reward '{reward.name}' for {quoted(prompts[row])}"
-            f"{'' if seeds is None else f' with seed {seeds[row]}'}, expected a finite score; try the reward on that "
-            "image alone"
+            f"{_seed(seeds, row)}, expected a finite score; try the reward on that image alone"
         )
     return scores
+
+
+def _check_finite(images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None) -> None:
+    """Not every reward would say so: an 8-bit picture of NaN is black, and has a score."""
+    finite = torch.isfinite(images_B3HW)
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
+        raise RewardError(
+            f"got NaN or infinity in the picture of {quoted(prompts[row])}{_seed(seeds, row)}, expected values in "
+            "[0, 1]; the decoder overflows: set backbone.dtype to bf16 or fp32"
+        )
+
+
+def _seed(seeds: Sequence[int] | None, row: int) -> str:
+    return "" if seeds is None else f" with seed {seeds[row]}"
 
 
 def one_each(scores: object, name: str, prompts: Sequence[str]) -> Tensor:

@@ -42,7 +42,8 @@ class FunctionReward:
         """
 
         def call(images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-            scores = self.function(images_B3HW.to(self.device, torch.float32), list(prompts))
+            # A copy: a function may normalise in place, and others look at the same pictures.
+            scores = self.function(images_B3HW.to(self.device, torch.float32, copy=True), list(prompts))
             return one_each(scores, self.name, prompts)
 
         return in_batches(call, images_B3HW, prompts, self.batch)

@@ -44,8 +44,8 @@ class Preprocess:
 def resize_and_crop(x: Tensor, size: int) -> Tensor:
     """Shorter side to ``size`` (bicubic, antialiased), then the centre square: CLIP's own preprocessing."""
     height, width = x.shape[-2:]
-    factor = size / min(height, width)
-    new = (max(size, round(height * factor)), max(size, round(width * factor)))
+    shorter = min(height, width)
+    new = (size * height // shorter, size * width // shorter)  # rounded down, as transformers and torchvision do
     x = F.interpolate(x, new, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
     return x[..., top : top + size, left : left + size]

@@ -38,7 +38,8 @@ class RemoteReward:
         url: ``http://host:port`` or https, with or without a path.
         token: sent as ``Authorization: Bearer``; None sends none.
         timeout: seconds without an answer after which a try counts as failed, > 0.
-        retries: further tries after a failed connection, a timeout or an answer of 500 and above.
+        retries: further tries after a failed connection, a timeout, an answer that is cut off, or one of 500 and above
+            (or 408 or 429: too slow, too many).
         backoff: seconds before the first retry; doubled before every further one.
         batch: images a request at most.
         limit: bytes of a request at most.
@@ -108,7 +109,7 @@ class RemoteReward:
             except urllib.error.HTTPError as error:
                 with error:
                     reason = f"status {error.code} ({_refusal(error.read(MAX_ANSWER))})"
-                if error.code < 500:
+                if error.code < 500 and error.code not in (408, 429):
                     raise self._error(prompts, reason) from error
             except TimeoutError:
                 reason = f"no answer within {self.timeout:g} s"
@@ -128,6 +129,8 @@ class RemoteReward:
                 raise self._error(prompts, f"an answer of more than {MAX_ANSWER} bytes")
             if time.monotonic() > end:
                 raise TimeoutError
+        if response.length:  # bytes that were announced and did not come
+            raise ConnectionError("the answer is cut off")
         return b"".join(chunks)
 
     def _error(self, prompts: Sequence[str], got: str) -> RewardError:

@@ -50,25 +50,31 @@ class Diary:
                 _LOG.warning("update %d: %s", warned.update, warned.message)
 
     def show(
-        self, update: int, prompts: Sequence[Prompt], seeds: Sequence[int], generated: Generated, score_B: Tensor
+        self,
+        update: int,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        generated: Generated,
+        score_B: Tensor,
+        gammas: Sequence[float] | None = None,
     ) -> None:
-        """Keeps the first images of a validation as a picture; none where they are no RGB images.
+        """Keeps the first images of a validation, of each gamma, as a picture; none where they are no RGB images.
 
         Of several processes the first one shows its own images, which are the first ones.
         """
         images = generated.images_B3HW
-        n = min(self.recipe.validation.pictures, len(images))
-        if n == 0 or images.ndim != 4:
+        shown = first_of_each(len(images), gammas, self.recipe.validation.pictures)
+        if not shown or images.ndim != 4:
             return
-        texts = [p.text for p in prompts[:n]]
         path = write_pictures(
             self.folder / "pictures",
             update,
-            images[:n],
-            texts,
-            seeds[: len(texts)],
-            generated.times[:n],
-            score_B[:n].tolist(),
+            images[shown],
+            [prompts[i].text for i in shown],
+            [seeds[i] for i in shown],
+            [generated.times[i] for i in shown],
+            score_B[shown].tolist(),
+            None if gammas is None else [gammas[i] for i in shown],
         )
         for listener in self.listeners:
             listener.picture(update, path)
@@ -81,6 +87,23 @@ class NoDiary:
         """Nothing."""
 
     def show(
-        self, update: int, prompts: Sequence[Prompt], seeds: Sequence[int], generated: Generated, score_B: Tensor
+        self,
+        update: int,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        generated: Generated,
+        score_B: Tensor,
+        gammas: Sequence[float] | None = None,
     ) -> None:
         """Nothing."""
+
+
+def first_of_each(images: int, gammas: Sequence[float] | None, count: int) -> list[int]:
+    """Which of the first so many images are shown: at most ``count``, as many of each gamma as of the others."""
+    if gammas is None:
+        return [*range(min(images, count))]
+    places: dict[float, list[int]] = {}
+    for i in range(images):
+        places.setdefault(gammas[i], []).append(i)
+    each = max(1, count // max(1, len(places)))
+    return [i for group in places.values() for i in group[:each]][:count]

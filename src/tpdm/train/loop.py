@@ -158,6 +158,7 @@ def _one_update(
         **step_statistics(rollout.steps),
         **asdict(stats),
         "lr": optimizer.param_groups[0]["lr"],
+        "reward_seconds": round(rollout.score_seconds, 3),
         "learn_seconds": round(time.monotonic() - sampled, 3),
     }
 

@@ -26,6 +26,7 @@ def write_pictures(
     seeds: Sequence[int],
     times: Sequence[Sequence[float]],
     scores: Sequence[float],
+    gammas: Sequence[float] | None = None,
 ) -> Path:
     """Writes ``update-NNNNNN.png`` and ``update-NNNNNN.json``, and removes old ones beyond ``KEPT``.
 
@@ -34,14 +35,18 @@ def write_pictures(
         update: updates done.
         images_B3HW: RGB in [0, 1].
         prompts, seeds, times, scores: of the same images.
+        gammas: that they were made for, with a dial.
 
     Returns:
         The sheet.
     """
     name = f"update-{update:06d}"
-    sheet = contact_sheet(images_B3HW, [f"{len(t) - 1} steps  {s:.3f}" for t, s in zip(times, scores, strict=True)])
+    labels = [f"{len(t) - 1} steps  {s:.3f}" for t, s in zip(times, scores, strict=True)]
+    if gammas is not None:
+        labels = [f"{label}  gamma {gamma:.5f}" for label, gamma in zip(labels, gammas, strict=True)]
+    sheet = contact_sheet(images_B3HW, labels)
     path = write_atomically(folder / f"{name}.png", lambda p: sheet.save(p, format="PNG"))
-    write_text(folder / f"{name}.json", _schedules(update, prompts, seeds, times, scores))
+    write_text(folder / f"{name}.json", _schedules(update, prompts, seeds, times, scores, gammas))
     for old in sorted(folder.glob("update-*.png"))[1 : -(KEPT - 1)]:
         old.unlink()
         old.with_suffix(".json").unlink(missing_ok=True)
@@ -73,9 +78,12 @@ def _schedules(
     seeds: Sequence[int],
     times: Sequence[Sequence[float]],
     scores: Sequence[float],
+    gammas: Sequence[float] | None,
 ) -> str:
     images: list[dict[str, Any]] = [
         {"prompt": p, "seed": seed, "steps": len(t) - 1, "score": score, "times": [round(x, 6) for x in t]}
         for p, seed, t, score in zip(prompts, seeds, times, scores, strict=True)
     ]
+    for image, gamma in zip(images, gammas or [], strict=False):
+        image["gamma"] = gamma
     return json.dumps({"update": update, "images": images}, indent=1, ensure_ascii=False) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -32,6 +33,7 @@ class Rollout:
         mine: the images of this process, among the B.
         generated: those images; None where the process had none to make.
         judged: scores of all B by judges that training does not see.
+        score_seconds: wall-clock time that the reward and the judges took of this process.
     """
 
     scored: Scored
@@ -39,6 +41,7 @@ class Rollout:
     mine: slice
     generated: Generated | None
     judged: Mapping[str, Tensor] = field(default_factory=dict)
+    score_seconds: float = 0.0
 
     def replay(self) -> Replay | None:
         """This process's decisions; None where none of them counts."""
@@ -73,14 +76,16 @@ def make_scored(
         judges: score the images besides.
     """
     mine = team.part(len(prompts_B))
-    generated, scored, judged = None, Scored(torch.empty(0), {}), {}
+    generated, scored, judged, seconds = None, Scored(torch.empty(0), {}), {}, 0.0
     if prompts_B[mine]:
         asked = None if decision_seeds is None else decision_seeds[mine]
         dialled = None if gammas is None else gammas[mine]
         generated = make(prompts_B[mine], seeds[mine], asked, asked is not None, dialled)
         images, texts = generated.images_B3HW, [p.text for p in prompts_B[mine]]
+        began = time.monotonic()
         scored = judge(reward, images, texts, seeds[mine])
         judged = {name: checked_scores(other, images, texts, seeds[mine]) for name, other in judges.items()}
+        seconds = time.monotonic() - began
     said = {
         "score": scored.score_B.tolist(),
         "parts": {key: part_B.tolist() for key, part_B in scored.parts.items()},
@@ -94,7 +99,8 @@ def make_scored(
         for kind in ("parts", "judged")
     )
     steps = [n for one in heard for n in one["steps"]]
-    return Rollout(Scored(_joined([one["score"] for one in heard]), parts), steps, mine, generated, others)
+    scored = Scored(_joined([one["score"] for one in heard]), parts)
+    return Rollout(scored, steps, mine, generated, others, seconds)
 
 
 def _joined(scores: Sequence[list[Any]]) -> Tensor:

@@ -52,7 +52,7 @@ def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary
     }
     log.write({"kind": "validation", "update": state.update, **row})
     if rollout.generated is not None:
-        log.show(state.update, prompts_B, seeds, rollout.generated, score_B)
+        log.show(state.update, prompts_B, seeds, rollout.generated, score_B, gammas_B)
     facts = {"update": state.update, "validation": row}
     parts.save("last", parts.policy, facts)
     now = tuple(objective_B.tolist())
