@@ -24,7 +24,7 @@ from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt
 from tpdm.sample import BATCH, sample_to_folder
 from tpdm.schedules import FixedTimes
-from tpdm.types import ConfigError, PromptError, TrainingError
+from tpdm.types import BackboneError, ConfigError, PromptError, TrainingError
 
 COMMANDS = ["train", "sample", "eval", "demo", "doctor", "watch", "inspect", "push", "tinyworld build", "reward serve"]
 
@@ -143,6 +143,42 @@ def test_errors_and_interruptions_of_the_library(library, recipe, error, code):
     assert len(answer.output.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["sample --prompt a --out", "push tinyworld --folder"])
+def test_a_path_that_cannot_be_written_is_said_before_anything_is_done(monkeypatch, tmp_path, command):
+    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    answer = run(*command.split(), tmp_path / "file" / "x")
+    assert answer.exit_code == 2
+    assert re.search(r"Error: got \S+ \(.*\), expected a path", answer.output)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("serve --tpm tinyworld --max-replicas 4", "expected --replicas too"),
+        ("push tinyworld --folder out --private", "expected --hub"),
+        ("sample --prompt a --device nowhere", "got device 'nowhere', which cannot be used here"),
+        ("reward serve --device nowhere", "got device 'nowhere'"),
+        ("serve --device nowhere", "got device 'nowhere'"),
+    ],
+)
+def test_what_would_have_been_passed_over_or_failed_later_is_refused(monkeypatch, tmp_path, command, words):
+    monkeypatch.chdir(tmp_path)
+    answer = run(*command.split())
+    assert answer.exit_code == 2
+    assert words in answer.output
+
+
+@pytest.mark.parametrize("command", ["report somewhere", "eval RECIPE", "demo"])
+def test_a_report_without_its_packages_says_what_to_install(monkeypatch, recipe, command):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith(("tpdm.evals", "tpdm.demo"))]:
+        monkeypatch.delitem(sys.modules, name)
+    answer = run(*command.replace("RECIPE", str(recipe)).split())
+    assert answer.exit_code == 2
+    assert "pip install 'tpdm[eval]'" in answer.output
+
+
 def test_a_mistake_of_ours_keeps_its_traceback(library, recipe):
     library("tpdm.train.run", "train", error=ZeroDivisionError())
     assert isinstance(run("train", recipe).exception, ZeroDivisionError)
@@ -232,6 +268,59 @@ def test_a_picture_depends_on_its_seed_and_schedule_alone(tiny, tmp_path):
         assert max(abs(p - q) for p, q in pairs) <= 1
 
 
+def test_an_interrupted_run_leaves_lines_of_the_pictures_that_are_there(tiny, sd3, tmp_path, monkeypatch):
+    (tmp_path / "samples.jsonl").write_text('{"prompt": "old", "file": "0000.png"}\n', encoding="utf-8")
+    told = []
+
+    def stop(line):
+        told.append(line["file"])
+        if len(told) == BATCH:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_to_folder("a/b", None, ["a"] * (BATCH + 1), 0, tmp_path, steps=1, tell=stop)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["file"] for line in lines] == told == sorted(path.name for path in tmp_path.glob("*.png"))
+
+    def broken(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: broken)
+    with pytest.raises(KeyboardInterrupt):
+        sample_to_folder("a/b", None, ["b"], 0, tmp_path)
+    assert not (tmp_path / "samples.jsonl").exists()  # it would speak of pictures of another run
+
+
+def test_a_prompt_that_stands_twice_in_a_file_is_drawn_twice(tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\nb\na\n", encoding="utf-8")
+    options = ["--prompts", tmp_path / "prompts.txt", "--steps", 1, "--out", tmp_path / "out"]
+    answer = run("sample", "--backbone", "a/b", *options)
+    assert answer.exit_code == 0, answer.output
+    assert "0002.png  1 steps  a" in answer.output
+
+
+def test_sample_hands_over_device_and_dtype(library):
+    calls = library("tpdm.sample", "sample_to_folder", [])
+    assert run("sample", "--prompt", "a", "--device", "cpu", "--dtype", "bf16").exit_code == 0
+    [(_, options)] = calls
+    assert (options["device"], options["dtype"]) == ("cpu", "bf16")
+
+
+def test_the_stock_pipeline_is_not_asked_for_what_it_does_not_know(monkeypatch, tmp_path):
+    class Pictures:
+        def __call__(self, prompt, generator):
+            pytest.fail("called")
+
+    class Videos(Pictures):
+        def __call__(self, prompt, generator, num_frames=81):
+            pytest.fail("called")
+
+    for pipe, words in ((Pictures(), "got negative_prompt for Pictures, whose call"), (Videos(), "which makes videos")):
+        monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names, pipe=pipe: pipe)
+        with pytest.raises(BackboneError, match=words):
+            sample_to_folder("a/b", None, [Prompt("a", "blur")], 0, tmp_path)
+
+
 def test_pictures_are_replaced_and_the_rest_is_left(tiny, tmp_path):
     (tmp_path / "0000.png").write_bytes(b"old")
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
@@ -304,12 +393,14 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(tiny, s
         (None, ["a", " "], {}, PromptError),
         ("folder", ["a"], {"steps": 3}, ConfigError),
         (None, ["a"], {"max_steps": 3}, ConfigError),
+        (None, ["a"], {"guidance_scale": float("inf")}, ConfigError),
+        (None, ["a", "b"], {"seed": 2**63 - 1}, ConfigError),
     ],
 )
 def test_sampling_refuses_before_it_loads(monkeypatch, tmp_path, tpm, prompts, options, error):
     monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
     with pytest.raises(error):
-        sample_to_folder("a/b", tpm, prompts, 0, tmp_path / "out", **options)
+        sample_to_folder("a/b", tpm, prompts, **{"seed": 0, **options}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -142,6 +142,41 @@ def test_the_shift_of_a_first_schedule_needs_its_steps():
     assert make_recipe({"name": "a", "tpm": {"start_steps": 9, "start_shift": 2}}).tpm.start_shift == 2.0
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("reward", {"step_cost": 0.5}, "reward: step_cost is of form additive, got 0.5 with discounted"),
+        ("evaluation", {"reference": "pictures"}, "evaluation: reference needs features"),
+        ("prompts", {"source": "tinyworld", "subset": "x"}, "prompts: subset is of a data set"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(section, values, words):
+    assert words in refusal(name="a", **{section: values})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\nrl: {updates: 7}\nrl: {clip: 0.1}\n", "key 'rl' stands twice"),
+        ("name: a\nrl:\n  updates: 7\n  updates: 8\n", "key 'updates' stands twice"),
+        ("name: a\nrl: {updates: 0100}\n", "0100 would be octal"),
+    ],
+)
+def test_yaml_that_says_something_else_than_it_seems_to(tmp_path, text, words):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert words in str(caught.value)
+
+
+def test_an_override_is_read_as_strictly(tmp_path):
+    path = write(tmp_path, "name: a\n")
+    for override, words in (("rl.updates=0100", "octal"), ("rl={updates: 1, updates: 2}", "stands twice")):
+        with pytest.raises(ConfigError, match=words):
+            load_recipe(path, [override])
+    assert load_recipe(path, ["rl.updates=0", "rl.updates=100"]).rl.updates == 100
+    assert load_recipe(path, ["seed=0"]).seed == 0
+
+
 @pytest.mark.parametrize("section", ["validation", "evaluation"])
 def test_judges_are_different_and_none_is_trained_on(section):
     twice, own = {"judges": ["pickscore", "pickscore"]}, {"judges": ["clip:a", "tinyworld"]}

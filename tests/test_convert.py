@@ -146,6 +146,23 @@ def test_what_no_call_could_use_is_refused_at_once(checkpoint, tmp_path, option)
     assert not (tmp_path / "tpm").exists()
 
 
+def test_only_a_folder_of_a_tpm_is_replaced(checkpoint, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"_class_name": "SD3Transformer2DModel"}', encoding="utf-8")
+    for out, words in ((other, "which holds other files"), (checkpoint.parent, "which holds the checkpoint")):
+        before = checkpoint.read_bytes()
+        with pytest.raises(ConfigError, match=words):
+            convert(checkpoint, out)
+        assert checkpoint.read_bytes() == before
+    monkeypatch.chdir(other)
+    with pytest.raises(ConfigError, match="where you are"):
+        convert(checkpoint, ".")
+    assert sorted(path.name for path in other.iterdir()) == ["config.json"]
+    for _ in range(2):
+        convert(checkpoint, tmp_path / "tpm")
+
+
 def test_the_command(checkpoint, tmp_path):
     out = tmp_path / "tpm"
     result = CliRunner().invoke(app, ["convert", str(checkpoint), "--out", str(out), "--guidance-scale", "3.5"])

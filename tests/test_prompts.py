@@ -140,6 +140,9 @@ def test_quoted_cells_may_hold_line_breaks(tmp_path):
         ("p.csv", "prompt,id\none,1\na red, round thing,2\n", ["line 3", "more cells"]),
         ("p.csv", "id,prompt\n1,one\n2\n", ["line 3", "got None"]),
         ("p.csv", 'prompt\n"one\n', ["line 2", "no valid table"]),
+        ("p.csv", "prompt,prompt\none,two\n", ["'prompt' stands twice"]),
+        ("p.jsonl", '"one"\n' + "1" * 5_000 + "\n", ["line 2", "is no JSON of prompts"]),
+        ("p.json", "[" * 100_000, ["is no JSON of prompts"]),
     ],
 )
 def test_bad_files_say_where_and_why(tmp_path, name, content, parts):
@@ -147,6 +150,19 @@ def test_bad_files_say_where_and_why(tmp_path, name, content, parts):
     assert name in message
     for part in parts:
         assert part in message
+
+
+def test_a_text_has_no_column_of_negatives(tmp_path):
+    assert "line 1: got a plain text, which has no column 'avoid'" in refusal(
+        write(tmp_path, "p.txt", "one\n"), negative="avoid"
+    )
+
+
+def test_repetitions_may_be_asked_for(tmp_path):
+    path = write(tmp_path, "p.txt", "one\ntwo\none\n")
+    assert texts(load_prompts(path)) == ["one", "two"]
+    assert texts(load_prompts(path, distinct=False)) == ["one", "two", "one"]
+    assert texts(load_prompts(path, limit=1, distinct=False)) == ["one"]
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

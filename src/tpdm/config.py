@@ -15,12 +15,34 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.constructor import ConstructorError
 
 from tpdm.files import write_text
 from tpdm.recipe import Recipe
 from tpdm.types import ConfigError
 
 _RECIPE = TypeAdapter(Recipe)
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML whose mistakes are said: of a key that stands twice it would take the last, and 0100 for 64."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        digits = node.value.lstrip("+-").replace("_", "")
+        if len(digits) > 1 and digits.isdecimal() and digits[0] == "0":
+            raise ConstructorError(None, None, f"{node.value} would be octal: leave the zero out", node.start_mark)
+        return int(super().construct_yaml_int(node))
+
+
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_yaml_int)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -70,7 +92,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe ({error}): give a YAML file in UTF-8.") from error
     except yaml.YAMLError as error:
@@ -87,9 +109,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"override {override!r}: expected key=value, for example rl.updates=50.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Strict)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {text!r} is no YAML value, put it in quotes.") from error
+        why = f" ({error.problem})" if isinstance(error, ConstructorError) else ""
+        raise ConfigError(f"override {override!r}: {text!r} is no YAML value{why}, put it in quotes.") from error
     for depth, part in enumerate(parts[:-1], start=1):
         if values.get(part) is None:
             values[part] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tpdm.artefact import load_strict, save_pretrained
+from tpdm.artefact import load_strict, read_config, save_pretrained
 from tpdm.artefact_config import ArtefactConfig
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
@@ -51,7 +51,8 @@ def convert(
 
     Raises:
         ArtefactError: no such file, no safetensors, or no whole TPM in it.
-        ConfigError: a size that the folded layout cannot have, or a limit out of range.
+        ConfigError: a size that the folded layout cannot have, a limit out of range, or a folder that holds something
+            else.
     """
     if size < 1 or size % (2 * SD3_PATCH):
         raise ConfigError(
@@ -62,6 +63,7 @@ def convert(
             f"got stop_below {stop_below:g} and max_steps {max_steps}, expected a time in [0, 1) and at least 1 step."
         )
     path = Path(checkpoint)
+    _check_target(Path(out), path)
     tensors = read_release(path)
     shape = shape_of(tensors, (size // SD3_PATCH, size // SD3_PATCH), path)
     policy = TimePredictor(shape)
@@ -83,6 +85,23 @@ def convert(
         trained={"converted_from": path.name, "sha256": _sha256(path)},
     )
     return save_pretrained(policy, config, out)
+
+
+def _check_target(out: Path, checkpoint: Path) -> None:
+    """Refuses a folder that is not the TPM's own: saving replaces it, and files of the same names in it.
+
+    Raises:
+        ConfigError: it is.
+    """
+    folder, here = out.resolve(), Path.cwd()
+    if folder == here or folder in here.parents or folder in checkpoint.resolve().parents:
+        raise ConfigError(f"got out {out}, which holds the checkpoint or is where you are, expected a new folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        read_config(folder)
+    except ArtefactError:
+        raise ConfigError(f"got out {out}, which holds other files and no TPM, expected a new folder.") from None
 
 
 def read_release(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from importlib import metadata, resources
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
-EXTRAS = {"matplotlib": "eval"}  # module -> the extra of this package that brings it
+EXTRAS = {"matplotlib": "eval", "filelock": "eval"}  # module -> the extra of this package that brings it
 # What the demo does without: module -> extra, and what it is for.
 OPTIONAL = {
     "accelerate": ("train", "training on several processes"),

@@ -43,13 +43,16 @@ def _read_json(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{where}: is no JSON ({error}): correct it.") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise PromptError(f"{where}: is no JSON of prompts ({error}): correct it.") from error
 
 
 def _read_table(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     try:
+        names = reader.fieldnames or []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise PromptError(f"{path}: the column {twice[0]!r} stands twice in the header: name one otherwise.")
         for row in reader:
             # Cells beyond the header have the key None: most often a comma in an unquoted prompt.
             if None in row:

@@ -49,17 +49,23 @@ class Prompt:
 
 
 def load_prompts(
-    path: str | Path, column: str = "prompt", limit: int | None = None, negative: str | None = None
+    path: str | Path,
+    column: str = "prompt",
+    limit: int | None = None,
+    negative: str | None = None,
+    *,
+    distinct: bool = True,
 ) -> list[Prompt]:
-    """Reads distinct prompts in the order of the file.
+    """Reads prompts in the order of the file.
 
     Args:
         path: ``.txt`` (one prompt a line, blank lines skipped), ``.jsonl``, ``.json`` (an array), ``.csv`` or
             ``.tsv`` (with a header), in UTF-8, or ``.parquet``. A JSON entry is a text, or an object with the key
             ``column``.
         column: column or key of the text.
-        limit: stop after this many distinct prompts; the rest of the file is not looked at.
+        limit: stop after this many prompts; the rest of the file is not looked at.
         negative: column or key of the negative prompt; None reads ``negative`` where there is one.
+        distinct: leave repetitions out.
 
     Raises:
         PromptError: unknown suffix, unreadable or empty file, missing column, or an entry that is no text
@@ -74,7 +80,7 @@ def load_prompts(
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             entries = read_parquet(path, column, _optional(negative)) if read is None else read(file, path)
-            prompts = _collect(entries, str(path), column, negative, limit)
+            prompts = _collect(entries, str(path), column, negative, limit, distinct)
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}, line {undecodable_line(path)}: is not UTF-8, save the file as UTF-8.") from error
     except OSError as error:
@@ -119,11 +125,16 @@ def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
 
 
 def _collect(
-    entries: Iterable[tuple[str, Any]], source: str, column: str, negative: str | None, limit: int | None
+    entries: Iterable[tuple[str, Any]],
+    source: str,
+    column: str,
+    negative: str | None,
+    limit: int | None,
+    distinct: bool = True,
 ) -> list[Prompt]:
-    """The first ``limit`` distinct prompts of (place, entry) pairs."""
+    """The first ``limit`` prompts of (place, entry) pairs, repetitions left out if ``distinct``."""
     rows = (_prompt(value, column, negative, f"{source}, {where}") for where, value in entries)
-    prompts = list(islice(_distinct(rows), limit))
+    prompts = list(islice(_distinct(rows) if distinct else rows, limit))
     if not prompts:
         raise PromptError(f"{source}: holds no prompt, expected at least one: add a line.")
     return prompts
@@ -144,6 +155,11 @@ def _prompt(value: Any, column: str, negative_column: str | None, where: str) ->
                     f"{where}: no column {name!r}, there are {sorted(map(str, value))}: name one of these."
                 )
         value, negative = value[column], value.get(NEGATIVE if negative_column is None else negative_column)
+    elif negative_column is not None:
+        raise PromptError(
+            f"{where}: got a plain text, which has no column {negative_column!r}: give objects or a table, or name "
+            "no negative."
+        )
     if not isinstance(value, str) or not isinstance(negative, str | None):
         wrong = negative if isinstance(value, str) else value
         raise PromptError(f"{where}: expected a text, got {wrong!r}: correct the entry.")

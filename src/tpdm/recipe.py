@@ -176,6 +176,10 @@ class EvaluationConfig(Part):
         if list(self.grid) != sorted(set(self.grid)):
             raise ValueError(f"the grid rises, got {list(self.grid)}: sort it and drop repetitions")
         _check_different(self.judges)
+        if self.reference is not None and self.features is None:
+            raise ValueError(
+                f"reference needs features to measure distances on, got '{self.reference}' alone: set both"
+            )
 
 
 def _check_different(judges: tuple[str, ...]) -> None:

@@ -81,6 +81,10 @@ class RewardConfig(Part):
                 "set offset (3 is about three standard deviations), or form additive"
             )
 
+        if self.step_cost and self.form == "discounted":
+            raise ValueError(
+                f"step_cost is of form additive, got {self.step_cost} with discounted, priced by gamma: set one"
+            )
         if self.gamma_range is not None:
             low, high = self.gamma_range
             if self.form != "discounted":
@@ -118,3 +122,9 @@ class PromptsConfig(Part):
     negative: Text | None = None
     subset: Text | None = None
     split: Text = "train"
+
+    def __post_init__(self) -> None:
+        if self.subset is not None and not self.source.startswith("hub:"):
+            raise ValueError(
+                f"subset is of a data set (source hub:owner/name), got source '{self.source}': leave it out"
+            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from tpdm.files import write_atomically, write_text
 from tpdm.prompts import Prompt
-from tpdm.types import ConfigError, Policy, PromptError
+from tpdm.types import BackboneError, ConfigError, Policy, PromptError
 
 BATCH = 8  # pictures per pipeline call; memory only: a picture depends on its seed and not on its batch
 
@@ -32,14 +35,17 @@ def sample_to_folder(
     defaults: Mapping[str, object] | None = None,
     gamma: float | None = None,
     quality: float | None = None,
+    tell: Callable[[dict[str, Any]], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Writes ``0000.png`` ... and ``samples.jsonl`` (prompt, seed, steps, times, file) into ``out``.
+
+    ``samples.jsonl`` grows with the pictures: what it says of is there, whenever the run ends.
 
     Args:
         backbone: ``tinyworld``, a diffusers folder or a hub id.
         tpm: folder of a TPM, or a policy; None runs the stock pipeline with its own schedule.
         prompts: one picture each; picture i gets the seed ``seed + i``.
-        seed: >= 0.
+        seed: from 0; the last picture's is below 2**63.
         out: made if missing; files of the same name are replaced, others are left alone.
         guidance_scale: None leaves the pipeline's own.
         max_steps: cap on the steps of a TPM; None leaves its own.
@@ -50,25 +56,31 @@ def sample_to_folder(
             and ``guidance_scale`` over both.
         gamma: price of a step for a TPM with a dial.
         quality: the dial from 0 (fewest steps) to 1 (most), instead of gamma.
+        tell: called with each line, once its picture is written.
 
     Returns:
         The lines of ``samples.jsonl``.
 
     Raises:
         PromptError: no prompt, or an empty one.
-        ConfigError: ``steps`` with a TPM, or ``max_steps``, ``gamma`` or ``quality`` without one.
+        ConfigError: ``steps`` with a TPM, or ``max_steps``, ``gamma`` or ``quality`` without one; a seed or a guidance
+            scale out of range, or a device that is not there.
+        BackboneError: no such pipeline, or one that makes no pictures or does not know an argument.
     """
     wanted = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
     if not wanted:
         raise PromptError("got no prompt, expected at least one: give --prompt or --prompts.")
     if tpm is not None and steps is not None:
         raise ConfigError(f"got steps={steps} with a TPM, which chooses its own: give max_steps, or no TPM.")
-    if tpm is None and max_steps is not None:
-        raise ConfigError(f"got max_steps={max_steps} without a TPM: give a TPM, or steps for the stock schedule.")
-
-    for name, value in (("gamma", gamma), ("quality", quality)):
+    for name, value in (("max_steps", max_steps), ("gamma", gamma), ("quality", quality)):
         if tpm is None and value is not None:
-            raise ConfigError(f"got {name}={value} without a TPM: give a TPM with a dial, or steps.")
+            raise ConfigError(f"got {name}={value} without a TPM: give a TPM, or steps for the stock schedule.")
+    if not 0 <= seed <= 2**63 - len(wanted):
+        raise ConfigError(f"got seed {seed} for {len(wanted)} pictures, expected seeds from 0 to 2**63 - 1.")
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise ConfigError(f"got guidance_scale={guidance_scale}, expected a finite number.")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)  # where nothing can be written is known before anything is drawn
 
     # Late, so that a wrong argument is answered before diffusers is imported.
     from tpdm.pipelines.load import load_pipeline
@@ -82,13 +94,16 @@ def sample_to_folder(
     # must not depend on its neighbours of the call.
     with_negatives = any(prompt.negative is not None for prompt in wanted)
     lines: list[dict[str, Any]] = []
+    log = folder / "samples.jsonl"
+    log.unlink(missing_ok=True)  # it speaks of other pictures
+    bar = tqdm(total=len(wanted), desc="sample", unit="image", dynamic_ncols=True, disable=len(wanted) <= BATCH)
     for first in range(0, len(wanted), BATCH):
         batch = wanted[first : first + BATCH]
         seeds = [seed + first + i for i in range(len(batch))]
         result = draw(seeds=seeds, **_texts(batch, with_negatives), **options)
         for i, prompt in enumerate(batch):
             name = f"{first + i:04d}.png"
-            write_atomically(Path(out) / name, partial(result.images[i].save, format="PNG"))
+            write_atomically(folder / name, partial(result.images[i].save, format="PNG"))
             line = {
                 "prompt": prompt.text,
                 "seed": seeds[i],
@@ -96,7 +111,12 @@ def sample_to_folder(
                 "times": result.times[i],
             }
             lines.append({**line, "file": name})
-    write_text(Path(out) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        for line in lines[first:]:
+            if tell is not None:
+                tell(line)
+        bar.update(len(batch))
+    bar.close()
     return lines
 
 
@@ -111,7 +131,17 @@ def _with_tpm(
 
 
 def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamespace:
-    """The untouched pipeline, its result shaped like that of an attached one."""
+    """The untouched pipeline, its result shaped like that of an attached one.
+
+    Raises:
+        BackboneError: the pipeline makes videos, or does not know an argument.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    if "num_frames" in known:
+        raise BackboneError(f"got {type(pipe).__name__}, which makes videos, expected a pipeline of pictures.")
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    if strange := [name for name in options if name not in known and not takes_all]:
+        raise BackboneError(f"got {strange[0]} for {type(pipe).__name__}, whose call does not know it; leave it out.")
     # Generators on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     images = pipe(generator=generators, **options).images

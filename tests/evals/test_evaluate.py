@@ -10,8 +10,9 @@ from tpdm.config import load_recipe
 from tpdm.evals import compare
 from tpdm.evals.run import evaluate
 from tpdm.evals.tasks import make_tasks
+from tpdm.evals.unseen import check_unseen
 from tpdm.train.run import train
-from tpdm.types import ConfigError
+from tpdm.types import ArtefactError, ConfigError
 
 SMALL = [
     "tpm.channels=8",
@@ -28,7 +29,7 @@ SMALL = [
     "validation.dial_points=2",
     "evaluation.prompts=4",
     "evaluation.tuning_prompts=2",
-    "evaluation.grid=[2, 3]",
+    "evaluation.grid=[2, 6]",
     "evaluation.grid_prompts=2",
     "evaluation.dial_points=2",
     "evaluation.judges=[python:tests.support.judges:brightness]",
@@ -145,3 +146,27 @@ def test_a_tuned_schedule_that_looks_at_images_is_refused(trained):
 def test_a_backbone_that_training_offloads_is_offloaded_here_too(tmp_path):
     with pytest.raises(ConfigError, match=r"got backbone\.offload=model on the CPU"):
         make_tasks(small(tmp_path, "first", "backbone.offload=model", "backbone.device=cpu"))
+
+
+def test_prompts_that_the_tpm_was_trained_on_are_refused(trained, tmp_path, caplog):
+    recipe = small(trained, "first")
+    check_unseen(recipe, *make_tasks(recipe))
+    assert not caplog.records
+    for change in ("prompts.held_out_fraction=0.6", "validation.prompts=1"):
+        other = small(trained, "first", change)
+        with pytest.raises(ConfigError, match=rf"got \d+ of 6 prompts that this TPM .*{change.split('=')[0]} was"):
+            evaluate(other, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    more = small(trained, "first", "prompts.limit=400", "sampling.max_steps=9")  # others, and none that it knows
+    check_unseen(more, *make_tasks(more))
+    assert "evaluated otherwise than trained: sampling.max_steps was 12 and is 9" in caplog.text
+    elsewhere = small(tmp_path, "no-run", "prompts.held_out_fraction=0.6")
+    check_unseen(elsewhere, *make_tasks(elsewhere))
+
+
+def test_what_is_missing_is_said_before_anything_is_made(trained, tmp_path):
+    with pytest.raises(ArtefactError, match=r"holds no trained TPM, .* train first"):
+        evaluate(small(tmp_path, "first"))
+    lost = small(trained, "first", "evaluation.features=clip:x", "evaluation.reference=nowhere")
+    with pytest.raises(ConfigError, match=r"got evaluation\.reference nowhere, which is no folder"):
+        evaluate(lost, tmp_path / "refused")

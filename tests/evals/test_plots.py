@@ -110,7 +110,9 @@ def test_the_star_is_on_the_validation_whose_tpm_was_kept(kept, shown):
 def test_images_of_one_prompt_say_no_more_than_the_prompt():
     generator = np.random.default_rng(0)
     steps, words = generator.integers(2, 20, 48), generator.integers(1, 9, 48)
-    rows = [{"prompt": f"{i} " + "word " * w, "steps": int(s)} for i, (s, w) in enumerate(zip(steps, words))]
+    rows = [
+        {"prompt": f"{i} " + "word " * w, "steps": int(s)} for i, (s, w) in enumerate(zip(steps, words, strict=True))
+    ]
     told = [length_relation([row_ for row_ in rows for _ in range(n)]) for n in (1, 4)]
     low, high = (np.asarray([float(x) for x in t.split("[")[1].strip("].").split(",")]) for t in told)
     assert np.abs(low - high).max() < 0.06  # of images on their own it would be half as wide

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from tests.support.tiny_families import make_sd15
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import load_pipeline
+from tpdm.pipelines.load import load_pipeline, pinned_arguments
 from tpdm.schedules import FixedTimes
 from tpdm.types import BackboneError, ConfigError
 
@@ -30,3 +31,15 @@ def test_a_folder_without_a_pipeline(tmp_path):
 def test_an_unknown_dtype():
     with pytest.raises(ConfigError, match="got dtype 'fp8', expected one of fp32, bf16, fp16"):
         load_pipeline("tinyworld", dtype="fp8")
+
+
+def test_the_guidance_of_a_call_is_known_where_nobody_gave_one(sd3):
+    assert pinned_arguments(sd3, {"height": 64}) == {"guidance_scale": 7.0, "height": 64}
+    assert pinned_arguments(make_sd15(), {}) == {"guidance_scale": 7.5}
+    assert pinned_arguments(sd3, {"guidance_scale": 1.0}) == {"guidance_scale": 1.0}
+
+    class Unguided:
+        def __call__(self, prompt):
+            raise NotImplementedError
+
+    assert pinned_arguments(Unguided(), {"height": 64}) == {"height": 64}

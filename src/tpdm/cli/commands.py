@@ -41,10 +41,23 @@ class _Commands(TyperGroup):
         except Exception as error:
             from tpdm.types import TpdmError
 
-            if not isinstance(error, TpdmError):
+            said = _said_of_file(error) if isinstance(error, OSError) else None
+            if said is None and not isinstance(error, TpdmError):
                 raise
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(f"Error: {said or error}", err=True)
             raise typer.Exit(USER_ERROR) from error
+
+
+def _said_of_file(error: OSError) -> str | None:
+    """A sentence on a file or folder that cannot be read or written; None of other errors."""
+    if not isinstance(
+        error, FileExistsError | FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
+    ):
+        return None
+    if error.filename is None:
+        return None
+    reason = (error.strerror or type(error).__name__).lower()
+    return f"got {error.filename} ({reason}), expected a path to read or write there; correct it or its permissions."
 
 
 # Plain help instead of rich boxes: examples keep their lines, and can be copied.

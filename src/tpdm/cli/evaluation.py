@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tpdm.cli.arguments import Overrides, RecipePath
+from tpdm.cli.arguments import Overrides, RecipePath, bringing
 
 
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
@@ -20,7 +20,8 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from tpdm.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from tpdm.evals.run import evaluate as run
+    with bringing("eval", "an evaluation"):
+        from tpdm.evals.run import evaluate as run
 
     run(loaded)
     typer.echo(f"Evaluated: see {loaded.output}")
@@ -37,8 +38,9 @@ def report(
     Example:
       tpdm report runs/demo --title "tpdm on tinyworld"
     """
-    from tpdm.evals.report import markdown_table, write_report
-    from tpdm.evals.results import load_results
+    with bringing("eval", "a report"):
+        from tpdm.evals.report import markdown_table, write_report
+        from tpdm.evals.results import load_results
 
     path = write_report(folder, title)
     if markdown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,8 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv, parquet.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i gets seed + i.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on the steps of the TPM.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stock schedule (no --tpm).")] = None,
@@ -33,12 +35,18 @@ def sample(
       tpdm sample --tpm runs/demo/train/best --prompt "red circle top" --prompt "blue ring lower left"
       tpdm sample --backbone tinyworld --prompts prompts.txt --steps 12
     """
+    from tqdm.auto import tqdm
+
     from tpdm.pipelines.load import call_defaults
     from tpdm.prompts import load_prompts
     from tpdm.sample import sample_to_folder
 
-    wanted: list[str | Prompt] = [*(prompt or []), *(load_prompts(prompts) if prompts else [])]
-    lines = sample_to_folder(
+    wanted: list[str | Prompt] = [*(prompt or []), *(load_prompts(prompts, distinct=False) if prompts else [])]
+
+    def tell(line: dict[str, Any]) -> None:
+        tqdm.write(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}")
+
+    sample_to_folder(
         backbone=backbone,
         tpm=tpm,
         prompts=wanted,
@@ -47,9 +55,10 @@ def sample(
         guidance_scale=guidance_scale,
         max_steps=max_steps,
         steps=steps,
+        dtype=dtype,
+        device=device,
         gamma=gamma,
         quality=quality,
         defaults=call_defaults(backbone),
+        tell=tell,
     )
-    for line in lines:
-        typer.echo(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tpdm.cli.arguments import bringing
+
 
 def serve(
     reward: Annotated[str, typer.Option(help="As reward.name in a recipe.")] = "tinyworld",
@@ -24,15 +26,11 @@ def serve(
     from tpdm.rewards.load import load_reward, read_token
 
     token = read_token(token_env)
-    try:
+    with bringing("serve", "serving"):
         from tpdm.serve.reward import serve as run
-    except ModuleNotFoundError as error:
-        from tpdm.types import ConfigError
+    from tpdm.devices import resolve_device
 
-        raise ConfigError(f"got no package {error.name}, which serving needs; pip install 'tpdm[serve]'") from error
-    from tpdm.pipelines.load import choose_device
-
-    loaded = load_reward(reward, choose_device() if device == "auto" else device, batch)
+    loaded = load_reward(reward, resolve_device(device), batch)
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this reward.", err=True)
     run(loaded, host, port, token)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpdm.cli.arguments import bringing
+
 if TYPE_CHECKING:
     from tpdm.serve.engine import PipelineEngine
     from tpdm.serve.remote_engine import RemoteEngine
@@ -59,11 +61,13 @@ def serve(
             f"got --device {device} with --replicas, expected cuda or auto, for Ray gives each replica a GPU of "
             "its own; leave the number out."
         )
+    if max_replicas is not None and replicas is None:
+        raise ConfigError(
+            f"got --max-replicas {max_replicas} alone, expected --replicas too; without, no Ray is started."
+        )
     token = read_token(token_env)
-    try:
+    with bringing("serve", "serving"):
         from tpdm.serve.run import serve as run
-    except ModuleNotFoundError as error:
-        raise _missing(error, "serve") from error
     from tpdm.serve.card import describe_model
     from tpdm.serve.engine import make_engine
     from tpdm.serve.settings import LOOPBACK, Limits, Settings
@@ -106,17 +110,9 @@ def _hosts(host: str, token: str | None, allowed: Sequence[str]) -> tuple[str, .
 
 def _replicated(make: partial[PipelineEngine], replicas: int, most: int, seconds: float) -> RemoteEngine:
     """As many engines behind one."""
-    try:
+    with bringing("ray", "serving"):
         from tpdm.serve.replicas import ReplicaPlan, start_replicas
-    except ModuleNotFoundError as error:
-        raise _missing(error, "ray") from error
     given = make.keywords
     # What there is on the machine of the front says nothing of the cluster.
     gpus = {"auto": None, "cuda": 1.0}.get(given["device"], 0.0)
     return start_replicas(ReplicaPlan(make, replicas, most, given["slots"], given["queue_limit"], gpus, seconds))
-
-
-def _missing(error: ModuleNotFoundError, extra: str) -> Exception:
-    from tpdm.types import ConfigError
-
-    return ConfigError(f"got no package {error.name}, which serving needs; pip install 'tpdm[{extra}]'")

@@ -49,6 +49,8 @@ def push(
 
     if (folder is None) == (hub is None):
         raise ConfigError("got neither or both of --folder and --hub, expected one of them; say where to publish.")
+    if private and hub is None:
+        raise ConfigError("got --private with --folder, expected --hub; a folder is as private as its place.")
     from tpdm.publish.push import publish_to_folder, push_to_hub
 
     where = push_to_hub(tpm, hub, private) if hub is not None else publish_to_folder(tpm, str(folder))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tpdm.cli.arguments import Overrides, RecipePath
+from tpdm.cli.arguments import Overrides, RecipePath, bringing
 
 
 def train(
@@ -66,7 +66,8 @@ def demo(
     Example:
       tpdm demo --out runs/demo --seed 1
     """
-    from tpdm.demo import run_demo
+    with bringing("eval", "the demo"):
+        from tpdm.demo import run_demo
 
     run_demo(out=out, seed=seed)
     typer.echo(f"Done: see {out}")

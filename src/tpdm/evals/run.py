@@ -25,8 +25,10 @@ from tpdm.evals.report import write_report
 from tpdm.evals.store import Store
 from tpdm.evals.summary import point_summary, summarise
 from tpdm.evals.tasks import TEST_STREAM, make_tasks, run_device
+from tpdm.evals.unseen import check_unseen
 from tpdm.files import write_atomically, write_json, write_text
 from tpdm.recipe import Recipe
+from tpdm.types import ArtefactError, ConfigError
 
 DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
 DEFAULTS = (28, 14, 10)  # steps of the pipeline's own schedule that a TPM is shown beside
@@ -47,15 +49,22 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     Raises:
         ArtefactError: the recipe has not been trained.
         PromptError: too few held-out prompts.
-        ConfigError: ``evaluation.tuned`` is no TPM that sees only the time, or ``evaluation.controls`` holds those of
-            another evaluation.
+        ConfigError: ``evaluation.tuned`` is no TPM that sees only the time, ``evaluation.controls`` holds those of
+            another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of the prompts.
     """
     began = time.monotonic()
     run, wanted = Path(recipe.output), recipe.evaluation
     out = out or run / "eval"
+    if not (run / "best").is_dir():
+        raise ArtefactError(
+            f"got output {run}, which holds no trained TPM, expected one in {run / 'best'}; train first."
+        )
+    if wanted.reference and not Path(wanted.reference).is_dir():
+        raise ConfigError(f"got evaluation.reference {wanted.reference}, which is no folder, expected one of pictures.")
     policy = load_policy(run / "best")
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)
+    check_unseen(recipe, tuning, test)
     extract = None
     if wanted.features:
         check_enough(len(test.prompts))  # before hours of pictures are made

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tpdm.devices import resolve_device
 from tpdm.evals.compare import Task
 from tpdm.evals.judge import TinyworldJudge
-from tpdm.pipelines.load import choose_device, load_backbone, pipeline_arguments
+from tpdm.pipelines.load import load_backbone, pipeline_arguments
 from tpdm.prompts import load_source, split_by_hash
 from tpdm.recipe import Recipe
 from tpdm.rewards.base import Reward
@@ -22,7 +23,7 @@ TEST_STREAM = 5  # seeds of the test's noise
 
 def run_device(recipe: Recipe) -> str:
     """The device of the recipe, or the best one of this machine."""
-    return choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+    return resolve_device(recipe.backbone.device)
 
 
 def make_tasks(recipe: Recipe) -> tuple[Task, Task]:

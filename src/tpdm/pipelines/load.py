@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from packaging.version import Version
 
+from tpdm.devices import resolve_device
 from tpdm.pipelines.backbones import DENOISERS
 from tpdm.recipe import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
@@ -33,11 +36,11 @@ def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "
 
     Raises:
         BackboneError: there is no such pipeline, or it cannot be loaded.
-        ConfigError: the dtype is unknown.
+        ConfigError: the dtype is unknown, or the device is not there.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}: choose one of them.")
-    device = choose_device() if device == "auto" else device
+    device = resolve_device(device)
     if str(name_or_path) == "tinyworld":
         from tpdm.tinyworld.pipeline import load_tinyworld_pipeline
 
@@ -164,11 +167,15 @@ def pipeline_arguments(backbone: BackboneConfig) -> dict[str, Any]:
     return call_defaults(backbone.name_or_path) | {k: v for k, v in wishes.items() if v is not None}
 
 
-def choose_device() -> str:
-    """The best device of this machine: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def pinned_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with the guidance that it had: the pipeline's own default where none is given.
+
+    What a TPM was trained with must not follow a later version's default.
+    """
+    parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
+    if parameter is None or not isinstance(parameter.default, int | float):
+        return dict(arguments)
+    return {"guidance_scale": float(parameter.default), **arguments}
 
 
 def _is_hub_name(name: str | Path) -> bool:

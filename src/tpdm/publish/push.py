@@ -138,7 +138,7 @@ def _draw_curves(facts: Facts, folder: Path) -> list[str]:
     from tpdm.evals.curves import training_curves
 
     names = []
-    for caption, uri in training_curves(facts.metrics, file_format="png"):
+    for caption, uri in training_curves(facts.metrics, facts.config.trained.get("update"), file_format="png"):
         word = next((word for word in CURVES if word in caption.lower()), None)
         if word is not None:
             (folder / f"{word}.png").write_bytes(base64.b64decode(uri.split(",", 1)[1]))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tpdm.devices import resolve_device
 from tpdm.recipe import RewardConfig
 from tpdm.rewards.base import Reward
 from tpdm.types import RewardError
@@ -82,8 +83,12 @@ def load_judges(names: Sequence[str], config: RewardConfig, device: str = "cpu")
 
 
 def reward_device(config: RewardConfig, backbone: str) -> str:
-    """Where rewards and judges run: ``reward.device``, or with the backbone."""
-    return backbone if config.device == "auto" else config.device
+    """Where rewards and judges run: ``reward.device``, or with the backbone.
+
+    Raises:
+        ConfigError: that device is not there.
+    """
+    return backbone if config.device == "auto" else resolve_device(config.device)
 
 
 def read_token(variable: str | None) -> str | None:

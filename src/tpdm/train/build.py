@@ -12,10 +12,11 @@ from torch import nn
 
 from tpdm.artefact import save_pretrained
 from tpdm.artefact_config import ArtefactConfig
+from tpdm.devices import resolve_device
 from tpdm.over_long import OverLong
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import backbone_facts, find_denoiser
-from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, choose_device, load_backbone, pipeline_arguments
+from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, load_backbone, pinned_arguments, pipeline_arguments
 from tpdm.pipelines.probe import probe_features
 from tpdm.pipelines.reads import over_long
 from tpdm.policy import TimePredictor
@@ -38,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
     train_prompts, validation_prompts = choose_prompts(recipe)
-    device = choose_device() if recipe.backbone.device == "auto" else recipe.backbone.device
+    device = resolve_device(recipe.backbone.device)
     arguments = pipeline_arguments(recipe.backbone)
     texts, looking, needed = None, arguments, ALL
     if recipe.backbone.text_encoders == "leave":
@@ -63,7 +64,7 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     )
 
     def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
-        config = artefact_config(recipe, policy, find_denoiser(pipe), arguments, facts)
+        config = artefact_config(recipe, policy, find_denoiser(pipe), pinned_arguments(pipe, arguments), facts)
         save_pretrained(policy, config, folder / name)
 
     scoring = reward_device(recipe.reward, device)
