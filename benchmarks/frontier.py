@@ -7,8 +7,10 @@
 
 For every seed a TPM is trained by the recipe tinyworld-dial.yaml; beside it TPMs that see only the time, which are the
 best fixed schedules that the same training finds at every number of steps (--tuned says how many of these; seeds take
-them in turn). Both are set beside hand-made grids at each quality of the dial by `tpdm eval`. Intervals are over
-training seeds and prompts at once. Everything is resumable: what is trained and judged is not done again.
+them in turn). These are trained for gammas from .99 on: a schedule without eyes takes about five steps there, and the
+fewer gammas a training serves, the more images each of them is heard by. Both are set beside hand-made grids at each
+quality of the dial by `tpdm eval`. Intervals are over training seeds and prompts at once. Everything is resumable: what
+is trained and judged is not done again.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ OWN = (  # at the TPM's own gamma: what is left of it when something is taken aw
     "its numbers of steps dealt at random, best grid",
     "error control",
 )
+FIXED = ("tpm.time_only=true", "reward.gamma_range=[0.99, 0.99995]", "tpm.fast_steps=5")
 
 
 def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool) -> Recipe:
@@ -44,7 +47,7 @@ def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool
         place = folder / f"seed-{number}" / name
         return recipe_of(name, place, number, [*changes, *more], "tinyworld-dial")
 
-    fixed = trained(recipe("fixed", tuned, "tpm.time_only=true"))
+    fixed = trained(recipe("fixed", tuned, *FIXED))
     tpm = trained(recipe("tpm", seed))
     if kept:
         keep(fixed), keep(tpm)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import RESULTS, Rows, column, difference, options, origin, recipe_of, trained, write_part
+from frontier import FIXED
 from frontier_page import GRID, TUNED, along, judges, verdicts
 from tpdm.artefact import load_policy
 from tpdm.evals.compare import Result, Task
@@ -80,8 +81,7 @@ def main() -> None:
         for seed in chosen.seeds:
             place = chosen.runs / f"seed-{seed}"
             tpm = trained(recipe_of("tpm", place / "tpm", seed, chosen.set, "tinyworld-dial"))
-            changes = [*chosen.set, "tpm.time_only=true"]
-            fixed = trained(recipe_of("fixed", place / "fixed", seed, changes, "tinyworld-dial"))
+            fixed = trained(recipe_of("fixed", place / "fixed", seed, [*chosen.set, *FIXED], "tinyworld-dial"))
             wanted = replace(tpm.evaluation, prompts=chosen.seen + chosen.prompts, tuned=f"{fixed.output}/best")
             recipes.append(replace(tpm, evaluation=wanted, prompts=replace(tpm.prompts, limit=LIMIT)))
         found = [judged(recipe, chosen.seen, chosen.runs / "controls-others") for recipe in recipes]
