@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -285,10 +286,18 @@ def test_an_interrupted_run_leaves_lines_of_the_pictures_that_are_there(tiny, sd
     def broken(**options):
         raise KeyboardInterrupt
 
+    broken.components = {}  # type: ignore[attr-defined]
     monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: broken)
     with pytest.raises(KeyboardInterrupt):
         sample_to_folder("a/b", None, ["b"], 0, tmp_path)
     assert not (tmp_path / "samples.jsonl").exists()  # it would speak of pictures of another run
+
+
+def test_a_prompt_that_is_not_read_to_its_end_is_said(tiny, tmp_path, caplog):
+    sample_to_folder("a/b", None, ["a"], 0, tmp_path, steps=1)
+    assert not caplog.records
+    sample_to_folder("a/b", None, ["a", "a " * 200], 0, tmp_path, steps=1)
+    assert "1 of 2 prompts have more than the 12 tokens that tokenizer of the pipeline reads" in caplog.text
 
 
 def test_a_prompt_that_stands_twice_in_a_file_is_drawn_twice(tiny, tmp_path):
@@ -308,6 +317,8 @@ def test_sample_hands_over_device_and_dtype(library):
 
 def test_the_stock_pipeline_is_not_asked_for_what_it_does_not_know(monkeypatch, tmp_path):
     class Pictures:
+        components: ClassVar = {}
+
         def __call__(self, prompt, generator):
             pytest.fail("called")
 
@@ -338,6 +349,7 @@ def calls_of_pipe(monkeypatch):
         calls.append(options)
         return SimpleNamespace(images=[Image.new("RGB", (2, 2))] * len(options["prompt"]))
 
+    pipe.components = {}  # type: ignore[attr-defined]
     pipe.scheduler = SimpleNamespace(  # type: ignore[attr-defined]
         config=SimpleNamespace(num_train_timesteps=1000), timesteps=[1000.0, 500.0]
     )

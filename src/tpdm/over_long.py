@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,16 @@ def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
         return 0
     ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
     return sum(len(row) > tokens for row in ids)
+
+
+def tell(readers: Sequence[OverLong], prompts: int) -> None:
+    """A warning in the log for each reader that does not read some of so many prompts to their end."""
+    for reader in readers:
+        if reader.prompts:
+            _LOG.warning(
+                "%d of %d prompts have more than the %d tokens that %s reads; the rest of them is not seen",
+                reader.prompts,
+                prompts,
+                reader.tokens,
+                reader.reader,
+            )

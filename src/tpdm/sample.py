@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tpdm.files import write_atomically, write_text
+from tpdm.over_long import tell as say_over_long
 from tpdm.prompts import Prompt
 from tpdm.types import BackboneError, ConfigError, Policy, PromptError
 
@@ -84,12 +85,23 @@ def sample_to_folder(
 
     # Late, so that a wrong argument is answered before diffusers is imported.
     from tpdm.pipelines.load import load_pipeline
+    from tpdm.pipelines.reads import over_long
 
     pipe = load_pipeline(backbone, dtype, device)
     given = {"guidance_scale": guidance_scale, "num_inference_steps": steps, "gamma": gamma, "quality": quality}
     options = {name: value for name, value in given.items() if value is not None}
-    usual: dict[str, Any] = dict(defaults or {})
-    draw = partial(_draw_stock, pipe, **usual) if tpm is None else _with_tpm(pipe, tpm, max_steps, usual)
+    draw, arguments = _drawing(pipe, tpm, max_steps, defaults or {})
+    say_over_long(over_long(pipe, arguments, [prompt.text for prompt in wanted]), len(wanted))
+    lines: list[dict[str, Any]] = []
+    for line in _draw_all(partial(draw, **options), wanted, seed, folder):
+        lines.append(line)
+        if tell is not None:
+            tell(line)
+    return lines
+
+
+def _draw_all(draw: Callable[..., Any], wanted: Sequence[Prompt], seed: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Draws call by call; gives the line of each picture once all of its call are written, and their lines too."""
     # Of the run, as in training: to some pipelines an empty negative prompt is not none, and what a prompt is to them
     # must not depend on its neighbours of the call.
     with_negatives = any(prompt.negative is not None for prompt in wanted)
@@ -100,7 +112,7 @@ def sample_to_folder(
     for first in range(0, len(wanted), BATCH):
         batch = wanted[first : first + BATCH]
         seeds = [seed + first + i for i in range(len(batch))]
-        result = draw(seeds=seeds, **_texts(batch, with_negatives), **options)
+        result = draw(seeds=seeds, **_texts(batch, with_negatives))
         for i, prompt in enumerate(batch):
             name = f"{first + i:04d}.png"
             write_atomically(folder / name, partial(result.images[i].save, format="PNG"))
@@ -112,22 +124,23 @@ def sample_to_folder(
             }
             lines.append({**line, "file": name})
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        for line in lines[first:]:
-            if tell is not None:
-                tell(line)
         bar.update(len(batch))
+        yield from lines[first:]
     bar.close()
-    return lines
 
 
-def _with_tpm(
-    pipe: Any, tpm: Policy | str | Path, max_steps: int | None, defaults: Mapping[str, object]
-) -> Callable[..., Any]:
+def _drawing(
+    pipe: Any, tpm: Policy | str | Path | None, max_steps: int | None, defaults: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """What draws pictures, and the arguments that it adds to every call."""
+    if tpm is None:
+        return partial(_draw_stock, pipe, **defaults), defaults
     from tpdm.artefact import load_policy, unsaid
     from tpdm.pipelines.attach import attach
 
     policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
-    return attach(pipe, policy, max_steps=max_steps, defaults=unsaid(defaults, policy))
+    adaptive = attach(pipe, policy, max_steps=max_steps, defaults=unsaid(defaults, policy))
+    return adaptive, adaptive.defaults
 
 
 def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from tpdm.artefact import save_pretrained
 from tpdm.artefact_config import ArtefactConfig
 from tpdm.devices import resolve_device
-from tpdm.over_long import OverLong
+from tpdm.over_long import OverLong, tell
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import backbone_facts, find_denoiser
 from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, load_backbone, pinned_arguments, pipeline_arguments
@@ -32,8 +31,6 @@ from tpdm.train.shard import InStep, check_shard, shard_denoiser
 from tpdm.train.team import ALONE, Team
 from tpdm.train.texts import encode_texts, run_texts
 from tpdm.types import PromptError
-
-_LOG = logging.getLogger(__name__)
 
 
 def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
@@ -87,15 +84,7 @@ def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts
     """Says once, as a warning in the log, how many prompts a text encoder or the reward does not read to their end."""
     readers: list[OverLong] = over_long(pipe, arguments, prompts)
     readers += reward.over_long(prompts) if isinstance(reward, ReadsTokens) else []
-    for reader in readers:
-        if reader.prompts:
-            _LOG.warning(
-                "%d of %d prompts have more than the %d tokens that %s reads; the rest of them is not seen",
-                reader.prompts,
-                len(prompts),
-                reader.tokens,
-                reader.reader,
-            )
+    tell(readers, len(prompts))
 
 
 def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
