@@ -27,8 +27,8 @@ import torch
 from diffusers.utils import logging
 
 from plain_loop import Captured
+from tpdm.devices import resolve_device
 from tpdm.files import write_json
-from tpdm.pipelines.load import choose_device
 from tpdm.policy import TimePredictor
 from tpdm.train.team import join_team
 from training_bench import PASSES, ROOT, Bench, Clock
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     logging.set_verbosity_error()  # it asks for another way to cast weights that are random anyway
-    device = choose_device() if chosen.device == "auto" else chosen.device
+    device = resolve_device(chosen.device)
     if chosen.worker:
         worker(chosen.shape, device, chosen.updates)
         return

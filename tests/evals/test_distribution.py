@@ -109,6 +109,6 @@ def test_the_policy_that_others_are_measured_from_has_no_distance_to_itself(tmp_
     assert found["tpdm"]["kid"] > 0
     assert {k for k, v in found["static-28"].items() if v is not None} == {"diversity"}
     sets["real"] = normal(120, 0.1, seed=3)
-    recipe.evaluation = EvaluationConfig(reference="real")
+    recipe.evaluation = EvaluationConfig(reference="real", features="clip:somewhere")
     found = run._distribution(recipe, tmp_path, [SimpleNamespace(name=n) for n in names], prompts, None)
     assert found["static-28"]["cmmd"] > 0

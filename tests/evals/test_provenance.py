@@ -49,6 +49,7 @@ def test_a_folder_that_is_no_checkout_has_none(tmp_path):
 
 def test_a_gpu_is_named_with_the_dtype_of_the_backbone(monkeypatch):
     recipe = Recipe("run", backbone=BackboneConfig("tinyworld", device="cuda:1", dtype="bf16"))
+    monkeypatch.setattr("tpdm.evals.tasks.resolve_device", lambda name: name)  # on a machine that has it
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {"cuda:1": "NVIDIA H200"}[device])
     assert hardware(recipe).startswith("NVIDIA H200, bf16, ")
     plain = hardware(replace(recipe, backbone=replace(recipe.backbone, device="cpu")))

@@ -75,7 +75,7 @@ def test_discounted_scores_below_zero_run_into_the_cap(tmp_path, caplog):
         caplog,
         rl={"updates": 40, "samples_per_prompt": 8},
         optimizer=FAST,
-        reward={"form": "discounted", "gamma": 0.7, "offset": 0.0},
+        reward={"form": "discounted", "gamma": 0.7, "offset": 0.0, "step_cost": 0.0},
     )
     assert "reward.offset is -" in signs["cap"].message
     assert "raise reward.offset" in signs["cap"].message
@@ -88,7 +88,7 @@ def test_at_the_cap_the_key_depends_on_the_form(tmp_path):
     ]
     cap = next(d for d in DETECTORS if d.sign == "cap").detect
     assert "raise reward.step_cost" in (cap(rows, recipe) or "")
-    discounted = replace(recipe, reward=replace(recipe.reward, form="discounted", gamma=0.99))
+    discounted = replace(recipe, reward=replace(recipe.reward, form="discounted", gamma=0.99, step_cost=0.0))
     assert "lower reward.gamma" in (cap(rows, discounted) or "")
 
 

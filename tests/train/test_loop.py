@@ -117,7 +117,7 @@ def test_a_run_that_learns_gives_no_warning(trained):
 
 def test_discounted_reward_learns_too(tmp_path):
     recipe, parts = make_problem(
-        tmp_path, reward={"form": "discounted", "gamma": 0.9, "offset": 3.0}, rl={"updates": 40}
+        tmp_path, reward={"form": "discounted", "gamma": 0.9, "offset": 3.0, "step_cost": 0.0}, rl={"updates": 40}
     )
     before = float(measure(parts.policy, recipe)[0].mean())
     train_loop(recipe, parts, tmp_path)
