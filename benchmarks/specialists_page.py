@@ -36,4 +36,16 @@ def part(facts: dict[str, Any]) -> str:
         "objective is what both were trained for at that gamma, eq. (9), of each image. On a single seed the dial's "
         f"reward is at worst {100 * worst:.1f} % below."
     )
-    return "\n\n".join([said, table(head, lines), origin(facts)])
+    return "\n\n".join([said, reach(facts), table(head, lines), origin(facts)])
+
+
+def reach(facts: dict[str, Any]) -> str:
+    """How far the dials of the seeds reach, and whether steps rise with gamma."""
+    steps_GS = np.asarray([point["dial_steps"] for point in facts["points"]])
+    times_S = steps_GS[-1] / steps_GS[0]
+    rising = int((np.diff(steps_GS, axis=0) > 0).all(axis=0).sum())
+    return (
+        f"The dial reaches from {steps_GS[0].mean():.1f} to {steps_GS[-1].mean():.1f} mean steps, {times_S.min():.1f} "
+        f"to {times_S.max():.1f} times as many on the seeds; steps rise with gamma throughout on {rising} of "
+        f"{len(times_S)}."
+    )
