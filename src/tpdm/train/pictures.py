@@ -84,6 +84,7 @@ def _schedules(
         {"prompt": p, "seed": seed, "steps": len(t) - 1, "score": score, "times": [round(x, 6) for x in t]}
         for p, seed, t, score in zip(prompts, seeds, times, scores, strict=True)
     ]
-    for image, gamma in zip(images, gammas or [], strict=False):
-        image["gamma"] = gamma
+    if gammas is not None:
+        for image, gamma in zip(images, gammas, strict=True):
+            image["gamma"] = gamma
     return json.dumps({"update": update, "images": images}, indent=1, ensure_ascii=False) + "\n"
