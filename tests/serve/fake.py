@@ -26,6 +26,7 @@ from tpdm.serve.requests import (
 )
 
 ENDLESS = 10_000
+OVERLONG = "prompt: an encoder reads 32 tokens and does not see the rest"
 
 
 @dataclass
@@ -151,7 +152,8 @@ class FakeEngine:
         if one.steps == total:
             times = tuple(1 - i / total for i in range(total + 1))
             seconds = time.monotonic() - one.submitted
-            done = ImageDone(picture(one.request), total, times, one.started - one.submitted, seconds)
+            warnings = (OVERLONG,) if "overlong" in one.request.prompt else ()
+            done = ImageDone(picture(one.request), total, times, one.started - one.submitted, seconds, warnings)
             self._end(one, done, "finished")
 
     def _end(self, one, event, counter):

@@ -102,6 +102,20 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
+def test_texts_that_are_not_read_to_their_end_are_said_with_the_image(make, client):
+    engine, long = make(), "red circle " * 40
+    client.send(engine, "short", ImageRequest("red circle", 0, negative_prompt="ring", fixed_steps=2))
+    client.send(engine, "long", ImageRequest(long, 0, fixed_steps=2))
+    client.send(engine, "negative", ImageRequest("red circle", 0, negative_prompt=long, fixed_steps=2))
+    client.wait(3)
+    assert client.last("short").warnings == ()
+    for name, field in (("long", "prompt"), ("negative", "negative_prompt")):
+        assert client.last(name).warnings == tuple(
+            f"{field}: {encoder} of the pipeline reads 32 tokens and does not see the rest"
+            for encoder in ("tokenizer", "tokenizer_2")
+        )
+
+
 def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
     attached = attach(pipe, "tinyworld", defaults=call_defaults("tinyworld"))
     engine, rng, asked = make(slots=5), random.Random(0), {}

@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.serve.browser import browser
 from tests.serve.conftest import serving, until
-from tests.serve.fake import FakeEngine, steps_of
+from tests.serve.fake import OVERLONG, FakeEngine, steps_of
 from tpdm.serve.page import load_page
 from tpdm.serve.requests import ImageRequest
 from tpdm.serve.settings import ModelCard, Settings
@@ -214,6 +214,14 @@ def test_without_a_tpm_there_is_one_picture(open_page):
     assert not page["learned"].is_displayed()
     assert "--tpm" in page["lead"].text
     assert [request.fixed_steps for request in engine.requests] == [28]
+
+
+def test_a_text_that_is_not_read_to_its_end_is_said_once(open_page):
+    page = open_page(FakeEngine()).ready()
+    page["prompt"].clear()
+    page["prompt"].send_keys("overlong circle")
+    page["draw"].click()
+    assert page.summary().endswith(f"% of the steps. {OVERLONG}.")
 
 
 def test_a_token_is_asked_for_and_sent(open_page):

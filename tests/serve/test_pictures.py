@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import CARD, Client, serving, until
-from tests.serve.fake import FakeEngine, picture, steps_of
+from tests.serve.fake import OVERLONG, FakeEngine, picture, steps_of
 from tpdm.serve.app import make_app
 from tpdm.serve.requests import ImageRequest
 from tpdm.serve.run import make_config
@@ -39,6 +39,11 @@ def test_a_picture_comes_with_its_steps_and_times(client):
         assert len(data["times"]) == data["steps"] + 1
         assert (data["times"][0], data["times"][-1]) == (1.0, 0.0)
         assert 0 <= data["queued_seconds"] <= data["seconds"]
+
+
+def test_a_text_that_is_not_read_to_its_end_comes_with_a_warning(client):
+    assert client.ask("overlong circle").json()["data"][0]["warnings"] == [OVERLONG]
+    assert "warnings" not in client.ask("circle").json()["data"][0]
 
 
 def test_a_seed_is_drawn_where_none_is_given(client, engine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import CLIPTokenizer
@@ -11,6 +12,21 @@ from transformers import CLIPTokenizer
 from tpdm.over_long import OverLong, count_over_long
 
 _NO_LIMIT = 10**6  # tokenizers that know of no limit say 10**30
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A text encoder with an end.
+
+    Attributes:
+        name: in words.
+        tokenizer: its own.
+        tokens: that it reads of each prompt, special ones included.
+    """
+
+    name: str
+    tokenizer: Any
+    tokens: int
 
 
 def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> list[OverLong]:
@@ -23,6 +39,19 @@ def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -
         arguments: of its call; ``max_sequence_length`` caps every encoder but CLIP, whose cap is its own.
         prompts: to be read.
     """
+    return [
+        OverLong(reader.name, reader.tokens, count_over_long(reader.tokenizer, reader.tokens, prompts))
+        for reader in readers(pipe, arguments)
+    ]
+
+
+def readers(pipe: Any, arguments: Mapping[str, Any]) -> list[Reader]:
+    """The text encoders of a pipeline that do not read every prompt to its end.
+
+    Args:
+        pipe: as ``over_long`` takes it.
+        arguments: as ``over_long`` takes them.
+    """
     found = []
     for name, tokenizer in pipe.components.items():
         if not name.startswith("tokenizer") or tokenizer is None:
@@ -32,7 +61,7 @@ def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -
             limits.append(_max_sequence_length(pipe, arguments))
         tokens = min(limits)
         if tokens < _NO_LIMIT:
-            found.append(OverLong(f"{name} of the pipeline", tokens, count_over_long(tokenizer, tokens, prompts)))
+            found.append(Reader(f"{name} of the pipeline", tokenizer, tokens))
     return found
 
 

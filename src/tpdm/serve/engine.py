@@ -19,6 +19,7 @@ from tpdm.serve.jobs import Ending, Job, engine_status, image_done, reason, tell
 from tpdm.serve.logs import describe, quiet_libraries
 from tpdm.serve.memory import few_arenas
 from tpdm.serve.options import RequestReader
+from tpdm.serve.over_long import OverLongTexts
 from tpdm.serve.previews import PreviewThread
 from tpdm.serve.queue import Outcome, RequestQueue
 from tpdm.serve.requests import (
@@ -98,6 +99,7 @@ class PipelineEngine:
         trained = None if policy is None else attach(pipe, policy, defaults=unsaid(defaults, policy))
         self._shared = ContinuousPipeline(pipe, slots)
         self._reader = RequestReader(self._shared, trained, defaults)
+        self._over_long = OverLongTexts(pipe, defaults if trained is None else trained.defaults)
         self._previews = PreviewThread(self._shared)
         self._queue = RequestQueue(queue_limit, slots, slots)
         self._jobs: dict[str, Job] = {}
@@ -188,7 +190,8 @@ class PipelineEngine:
     def _try(self, job: Job) -> ImageDone | Exception:
         try:
             attached, arguments = self._reader.read(job.request)
-            return image_done(job, job.run(attached, **arguments))
+            warnings = self._over_long.warnings(job.request)
+            return image_done(job, job.run(attached, **arguments), warnings)
         except (RequestRefused, RequestCancelled, DeadlineExceeded, EngineStopped) as error:
             return error
         except Exception as error:

@@ -65,7 +65,7 @@ def tell(job: Job, event: Event) -> None:
         log.error("the listener of request %s failed: %s", job.key, describe(error))
 
 
-def image_done(job: Job, output: AdaptiveOutput) -> ImageDone:
+def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> ImageDone:
     """The last event of a request whose image is there."""
     now = time.monotonic()
     return ImageDone(
@@ -74,6 +74,7 @@ def image_done(job: Job, output: AdaptiveOutput) -> ImageDone:
         times=tuple(output.times[0]),
         queued_seconds=job.placed - job.submitted,
         seconds=now - job.submitted,
+        warnings=warnings,
     )
 
 

@@ -91,6 +91,7 @@ class ImageDone:
         times: from the start down to 0.0, one more than steps.
         queued_seconds: from submission to the first step.
         seconds: from submission to the image.
+        warnings: what the client should know, in sentences: texts that are not read to their end.
     """
 
     image: Image
@@ -98,6 +99,7 @@ class ImageDone:
     times: tuple[float, ...]
     queued_seconds: float
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -161,10 +161,11 @@ def b64(content: bytes) -> str:
 
 def facts(request: ImageRequest, done: ImageDone) -> dict[str, object]:
     """What the answer says of a picture besides the picture."""
-    return {
+    said: dict[str, object] = {
         "seed": request.seed,
         "steps": done.steps,
         "times": [round(time, 6) for time in done.times],
         "seconds": round(done.seconds, 4),
         "queued_seconds": round(done.queued_seconds, 4),
     }
+    return {**said, "warnings": list(done.warnings)} if done.warnings else said

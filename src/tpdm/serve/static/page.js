@@ -156,6 +156,8 @@ function summarise(learned, fixed) {
   $("summary").textContent = learned
     ? `Learned: ${said(learned)}. Fixed: ${said(fixed)}. ${Math.round(100 * learned.steps / fixed.steps)} % of the steps.`
     : `Done: ${said(fixed)}.`;
+  const warnings = new Set([...(learned?.warnings ?? []), ...(fixed.warnings ?? [])]);
+  if (warnings.size) $("summary").textContent += ` ${[...warnings].join("; ")}.`;
 }
 
 function draw() {
