@@ -10,7 +10,7 @@ from PIL import Image
 from tpdm.evals import run
 from tpdm.evals.distribution import cmmd, distances, diversity
 from tpdm.evals.features import folder_features, load_extractor
-from tpdm.recipe import EvaluationConfig, RewardConfig
+from tpdm.recipe import BackboneConfig, EvaluationConfig, RewardConfig
 from tpdm.types import ConfigError
 
 
@@ -98,17 +98,36 @@ def test_unknown_extractors_are_said(name):
 
 
 def test_the_policy_that_others_are_measured_from_has_no_distance_to_itself(tmp_path, monkeypatch):
-    recipe = SimpleNamespace(evaluation=EvaluationConfig(), reward=RewardConfig("tinyworld"))
+    recipe = SimpleNamespace(reward=RewardConfig("tinyworld"))
     names = ["tpdm", "static-28", "best grid, equal steps"]
     for name in names[:2]:
         (tmp_path / "pictures" / name).mkdir(parents=True)
     sets = {"tpdm": normal(120, 0.3), "static-28": normal(120)}
     monkeypatch.setattr(run, "folder_features", lambda folder, *_: sets[folder.name])
     prompts = [f"p{i // 2}" for i in range(120)]
-    found = run._distribution(recipe, tmp_path, [SimpleNamespace(name=n) for n in names], prompts, None)
+    results = [SimpleNamespace(name=n) for n in names]
+    found = run._distribution(recipe, tmp_path, results, prompts, None, None)
     assert found["tpdm"]["kid"] > 0
     assert {k for k, v in found["static-28"].items() if v is not None} == {"diversity"}
-    sets["real"] = normal(120, 0.1, seed=3)
-    recipe.evaluation = EvaluationConfig(reference="real", features="clip:somewhere")
-    found = run._distribution(recipe, tmp_path, [SimpleNamespace(name=n) for n in names], prompts, None)
+    found = run._distribution(recipe, tmp_path, results, prompts, None, normal(120, 0.1, seed=3))
     assert found["static-28"]["cmmd"] > 0
+
+
+def mean_colours(images_B3HW):
+    return images_B3HW.mean((2, 3))
+
+
+def test_too_few_pictures_to_measure_from_are_said_before_any_is_made(tmp_path):
+    recipe = SimpleNamespace(
+        backbone=BackboneConfig("tinyworld", device="cpu"),
+        reward=RewardConfig("tinyworld"),
+        evaluation=EvaluationConfig(reference=str(tmp_path), features=f"python:{__name__}:mean_colours"),
+    )
+    for i in range(99):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ConfigError, match=r"got 99 images .* evaluation\.reference"):
+        run._ruler(recipe, 100)
+    Image.new("RGB", (2, 2)).save(tmp_path / "99.png")
+    extract, reference_NF = run._ruler(recipe, 100)
+    assert torch.equal(extract(torch.ones(1, 3, 2, 2)), torch.ones(1, 3))
+    assert reference_NF.shape == (100, 3)

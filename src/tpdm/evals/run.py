@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tpdm.artefact import load_policy
 from tpdm.evals.compare import Result
@@ -65,10 +66,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)
     check_unseen(recipe, tuning, test)
-    extract = None
-    if wanted.features:
-        check_enough(len(test.prompts))  # before hours of pictures are made
-        extract = load_extractor(wanted.features, run_device(recipe))
+    ruler = _ruler(recipe, len(test.prompts)) if wanted.features else None  # before hours of pictures are made
     common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
     controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
@@ -88,8 +86,8 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         **json.loads((run / "run.json").read_text(encoding="utf-8")),
         **provenance(recipe),
     }
-    if extract is not None:
-        summary["distribution"] = _distribution(recipe, out, results, test.prompts, extract)
+    if ruler is not None:
+        summary["distribution"] = _distribution(recipe, out, results, test.prompts, *ruler)
     _save(out, results, points, run / "metrics.jsonl")
     write_json(out / "summary.json", summary)
     write_report(out, f"tpdm on {recipe.backbone.name_or_path}")
@@ -158,15 +156,32 @@ def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any] | None:
     }
 
 
+def _ruler(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None]:
+    """The extractor of features, and those of the pictures that distances are measured from, if any were given."""
+    wanted = recipe.evaluation
+    check_enough(images)
+    extract = load_extractor(wanted.features, run_device(recipe))
+    if not wanted.reference:
+        return extract, None
+    reference_NF = folder_features(Path(wanted.reference), extract, recipe.reward.batch)
+    check_enough(len(reference_NF))
+    return extract, reference_NF
+
+
 def _distribution(
-    recipe: Recipe, out: Path, results: Sequence[Result], prompts: Sequence[str], extract: Extractor
+    recipe: Recipe,
+    out: Path,
+    results: Sequence[Result],
+    prompts: Sequence[str],
+    extract: Extractor,
+    reference_NF: Tensor | None,
 ) -> dict[str, Any]:
     """Distances and diversity of the policies whose pictures were kept."""
-    wanted, batch = recipe.evaluation, recipe.reward.batch
+    batch = recipe.reward.batch
     names = [r.name for r in results if (out / "pictures" / r.name).is_dir()]
     features = {name: folder_features(out / "pictures" / name, extract, batch) for name in names}
-    if wanted.reference:
-        return distribution_summary(folder_features(Path(wanted.reference), extract, batch), features, prompts)
+    if reference_NF is not None:
+        return distribution_summary(reference_NF, features, prompts)
     own = f"static-{DEFAULTS[0]}"
     found = distribution_summary(features[own], features, prompts)
     # How far it is from itself is no news, and would look like the best of all.
