@@ -66,7 +66,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)
     check_unseen(recipe, tuning, test)
-    ruler = _ruler(recipe, len(test.prompts)) if wanted.features else None  # before hours of pictures are made
+    ruler = _ruler(recipe, len(test.prompts))  # before hours of pictures are made
     common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
     controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
@@ -156,9 +156,11 @@ def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any] | None:
     }
 
 
-def _ruler(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None]:
+def _ruler(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None] | None:
     """The extractor of features, and those of the pictures that distances are measured from, if any were given."""
     wanted = recipe.evaluation
+    if not wanted.features:
+        return None
     check_enough(images)
     extract = load_extractor(wanted.features, run_device(recipe))
     if not wanted.reference:
