@@ -8,6 +8,7 @@ from typing import Any
 
 from tpdm.artefact import HUB_ID
 from tpdm.artefact_config import ArtefactConfig
+from tpdm.evals.verdict import signed_interval
 from tpdm.publish.facts import Facts
 from tpdm.recipe import Recipe
 
@@ -137,13 +138,23 @@ def _source(source: str) -> str:
 
 
 def _evaluation(summary: Mapping[str, Any]) -> str:
-    rows = [(row["name"], f"{row['steps_mean']:.2f}", f"{row['reward_mean']:.4f}") for row in summary["rows"]]
+    paired = summary.get("paired", {})
+    rows = [
+        (
+            row["name"],
+            f"{row['steps_mean']:.2f}",
+            f"{row['reward_mean']:.4f}",
+            signed_interval(paired.get(row["name"], {}).get("reward")),
+        )
+        for row in summary["rows"]
+    ]
     measured = ", ".join(f"{key} {value}" for key, value in summary.get("versions", {}).items())
     return "\n\n".join(
         [
             "## Evaluation",
-            "Fixed schedules on the same held-out prompts and the same noise, which training has not seen.",
-            table(("policy", "steps", "reward"), rows),
+            "Fixed schedules on the same held-out prompts and the same noise, which training has not seen. Last "
+            "column: mean of the paired differences with its 95 % bootstrap interval.",
+            table(("policy", "steps", "reward", "this TPM minus it"), rows),
             f"Measured on {summary.get('hardware', 'unknown hardware')} with {measured}.",
         ]
     )
