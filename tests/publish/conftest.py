@@ -14,6 +14,7 @@ EVALUATION = {
         {"name": "tpdm", "steps_mean": 4.25, "reward_mean": -0.125},
         {"name": "static-28", "steps_mean": 28.0, "reward_mean": -0.25},
     ],
+    "images": 512,
     "paired": {"static-28": {"reward": [0.125, -0.25, 0.5]}},
     "best_update": 10,
     "seeds": {"training": 0},

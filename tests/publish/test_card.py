@@ -43,7 +43,7 @@ def test_training_and_evaluation_stand_in_it_as_they_were_measured(run, facts):
         assert f"| {row['update']} | {row['steps_mean']:.1f} | {row['score_mean']:.4f} |" in text
     assert "| tpdm | 4.25 | -0.1250 | – |" in text
     assert "| static-28 | 28.00 | -0.2500 | +0.125 [−0.250, +0.500] |" in text
-    assert "2 threads of a test with torch 2" in text
+    assert "Measured with 512 images of each on 2 threads of a test with torch 2" in text
     assert "additive, 0.03 a step" in text
     assert "![steps](steps.png)" in text
 

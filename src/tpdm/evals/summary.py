@@ -25,7 +25,7 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
         margin, grid: how that was measured.
 
     Returns:
-        ``rows``, ``paired`` (TPM minus each other policy, [mean, low, high]), ``steps_by_objects`` (where the judge
+        ``rows``, ``images`` (how many), ``paired`` (TPM minus each other policy, [mean, low, high]), ``steps_by_objects`` (where the judge
         counts objects), ``steps_vs_difficulty`` and ``difficulty`` (pairs of needed and taken steps).
     """
     tpdm = results[0]
@@ -35,6 +35,7 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
     rho, low, high = spearman(needed_B, steps_B, samples=samples) or (None, None, None)
     return {
         "rows": [_row(r) for r in results],
+        "images": len(tpdm.rows),
         "paired": {other.name: _paired(tpdm, other) for other in results[1:]},
         "steps_by_objects": _by_objects(tpdm, needed_B) if tpdm.has("objects") else {},
         "steps_vs_difficulty": {

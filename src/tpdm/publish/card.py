@@ -155,9 +155,13 @@ def _evaluation(summary: Mapping[str, Any]) -> str:
             "Fixed schedules on the same held-out prompts and the same noise, which training has not seen. Last "
             "column: mean of the paired differences with its 95 % bootstrap interval.",
             table(("policy", "steps", "reward", "this TPM minus it"), rows),
-            f"Measured on {summary.get('hardware', 'unknown hardware')} with {measured}.",
+            f"Measured {_count(summary)}on {summary.get('hardware', 'unknown hardware')} with {measured}.",
         ]
     )
+
+
+def _count(summary: Mapping[str, Any]) -> str:
+    return f"with {summary['images']} images of each " if "images" in summary else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
