@@ -26,7 +26,8 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
 
     Returns:
         ``rows``, ``images`` (how many), ``paired`` (TPM minus each other policy, [mean, low, high]),
-        ``steps_by_objects`` (where the judge counts objects), ``steps_vs_difficulty`` and ``difficulty`` (pairs of needed and taken steps).
+        ``steps_by_objects`` (where the judge counts objects), ``steps_vs_difficulty`` and
+        ``difficulty`` (pairs of needed and taken steps).
     """
     tpdm = results[0]
     steps_B = tpdm.column("steps")[: len(needed_B)]
