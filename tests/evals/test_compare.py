@@ -64,6 +64,7 @@ def test_the_results_section_is_replaced_and_computed():
         return {
             "rows": [{"name": "tpdm", **row}, {"name": "static-28", **row, "steps_mean": 28.0}],
             "paired": {"static-28": {"reward": [0.01, -0.01, 0.03 + seed], "accuracy": [0.0, -0.1, 0.1]}},
+            "images": 512,
             "steps_vs_difficulty": {"correlation": 0.4, "low": 0.3, "high": 0.5},
             "train_seconds": 100.0,
             "total_seconds": 200.0,
@@ -78,6 +79,7 @@ def test_the_results_section_is_replaced_and_computed():
     assert rendered.endswith("after")
     assert "| tpdm | 9.0 ± 1.4 | 0.6000 ± 0.1414 | 0.900 |" in rendered
     assert "+0.0100 [-0.0100, +2.0300]" in rendered
+    assert "512 held-out prompts; training seeds: 2 " in rendered
     assert render_results(rendered, [run(0, 0.5), run(2, 0.7)]) == rendered
     with pytest.raises(ValueError, match="once each"):
         render_results("no markers", [])
