@@ -188,6 +188,22 @@ def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")} == made
 
 
+@pytest.mark.slow
+def test_a_taught_tpm_stands_beside_one_that_learnt_alone(tmp_path):
+    words = ["--seeds", "0", "1", "--images", "20", "--set", *SMALL, "validation.every=1"]
+    run("distillation.py", tmp_path, *words)
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert facts["oracle"]["images"] == 20
+    assert facts["oracle"]["objective"] >= facts["oracle"]["single_objective"]
+    for before, after in facts["likelihood"]:
+        assert after > before
+    assert list(facts["ways"]) == ["trained", "taught", "taught, then trained"]
+    for one in facts["ways"].values():
+        assert len(one["objective"]) == 2
+        assert all(high >= low for _, low, high in one.get("minus", {}).values())
+    assert "| taught, then trained |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
 def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- ablations: generated -->\n<!-- end of ablations -->\n", encoding="utf-8")

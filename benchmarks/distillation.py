@@ -1,0 +1,244 @@
+"""Does a TPM end better that begins with the schedules of an oracle? On tinyworld, beside the default of ablations.py.
+
+    python benchmarks/distillation.py                 seeds 0 to 2: writes docs/results and its part of docs/frontier.md
+    python benchmarks/distillation.py --seeds 0 --only     one seed, and nothing is written: a process may take each
+
+The oracle makes every one of 1,536 training images with the best hand-made grid of 3, 4, ... 28 steps, and keeps that
+with the highest eq. (9), which no policy can know before. A fresh TPM is driven along those schedules and fitted, by
+likelihood, to the times that they take at what it sees there ("taught"); then it is trained as ever ("taught, then
+trained"). The trainings that it is compared with are those of ablations.py, seed by seed, on the same test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ablations import SETTINGS, judged, recipe_for
+from experiment import (
+    RESULTS,
+    Rows,
+    column,
+    objective_difference,
+    options,
+    origin,
+    priced,
+    signed,
+    table,
+    trained,
+    training_hash,
+    write_part,
+)
+from tpdm.artefact import load_policy
+from tpdm.evals.compare import Task, run_policy
+from tpdm.evals.controls import best_of_family
+from tpdm.evals.fingerprint import fingerprint
+from tpdm.evals.provenance import provenance
+from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
+from tpdm.evals.store import Store
+from tpdm.evals.tasks import make_tasks
+from tpdm.files import write_json
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.standin import make_twin
+from tpdm.policy import TimePredictor
+from tpdm.recipe import Recipe
+from tpdm.rollout import PipelineSampler, Replay, derive_seed, make_replay
+from tpdm.schedules import FixedTimes
+from tpdm.train.build import build_parts
+from tpdm.train.calibrate import calibrate_policy
+from tpdm.train.parts import over_the_dial
+from tpdm.types import Decision, Observation
+
+STEPS = (3, 4, 5, 6, 8, 10, 14, 20, 28)
+TEACHING = 9  # stream of randomness, beside those of training and evaluation
+PASSES, BATCH, RATE = 20, 512, 1e-3
+UNSEEN = 0.1  # share of the images that the fit does not see
+WAYS = ("trained", "taught", "taught, then trained")
+
+
+def best_of_each(recipe: Recipe, tuning: Task, task: Task, place: Path) -> tuple[list[list[float]], dict[str, float]]:
+    """The schedule of the highest eq. (9) for every image of a task, and what it has beyond the best one for all."""
+    store = Store(place, fingerprint(recipe, tuning, task), shared=True)
+    grids = [best_of_family(tuning, n, store)[1] for n in STEPS]
+    found = [run_policy(f"best grid {n}", grid, task, store) for n, grid in zip(STEPS, grids, strict=True)]
+    objective_NB = np.stack([priced(result.rows, recipe.reward.gamma) for result in found])
+    score_NB = np.stack([result.column("score") for result in found])
+    own_B, single = objective_NB.argmax(axis=0), int(objective_NB.mean(axis=1).argmax())
+    facts = {
+        "images": len(task.prompts),
+        "steps": float(np.mean([STEPS[i] for i in own_B])),
+        "score": float(np.take_along_axis(score_NB, own_B[None], axis=0).mean()),
+        "objective": float(objective_NB.max(axis=0).mean()),
+        "single_steps": STEPS[single],
+        "single_objective": float(objective_NB[single].mean()),
+    }
+    return [grids[i].lists[0] for i in own_B], facts
+
+
+def follower(policy: TimePredictor, schedules: Sequence[Sequence[float]], stop_below: float) -> TimePredictor:
+    """The TPM's eyes with the oracle's decisions: one list of times for each image."""
+    times = FixedTimes([list(times) for times in schedules])
+
+    def propose(observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        wanted_B = times.propose(observation, None).t_next_B
+        # Any time below the threshold is a landing; the oracle's 0 would be a ratio that no Beta has a density for.
+        t_next_B = torch.where(wanted_B < stop_below, torch.full_like(wanted_B, stop_below / 2), wanted_B)
+        return Decision(t_next_B, t_next_B / observation.t_B, torch.zeros_like(t_next_B))
+
+    mine = make_twin(policy)
+    vars(mine).update(propose=propose)
+    assert isinstance(mine, TimePredictor)
+    return mine
+
+
+def watched(policy: TimePredictor, task: Task, schedules: Sequence[Sequence[float]]) -> Replay:
+    """What the TPM sees along the schedules, and where they go."""
+    trajectories = []
+    for first in tqdm(range(0, len(task.prompts), task.batch), desc="follow", leave=False):
+        part = slice(first, first + task.batch)
+        mine = follower(policy, schedules[part], task.stop_below)
+        adaptive = attach(task.pipe, mine, solver=task.solver, max_steps=task.max_steps, stop_below=task.stop_below)
+        made = PipelineSampler(adaptive, task.batch, task.arguments)(task.prompts[part], task.seeds[part], record=True)
+        trajectories += made.trajectories or []
+    return make_replay(trajectories)
+
+
+def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]:
+    """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after."""
+    seen = round(replay.trajectories * (1 - UNSEEN))
+    shown, unseen = replay.part(0, seen), replay.part(seen, replay.trajectories)
+    optimizer, generator = torch.optim.AdamW(policy.parameters(), lr=RATE), torch.Generator().manual_seed(seed)
+
+    def likelihood(part: Replay, rows: Tensor | slice) -> Tensor:
+        return policy.evaluate(part.observation.rows(rows), part.action_T[rows])[0].mean()
+
+    with torch.no_grad():
+        before = float(likelihood(unseen, slice(None)))
+    policy.train()
+    for _ in tqdm(range(PASSES), desc="fit", leave=False):
+        for rows in torch.randperm(len(shown.action_T), generator=generator).split(BATCH):
+            optimizer.zero_grad()
+            (-likelihood(shown, rows)).backward()
+            optimizer.step()
+    policy.eval()
+    with torch.no_grad():
+        return before, float(likelihood(unseen, slice(None)))
+
+
+def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a TPM that was fitted to the oracle's schedules, and what is to be said of it; made once."""
+    place = runs / f"taught-{training_hash(recipe)}"
+    known = place / "facts.json"
+    if not known.exists():
+        tuning, test = make_tasks(recipe)
+        parts = build_parts(recipe, place)
+        texts = [prompt.text for prompt in parts.train_prompts[:images]]
+        seeds = [derive_seed(TEACHING, i) for i in range(len(texts))]
+        task = replace(test, prompts=texts, seeds=seeds, judge=None)
+        schedules, oracle = best_of_each(recipe, tuning, task, runs / "oracle")
+        calibrate_policy(parts.policy, over_the_dial(recipe, parts), parts.train_prompts, recipe.seed)
+        before, after = fit(parts.policy, watched(parts.policy, task, schedules), recipe.seed)
+        own = {"steps_mean": oracle["steps"], "objective_mean": oracle["objective"], "score_mean": oracle["score"]}
+        parts.save("taught", parts.policy, {"update": 0, "validation": own})
+        write_json(known, {"oracle": oracle, "likelihood": [before, after]})
+    return place / "taught", json.loads(known.read_text(encoding="utf-8"))
+
+
+def tested(recipe: Recipe, policy: Path, place: Path) -> Rows:
+    """What a TPM makes of the test of ablations.py."""
+    tuning, test = make_tasks(recipe)
+    return run_policy("tpdm", load_policy(policy), test, Store(place, fingerprint(recipe, tuning, test))).rows
+
+
+def one_seed(changes: Sequence[str], seed: int, images: int, runs: Path, kept: Path) -> dict[str, Any]:
+    """Rows of the test for each of the three ways, and what the teacher knew."""
+    alone = recipe_for(changes, seed, runs)
+    if not (kept / f"{training_hash(alone)}.json").exists():
+        trained(alone)
+    judged(alone, kept)
+    columns = json.loads((kept / f"{training_hash(alone)}.json").read_text(encoding="utf-8"))
+    pairs = zip(columns["steps"], columns["score"], strict=True)
+    rows = [{"index": i, "steps": steps, "score": score} for i, (steps, score) in enumerate(pairs)]
+    teacher, facts = taught(alone, images, runs)
+    then = trained(recipe_for([*changes, f"tpm.init_from={teacher}"], seed, runs))
+    return {
+        **facts,
+        "trained": rows,
+        "taught": tested(alone, teacher, teacher.parent / "eval"),
+        "taught, then trained": tested(then, Path(then.output) / "last", Path(then.output) / "eval-last"),
+    }
+
+
+def way(found: Sequence[dict[str, Any]], name: str, gamma: float) -> dict[str, Any]:
+    """One line of the table."""
+    mine, others = ([seed[which] for seed in found] for which in (name, "trained"))
+    facts = {
+        "steps": [float(column(rows, "steps").mean()) for rows in mine],
+        "reward": [float(column(rows, "score").mean()) for rows in mine],
+        "objective": [float(priced(rows, gamma).mean()) for rows in mine],
+    }
+    if name == "trained":
+        return facts
+    gains = np.stack([column(a, "score") - column(b, "score") for a, b in zip(mine, others, strict=True)])
+    reward = two_way_bootstrap(gains) if len(gains) > 1 else paired_bootstrap(gains[0])
+    return {**facts, "minus": {"reward": reward, "objective": objective_difference(mine, others, gamma)}}
+
+
+def part(facts: dict[str, Any]) -> str:
+    """The page's part."""
+    oracle, (before, after) = facts["oracle"], np.mean(facts["likelihood"], axis=0)
+    lines = []
+    for name, one in facts["ways"].items():
+        means = [f"{np.mean(one['steps']):.1f}", *(f"{np.mean(one[key]):.4f}" for key in ("reward", "objective"))]
+        minus = [signed(one["minus"][key]) if "minus" in one else "" for key in ("reward", "objective")]
+        lines.append([name, *means, *minus])
+    said = (
+        f"The oracle takes {oracle['steps']:.1f} steps on {oracle['images']} training images, at an objective of "
+        f"{oracle['objective']:.4f}; the best number of steps for all of them is {oracle['single_steps']}, at "
+        f"{oracle['single_objective']:.4f}. Log-likelihood of its decisions on images that the fit did not see: "
+        f"{before:.2f} of the fresh TPM, {after:.2f} of the taught one."
+    )
+    head = ["", "steps", "reward", "objective", "minus trained: reward", "minus trained: objective"]
+    return "\n\n".join([said, table(head, lines), origin(facts)])
+
+
+def main() -> None:
+    parser = options(__doc__, RESULTS / "distillation.json")
+    parser.set_defaults(seeds=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--images", type=int, default=1536, help="that the oracle makes, with each of its schedules")
+    parser.add_argument("--only", action="store_true", help="train and judge, and write no results")
+    chosen = parser.parse_args()
+    out, page, _ = chosen.out.resolve(), chosen.page.resolve(), os.chdir(RESULTS.parents[1])
+    if not chosen.render:
+        changes, kept = [*SETTINGS, *chosen.set], out.parent / "ablations"
+        found = [one_seed(changes, seed, chosen.images, chosen.runs, kept) for seed in chosen.seeds]
+        if chosen.only:
+            return
+        recipe = recipe_for(changes, chosen.seeds[0], chosen.runs)
+        facts = {
+            "seeds": chosen.seeds,
+            "prompts": len(found[0]["taught"]),
+            "changes": changes,
+            "oracle": found[0]["oracle"],
+            "likelihood": [seed["likelihood"] for seed in found],
+            "ways": {name: way(found, name, recipe.reward.gamma) for name in WAYS},
+            **provenance(recipe),
+        }
+        write_json(out, facts)
+    facts = json.loads(out.read_text(encoding="utf-8"))
+    write_part(page, "distillation", part(facts))
+    print(json.dumps({"written": [out.name, page.name]}))
+
+
+if __name__ == "__main__":
+    main()
