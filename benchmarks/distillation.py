@@ -3,7 +3,7 @@
     python benchmarks/distillation.py                 seeds 0 to 2: writes docs/results and its part of docs/frontier.md
     python benchmarks/distillation.py --seeds 0 --only     one seed, and nothing is written: a process may take each
 
-The oracle makes every one of 1,536 training images with the best hand-made grid of 3, 4, ... 28 steps, and keeps that
+The oracle makes every one of 768 training images with the best hand-made grid of 3, 4, ... 28 steps, and keeps that
 with the highest eq. (9), which no policy can know before. A fresh TPM is driven along those schedules and fitted, by
 likelihood, to the times that they take at what it sees there ("taught"); then it is trained as ever ("taught, then
 trained"). The trainings that it is compared with are those of ablations.py, seed by seed, on the same test.
@@ -169,7 +169,9 @@ def one_seed(changes: Sequence[str], seed: int, images: int, runs: Path, kept: P
     pairs = zip(columns["steps"], columns["score"], strict=True)
     rows = [{"index": i, "steps": steps, "score": score} for i, (steps, score) in enumerate(pairs)]
     teacher, facts = taught(alone, images, runs)
-    then = trained(recipe_for([*changes, f"tpm.init_from={teacher}"], seed, runs))
+    # Its validations would choose nothing here: the test is of the last TPM.
+    rare = f"validation.every={alone.rl.updates}"
+    then = trained(recipe_for([*changes, rare, f"tpm.init_from={teacher}"], seed, runs))
     return {
         **facts,
         "trained": rows,
@@ -215,7 +217,7 @@ def main() -> None:
     parser = options(__doc__, RESULTS / "distillation.json")
     parser.set_defaults(seeds=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation"))
-    parser.add_argument("--images", type=int, default=1536, help="that the oracle makes, with each of its schedules")
+    parser.add_argument("--images", type=int, default=768, help="that the oracle makes, with each of its schedules")
     parser.add_argument("--only", action="store_true", help="train and judge, and write no results")
     chosen = parser.parse_args()
     out, page, _ = chosen.out.resolve(), chosen.page.resolve(), os.chdir(RESULTS.parents[1])
