@@ -11,6 +11,7 @@ trained"). The trainings that it is compared with are those of ablations.py, see
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -113,7 +114,11 @@ def watched(policy: TimePredictor, task: Task, schedules: Sequence[Sequence[floa
 
 
 def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]:
-    """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after."""
+    """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after.
+
+    After every pass they are asked, and the TPM keeps the weights that tell them best: hundreds of images are soon known
+    by heart.
+    """
     seen = round(replay.trajectories * (1 - UNSEEN))
     shown, unseen = replay.part(0, seen), replay.part(seen, replay.trajectories)
     optimizer, generator = torch.optim.AdamW(policy.parameters(), lr=RATE), torch.Generator().manual_seed(seed)
@@ -122,16 +127,19 @@ def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]
         return policy.evaluate(part.observation.rows(rows), part.action_T[rows])[0].mean()
 
     with torch.no_grad():
-        before = float(likelihood(unseen, slice(None)))
-    policy.train()
+        before = best = float(likelihood(unseen, slice(None)))
+    weights = copy.deepcopy(policy.state_dict())
     for _ in tqdm(range(PASSES), desc="fit", leave=False):
         for rows in torch.randperm(len(shown.action_T), generator=generator).split(BATCH):
             optimizer.zero_grad()
             (-likelihood(shown, rows)).backward()
             optimizer.step()
-    policy.eval()
-    with torch.no_grad():
-        return before, float(likelihood(unseen, slice(None)))
+        with torch.no_grad():
+            now = float(likelihood(unseen, slice(None)))
+        if now > best:
+            best, weights = now, copy.deepcopy(policy.state_dict())
+    policy.load_state_dict(weights)
+    return before, best
 
 
 def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any]]:

@@ -196,7 +196,7 @@ def test_a_taught_tpm_stands_beside_one_that_learnt_alone(tmp_path):
     assert facts["oracle"]["images"] == 20
     assert facts["oracle"]["objective"] >= facts["oracle"]["single_objective"]
     for before, after in facts["likelihood"]:
-        assert after > before
+        assert after >= before
     assert list(facts["ways"]) == ["trained", "taught", "taught, then trained"]
     for one in facts["ways"].values():
         assert len(one["objective"]) == 2
