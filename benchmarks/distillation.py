@@ -116,7 +116,7 @@ def watched(policy: TimePredictor, task: Task, schedules: Sequence[Sequence[floa
 def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]:
     """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after.
 
-    After every pass they are asked, and the TPM keeps the weights that tell them best: hundreds of images are soon known
+    After every pass they are asked, and the TPM keeps the weights that tell them best: some hundred images are soon known
     by heart.
     """
     seen = round(replay.trajectories * (1 - UNSEEN))
