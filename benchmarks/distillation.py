@@ -116,8 +116,8 @@ def watched(policy: TimePredictor, task: Task, schedules: Sequence[Sequence[floa
 def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]:
     """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after.
 
-    After every pass they are asked, and the TPM keeps the weights that tell them best: some hundred images are soon known
-    by heart.
+    After every pass they are asked, and the TPM keeps the weights that tell them best: a few hundred images are soon
+    known by heart.
     """
     seen = round(replay.trajectories * (1 - UNSEEN))
     shown, unseen = replay.part(0, seen), replay.part(seen, replay.trajectories)
