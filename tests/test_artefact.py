@@ -187,7 +187,7 @@ def test_a_missing_key_of_the_shape_is_named(folder: Path, key: str) -> None:
         (lambda raw: raw.update(shape=3), "got int for shape"),
         (lambda raw: raw["shape"].update(grid=0), "got grid = 0"),
         (lambda raw: raw["shape"].update(layout="flat"), "got 'flat' for shape.layout"),
-        (lambda raw: raw.update(format_version=2), "got format_version 2"),
+        (lambda raw: raw.update(format_version=3), "got format_version 3"),
         (lambda raw: raw.update(gamma=float("nan")), "for gamma"),
     ],
 )

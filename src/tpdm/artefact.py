@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tpdm.artefact_config import CONFIG, OPTIONAL, ArtefactConfig, parse_config
+from tpdm.artefact_config import CONFIG, FORMAT_VERSION, OPTIONAL, ArtefactConfig, parse_config
 from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
 from tpdm.types import ArtefactError, Policy
@@ -37,7 +37,8 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
     if config.shape != policy.shape:
         raise ArtefactError("got a config of another shape than the policy's, expected policy.shape; use that one.")
     # Without what is empty, the file is as older versions wrote it, and read it.
-    values = {k: v for k, v in dataclasses.asdict(config).items() if v or k not in OPTIONAL}
+    current = dataclasses.replace(config, format_version=FORMAT_VERSION)
+    values = {k: v for k, v in dataclasses.asdict(current).items() if v or k not in OPTIONAL}
     try:
         text = json.dumps(values, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -168,6 +169,24 @@ def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | 
     policy.load_state_dict(tensors)
 
 
+def load_weights(policy: TimePredictor, config: ArtefactConfig, folder: Path) -> None:
+    """Loads the weights of a folder as its config says that they are kept.
+
+    Args:
+        policy: of ``config.shape``.
+        config: of the folder.
+        folder: with the weights.
+
+    Raises:
+        ArtefactError: as ``read_weights`` and ``load_strict``.
+    """
+    load_strict(policy, read_weights(folder), folder / WEIGHTS)
+    if config.format_version == 1:  # the scale came before the shift
+        with torch.no_grad():
+            for parameter in policy.norm1.linear.parameters():
+                parameter.copy_(torch.cat(parameter.chunk(2)[::-1]))
+
+
 def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[TimePredictor, ArtefactConfig]:
     """Loads a TPM on the CPU, ready for use.
 
@@ -181,7 +200,7 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[Time
     folder = locate(name, revision)
     config = read_config(folder)
     policy = TimePredictor(config.shape)
-    load_strict(policy, read_weights(folder), folder / WEIGHTS)
+    load_weights(policy, config, folder)
     policy.artefact = config
     return policy.eval(), config
 

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from tpdm.policy_shape import TpmShape
 from tpdm.types import ArtefactError, ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FIRST_NORM_EPS = 1e-5  # of the group norm, in TPMs of format_version 1
 CONFIG = "config.json"
 OPTIONAL = {"backbone_facts"}
 
@@ -49,7 +50,8 @@ class ArtefactConfig:
             empty, as in those of older versions.
         trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
         tpdm_version: that wrote it.
-        format_version: of this file.
+        format_version: of the file that was read; ``save_pretrained`` always writes the newest. In version 1 the
+            weights of the norm give the scale before the shift, and its shape has no ``norm_eps``.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -97,25 +99,45 @@ def _check_keys(value: Any, cls: type, where: str) -> None:
             )
 
 
+def _complete_first_format(raw: dict[str, Any], where: str) -> None:
+    """Gives a config of format_version 1 the keys that came later.
+
+    Raises:
+        ArtefactError: it is of a checkpoint of the release: version 1 read the halves of its norm in the wrong order.
+    """
+    trained, shape = raw.get("trained"), raw.get("shape")
+    if isinstance(trained, dict) and "converted_from" in trained:
+        raise ArtefactError(
+            f"got {where} of the checkpoint {trained['converted_from']} as an earlier tpdm converted it, with scale "
+            "and shift of its norm exchanged, expected one converted by this version; run tpdm convert again."
+        )
+    if isinstance(shape, dict):
+        shape.setdefault("norm_eps", FIRST_NORM_EPS)
+
+
 def parse_config(text: str, where: str = CONFIG) -> ArtefactConfig:
     """Reads the JSON text of a config.
 
     Raises:
-        ArtefactError: no JSON, a missing or unknown key, a wrong type, or a format newer than this program.
+        ArtefactError: no JSON, a missing or unknown key, a wrong type, a format newer than this program, or a
+            checkpoint of the release that an earlier version converted with a wrong norm.
     """
     try:
         raw = json.loads(text)
     except ValueError as error:
         raise ArtefactError(f"got {where} that is no JSON ({error}), expected one object; download it again.") from None
     found = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(found, int) and found != FORMAT_VERSION:
+    if isinstance(found, int) and not 1 <= found <= FORMAT_VERSION:
         raise ArtefactError(
-            f"got format_version {found} in {where}, expected {FORMAT_VERSION}; install the tpdm version that wrote it."
+            f"got format_version {found} in {where}, expected 1 to {FORMAT_VERSION}; install the tpdm version that "
+            "wrote it."
         )
+    if found == 1:
+        _complete_first_format(raw, where)
     _check_keys(raw, ArtefactConfig, where)
     _check_keys(raw["shape"], TpmShape, f"shape of {where}")
     try:
-        return TypeAdapter(ArtefactConfig).validate_json(text)
+        return TypeAdapter(ArtefactConfig).validate_json(json.dumps(raw))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

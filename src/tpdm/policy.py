@@ -56,7 +56,7 @@ class TimePredictor(nn.Module):
         self.artefact: ArtefactConfig | None = None
         C, extra = shape.channels, _scalars(shape)
         self.conv1 = nn.Conv2d(shape.map_channels, C, 3, padding=1)
-        self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra)
+        self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra, shape.norm_eps)
         self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
         self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C)
         self.fc2 = nn.Linear(C, 2)

@@ -130,14 +130,23 @@ def full_precision(device_type: str) -> Iterator[None]:
 
 
 class TimeAdaptiveNorm(nn.Module):
-    """Group norm with one group, then scale and shift from the time: norm(x) (1 + scale) + shift."""
+    """Group norm with one group, then shift and scale from the time: norm(x) (1 + scale) + shift.
 
-    def __init__(self, channels: int, condition_channels: int) -> None:
+    The linear layer gives the shift in its first half and the scale in its second, as the release's does
+    (method.md, section 3).
+
+    Args:
+        channels: C of the map.
+        condition_channels: E of the condition.
+        eps: added to the variance of the group.
+    """
+
+    def __init__(self, channels: int, condition_channels: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = nn.GroupNorm(1, channels, eps=eps)
         self.linear = nn.Linear(condition_channels, 2 * channels)
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
         """(B, C, H, W) and (B, E) to (B, C, H, W)."""
-        scale_BC, shift_BC = self.linear(condition_BE).chunk(2, dim=-1)
+        shift_BC, scale_BC = self.linear(condition_BE).chunk(2, dim=-1)
         return self.norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]

@@ -36,6 +36,7 @@ class TpmShape:
         token_grid: (H, W) a "folded" TPM was trained for, any other is refused; None takes every even grid.
         time_only: sees nothing but the time: the control "one learned schedule for every image".
         maps: the token maps it reads, those that enter the first block and leave the last one, or the latter alone.
+        norm_eps: added to the variance of the group norm; 1e-6 as published, 1e-5 in TPMs of format_version 1.
         change: it also reads how fast the prediction changed since the step before ("pooled" alone), the one thing
             that classical step-size control steers by.
 
@@ -61,6 +62,7 @@ class TpmShape:
     time_only: bool = False
     maps: Literal["first_last", "last"] = "first_last"
     change: bool = False
+    norm_eps: float = 1e-6
 
     @property
     def map_channels(self) -> int:
@@ -71,6 +73,8 @@ class TpmShape:
         for name in ("feature_channels", "temb_channels", "channels", "grid"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape.")
+        if not self.norm_eps > 0:
+            raise ConfigError(f"got norm_eps {self.norm_eps!r}, expected more than 0; correct the TPM's shape.")
         if self.layout not in ("pooled", "folded"):
             raise ConfigError(f'got layout {self.layout!r}, expected "pooled" or "folded"; correct the TPM\'s shape.')
         if self.features not in ("conditional", "guided"):

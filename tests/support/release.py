@@ -45,8 +45,8 @@ def released_ratio(parts: dict[str, Tensor], first: Tensor, last: Tensor, temb: 
         return tokens.view(B, 32, 32, 2, 2, D).permute(0, 5, 1, 3, 2, 4).reshape(B, D, 64, 64)
 
     x = F.conv2d(torch.cat([to_map(first), to_map(last)], 1), parts["conv1.weight"], parts["conv1.bias"], padding=1)
-    x = F.group_norm(x, 1, parts["norm1.norm.weight"], parts["norm1.norm.bias"])
-    scale, shift = F.linear(F.silu(temb), parts["norm1.linear.weight"], parts["norm1.linear.bias"]).chunk(2, 1)
+    x = F.group_norm(x, 1, parts["norm1.norm.weight"], parts["norm1.norm.bias"], eps=1e-6)
+    shift, scale = F.linear(F.silu(temb), parts["norm1.linear.weight"], parts["norm1.linear.bias"]).chunk(2, 1)
     x = F.silu(x * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
     x = F.conv2d(x, parts["conv2.weight"], parts["conv2.bias"], stride=2, padding=1)
     x = F.adaptive_avg_pool2d(x, 16).flatten(2).max(2).values

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tpdm.artefact import PICKLES, WEIGHTS, load_strict, locate, read_weights
-from tpdm.artefact_config import CONFIG
+from tpdm.artefact import PICKLES, WEIGHTS, load_weights, locate
+from tpdm.artefact_config import CONFIG, ArtefactConfig
 from tpdm.policy import TimePredictor
 from tpdm.publish.facts import Facts, read_facts
 from tpdm.publish.push import DIGESTS, sha256
@@ -64,7 +64,9 @@ def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
     facts = read_facts(folder)
     policy = TimePredictor(facts.config.shape)
     found = {p.name: (p.stat().st_size, sha256(p)) for p in sorted(folder.iterdir()) if p.is_file()}
-    problems = _weights(folder, policy) + _digests(folder, {name: digest for name, (_, digest) in found.items()})
+    problems = _weights(folder, policy, facts.config) + _digests(
+        folder, {name: digest for name, (_, digest) in found.items()}
+    )
     pickles = [name for name in found if name.endswith(PICKLES)]
     notes = [f"{name} is a pickle: tpdm never loads it" for name in pickles]
     if DIGESTS not in found:
@@ -73,9 +75,9 @@ def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
     return Report(folder, facts, parameters, found, tuple(problems), tuple(notes))
 
 
-def _weights(folder: Path, policy: TimePredictor) -> list[str]:
+def _weights(folder: Path, policy: TimePredictor, config: ArtefactConfig) -> list[str]:
     try:
-        load_strict(policy, read_weights(folder), folder / WEIGHTS)
+        load_weights(policy, config, folder)
     except ArtefactError as error:
         return [str(error)]
     return []

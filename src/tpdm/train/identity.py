@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tpdm.artefact_config import FORMAT_VERSION
 from tpdm.config import make_recipe
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe
@@ -73,6 +74,7 @@ def run_identity(
     kept = {k: v for k, v in same.items() if k not in free and not k.startswith("evaluation.")}
     return {
         **kept,
+        "format_version of the TPM": FORMAT_VERSION,  # weights of another one mean something else
         "training prompts": _digest(train_prompts),
         "validation prompts": _digest(validation_prompts),
     }
