@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tpdm.types import NumbersError, Trajectory
+
+_LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # training on another sampler loads no diffusers
     from tpdm.pipelines.attach import AdaptiveOutput
@@ -129,6 +132,14 @@ class Album:
 
     def put(self, part: slice, output: AdaptiveOutput) -> None:
         """Keeps what a pipeline call made of the rows ``part``."""
+        flagged = sum(output.nsfw_content_detected or ())
+        if flagged:
+            _LOG.warning(
+                "the pipeline's safety checker flagged %d of %d images and made them black: their scores are those of "
+                "black images; set its safety_checker to None for training and evaluation",
+                flagged,
+                len(output.steps),
+            )
         absent: list[Trajectory | None] = [None] * len(output.steps)
         with self._mutex:
             if self._images_B3HW is None:

@@ -40,6 +40,8 @@ def sample_to_folder(
 ) -> list[dict[str, Any]]:
     """Writes ``0000.png`` ... and ``samples.jsonl`` (prompt, seed, steps, times, file) into ``out``.
 
+    A pipeline with a safety checker adds ``nsfw_content_detected`` to each line: a picture that it flags is black.
+
     ``samples.jsonl`` grows with the pictures: what it says of is there, whenever the run ends.
 
     Args:
@@ -122,6 +124,8 @@ def _draw_all(draw: Callable[..., Any], wanted: Sequence[Prompt], seed: int, fol
                 "steps": result.steps[i],
                 "times": result.times[i],
             }
+            if result.nsfw_content_detected is not None:
+                line["nsfw_content_detected"] = bool(result.nsfw_content_detected[i])
             lines.append({**line, "file": name})
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         bar.update(len(batch))
@@ -157,10 +161,15 @@ def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamesp
         raise BackboneError(f"got {strange[0]} for {type(pipe).__name__}, whose call does not know it; leave it out.")
     # Generators on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    images = pipe(generator=generators, **options).images
+    output = pipe(generator=generators, **options)
     scheduler = pipe.scheduler
     times = [float(t) / scheduler.config.num_train_timesteps for t in scheduler.timesteps] + [0.0]
-    return SimpleNamespace(images=images, steps=[len(times) - 1] * len(seeds), times=[times] * len(seeds))
+    return SimpleNamespace(
+        images=output.images,
+        steps=[len(times) - 1] * len(seeds),
+        times=[times] * len(seeds),
+        nsfw_content_detected=output.get("nsfw_content_detected"),
+    )
 
 
 def _texts(batch: Sequence[Prompt], with_negatives: bool) -> dict[str, list[str]]:

@@ -12,13 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 
 class TpdmError(Exception):
     """Base of every error that a user can mend. The message is one sentence: got, expected, what to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same_error, (type(self), self.args, vars(self))
+
+
+def _same_error(cls: type[TpdmError], args: tuple[Any, ...], state: dict[str, Any]) -> TpdmError:
+    """From what pickle and copy keep; some of these classes take more than the message."""
+    error = cls.__new__(cls, *args)
+    vars(error).update(state)
+    return error
 
 
 class ConfigError(TpdmError):

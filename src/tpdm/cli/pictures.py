@@ -44,7 +44,8 @@ def sample(
     wanted: list[str | Prompt] = [*(prompt or []), *(load_prompts(prompts, distinct=False) if prompts else [])]
 
     def tell(line: dict[str, Any]) -> None:
-        tqdm.write(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}")
+        flagged = "  (black: flagged by the safety checker)" if line.get("nsfw_content_detected") else ""
+        tqdm.write(f"{out / line['file']}  {line['steps']} steps  {line['prompt']}{flagged}")
 
     sample_to_folder(
         backbone=backbone,

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from tpdm.artefact import check_backbone, load_policy
+from tpdm.core.solvers import Solver
 from tpdm.dial import quality_for, set_dial
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.axis import TimeAxis, choose_axis
 from tpdm.pipelines.backbones import backbone_facts, find_denoiser, find_entry, token_width
-from tpdm.pipelines.checks import check_denoiser, check_pipe
-from tpdm.pipelines.rows import ActiveRows
-from tpdm.pipelines.scheduler import AdaptiveScheduler
+from tpdm.pipelines.call_kind import may_double
+from tpdm.pipelines.checks import check_pipe
+from tpdm.pipelines.driving import driven, own_scheduler
 from tpdm.pipelines.taps import FeatureTaps
 from tpdm.policy import TimePredictor
 from tpdm.schedules import FixedTimes
 from tpdm.stepper import Stepper
 from tpdm.stepper_checks import check_limits
-from tpdm.types import Features, Policy, Trajectory
+from tpdm.types import Policy, Trajectory
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,9 @@ class AdaptiveOutput:
         times: times of each image from its start to 0.0, one more than its steps.
         trajectories: the record of each image; None unless ``record=True``.
         nfe_rows: denoiser rows computed in all; guidance takes two per image and step.
+        nsfw_content_detected: of each image, whether the pipeline's safety checker flagged it and made it black; None
+            where there is no checker.
+        others: what else the pipeline's output holds, by name.
     """
 
     images: Any
@@ -45,21 +47,34 @@ class AdaptiveOutput:
     times: list[list[float]]
     trajectories: list[Trajectory] | None
     nfe_rows: int
+    nsfw_content_detected: list[bool] | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class AdaptivePipeline:
     """A pipeline with a policy; made by ``attach``. Each call borrows the pipe and gives it back as it was.
 
-    Not for several threads at once: during a call the pipe has its scheduler replaced and hooks set.
+    What may change on the pipe is read in every call: its scheduler, denoiser, adapters, dtype and device. Calls from
+    several threads wait for each other. Copies (``copy.deepcopy``, ``pickle``) have a pipe of their own.
+
+    Attributes:
+        pipe: the stock pipeline.
+        policy: decides the times.
+        solver: name in ``tpdm.core.solvers.SOLVERS``.
+        max_steps: cap of a call that names none.
+        stop_below: a decided time below it becomes 0.
+        defaults: arguments of the pipeline's call where the user gives none.
+        watch: (solver) -> what steps in its place, for those who look at every step; None leaves it.
     """
 
     pipe: Any
     policy: Policy
-    axis: TimeAxis
+    solver: str
     max_steps: int
     stop_below: float
     defaults: Mapping[str, object]
+    watch: Callable[[Solver], Solver] | None = None
 
     def __call__(
         self,
@@ -93,6 +108,9 @@ class AdaptivePipeline:
             BackboneError: an argument that this pipeline does not know, or that cannot go with a policy.
             ConfigError: seeds that do not fit, or a dial that is not there or is set outside its range.
         """
+        axis, denoiser = check_joined(self.pipe, self.policy, self.solver), find_denoiser(self.pipe)
+        if self.watch is not None:
+            axis = replace(axis, solver=self.watch(axis.solver))
         arguments = merge_arguments(self.pipe, args, pipeline_arguments, self.defaults)
         images = count_images(arguments)
         arguments.update(noise_arguments(arguments, seeds, images))
@@ -105,7 +123,7 @@ class AdaptivePipeline:
         def make_stepper(device: str | torch.device | None) -> Stepper:
             return Stepper(
                 policy,
-                self.axis.solver,
+                axis.solver,
                 images=images,
                 max_steps=limit,
                 stop_below=self.stop_below,
@@ -117,16 +135,21 @@ class AdaptivePipeline:
 
         make_stepper(None)  # wrong limits or seeds are said before the text encoders run
         guidance = feature_guidance(self.pipe, self.policy, arguments)
-        with _driven(self.pipe, self.policy, self.axis, make_stepper, guidance) as (scheduler, rows):
+        taps = (lambda: FeatureTaps(denoiser, guidance)) if self.policy.reads_features else None
+        guided = may_double(self.pipe, arguments)
+        with driven(self.pipe, denoiser, axis, make_stepper, taps, guided) as (scheduler, rows):
             # The number of steps only sizes the progress bar.
             output = self.pipe(**arguments, num_inference_steps=limit)
         stepper = scheduler.stepper
+        others = dict(list(output.items())[1:])
         return AdaptiveOutput(
             images=output[0],  # the field is called frames where they are videos
             steps=stepper.steps,
             times=stepper.times,
             trajectories=stepper.trajectories() if record else None,
             nfe_rows=sum(rows.rows_per_call),
+            nsfw_content_detected=others.pop("nsfw_content_detected", None),
+            others=others,
         )
 
     def quality_for(self, mean_steps: float) -> float:
@@ -163,12 +186,11 @@ def attach(
         ArtefactError: the folder cannot be read, or its TPM belongs to another denoiser.
         ConfigError: the solver is unknown, or a limit is out of range.
     """
-    entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
+    check_pipe(pipe)
     chosen: Policy = load_policy(policy) if isinstance(policy, str | Path) else policy
     trained = chosen.artefact if isinstance(chosen, TimePredictor) else None
-    if trained is not None:
-        check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
-    axis = choose_axis(pipe.scheduler, entry, solver or (trained.solver if trained else "euler"))
+    solver = solver or (trained.solver if trained else "euler")
+    check_joined(pipe, chosen, solver)
     if max_steps is None:
         max_steps = trained.max_steps if trained else 28
     if stop_below is None:
@@ -178,7 +200,22 @@ def attach(
     known = inspect.signature(pipe.__call__).parameters
     brought = {k: v for k, v in trained.call_defaults.items() if k in known} if trained else {}
     call_defaults = {**brought, **(defaults or {})}
-    return AdaptivePipeline(pipe, chosen, axis, max_steps, stop_below, MappingProxyType(call_defaults))
+    return AdaptivePipeline(pipe, chosen, solver, max_steps, stop_below, call_defaults)
+
+
+def check_joined(pipe: Any, policy: Policy, solver: str) -> TimeAxis:
+    """Refuses a pipeline, as it is now, that this policy cannot drive; what the pipeline makes of times.
+
+    Raises:
+        BackboneError: the pipeline cannot be driven.
+        ArtefactError: the TPM belongs to another denoiser.
+        ConfigError: the solver is unknown, or not one of the pipeline's path.
+    """
+    entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
+    trained = policy.artefact if isinstance(policy, TimePredictor) else None
+    if trained is not None:
+        check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
+    return choose_axis(own_scheduler(pipe), entry, solver)
 
 
 def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
@@ -189,27 +226,3 @@ def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) ->
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
     # Some pipelines of a family cannot guide (FLUX.1 Fill): their features are those of guidance switched off.
     return None if parameter is None else float(arguments.get(name, parameter.default))
-
-
-@contextmanager
-def _driven(
-    pipe: Any, policy: Policy, axis: TimeAxis, make_stepper: Any, guidance: float | None
-) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
-    """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens."""
-    denoiser = find_denoiser(pipe)
-    check_denoiser(denoiser)  # again: it may have been compiled since, or told to cache
-    with ExitStack() as stack:
-        taps = stack.enter_context(FeatureTaps(denoiser, guidance)) if policy.reads_features else None
-
-        def read_features(stepper: Stepper) -> Features | None:
-            return None if taps is None else taps.features(len(stepper.active_rows))
-
-        def read_active() -> tuple[int, list[int]]:
-            return len(scheduler.stepper.steps), scheduler.stepper.active_rows
-
-        original = pipe.scheduler
-        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, axis)
-        rows = stack.enter_context(ActiveRows(denoiser, read_active))
-        pipe.scheduler = scheduler
-        stack.callback(setattr, pipe, "scheduler", original)
-        yield scheduler, rows

@@ -224,4 +224,25 @@ def backbone_facts(denoiser: nn.Module) -> dict[str, Any]:
 
 def bind_arguments(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
     """Arguments of a denoiser call by name, however they were passed."""
-    return inspect.signature(denoiser.forward).bind(*args, **kwargs)
+    return forward_signature(denoiser).bind(*args, **kwargs)
+
+
+def forward_signature(denoiser: nn.Module) -> inspect.Signature:
+    """The arguments of a denoiser's calls, also where somebody wrapped its ``forward`` and lost their names.
+
+    Raises:
+        BackboneError: neither it nor its class knows the argument that holds the latents.
+    """
+    sample = find_entry(denoiser).sample
+    signature = inspect.signature(denoiser.forward)
+    if sample in signature.parameters:
+        return signature
+    for cls in type(denoiser).__mro__:
+        if "forward" in vars(cls):
+            plain = inspect.signature(vars(cls)["forward"])
+            if sample in plain.parameters:
+                return plain.replace(parameters=list(plain.parameters.values())[1:])  # without self
+    raise BackboneError(
+        f"got a {type(denoiser).__name__} whose forward takes {signature} and no {sample!r}, expected the arguments of "
+        "its class: wrap it with functools.wraps(original)."
+    )

@@ -73,6 +73,14 @@ def _is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     return (arguments.get(name, _default(pipe, name)) or 0.0) > entry.guided_above
 
 
+def may_double(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a denoiser call may hold two rows for an image; True where the arguments do not tell."""
+    cls: Any = type(pipe)
+    entry = find_entry(find_denoiser(pipe))
+    known = entry.guidance != "two_calls" and entry.guidance_scale in _parameters(cls)
+    return not known or _is_doubled(pipe, arguments)
+
+
 def _default(pipe: Any, name: str) -> Any:
     cls: Any = type(pipe)
     parameter = _parameters(cls).get(name)

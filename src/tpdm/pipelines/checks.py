@@ -11,19 +11,48 @@ from torch import nn
 from tpdm.pipelines.backbones import TapEntry, find_denoiser, find_entry
 from tpdm.types import BackboneError
 
+# How the names of pipeline classes begin that use their network in a way of their own, and what that is. Classes that
+# derive from one of them are refused too.
+REFUSED_PIPELINES = {
+    "PAGMixin": "it puts perturbed rows into the network's calls; take the class without PAG, which "
+    "AutoPipelineForText2Image.from_pipe(pipe, enable_pag=False) gives",
+    "StableDiffusionInstructPix2Pix": "it computes three rows for each image",
+    "StableDiffusionXLInstructPix2Pix": "it computes three rows for each image",
+    "SemanticStableDiffusion": "it computes a row for each edit",
+    "StableDiffusionSAG": "it calls its network on images that it degraded between two steps",
+    "StableDiffusionPanorama": "it calls its network for each part of the image",
+    "StableDiffusionAttendAndExcite": "it changes latents by gradients between two steps",
+    "StableDiffusionPix2PixZero": "it changes latents by gradients between two steps",
+    "StableDiffusionParadigms": "it computes several steps of one chain at once",
+    "StableDiffusionDiffEdit": "it inverts an image on a fixed schedule",
+    "CycleDiffusion": "it inverts an image on a fixed schedule",
+    "StableDiffusionLatentUpscale": "it reads the sigmas of a fixed schedule",
+    "TextToVideoZero": "it moves images forward in time between two steps",
+    "Kandinsky": "its network predicts a variance too",
+    "IF": "its network predicts a variance too",
+    "Marigold": "it draws no image from a text",
+}
+
 
 def check_pipe(pipe: Any) -> TapEntry:
     """The entry of the pipeline's denoiser.
 
     Raises:
-        BackboneError: no scheduler, no denoiser, an unknown one, one that is compiled whole or caches between its
-            steps, or a chain that is split by the time.
+        BackboneError: no scheduler, a class of ``REFUSED_PIPELINES``, no denoiser, an unknown one, one that is
+            compiled whole or caches between its steps, or a chain that is split by the time.
     """
     if getattr(pipe, "scheduler", None) is None:
         raise BackboneError(
             f"got {type(pipe).__name__} without a scheduler, expected a text-to-image DiffusionPipeline such as "
             "StableDiffusion3Pipeline: load one with tpdm.pipelines.load."
         )
+    for cls in type(pipe).__mro__:
+        for name, reason in REFUSED_PIPELINES.items():
+            if cls.__name__.startswith(name):
+                raise BackboneError(
+                    f"got a {type(pipe).__name__}, expected a pipeline whose steps call the network, with one row "
+                    f"per image or an unconditional and a conditional one: {reason}."
+                )
     denoiser = find_denoiser(pipe)
     check_denoiser(denoiser)
     entry = find_entry(denoiser)

@@ -155,8 +155,8 @@ class ContinuousRun:
             try:
                 pipe = shared.pipe_for(text, lambda: self._picture)
                 set_denoiser(pipe, denoiser, make_stand_in(denoiser, self._ask))
-                axis = replace(attached.axis, solver=_WatchedSolver(attached.axis.solver, self._landed))
-                mine = replace(attached, pipe=pipe, axis=axis, policy=self._deciding_together(attached.policy))
+                policy = self._deciding_together(attached.policy)
+                mine = replace(attached, pipe=pipe, policy=policy, watch=lambda s: _WatchedSolver(s, self._landed))
                 return mine(**arguments)
             finally:
                 self._leave()

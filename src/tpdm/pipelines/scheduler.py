@@ -6,7 +6,9 @@ Every diffusers pipeline loops ``for i, t in enumerate(scheduler.timesteps)``, c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from tpdm.pipelines.axis import TimeAxis
 from tpdm.pipelines.image_times import ImageTimes
+from tpdm.pipelines.rows import check_thread
 from tpdm.stepper import Stepper
 from tpdm.types import BackboneError, Features
 
@@ -71,7 +74,9 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
 
     init_noise_sigma = 1.0
     stepper: Stepper
+    stands_for: Any
     _axis: TimeAxis
+    _thread: int
     _make_stepper: Callable[[str | torch.device | None], Stepper]
     _read_features: Callable[[Stepper], Features | None]
 
@@ -81,6 +86,7 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         make_stepper: Callable[[str | torch.device | None], Stepper],
         read_features: Callable[[Stepper], Features | None],
         axis: TimeAxis,
+        stands_for: Any = None,
     ) -> AdaptiveScheduler:
         """Makes the scheduler of one pipeline call.
 
@@ -88,9 +94,11 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
             make_stepper: (device) -> a stepper at its start; called by ``set_timesteps``.
             read_features: (stepper) -> features of its active images, or None; called in every step.
             axis: what the pipeline makes of times.
+            stands_for: the scheduler that the pipeline has otherwise.
         """
         scheduler: AdaptiveScheduler = cls(num_train_timesteps=axis.train_timesteps)
-        scheduler._axis = axis
+        scheduler._axis, scheduler.stands_for = axis, stands_for
+        scheduler._thread = threading.get_ident()
         scheduler._make_stepper, scheduler._read_features = make_stepper, read_features
         return scheduler
 
@@ -102,7 +110,12 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         mu: float | None = None,
         timesteps: list[float] | None = None,
     ) -> None:
-        """Starts over. Only the device counts: pipelines always pass a schedule, but the policy decides."""
+        """Starts over. Only the device counts: pipelines always pass a schedule, but the policy decides.
+
+        Raises:
+            BackboneError: another thread calls the pipeline.
+        """
+        check_thread(self._thread)
         self.stepper = self._make_stepper(device)
         self.num_inference_steps = self.stepper.max_steps
         self.timesteps = LazyTimesteps(self)
@@ -148,6 +161,7 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
             sample: latents, B rows.
             return_dict: whether to wrap the result as diffusers does.
         """
+        check_thread(self._thread)
         features = self._read_features(self.stepper)
         sample = self.stepper.advance(sample, model_output, features)
         if not return_dict:

@@ -9,7 +9,6 @@ that works on a denoiser works on a stand-in unchanged.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from tpdm.pipelines.backbones import find_entry
+from tpdm.pipelines.backbones import find_entry, forward_signature
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -47,7 +46,7 @@ def make_stand_in(denoiser: nn.Module, compute: Callable[[dict[str, Any]], Answe
         compute: (arguments of the call by name) -> its answer.
     """
     entry = find_entry(denoiser)
-    made, signature = make_twin(denoiser), inspect.signature(denoiser.forward)
+    made, signature = make_twin(denoiser), forward_signature(denoiser)
     first, last, temb = (_relay(made, path) for path in (entry.first, entry.last, entry.temb))
 
     @functools.wraps(denoiser.forward)

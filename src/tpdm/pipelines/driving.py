@@ -1,0 +1,116 @@
+"""One call of a pipeline that a policy drives: nobody else uses its network meanwhile, and the pipe is given back.
+
+During such a call the pipe has another scheduler, and its denoiser has hooks. So calls of one denoiser wait for each
+other, and a stock call from another thread, which would meet both, is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from tpdm.pipelines.axis import TimeAxis
+from tpdm.pipelines.rows import ActiveRows, dependent_calls
+from tpdm.pipelines.scheduler import AdaptiveScheduler
+from tpdm.pipelines.taps import FeatureTaps
+from tpdm.stepper import Stepper
+from tpdm.types import BackboneError, Features
+
+
+class _Lock:
+    """Of one denoiser; knows which thread holds it."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.thread: int | None = None
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, _Lock] = WeakKeyDictionary()
+_LOCKS_CHANGE = threading.Lock()
+
+
+@contextmanager
+def driven(
+    pipe: Any,
+    denoiser: nn.Module,
+    axis: TimeAxis,
+    make_stepper: Callable[[str | torch.device | None], Stepper],
+    make_taps: Callable[[], FeatureTaps] | None,
+    guided: bool,
+) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
+    """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens.
+
+    Waits while another thread drives the denoiser.
+
+    Args:
+        pipe: the pipeline.
+        denoiser: of the pipeline.
+        axis: what the pipeline makes of times.
+        make_stepper: (device) -> a stepper at its start.
+        make_taps: () -> taps on the denoiser; None where the policy reads no features.
+        guided: whether a call of the denoiser may hold an unconditional row beside the conditional one.
+
+    Raises:
+        BackboneError: this thread drives the denoiser already, the scheduler was replaced during the call, or the
+            denoiser failed once images had left the call.
+    """
+    with _alone(denoiser), ExitStack() as stack:
+        taps = None if make_taps is None else stack.enter_context(make_taps())
+
+        def read_features(stepper: Stepper) -> Features | None:
+            return None if taps is None else taps.features(len(stepper.active_rows))
+
+        def read_active() -> tuple[int, list[int]]:
+            return len(scheduler.stepper.steps), scheduler.stepper.active_rows
+
+        own = pipe.scheduler
+        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, axis, own)
+        rows = stack.enter_context(ActiveRows(denoiser, read_active, guided))
+        stack.callback(setattr, pipe, "scheduler", own)
+        pipe.scheduler = scheduler
+        try:
+            yield scheduler, rows
+        except (RuntimeError, IndexError, ValueError) as error:
+            if not rows.failed_cut or isinstance(error, torch.OutOfMemoryError | BackboneError):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise dependent_calls(denoiser, f"an error ({reason})") from error
+        if pipe.scheduler is not scheduler:
+            raise BackboneError(
+                f"got a {type(pipe.scheduler).__name__} put into the pipeline during the call, expected the scheduler "
+                "to stay: replace it between two calls."
+            )
+
+
+def own_scheduler(pipe: Any) -> Any:
+    """The scheduler of a pipeline, also while another thread drives it."""
+    scheduler = pipe.scheduler
+    return scheduler.stands_for if isinstance(scheduler, AdaptiveScheduler) else scheduler
+
+
+@contextmanager
+def _alone(denoiser: nn.Module) -> Iterator[None]:
+    """Waits for other threads that drive this network.
+
+    Raises:
+        BackboneError: this thread drives it already.
+    """
+    with _LOCKS_CHANGE:
+        lock = _LOCKS.setdefault(denoiser, _Lock())
+    if lock.thread == threading.get_ident():
+        raise BackboneError(
+            f"got a call of a pipeline whose {type(denoiser).__name__} makes other images in the same thread, expected "
+            "one call after the other: do not call it from a callback."
+        )
+    with lock.mutex:
+        lock.thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            lock.thread = None

@@ -1,0 +1,66 @@
+"""What users put into their own machinery can be copied and sent to another process.
+
+``copy.deepcopy`` and ``pickle`` of an attached pipeline were raw TypeErrors.
+https://github.com/huggingface/diffusers/issues/3327
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tpdm import types
+from tpdm.pipelines.attach import attach
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.schedules import FixedTimes
+from tpdm.serve.requests import QueueFull
+from tpdm.types import NumbersError, TpdmError
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+WAYS = (copy.deepcopy, copy.copy, pickled)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["SD3", "SD1.5"])
+def test_a_copy_makes_the_same_images(way: Callable[[Any], Any], name: str) -> None:
+    family = FAMILIES[name]
+    fast = attach(tiny_pipe(name), FixedTimes([1.0, 0.5, 0.0]), defaults={"guidance_scale": 3.0})
+    twin = way(fast)
+    first, second = (x(**family.text(2), **family.arguments(), seeds=[0, 1], record=True) for x in (fast, twin))
+    assert torch.equal(first.images, second.images)
+    again = way(second)
+    assert (again.steps, again.times) == (first.steps, first.times)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tpm_is_copied_with_what_it_was_trained_for(way: Callable[[Any], Any]) -> None:
+    policy = TimePredictor(TpmShape(6, 5, channels=8, grid=2), seed=3)
+    twin = way(policy)
+    assert twin.shape == policy.shape
+    assert all(torch.equal(v, policy.state_dict()[k]) for k, v in twin.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(cls("got it") for cls in vars(types).values() if isinstance(cls, type) and cls.__base__ is TpdmError),
+        NumbersError("got NaN", 3),
+        QueueFull("full", 2.5),
+    ],
+)
+def test_an_error_arrives_whole(error: TpdmError) -> None:
+    """Pools of processes send errors back by pickle."""
+    for way in WAYS:
+        twin = way(error)
+        assert (type(twin), str(twin), vars(twin)) == (type(error), str(error), vars(error))

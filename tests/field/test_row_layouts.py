@@ -1,0 +1,73 @@
+"""Pipelines whose network calls hold other rows than an unconditional and a conditional one.
+
+PAG pipelines were refused in the first step, which left the stock pipeline broken, or showed the policy perturbed rows
+as conditional ones. https://github.com/huggingface/diffusers/issues/8379
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tests.support.policies import LookingPolicy
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.checks import REFUSED_PIPELINES
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError
+
+PAG = {
+    "SD3": "StableDiffusion3PAGPipeline",
+    "SD1.5": "StableDiffusionPAGPipeline",
+    "SDXL": "StableDiffusionXLPAGPipeline",
+}
+
+
+def pag_pipe(name: str) -> Any:
+    cls = getattr(diffusers, PAG[name])
+    taken = inspect.signature(cls.__init__).parameters
+    parts = {k: v for k, v in copy.deepcopy(tiny_pipe(name)).components.items() if k in taken}
+    off = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
+    pipe = cls(**parts, **off, pag_applied_layers="blocks.1" if name == "SD3" else "mid")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", PAG)
+def test_pag_is_refused_at_attach_and_the_sentence_leads_on(name: str) -> None:
+    pipe, family = pag_pipe(name), FAMILIES[name]
+    with pytest.raises(BackboneError, match="enable_pag=False") as caught:
+        attach(pipe, LookingPolicy())
+    assert "\n" not in str(caught.value)
+    plain = diffusers.AutoPipelineForText2Image.from_pipe(pipe, enable_pag=False)
+    plain.set_progress_bar_config(disable=True)
+    assert attach(plain, FixedTimes([1.0, 0.0]))(**family.text(1), **family.arguments(), seeds=[0]).steps == [1]
+    assert type(pipe(**family.text(1), **family.arguments(), num_inference_steps=1)[0]) is torch.Tensor
+
+
+@pytest.mark.parametrize("beginning", sorted(REFUSED_PIPELINES))
+def test_each_refused_class_is_one_of_diffusers(beginning: str) -> None:
+    """A name that leads nowhere would refuse nobody."""
+    names = [*dir(diffusers), *dir(diffusers.pipelines.pag.pag_utils)]
+    assert any(name.startswith(beginning) for name in names)
+
+
+def test_two_rows_without_guidance_are_not_taken_for_guidance() -> None:
+    """Whatever the class is called: an unguided call of two rows per image holds something else."""
+    pipe, family = copy.copy(tiny_pipe("SD3")), FAMILIES["SD3"]
+    cls = type(pipe)
+
+    class Perturbed(cls):  # type: ignore[misc, valid-type]
+        @property
+        def do_classifier_free_guidance(self) -> bool:
+            return True
+
+    pipe.__class__ = Perturbed
+    call = {**family.text(1), **family.arguments(guided=False)}
+    with pytest.raises(BackboneError, match="got 2 rows in a call of SD3Transformer2DModel for 1 images, expected 1:"):
+        attach(pipe, LookingPolicy())(**call, seeds=[0])
