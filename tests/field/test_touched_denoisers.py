@@ -63,8 +63,8 @@ def test_a_forward_of_other_arguments_is_one_sentence() -> None:
     class SD3Transformer2DModel(torch.nn.Module):
         """Of the name that the table knows, and nothing else."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
+        def forward(self, *x: torch.Tensor) -> torch.Tensor:
+            return x[0]
 
     with pytest.raises(BackboneError, match="no 'hidden_states', expected the arguments of its class") as caught:
         forward_signature(SD3Transformer2DModel())

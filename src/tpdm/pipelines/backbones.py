@@ -233,8 +233,10 @@ def forward_signature(denoiser: nn.Module) -> inspect.Signature:
     Raises:
         BackboneError: neither it nor its class knows the argument that holds the latents.
     """
-    sample = find_entry(denoiser).sample
     signature = inspect.signature(denoiser.forward)
+    if all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in signature.parameters.values()):
+        return signature
+    sample = find_entry(denoiser).sample
     if sample in signature.parameters:
         return signature
     for cls in type(denoiser).__mro__:
