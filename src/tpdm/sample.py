@@ -168,7 +168,7 @@ def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamesp
         images=output.images,
         steps=[len(times) - 1] * len(seeds),
         times=[times] * len(seeds),
-        nsfw_content_detected=output.get("nsfw_content_detected"),
+        nsfw_content_detected=getattr(output, "nsfw_content_detected", None),
     )
 
 
