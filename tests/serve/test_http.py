@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 
+import httpx
 import pytest
 
 from tests.serve.conftest import CARD, Client, serving
 from tests.serve.fake import FakeEngine
+from tpdm.serve.reward import make_app as make_reward
 from tpdm.serve.settings import Settings
 
 GENERATIONS = "/v1/images/generations"
@@ -94,3 +97,20 @@ def test_a_token_is_asked_for_by_every_method():
         for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
             assert client.request(method, "/v1/models").status_code == 401
         assert client.head("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("HEAD", "/health", 200), ("GET", "/nothing", 404), ("GET", "/score", 405), ("POST", "/health", 405)],
+)
+def test_so_does_the_server_of_a_reward(method, path, status):
+    async def ask():
+        transport = httpx.ASGITransport(make_reward(None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.request(method, path)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    assert ("allow" in answer.headers) == (status == 405)
+    if status >= 400:
+        assert answer.json() == {"error": f"got {method} {path}, expected GET /health or POST /score"}

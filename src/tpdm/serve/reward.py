@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.wire import MAX_BODY, decode_images
@@ -71,7 +72,12 @@ def make_app(reward: Reward, token: str | None = None, limit: int = MAX_BODY) ->
             score_B = checked_scores(reward, images_B3HW, asked.prompts)
         return {"name": reward.name, "scores": score_B.tolist()}
 
-    @app.get("/health")
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        words = f"got {request.method} {request.url.path[:80]}, expected GET /health or POST /score"
+        return JSONResponse({"error": words}, error.status_code, error.headers)
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
