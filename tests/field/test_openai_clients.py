@@ -251,6 +251,14 @@ def test_what_is_refused_in_a_sentence(aliased, fields, words):
     assert error["param"] in fields
 
 
+def test_a_side_that_a_format_cannot_have_is_refused_before_it_is_drawn():
+    with serving(FakeEngine(), CARD, Settings(Limits(side=20_000))) as address, Client(address) as client:
+        answer = client.ask(size="16384x16", output_format="webp")
+        assert answer.status_code == 422
+        assert "size: got 16384x16, expected sides of at most 16383 pixels" in answer.json()["error"]["message"]
+        assert client.ask(size="16384x16", output_format="jpeg").status_code == 200
+
+
 def test_a_png_that_is_not_to_be_compressed(aliased):
     """100 is what OpenAI's own default says, and what clients send with every format."""
     assert post(aliased, prompt="red circle", output_compression=100)["output_format"] == "png"

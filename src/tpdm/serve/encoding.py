@@ -10,6 +10,7 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 Format = Literal["png", "jpeg", "webp"]
+LONGEST: dict[Format, int] = {"jpeg": 65_500, "webp": 16_383}  # pixels a side that the files of a format can have
 
 
 @dataclass(frozen=True)

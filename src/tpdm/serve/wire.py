@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from tpdm.serve.encoding import Encoding, Format
+from tpdm.serve.encoding import LONGEST, Encoding, Format
 from tpdm.serve.errors import ApiError, unknown_model
 from tpdm.serve.requests import ImageDone, ImageRequest
 from tpdm.serve.settings import Limits, ModelCard, Settings
@@ -138,7 +138,8 @@ def _check(asked: GenerationRequest, settings: Settings, card: ModelCard) -> Non
             refuse(name, f"got {len(text)} characters, expected at most {limits.prompt}")
     if (asked.n or 1) > limits.images:
         refuse("n", f"got {asked.n} images, expected at most {limits.images}; send several requests")
-    side = min(limits.side, card.largest_side or limits.side)
+    encoding = _encoding(asked)
+    side = min(limits.side, card.largest_side or limits.side, LONGEST.get(encoding.format, limits.side))
     if max(_size(asked.size) or (0, 0)) > side:
         refuse("size", f"got {asked.size}, expected sides of at most {side} pixels")
     for name, steps in (("max_steps", asked.max_steps), ("fixed_steps", asked.fixed_steps)):
@@ -154,7 +155,7 @@ def _check(asked: GenerationRequest, settings: Settings, card: ModelCard) -> Non
             refuse(name, "got a number, but this model has no dial; leave it out")
     if asked.partial_images and not asked.stream:
         refuse("partial_images", f"got {asked.partial_images} without a stream, expected stream true; or leave it out")
-    if _encoding(asked).format == "png" and asked.output_compression not in (None, 100):
+    if encoding.format == "png" and asked.output_compression not in (None, 100):
         refuse(
             "output_compression",
             f"got {asked.output_compression} for a png, which loses nothing, expected output_format jpeg or webp; "
