@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
@@ -418,12 +419,14 @@ def test_sampling_refuses_before_it_loads(monkeypatch, tmp_path, tpm, prompts, o
 
 def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
     calls = library("tpdm.serve.reward", "serve")
+    places = library("tpdm.serve.listener", "reserved", result=nullcontext("sockets"))
     monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
     options = ["--host", "0.0.0.0", "--port", "8081", "--device", "cpu"]
     answer = run("reward", "serve", "--reward", "python:math:hypot", *options, "--token-env", "TPDM_TEST_TOKEN")
     assert answer.exit_code == 0, answer.output
-    (reward, host, port, token), _ = calls[0]
-    assert (reward.name, host, port, token) == ("python:math:hypot", "0.0.0.0", 8081, "s3cret")
+    (reward, sockets, token), _ = calls[0]
+    assert (reward.name, sockets, token) == ("python:math:hypot", "sockets", "s3cret")
+    assert places[0][0] == ("0.0.0.0", 8081)
     assert "whoever reaches" not in answer.output
     open_to_all = run("reward", "serve", "--reward", "python:math:hypot", *options)
     assert "No --token-env: whoever reaches 0.0.0.0:8081 may use this reward." in open_to_all.output
@@ -439,6 +442,7 @@ def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
 )
 def test_what_cannot_be_served(library, options, words):
     calls = library("tpdm.serve.reward", "serve")
+    library("tpdm.serve.listener", "reserved", result=nullcontext("sockets"))
     answer = run("reward", "serve", *options)
     assert answer.exit_code == 2
     assert words in answer.output
@@ -448,6 +452,7 @@ def test_what_cannot_be_served(library, options, words):
 def test_serving_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     monkeypatch.delitem(sys.modules, "tpdm.serve.reward", raising=False)
+    monkeypatch.setattr("tpdm.serve.listener.reserved", lambda host, port: nullcontext("sockets"))
     answer = run("reward", "serve", "--reward", "python:math:hypot")
     assert answer.exit_code == 2
     assert "pip install 'tpdm[serve]'" in answer.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ def run(*arguments):
 @pytest.fixture
 def handed(monkeypatch):
     """Stands in for loading and listening; what both were called with."""
-    found = SimpleNamespace(engine=None, replicas=None, run=None)
+    found = SimpleNamespace(engine=None, replicas=None, run=None, reserved=None)
 
     def stand_in(module, **functions):
         fake = ModuleType(module)
@@ -34,6 +35,12 @@ def handed(monkeypatch):
         found.replicas = plan
         return SimpleNamespace(restart="restart")
 
+    @contextmanager
+    def reserved(host, port):
+        found.reserved = host, port
+        yield "sockets"
+
+    stand_in("tpdm.serve.listener", reserved=reserved)
     stand_in("tpdm.serve.engine", make_engine=make_engine)
     stand_in("tpdm.serve.replicas", start_replicas=start_replicas, ReplicaPlan=lambda *values: values)
     stand_in("tpdm.serve.run", serve=lambda *values: setattr(found, "run", values))
@@ -72,10 +79,19 @@ def test_everything_is_handed_over(handed):
         "tinyworld",
         {"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16", "log_prompts": False},
     )
-    engine, card, settings, host, port = handed.run
-    assert (engine, card.id, card.learned, host, port) == ("engine", "tinyworld", True, "0.0.0.0", 81)
+    engine, card, settings, sockets = handed.run
+    assert (engine, card.id, card.learned, sockets) == ("engine", "tinyworld", True, "sockets")
+    assert handed.reserved == ("0.0.0.0", 81)
     assert settings == Settings(Limits(side=64, seconds=9), "s3cret", None, False, "10.0.0.0/8")
     assert answer.output.splitlines() == ["Serving tinyworld at http://0.0.0.0:81"]
+
+
+def test_what_clients_of_other_servers_need(handed):
+    assert run("--tpm", "tinyworld").exit_code == 0
+    assert (handed.run[2].aliases, handed.run[2].response_format) == ((), "b64_json")
+    names = ["--model-alias", "dall-e-2", "--model-alias", "any"]
+    assert run("--tpm", "tinyworld", *names, "--response-format", "url").exit_code == 0
+    assert (handed.run[2].aliases, handed.run[2].response_format) == (("dall-e-2", "any"), "url")
 
 
 def test_names_that_a_server_answers_to(handed):
@@ -113,7 +129,7 @@ def test_replicas_are_handed_a_plan(handed):
     make, *plan = handed.replicas
     assert plan == [2, 4, 8, 64, 0.0, 9.0]
     assert make() == "engine"  # the same engine, made in the replica
-    assert handed.run[5] == "restart"
+    assert handed.run[4] == "restart"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +140,10 @@ def test_replicas_are_handed_a_plan(handed):
         (["--backbone", "/no/such/folder"], "expected 'tinyworld'"),
         (["--device", "cuda:1", "--replicas", "2"], "got --device cuda:1 with --replicas, expected cuda or auto"),
         (["--port", "0"], "Invalid value for '--port'"),
+        (["--port", "65536"], "Invalid value for '--port'"),
         (["--slots", "0"], "Invalid value for '--slots'"),
+        (["--model-alias", " "], "got an empty --model-alias, expected a name"),
+        (["--response-format", "file"], "Invalid value for '--response-format'"),
     ],
 )
 def test_what_cannot_be_served(handed, options, words):

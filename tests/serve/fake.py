@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from tpdm.serve.preview_plan import PreviewPlan
 from tpdm.serve.requests import (
     DeadlineExceeded,
     EngineStatus,
@@ -27,6 +28,13 @@ from tpdm.serve.requests import (
 
 ENDLESS = 10_000
 OVERLONG = "prompt: an encoder reads 32 tokens and does not see the rest"
+CHECKED = {"flagged": True, "harmless": False}  # what a safety checker says of prompts that begin so
+
+
+@dataclass(frozen=True)
+class Landed:
+    index: int
+    t: float
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Running:
     steps: int = 0
     started: float = 0.0
     error: Exception | None = None
+    plan: PreviewPlan | None = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
 
 
@@ -81,6 +90,7 @@ class FakeEngine:
                 self._count("refused")
                 raise QueueFull("the queue is full; try again later", retry_after=1.2)
             one = Running(request, on_event, time.monotonic())
+            one.plan = None if request.previews in ("every", 0) else PreviewPlan(request.previews)
             self.requests.append(request)
             self._waiting.append(one)
             self._changed.notify_all()
@@ -147,14 +157,24 @@ class FakeEngine:
             self._count("image_steps")
             self._count("rows")
             self._count("calls")
-        preview = picture(one.request) if one.request.previews else None
-        one.on_event(StepEvent(one.steps, 1 - one.steps / total, preview))
+        self._tell(one, Landed(one.steps, 1 - one.steps / total))
         if one.steps == total:
             times = tuple(1 - i / total for i in range(total + 1))
             seconds = time.monotonic() - one.submitted
             warnings = (OVERLONG,) if "overlong" in one.request.prompt else ()
-            done = ImageDone(picture(one.request), total, times, one.started - one.submitted, seconds, warnings)
+            flagged = CHECKED.get(one.request.prompt.partition(" ")[0])
+            done = ImageDone(
+                picture(one.request), total, times, one.started - one.submitted, seconds, warnings, flagged
+            )
             self._end(one, done, "finished")
+
+    def _tell(self, one, landed):
+        every = [landed] if one.request.previews == "every" else []
+        shown = every if one.plan is None else one.plan.shown_at(landed)
+        for step in shown:
+            one.on_event(StepEvent(step.index, step.t, picture(one.request), again=step is not landed))
+        if landed not in shown:
+            one.on_event(StepEvent(landed.index, landed.t))
 
     def _end(self, one, event, counter):
         one.on_event(event)

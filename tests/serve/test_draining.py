@@ -19,10 +19,12 @@ SERVER = """
 import sys
 from tests.serve.conftest import CARD
 from tests.serve.fake import FakeEngine
+from tpdm.serve.listener import reserved
 from tpdm.serve.run import serve
 from tpdm.serve.settings import Limits, Settings
 
-serve(FakeEngine(pace=0.05), CARD, Settings(Limits(seconds=float(sys.argv[2]))), "127.0.0.1", int(sys.argv[1]))
+with reserved("127.0.0.1", int(sys.argv[1])) as sockets:
+    serve(FakeEngine(pace=0.05), CARD, Settings(Limits(seconds=float(sys.argv[2]))), sockets)
 """
 ROOT = Path(__file__).parents[2]
 

@@ -297,7 +297,7 @@ def test_the_dial_reaches_a_tpm_that_has_one(pipe, make, client):
 def test_previews_come_in_order_before_the_image(make, client):
     engine = make(slots=2)
     for name in range(3):
-        client.send(engine, name, ImageRequest(PROMPTS[2], 5, fixed_steps=40, previews=name < 2))
+        client.send(engine, name, ImageRequest(PROMPTS[2], 5, fixed_steps=40, previews="every" if name < 2 else 0))
     client.wait(3)
     for name in range(3):
         *steps, done = client.events[name]

@@ -224,6 +224,15 @@ def test_a_text_that_is_not_read_to_its_end_is_said_once(open_page):
     assert page.summary().endswith(f"% of the steps. {OVERLONG}.")
 
 
+def test_a_picture_that_the_safety_checker_flagged_is_said(open_page):
+    page = open_page(FakeEngine(), settings=Settings(response_format="url")).ready()  # the page reads b64_json anyway
+    page["prompt"].clear()
+    page["prompt"].send_keys("flagged circle")
+    page["draw"].click()
+    assert page.summary().endswith("% of the steps. Flagged by the safety checker: Learned, Fixed.")
+    assert len(page.all(".pair img:not([hidden])")) == 2
+
+
 def test_a_token_is_asked_for_and_sent(open_page):
     page = open_page(settings=Settings(token="s3cret"))
     page.wait(lambda: page["token"].is_displayed())

@@ -106,7 +106,7 @@ def test_a_picture_by_url(client):
 )
 def test_urls_have_the_scheme_that_the_proxy_says(engine, proxies, proxy, scheme):
     settings = Settings(proxies=proxies)
-    config = make_config(make_app(engine, CARD, settings), settings, "0.0.0.0", 80)
+    config = make_config(make_app(engine, CARD, settings), settings)
     config.load()
 
     async def ask():

@@ -25,7 +25,7 @@ from tpdm.serve.requests import (
 )
 
 A = ImageRequest("a", 0)
-DONE = ImageDone(picture(A), 2, (1.0, 0.5, 0.0), 0.0, 0.0)
+DONE = ImageDone(picture(A), 2, (1.0, 0.5, 0.0), 0.0, 0.0, ("a warning",), nsfw_content_detected=True)
 closed = []
 
 
@@ -44,6 +44,8 @@ async def make(request):
         if "endless" in request.prompt:
             await asyncio.sleep(1000)
         yield StepEvent(2, 0.0)
+        if "late" in request.prompt:
+            yield StepEvent(1, 0.5, DONE.image, again=True)
         yield Report("one", replace(engine_status(), calls=3, rows=4))
         yield DONE
     finally:
@@ -83,11 +85,21 @@ def test_an_image_comes_with_the_fronts_own_seconds():
         assert [events.get(timeout=5) for _ in range(2)] == [StepEvent(1, 0.5), StepEvent(2, 0.0)]
         done = last(events)
         assert (done.steps, done.times) == (2, DONE.times)
+        assert (done.warnings, done.nsfw_content_detected) == (("a warning",), True)
         assert 0 < done.queued_seconds < done.seconds
         until(lambda: engine.status().finished == 1)
         status = engine.status()
         assert (status.calls, status.rows, status.image_steps) == (3, 4, 2)
         assert (status.waiting, status.running, status.slots, status.queue_limit) == (0, 0, 2, 1)
+
+
+def test_a_step_that_is_told_again_for_its_preview_counts_once():
+    with running() as engine:
+        _, events = follow(engine, replace(A, prompt="late", previews=2))
+        assert [events.get(timeout=5).again for _ in range(3)] == [False, False, True]
+        last(events)
+        until(lambda: engine.status().finished == 1)
+        assert engine.status().image_steps == 2
 
 
 @pytest.mark.parametrize(

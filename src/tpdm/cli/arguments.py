@@ -30,3 +30,8 @@ def bringing(extra: str, use: str) -> Iterator[None]:
         from tpdm.types import ConfigError
 
         raise ConfigError(f"got no package {error.name}, which {use} needs; pip install 'tpdm[{extra}]'") from error
+
+
+def in_url(host: str) -> str:
+    """An address as URLs have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tpdm.cli.arguments import bringing
+from tpdm.cli.arguments import bringing, in_url
 
 
 def serve(
@@ -23,14 +23,18 @@ def serve(
     Example:
       tpdm reward serve --reward pickscore --host 127.0.0.1 --port 8080 --token-env REWARD_TOKEN
     """
-    from tpdm.rewards.load import load_reward, read_token
+    from tpdm.serve.listener import reserved
 
-    token = read_token(token_env)
-    with bringing("serve", "serving"):
-        from tpdm.serve.reward import serve as run
-    from tpdm.devices import resolve_device
+    with reserved(host, port) as sockets:  # before anything is loaded
+        from tpdm.rewards.load import load_reward, read_token
 
-    loaded = load_reward(reward, resolve_device(device), batch)
-    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
-        typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this reward.", err=True)
-    run(loaded, host, port, token)
+        token = read_token(token_env)
+        with bringing("serve", "serving"):
+            from tpdm.serve.reward import serve as run
+        from tpdm.devices import resolve_device
+
+        loaded = load_reward(reward, resolve_device(device), batch)
+        if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+            typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this reward.", err=True)
+        typer.echo(f"Serving {reward} at http://{in_url(host)}:{port}", err=True)
+        run(loaded, sockets, token)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpdm.cli.arguments import bringing
+from tpdm.cli.arguments import bringing, in_url
 
 if TYPE_CHECKING:
     from tpdm.serve.engine import PipelineEngine
     from tpdm.serve.remote_engine import RemoteEngine
 
 TRAINED = Path("runs/demo/train/best")
+
+
+class ResponseFormat(str, Enum):
+    """How pictures come with an answer."""
+
+    b64_json = "b64_json"
+    url = "url"
+    both = "both"
 
 
 def serve(
@@ -42,6 +51,15 @@ def serve(
         int | None, typer.Option(min=1, help="Processes that make images, through Ray; at least so many.")
     ] = None,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="So many under load; --replicas if left out.")] = None,
+    model_alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another name that requests may give the model; may be repeated; any takes every name."
+        ),
+    ] = None,
+    response_format: Annotated[
+        ResponseFormat, typer.Option(help="How pictures come where a request does not say.")
+    ] = ResponseFormat.b64_json,
 ) -> None:
     """Answer POST /v1/images/generations, as OpenAI's clients send it, and show a page at /.
 
@@ -52,50 +70,59 @@ def serve(
       tpdm serve --backbone tinyworld --tpm tinyworld
       tpdm serve --tpm runs/demo/train/best --port 8000 --token-env TPDM_TOKEN
       tpdm serve --tpm tinyworld --replicas 2
+      tpdm serve --tpm tinyworld --model-alias dall-e-2 --model-alias gpt-image-1
+      tpdm serve --tpm tinyworld --model-alias any --response-format both
     """
-    from tpdm.rewards.load import read_token
-    from tpdm.types import ConfigError
+    from tpdm.serve.listener import reserved
 
-    if replicas is not None and device.startswith("cuda:"):
-        raise ConfigError(
-            f"got --device {device} with --replicas, expected cuda or auto, for Ray gives each replica a GPU of "
-            "its own; leave the number out."
-        )
-    if max_replicas is not None and replicas is None:
-        raise ConfigError(
-            f"got --max-replicas {max_replicas} alone, expected --replicas too; without, no Ray is started."
-        )
-    token = read_token(token_env)
-    with bringing("serve", "serving"):
-        from tpdm.serve.run import serve as run
-    from tpdm.serve.card import describe_model
-    from tpdm.serve.engine import make_engine
-    from tpdm.serve.settings import LOOPBACK, Limits, Settings
+    with reserved(host, port) as sockets:  # before torch, and long before a model is loaded
+        from tpdm.rewards.load import read_token
+        from tpdm.types import ConfigError
 
-    limits, hosts = Limits(side=max_size, seconds=timeout), _hosts(host, token, allowed_host or [])
-    settings = Settings(limits, token, hosts, log_prompts, forwarded_allow_ips)
-    if token is None and host not in LOOPBACK:
-        typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this model.", err=True)
-    if tpm is None:
-        hint = (
-            f" A TPM is at {TRAINED}: serve it with --tpm {TRAINED}."
-            if backbone == "tinyworld" and TRAINED.is_dir()
-            else ""
-        )
-        typer.echo(f"No --tpm: the pipeline's own schedule serves.{hint}", err=True)
-    card = describe_model(backbone, tpm)
-    sizes = {"slots": slots, "queue_limit": queue_limit}
-    make = partial(make_engine, backbone, tpm, **sizes, device=device, dtype=dtype, log_prompts=log_prompts)
-    shown = f"[{host}]" if ":" in host else host
-    words = f"Serving {card.id} at http://{shown}:{port}"
-    if replicas is None:
-        engine = make()
-        typer.echo(words, err=True)
-        run(engine, card, settings, host, port)
-    else:
-        remote = _replicated(make, replicas, max_replicas or replicas, timeout)
-        typer.echo(f"{words} with {replicas} replicas", err=True)
-        run(remote, card, settings, host, port, remote.restart)
+        if replicas is not None and device.startswith("cuda:"):
+            raise ConfigError(
+                f"got --device {device} with --replicas, expected cuda or auto, for Ray gives each replica a GPU of "
+                "its own; leave the number out."
+            )
+        if max_replicas is not None and replicas is None:
+            raise ConfigError(
+                f"got --max-replicas {max_replicas} alone, expected --replicas too; without, no Ray is started."
+            )
+        aliases = tuple(model_alias or ())
+        if any(not name.strip() for name in aliases):
+            raise ConfigError("got an empty --model-alias, expected a name, or any for every name; give one.")
+        token = read_token(token_env)
+        with bringing("serve", "serving"):
+            from tpdm.serve.run import serve as run
+        from tpdm.serve.card import describe_model
+        from tpdm.serve.engine import make_engine
+        from tpdm.serve.settings import LOOPBACK, Limits, Settings
+
+        limits, hosts = Limits(side=max_size, seconds=timeout), _hosts(host, token, allowed_host or [])
+        settings = Settings(limits, token, hosts, log_prompts, forwarded_allow_ips, aliases, response_format.value)
+        if token is None and host not in LOOPBACK:
+            typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this model.", err=True)
+        if tpm is None:
+            typer.echo(f"No --tpm: the pipeline's own schedule serves.{_hint(backbone)}", err=True)
+        card = describe_model(backbone, tpm)
+        sizes = {"slots": slots, "queue_limit": queue_limit}
+        make = partial(make_engine, backbone, tpm, **sizes, device=device, dtype=dtype, log_prompts=log_prompts)
+        words = f"Serving {card.id} at http://{in_url(host)}:{port}"
+        if replicas is None:
+            engine = make()
+            typer.echo(words, err=True)
+            run(engine, card, settings, sockets)
+        else:
+            remote = _replicated(make, replicas, max_replicas or replicas, timeout)
+            typer.echo(f"{words} with {replicas} replicas", err=True)
+            run(remote, card, settings, sockets, remote.restart)
+
+
+def _hint(backbone: str) -> str:
+    """Where a TPM for the embedded model is, if the demo has left one."""
+    if backbone != "tinyworld" or not TRAINED.is_dir():
+        return ""
+    return f" A TPM is at {TRAINED}: serve it with --tpm {TRAINED}."
 
 
 def _hosts(host: str, token: str | None, allowed: Sequence[str]) -> tuple[str, ...] | None:

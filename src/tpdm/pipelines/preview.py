@@ -19,6 +19,8 @@ SIDE = 32  # latents are pooled to it, which decodes in milliseconds whatever th
 def decode_preview(pipe: Any, latents: Tensor, width: int | None, height: int | None) -> Image | None:
     """A picture of one image's latents, at most 32 latents wide and high.
 
+    Where the pipeline has a safety checker, it is the picture that the checker leaves.
+
     Args:
         pipe: their pipeline.
         latents: (1, C, H, W), or FLUX.1's packed (1, N, C).
@@ -38,5 +40,9 @@ def decode_preview(pipe: Any, latents: Tensor, width: int | None, height: int | 
     config = pipe.vae.config
     small = F.adaptive_avg_pool2d(latents.float(), sides) / config.scaling_factor + (config.shift_factor or 0.0)
     pixels = pipe.vae.decode(small.to(pipe.vae.dtype), return_dict=False)[0]
-    image: Image = pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
+    flagged = False
+    if getattr(pipe, "safety_checker", None) is not None:  # as the pipeline treats its image at the end
+        pixels, (flagged,) = pipe.run_safety_checker(pixels, pixels.device, pixels.dtype)
+    denormalize = [False] if flagged else None
+    image: Image = pipe.image_processor.postprocess(pixels.float(), output_type="pil", do_denormalize=denormalize)[0]
     return image

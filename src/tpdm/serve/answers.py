@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from tpdm.serve.calls import Call, Calls
+from tpdm.serve.calls import Calls
+from tpdm.serve.encoding import b64, media_type
 from tpdm.serve.errors import ApiError, api_error, internal_error
 from tpdm.serve.logs import describe
 from tpdm.serve.metrics import Metrics
@@ -18,7 +20,7 @@ from tpdm.serve.requests import Failed, ImageDone, StepEvent
 from tpdm.serve.settings import ModelCard, Settings
 from tpdm.serve.store import ImageStore
 from tpdm.serve.streaming import PAUSE, WAITING, EventStream, event, read_body, unless_gone
-from tpdm.serve.wire import Asked, b64, facts, parse, png
+from tpdm.serve.wire import Asked, facts, parse
 
 log = logging.getLogger("tpdm.serve")
 
@@ -32,7 +34,7 @@ class Answers:
 
     async def generate(self, request: Request) -> Response:
         """POST /v1/images/generations."""
-        asked = parse(await self._body(request), self._settings.limits, self._card)
+        asked = parse(await self._body(request), self._settings, self._card)
         first = asked.images[0]
         shown = f" {first.prompt!r}" if self._settings.log_prompts else ""
         log.info("%s %d images of seed %d%s", request.state.request_id, len(asked.images), first.seed, shown)
@@ -49,17 +51,18 @@ class Answers:
 
     async def file(self, name: str) -> Response:
         """GET /v1/images/files/{name}."""
-        content = self._store.get(name.removesuffix(".png"))
+        content = self._store.get(name)
         if content is None:
             raise ApiError(404, "there is no such picture, or it has expired; ask for b64_json to keep it", "not_found")
-        return Response(content, media_type="image/png")
+        return Response(content, media_type=media_type(name))
 
     async def _body(self, request: Request) -> bytes:
         limits = self._settings.limits
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # Also what keeps pages of other sites out: browsers ask before they send JSON elsewhere.
-            raise ApiError(400, "expected the content type application/json", "bad_content_type")
+            words = f"got the content type {kind[:80]!r}, expected application/json; name it in the header Content-Type"
+            raise ApiError(415, words, "unsupported_content_type")
         try:
             body = await read_body(request, limits.body, limits.body_seconds)
         except TimeoutError:
@@ -76,46 +79,72 @@ class Answers:
                     raise self._error(one[1].error, request)
                 if one is not None and isinstance(one[1], ImageDone):
                     found[one[0]] = one[1]
-        data = [await self._data(call, index, found[index], asked, request) for index in sorted(found)]
-        return {"created": int(time.time()), "id": call.id, "model": self._card.id, "data": data}
+        data = [await self._data(index, found[index], asked, request) for index in sorted(found)]
+        answer = {"created": int(time.time()), "id": call.id, "model": self._card.id, **_of_all(asked)}
+        return {**answer, "size": _size(found[0]), "data": data}
 
     async def _events(self, asked: Asked, request: Request) -> AsyncGenerator[bytes, None]:
+        shown: Counter[int] = Counter()  # previews sent, by the index of their picture
         with self._calls.start(asked.images) as call:
             seeds = [image.seed for image in call.requests]
-            opening = {"id": call.id, "created_at": int(time.time()), "model": self._card.id, "seeds": seeds}
-            yield event("image_generation.created", {"type": "image_generation.created", **opening})
+            yield _said("created", id=call.id, model=self._card.id, seeds=seeds, **_now())
             async for found in call.events(PAUSE):
-                yield WAITING if found is None else await self._event(call, *found, asked, request)
+                if found is None:
+                    yield WAITING
+                    continue
+                index, happened = found
+                if isinstance(happened, StepEvent):
+                    yield await self._step(index, happened, asked, shown)
+                elif isinstance(happened, ImageDone):
+                    data = await self._data(index, happened, asked, request)
+                    size = _size(happened)
+                    yield _said("completed", index=index, **_now(), **_of_all(asked), size=size, **data)
+                else:
+                    body = self._error(happened.error, request).body()
+                    yield event("error", {"type": "error", "index": index, **body})
         yield b"data: [DONE]\n\n"
 
-    async def _event(
-        self, call: Call, index: int, happened: StepEvent | ImageDone | Failed, asked: Asked, request: Request
-    ) -> bytes:
-        if isinstance(happened, Failed):
-            return event("error", {"type": "error", "index": index, **self._error(happened.error, request).body()})
-        if isinstance(happened, ImageDone):
-            name = "image_generation.completed"
-            return event(
-                name, {"type": name, "index": index, **await self._data(call, index, happened, asked, request)}
-            )
-        facts = {"index": index, "step": happened.step, "time": round(happened.time, 6)}
-        if happened.preview is None:
-            return event("image_generation.step", {"type": "image_generation.step", **facts})
-        name = "image_generation.partial_image"
-        picture = b64(await asyncio.to_thread(png, happened.preview))
-        return event(name, {"type": name, **facts, "partial_image_index": happened.step - 1, "b64_json": picture})
+    async def _step(self, index: int, step: StepEvent, asked: Asked, shown: Counter[int]) -> bytes:
+        where = {"index": index, "step": step.step, "time": round(step.time, 6)}
+        if step.preview is None:
+            return _said("step", **where)
+        picture = b64(await asyncio.to_thread(asked.encoding.encode, step.preview))
+        number = shown[index]
+        shown[index] += 1
+        size = f"{step.preview.width}x{step.preview.height}"
+        about = {"partial_image_index": number, **_now(), **_of_all(asked), "size": size}
+        return _said("partial_image", **where, **about, b64_json=picture)
 
-    async def _data(self, call: Call, index: int, done: ImageDone, asked: Asked, request: Request) -> dict[str, object]:
+    async def _data(self, index: int, done: ImageDone, asked: Asked, request: Request) -> dict[str, object]:
         self._metrics.image(done)
-        content = await asyncio.to_thread(png, done.image)
+        content = await asyncio.to_thread(asked.encoding.encode, done.image)
+        place = {"b64_json": b64(content)} if asked.inline else {}
         if asked.by_url:
-            place = {"url": f"{request.base_url}v1/images/files/{self._store.put(content)}.png"}
-        else:
-            place = {"b64_json": b64(content)}
-        return {**place, **facts(call.requests[index], done)}
+            name = self._store.put(content, asked.encoding.format)
+            place["url"] = f"{request.base_url}v1/images/files/{name}"
+        return {**place, **facts(asked, index, done)}
 
     def _error(self, error: Exception, request: Request) -> ApiError:
         known = api_error(error)
         if known is None:
             log.error("%s %s", request.state.request_id, describe(error, self._settings.log_prompts))
         return known or internal_error(request.state.request_id)
+
+
+def _said(what: str, **data: object) -> bytes:
+    name = f"image_generation.{what}"
+    return event(name, {"type": name, **data})
+
+
+def _now() -> dict[str, object]:
+    return {"created_at": int(time.time())}
+
+
+def _of_all(asked: Asked) -> dict[str, object]:
+    """What OpenAI's answers say of all pictures of a request."""
+    said: dict[str, object] = {"output_format": asked.encoding.format, "background": "opaque"}
+    return said if asked.user is None else {**said, "safety_identifier": asked.user}
+
+
+def _size(done: ImageDone) -> str:
+    return f"{done.image.width}x{done.image.height}"

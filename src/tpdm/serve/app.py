@@ -6,11 +6,14 @@ GET    /v1/images/files/{name}     a picture that was asked for by url
 GET    /v1/models                  what is served here
 GET    /healthz, /readyz, /metrics
 GET    /                           a page for people
+
+HEAD is answered wherever GET is, OPTIONS with the methods of an address.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -18,16 +21,17 @@ from starlette.exceptions import HTTPException
 
 from tpdm.serve.answers import Answers
 from tpdm.serve.calls import Calls
-from tpdm.serve.errors import RETRY_SECONDS, ApiError, api_error
+from tpdm.serve.errors import RETRY_SECONDS, ApiError, api_error, unknown_model
 from tpdm.serve.guard import Guard
 from tpdm.serve.metrics import Metrics
 from tpdm.serve.page import load_page
 from tpdm.serve.requests import Engine
-from tpdm.serve.settings import ModelCard, Settings
+from tpdm.serve.settings import ANY, ModelCard, Settings
 from tpdm.serve.store import ImageStore
 from tpdm.types import TpdmError
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+ELSEWHERE = ("/v1/images/edits", "/v1/images/variations")  # of OpenAI's, and not of this server
 
 
 def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) -> FastAPI:
@@ -49,6 +53,8 @@ def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) 
     app.post("/v1/images/generations")(answers.generate)
     app.delete("/v1/requests/{call_id}")(answers.cancel)
     app.get("/v1/images/files/{name}")(answers.file)
+    for path in ELSEWHERE:
+        app.post(path)(_only_generations)
     _add_pages(app)
     _add_model(app, card, settings)
 
@@ -85,12 +91,35 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        words = {404: "there is nothing at this address; see /v1/models", 405: "this address takes another method"}
-        sentence = words.get(error.status_code, "the request cannot be answered")
-        answer = ApiError(error.status_code, sentence, "not_found" if error.status_code == 404 else "bad_request")
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            allowed = _methods(headers)
+            headers["Allow"] = allowed
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+            answer = ApiError(405, f"got {request.method}, expected one of {allowed} at this address", "bad_method")
+        else:
+            words = {404: "there is nothing at this address; see /v1/models"}
+            sentence = words.get(error.status_code, "the request cannot be answered")
+            answer = ApiError(error.status_code, sentence, "not_found" if error.status_code == 404 else "bad_request")
         response = answer.response()
-        response.headers.update(error.headers or {})
+        response.headers.update(headers)
         return response
+
+
+def _methods(headers: Mapping[str, str]) -> str:
+    """The methods of an address: those of its route, and what every address answers."""
+    of_route = {word.strip() for word in headers.get("Allow", headers.get("allow", "")).split(",")} - {""}
+    return ", ".join(sorted(of_route | ({"HEAD"} if "GET" in of_route else set()) | {"OPTIONS"}))
+
+
+async def _only_generations(request: Request) -> Response:
+    raise ApiError(
+        400,
+        f"got a request to {request.url.path}, expected one to /v1/images/generations: this server draws from texts "
+        "alone",
+        "unsupported",
+    )
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -117,14 +146,18 @@ def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
         "examples": [{"name": name, "prompt": prompt} for name, prompt in card.examples],
         "limits": {"prompt": limits.prompt, "n": limits.images, "side": side, "steps": limits.steps},
     }
-    model = {"id": card.id, "object": "model", "created": int(time.time()), "owned_by": "tpdm", "tpdm": about}
+    names = [card.id, *(name for name in settings.aliases if name not in (ANY, card.id))]
+    started = int(time.time())
+
+    def entry(name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": started, "owned_by": "tpdm", "root": card.id, "tpdm": about}
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [entry(name) for name in names]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, object]:
-        if name != card.id:
-            raise ApiError(404, f"there is no such model here, expected {card.id!r}", "model_not_found", "model")
-        return model
+        if not settings.serves(name, card):
+            raise unknown_model(name, card.id)
+        return entry(name)

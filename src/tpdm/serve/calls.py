@@ -20,7 +20,8 @@ class _Unread:
 class Call:
     """The images of one request, asked of the engine together. Made by ``Calls.start``.
 
-    A reader that falls behind misses no event, but pictures of steps: of each image the newest alone waits for it.
+    A reader that falls behind misses no event. Where it wants a picture of every step, the newest of each image alone
+    waits for it; where it wants a number of them, all do.
     """
 
     def __init__(self, engine: Engine, requests: Sequence[ImageRequest]) -> None:
@@ -69,7 +70,8 @@ class Call:
         return report
 
     def _put(self, one: _Unread) -> None:
-        if isinstance(one.event, StepEvent) and one.event.preview is not None:
+        every = self.requests[one.index].previews == "every"
+        if every and isinstance(one.event, StepEvent) and one.event.preview is not None:
             older = self._pictured.get(one.index)
             if older is not None and isinstance(older.event, StepEvent):
                 older.event = replace(older.event, preview=None)

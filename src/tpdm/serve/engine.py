@@ -229,10 +229,11 @@ class PipelineEngine:
         self._say_last(job, event)
 
     def _say_last(self, job: Job, event: ImageDone | Failed) -> None:
-        if job.previews is None:
+        previews = job.previews
+        if previews is None:
             self._close_job(job, event)
         else:
-            job.previews.end(lambda: self._close_job(job, event))
+            previews.end(lambda: self._close_job(job, previews.noted(event)))
 
     def _close_job(self, job: Job, event: ImageDone | Failed) -> None:
         tell(job, event)

@@ -57,6 +57,13 @@ def api_error(error: Exception) -> ApiError | None:
     return None
 
 
+def unknown_model(name: str, served: str) -> ApiError:
+    """A request for another model than the one that is served."""
+    shown = name[:80]
+    words = f"model: got {shown!r}, expected {served!r}: ask for that, or start the server with --model-alias {shown!r}"
+    return ApiError(404, words, "model_not_found", "model")
+
+
 def internal_error(request_id: str) -> ApiError:
     """A mistake of ours: the client learns a number to ask by, the log has the rest."""
     return ApiError(500, f"the picture could not be made; the server's log says why under {request_id}", "internal")

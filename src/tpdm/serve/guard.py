@@ -52,6 +52,8 @@ class Guard:
             return
         started, status = time.monotonic(), 0
         request_id = scope.setdefault("state", {})["request_id"] = f"req-{secrets.token_hex(8)}"
+        head = scope["method"] == "HEAD"
+        asked = {**scope, "method": "GET"} if head else scope  # HEAD is GET without the body, at every address
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -60,11 +62,13 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in {**HEADERS, "X-Request-Id": request_id}.items():
                     headers.setdefault(name, value)
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             self._check(scope["path"], Headers(scope=scope))
-            await self._app(scope, receive, send_guarded)
+            await self._app(asked, receive, send_guarded)
         except ApiError as error:
             await error.response()(scope, receive, send_guarded)
         except ClientDisconnect:
@@ -74,7 +78,7 @@ class Guard:
             if status == 0:
                 await internal_error(request_id).response()(scope, receive, send_guarded)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(asked.get("route"), "path", "other")
             self._metrics.response(route, status)
             log.info("%s %s %s %d %.3fs", request_id, scope["method"], route, status, time.monotonic() - started)
 

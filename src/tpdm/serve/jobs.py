@@ -67,7 +67,7 @@ def tell(job: Job, event: Event) -> None:
 
 def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> ImageDone:
     """The last event of a request whose image is there."""
-    now = time.monotonic()
+    now, flagged = time.monotonic(), output.nsfw_content_detected
     return ImageDone(
         image=output.images[0],
         steps=output.steps[0],
@@ -75,6 +75,7 @@ def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> I
         queued_seconds=job.placed - job.submitted,
         seconds=now - job.submitted,
         warnings=warnings,
+        nsfw_content_detected=None if flagged is None else bool(flagged[0]),
     )
 
 

@@ -1,22 +1,24 @@
-"""Events of requests that want previews: in order, from one thread, which skips a picture rather than fall behind."""
+"""Events of requests that want previews: in order, from one thread. Of every step's previews it skips what is late."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
 from tpdm.pipelines.preview import decode_preview
 from tpdm.serve.logs import describe
-from tpdm.serve.requests import ImageRequest, StepEvent
+from tpdm.serve.preview_plan import PreviewPlan
+from tpdm.serve.requests import Failed, ImageDone, ImageRequest, StepEvent
 
 log = logging.getLogger("tpdm.serve")
 
 
 class PreviewThread:
-    """Says events one after the other; a step that is not the latest any more gets no picture.
+    """Says events one after the other.
 
     Args:
         shared: whose decoder makes the pictures, together or in turns with those of finished images.
@@ -61,11 +63,17 @@ class PreviewThread:
 
 
 class PreviewStream:
-    """Steps of one request on their way to its listener; made by ``PreviewThread.stream``."""
+    """Steps of one request on their way to its listener; made by ``PreviewThread.stream``.
+
+    Where a picture of every step was asked for, a step that is not the latest any more gets none.
+    """
 
     def __init__(self, thread: PreviewThread, request: ImageRequest, say: Callable[[StepEvent], None]) -> None:
         self._thread, self._request, self._say = thread, request, say
+        wanted = request.previews
+        self._plan = None if wanted == "every" else PreviewPlan[Landing](wanted)
         self._latest: float = 0
+        self._missing = 0
 
     def step(self, landing: Landing) -> None:
         """A step was made."""
@@ -77,8 +85,22 @@ class PreviewStream:
         self._latest = float("inf")
         self._thread.do(say_last)
 
+    def noted(self, last: ImageDone | Failed) -> ImageDone | Failed:
+        """The last event, with a warning where pictures that were asked for by number could not be made."""
+        if self._plan is None or not self._missing or isinstance(last, Failed):
+            return last
+        words = f"partial_images: {self._missing} previews could not be made of this pipeline's latents"
+        return replace(last, warnings=(*last.warnings, words))
+
     def _tell(self, landing: Landing) -> None:
-        if landing.index < self._latest:
-            self._say(StepEvent(landing.index, landing.t))
+        if self._plan is None:
+            shown = [landing] if landing.index >= self._latest else []
         else:
-            self._say(self._thread.paint(self._request, landing))
+            shown = self._plan.shown_at(landing)
+        for one in shown:
+            event = self._thread.paint(self._request, one)
+            self._missing += event.preview is None
+            if event.preview is not None or one is landing:
+                self._say(replace(event, again=one is not landing))
+        if landing not in shown:
+            self._say(StepEvent(landing.index, landing.t))

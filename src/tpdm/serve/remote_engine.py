@@ -166,7 +166,7 @@ class RemoteEngine:
                 elif isinstance(event, StepEvent):
                     with self._changed:
                         job.started = job.started or time.monotonic()
-                        self._counts["image_steps"] += 1
+                        self._counts["image_steps"] += not event.again
                     job.on_event(event)
                 else:
                     return event

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,8 @@ class ImageRequest:
         quality: the dial in [0, 1] as its calibration maps it to gamma; excludes ``gamma``.
         max_steps: cap on the steps of the TPM, >= 1.
         fixed_steps: the pipeline's own schedule with so many steps instead of the TPM.
-        previews: whether ``StepEvent`` carries a small picture.
+        previews: how many steps are told with a small picture: exactly so many of an image that takes so many steps,
+            or every one that its reader keeps up with.
         timeout: seconds from submission to the image.
     """
 
@@ -68,17 +69,25 @@ class ImageRequest:
     quality: float | None = None
     max_steps: int | None = None
     fixed_steps: int | None = None
-    previews: bool = False
+    previews: int | Literal["every"] = 0
     timeout: float | None = None
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One step was made: its number from 1, the time it landed on, and a small picture if asked for."""
+    """One step was made.
+
+    Attributes:
+        step: its number, from 1.
+        time: where it landed.
+        preview: a small picture, if asked for.
+        again: the step was told before without its picture.
+    """
 
     step: int
     time: float
     preview: Image | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class ImageDone:
         queued_seconds: from submission to the first step.
         seconds: from submission to the image.
         warnings: what the client should know, in sentences: texts that are not read to their end.
+        nsfw_content_detected: whether the pipeline's safety checker flagged the image, which it then blacks out; None
+            where there is no checker.
     """
 
     image: Image
@@ -100,6 +111,7 @@ class ImageDone:
     queued_seconds: float
     seconds: float
     warnings: tuple[str, ...] = ()
+    nsfw_content_detected: bool | None = None
 
 
 @dataclass(frozen=True)

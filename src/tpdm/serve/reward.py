@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import hmac
 import logging
+import socket
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.wire import MAX_BODY, decode_images
+from tpdm.serve.listener import listen
 from tpdm.types import RewardError
 
 MAX_IMAGES = 1024
@@ -67,7 +72,12 @@ def make_app(reward: Reward, token: str | None = None, limit: int = MAX_BODY) ->
             score_B = checked_scores(reward, images_B3HW, asked.prompts)
         return {"name": reward.name, "scores": score_B.tolist()}
 
-    @app.get("/health")
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        words = f"got {request.method} {request.url.path[:80]}, expected GET /health or POST /score"
+        return JSONResponse({"error": words}, error.status_code, error.headers)
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -85,19 +95,24 @@ def make_app(reward: Reward, token: str | None = None, limit: int = MAX_BODY) ->
     return app
 
 
-def serve(reward: Reward, host: str, port: int, token: str | None = None) -> None:
+def serve(reward: Reward, sockets: Sequence[socket.socket], token: str | None = None) -> None:
     """Answers requests until it is interrupted.
 
     Args:
         reward: to serve.
-        host: address to listen at.
-        port: 1 to 65535.
+        sockets: bound to where to listen, see ``tpdm.serve.listener.reserved``.
         token: see ``make_app``.
+
+    Raises:
+        ConfigError: another program has begun to listen there.
     """
     import uvicorn
 
     app = make_app(reward, token)
-    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, limit_concurrency=REQUESTS_AT_ONCE)
+    config = uvicorn.Config(app, log_level="info", access_log=False, limit_concurrency=REQUESTS_AT_ONCE)
+    listen(sockets)
+    with suppress(KeyboardInterrupt):  # which uvicorn passes on when it has stopped
+        uvicorn.Server(config).run(list(sockets))
 
 
 def _check_token(header: str, token: str | None) -> None:

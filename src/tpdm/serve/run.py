@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from tpdm.serve.app import make_app
+from tpdm.serve.listener import BACKLOG, listen
 from tpdm.serve.requests import Engine
 from tpdm.serve.settings import ModelCard, Settings
 
@@ -54,8 +56,7 @@ def serve(
     engine: Engine,
     card: ModelCard,
     settings: Settings,
-    host: str,
-    port: int,
+    sockets: Sequence[socket.socket],
     restart: Callable[[], None] | None = None,
 ) -> None:
     """Answers requests until a signal, then drains, and closes the engine.
@@ -64,26 +65,28 @@ def serve(
         engine: see ``make_app``.
         card: see ``make_app``.
         settings: see ``make_app``; requests that are accepted have ``limits.seconds`` to finish.
-        host: address to listen at.
-        port: 1 to 65535.
+        sockets: bound to where to listen, see ``tpdm.serve.listener.reserved``.
         restart: what SIGHUP does: replaces replicas, and returns when the new ones are ready.
+
+    Raises:
+        ConfigError: another program has begun to listen there.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    config = make_config(make_app(engine, card, settings), settings, host, port)
+    config = make_config(make_app(engine, card, settings), settings)
     if restart is not None:
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=_restart, args=(restart,)).start())
     try:
-        DrainingServer(config, engine, settings.limits.seconds).run()
+        listen(sockets)
+        DrainingServer(config, engine, settings.limits.seconds).run(list(sockets))
     finally:
         engine.close()
 
 
-def make_config(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
+def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,
         server_header=False,

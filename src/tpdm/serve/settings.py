@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+ANY = "any"  # the alias that stands for every name
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -67,6 +69,8 @@ class Settings:
         log_prompts: whether log lines show prompts.
         proxies: addresses, networks or "*", whose word counts on how a client came (``X-Forwarded-Proto``): pictures
             by url carry it. None leaves it to uvicorn: this machine.
+        aliases: names that requests may give the model, besides its own; ``ANY`` among them takes every name.
+        response_format: what an answer at once carries its pictures in, where the request does not say.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -74,3 +78,9 @@ class Settings:
     hosts: tuple[str, ...] | None = None
     log_prompts: bool = False
     proxies: str | None = None
+    aliases: tuple[str, ...] = ()
+    response_format: Literal["b64_json", "url", "both"] = "b64_json"
+
+    def serves(self, name: str, card: ModelCard) -> bool:
+        """Whether a request may call the model so."""
+        return name == card.id or name in self.aliases or ANY in self.aliases

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class ImageStore:
-    """PNG files by name; the oldest go first when there is no room.
+    """Files by name; the oldest go first when there is no room.
 
     Args:
         limit: bytes of all files together.
@@ -24,9 +24,13 @@ class ImageStore:
         self._lock = threading.Lock()
         self.bytes = 0
 
-    def put(self, content: bytes) -> str:
-        """Keeps a file and returns its name (192 random bits). A file larger than the store is gone at once."""
-        name = secrets.token_urlsafe(24)
+    def put(self, content: bytes, ending: str) -> str:
+        """Keeps a file, unless it is larger than the store.
+
+        Returns:
+            Its name: 192 random bits and the ending.
+        """
+        name = f"{secrets.token_urlsafe(24)}.{ending}"
         with self._lock:
             self._files[name] = (self._clock() + self._seconds, content)
             self.bytes += len(content)

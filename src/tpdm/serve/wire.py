@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
-from tpdm.serve.errors import ApiError
+from tpdm.serve.encoding import LONGEST, Encoding, Format
+from tpdm.serve.errors import ApiError, unknown_model
 from tpdm.serve.requests import ImageDone, ImageRequest
-from tpdm.serve.settings import Limits, ModelCard
+from tpdm.serve.settings import Limits, ModelCard, Settings
 
 SEEDS = 2**53  # larger whole numbers are rounded by what reads JSON in browsers
 QualityWord = Literal["auto", "standard", "low", "medium", "high", "xhigh", "max", "hd"]
@@ -38,13 +37,16 @@ class GenerationRequest(BaseModel):
     response_format: Literal["b64_json", "url"] | None = None
     quality: QualityWord | Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0)] | None = None
-    output_format: Literal["png"] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    output_format: Format | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     background: Literal["auto", "opaque"] | None = None
-    # Without a meaning here, and sent by clients all the same.
+    # Clients send these unasked, so they are taken, and the answer warns where they change nothing.
+    style: Literal["vivid", "natural"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    # Who asks; the answer repeats it.
+    safety_identifier: str | None = None
     user: str | None = None
-    style: str | None = None
-    moderation: str | None = None
     # Not OpenAI's.
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
     negative_prompt: str | None = None
@@ -61,16 +63,24 @@ class Asked:
     Attributes:
         images: what the engine gets, one each.
         stream: whether events are wanted.
-        by_url: whether pictures are fetched by an address instead of coming with the answer.
+        by_url: whether pictures can be fetched by an address.
+        inline: whether pictures come with the answer.
+        encoding: of the pictures.
+        warnings: on fields that were taken and change nothing, in sentences.
+        user: who asks, as the request says; None where it does not.
     """
 
     images: tuple[ImageRequest, ...]
     stream: bool
     by_url: bool
+    inline: bool
+    encoding: Encoding
+    warnings: tuple[str, ...]
+    user: str | None
 
 
-def parse(body: bytes, limits: Limits, card: ModelCard) -> Asked:
-    """Checks the bytes of a request.
+def parse(body: bytes, settings: Settings, card: ModelCard) -> Asked:
+    """Checks the bytes of a request. A field that is null counts as left out.
 
     Raises:
         ApiError: 400 for what is no JSON object, 404 for another model, 422 for a field that cannot be.
@@ -82,21 +92,45 @@ def parse(body: bytes, limits: Limits, card: ModelCard) -> Asked:
     if not isinstance(raw, dict):
         raise ApiError(400, f"got JSON of type {type(raw).__name__}, expected one object", "bad_json")
     try:
-        asked = GenerationRequest.model_validate(raw)
+        asked = GenerationRequest.model_validate({name: value for name, value in raw.items() if value is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = str(first["loc"][0]) if first["loc"] else None
-        raise ApiError(422, f"{place}: {first['msg']}", "invalid_value", place) from None
-    _check(asked, limits, card)
-    return Asked(_images(asked, limits, card), bool(asked.stream), asked.response_format == "url")
+        raise _refusal(error.errors(include_url=False, include_input=False, include_context=False)) from None
+    _check(asked, settings, card)
+    # Streams are newer than urls: their clients read b64_json, and a url only where they ask for it.
+    carried = asked.response_format or ("b64_json" if asked.stream else settings.response_format)
+    return Asked(
+        images=_images(asked, settings.limits, card),
+        stream=bool(asked.stream),
+        by_url=carried != "b64_json",
+        inline=carried != "url",
+        encoding=_encoding(asked),
+        warnings=tuple(_without_effect(asked, card)),
+        user=asked.safety_identifier or asked.user or None,
+    )
 
 
-def _check(asked: GenerationRequest, limits: Limits, card: ModelCard) -> None:
+def _refusal(found: list[ErrorDetails]) -> ApiError:
+    """The first thing that is wrong; unknown fields all together."""
+    first = found[0]
+    place = str(first["loc"][0]) if first["loc"] else None
+    if first["type"] != "extra_forbidden":
+        # Of what may be a word or a number, one for each.
+        words, *others = dict.fromkeys(one["msg"] for one in found if one["loc"][:1] == first["loc"][:1])
+        words += "".join(f", or {one[0].lower()}{one[1:]}" for one in others)
+        return ApiError(422, f"{place}: {words}", "invalid_value", place)
+    names = [str(one["loc"][0])[:40] for one in found if one["type"] == "extra_forbidden"]
+    known = ", ".join(GenerationRequest.model_fields)
+    words = f"got the unknown fields {', '.join(map(repr, names[:5]))}, expected only {known}; leave the others out"
+    return ApiError(422, words, "unknown_parameter", names[0])
+
+
+def _check(asked: GenerationRequest, settings: Settings, card: ModelCard) -> None:
     def refuse(param: str, message: str) -> None:
         raise ApiError(422, f"{param}: {message}", "invalid_value", param)
 
-    if asked.model not in (None, "", card.id):
-        raise ApiError(404, f"model: there is no such model here, expected {card.id!r}", "model_not_found", "model")
+    limits = settings.limits
+    if asked.model and not settings.serves(asked.model, card):
+        raise unknown_model(asked.model, card.id)
     if not asked.prompt.strip():
         refuse("prompt", "got an empty text, expected some words")
     for name, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt or "")):
@@ -104,23 +138,52 @@ def _check(asked: GenerationRequest, limits: Limits, card: ModelCard) -> None:
             refuse(name, f"got {len(text)} characters, expected at most {limits.prompt}")
     if (asked.n or 1) > limits.images:
         refuse("n", f"got {asked.n} images, expected at most {limits.images}; send several requests")
-    side = min(limits.side, card.largest_side or limits.side)
+    encoding = _encoding(asked)
+    side = min(limits.side, card.largest_side or limits.side, LONGEST.get(encoding.format, limits.side))
     if max(_size(asked.size) or (0, 0)) > side:
         refuse("size", f"got {asked.size}, expected sides of at most {side} pixels")
     for name, steps in (("max_steps", asked.max_steps), ("fixed_steps", asked.fixed_steps)):
         if steps is not None and steps > limits.steps:
             refuse(name, f"got {steps}, expected at most {limits.steps}")
-    for one, other in (("gamma", "quality"), ("max_steps", "fixed_steps"), ("gamma", "fixed_steps")):
+    number = None if isinstance(asked.quality, str) else asked.quality  # a demand, while words are sent unasked
+    pairs = [("gamma", "quality"), ("max_steps", "fixed_steps"), ("gamma", "fixed_steps")]
+    for one, other in pairs if number is None else [*pairs, ("quality", "fixed_steps")]:
         if getattr(asked, one) is not None and getattr(asked, other) is not None:
             refuse(one, f"got {one} and {other}, expected one of them")
-    numbers = {"gamma": asked.gamma, "quality": None if isinstance(asked.quality, str) else asked.quality}
-    for name, value in numbers.items():
+    for name, value in {"gamma": asked.gamma, "quality": number}.items():
         if value is not None and not card.dial:
             refuse(name, "got a number, but this model has no dial; leave it out")
+    if asked.partial_images and not asked.stream:
+        refuse("partial_images", f"got {asked.partial_images} without a stream, expected stream true; or leave it out")
+    if encoding.format == "png" and asked.output_compression not in (None, 100):
+        refuse(
+            "output_compression",
+            f"got {asked.output_compression} for a png, which loses nothing, expected output_format jpeg or webp; "
+            "or leave it out",
+        )
+
+
+def _encoding(asked: GenerationRequest) -> Encoding:
+    compression = asked.output_compression
+    return Encoding(asked.output_format or "png", 100 if compression is None else compression)
+
+
+def _without_effect(asked: GenerationRequest, card: ModelCard) -> Iterator[str]:
+    if asked.quality in DIAL and not _dialled(asked, card):
+        of = "fixed_steps has" if card.dial else "this model has"
+        yield f"quality: {of} no dial, and {asked.quality} changes nothing"
+    if asked.style is not None:
+        yield f"style: this model has no styles, and {asked.style} changes nothing; describe it in the prompt"
+    if asked.moderation == "low":
+        yield "moderation: this server has no levels of it, and low changes nothing"
+
+
+def _dialled(asked: GenerationRequest, card: ModelCard) -> bool:
+    return card.dial and asked.fixed_steps is None
 
 
 def _images(asked: GenerationRequest, limits: Limits, card: ModelCard) -> tuple[ImageRequest, ...]:
-    size, dialled = _size(asked.size), card.dial and asked.fixed_steps is None
+    size = _size(asked.size)
     quality = DIAL.get(asked.quality) if isinstance(asked.quality, str) else asked.quality
     first = ImageRequest(
         prompt=asked.prompt,
@@ -131,10 +194,10 @@ def _images(asked: GenerationRequest, limits: Limits, card: ModelCard) -> tuple[
         height=size[1] if size else None,
         guidance_scale=asked.guidance_scale,
         gamma=asked.gamma,
-        quality=quality if dialled else None,
+        quality=quality if _dialled(asked, card) else None,
         max_steps=asked.max_steps,
         fixed_steps=asked.fixed_steps,
-        previews=bool(asked.stream) and asked.partial_images != 0,
+        previews=("every" if asked.partial_images is None else asked.partial_images) if asked.stream else 0,
         timeout=limits.seconds,
     )
     return tuple(replace(first, seed=first.seed + i) for i in range(asked.n or 1))
@@ -147,25 +210,16 @@ def _size(size: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def png(image: Image) -> bytes:
-    """The picture as a file, without loss."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def b64(content: bytes) -> str:
-    """Bytes as JSON carries them."""
-    return base64.b64encode(content).decode("ascii")
-
-
-def facts(request: ImageRequest, done: ImageDone) -> dict[str, object]:
+def facts(asked: Asked, index: int, done: ImageDone) -> dict[str, object]:
     """What the answer says of a picture besides the picture."""
     said: dict[str, object] = {
-        "seed": request.seed,
+        "seed": asked.images[index].seed,
         "steps": done.steps,
         "times": [round(time, 6) for time in done.times],
         "seconds": round(done.seconds, 4),
         "queued_seconds": round(done.queued_seconds, 4),
     }
-    return {**said, "warnings": list(done.warnings)} if done.warnings else said
+    if done.nsfw_content_detected is not None:
+        said["nsfw_content_detected"] = done.nsfw_content_detected
+    warnings = [*asked.warnings, *done.warnings]
+    return {**said, "warnings": warnings} if warnings else said

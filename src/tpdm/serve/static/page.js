@@ -158,6 +158,8 @@ function summarise(learned, fixed) {
     : `Done: ${said(fixed)}.`;
   const warnings = new Set([...(learned?.warnings ?? []), ...(fixed.warnings ?? [])]);
   if (warnings.size) $("summary").textContent += ` ${[...warnings].join("; ")}.`;
+  const flagged = [["Learned", learned], ["Fixed", fixed]].filter(([, one]) => one?.nsfw_content_detected).map(([name]) => name);
+  if (flagged.length) $("summary").textContent += ` Flagged by the safety checker: ${flagged.join(", ")}.`;
 }
 
 function draw() {
