@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ def check_limits(policy: Policy, max_steps: int, stop_below: float) -> None:
 
     A fixed list is run whole or not at all: a baseline that is cut silently is another baseline.
     """
-    if max_steps < 1:
-        raise ConfigError(f"got max_steps {max_steps}, expected at least 1: 28 is usual.")
+    if not isinstance(max_steps, Integral) or max_steps < 1:
+        raise ConfigError(f"got max_steps {max_steps}, expected a whole number of at least 1: 28 is usual.")
     if not 0.0 <= stop_below < 1.0:
         raise ConfigError(f"got stop_below {stop_below:g}, expected a time in [0, 1): 0.01 is usual.")
     if isinstance(policy, FixedTimes) and policy.steps > max_steps:

@@ -85,6 +85,13 @@ def test_a_policy_starts_at_the_strength(name):
         attach(pipe, LookingPolicy())(**{**call, "strength": 0.0}, seeds=[0, 1])
 
 
+@pytest.mark.parametrize("strength", [[0.6, 0.6], None, "0.6"])
+def test_a_strength_is_one_number(strength):
+    pipe, call = pipe_and_call("SD3")
+    with pytest.raises(ConfigError, match=r"got strength=.*, expected one number in \(0, 1\] for all images"):
+        attach(pipe, LookingPolicy())(**{**call, "strength": strength}, seeds=[0, 1])
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_single_step_goes_from_the_strength_to_the_image(name):
     pipe, call = pipe_and_call(name)

@@ -86,6 +86,17 @@ def test_callbacks_see_the_times_of_every_image(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_a_callback_does_to_finished_images_counts_once(name):
+    def change(pipe, i, t, tensors):
+        return {"latents": tensors["latents"] + 0.1}
+
+    lists = [[1.0, 0.5, 0.0], TIMES]
+    together = attach(tiny_pipe(name), FixedTimes(lists))(**call_of(name), callback_on_step_end=change, seeds=[0, 1])
+    alone = attach(tiny_pipe(name), FixedTimes(lists[0]))(**call_of(name, 1), callback_on_step_end=change, seeds=[0])
+    torch.testing.assert_close(together.images[:1], alone.images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_denoiser_whose_blocks_are_compiled(name):
     pipe = copy.deepcopy(tiny_pipe(name))
     fixed = FixedTimes([TIMES, [1.0, 0.5, 0.0]])

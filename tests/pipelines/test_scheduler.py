@@ -1,7 +1,8 @@
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from tests.support.tiny_families import DIFFUSION
 from tpdm.core.solvers import SOLVERS
 from tpdm.pipelines.axis import choose_axis
 from tpdm.pipelines.backbones import TAPS
@@ -51,9 +52,11 @@ def test_only_the_present_can_be_read():
     assert timesteps[0:] is timesteps
     assert timesteps[0].tolist() == 1000
     assert timesteps[:1].tolist() == [1000]
-    for index in (1, -1, slice(2, None), slice(0, 2)):
+    for index in (1, -1, slice(0, 2)):
         with pytest.raises(BackboneError, match="decided one by one"):
             timesteps[index]
+    with pytest.raises(BackboneError, match="got a start at step 2 of 5 with times that start at 1"):
+        timesteps[2:]
 
 
 def test_of_a_single_step_the_first_entry_is_not_the_whole():
@@ -73,3 +76,65 @@ def test_image_times_tile_when_expanded():
 
 def test_a_loop_that_never_steps_ends_at_the_cap():
     assert len(list(make_scheduler().timesteps)) == 5
+
+
+def test_a_second_loop_is_refused():
+    """Its times would be none, and its latents those of the beginning."""
+    scheduler = make_scheduler()
+    scheduler.step(torch.ones(2, 3), 1000.0, torch.zeros(2, 3))
+    with pytest.raises(BackboneError, match="goes through its timesteps again"):
+        list(scheduler.timesteps)
+
+
+def test_sigmas_are_those_of_now():
+    """Wan's pipeline reads the sigma of its step, callbacks that of the next."""
+    scheduler = make_scheduler()
+    assert scheduler.sigmas[0].item() == 1.0
+    scheduler.step(torch.ones(2, 3), 1000.0, torch.zeros(2, 3))
+    assert scheduler.sigmas[1].item() == pytest.approx(0.8)
+    with pytest.raises(BackboneError, match="decided one by one"):
+        scheduler.sigmas[2]
+
+
+def test_a_pipeline_that_asks_another_scheduler_is_told_so():
+    axis = choose_axis(FlowMatchEulerDiscreteScheduler(), TAPS["SD3Transformer2DModel"], "euler")
+    scheduler = AdaptiveScheduler.driving(lambda device: None, lambda stepper: None, axis)
+    with pytest.raises(BackboneError, match=r"calls its denoiser before scheduler\.set_timesteps"):
+        assert scheduler.stepper.done
+
+
+def make_vp_scheduler(lists):
+    axis = choose_axis(DDIMScheduler(**DIFFUSION), TAPS["UNet2DConditionModel"], "euler")
+    policy = FixedTimes(lists)
+    scheduler = AdaptiveScheduler.driving(
+        lambda device: Stepper(policy, axis.solver, images=len(lists)), lambda stepper: None, axis
+    )
+    scheduler.set_timesteps(28)
+    return scheduler, axis
+
+
+def test_noise_is_that_of_the_time_that_is_meant():
+    """Of each image now, under the number that a pipeline was handed; of another time where a callback asks for one."""
+    scheduler, axis = make_vp_scheduler([[1.0, 0.5, 0.0], [1.0, 0.8, 0.0]])
+    picture, noise = torch.rand(2, 4, 3, 2), torch.randn(2, 4, 3, 2)
+    scheduler.step(noise, 999.0, noise)
+    now = axis.noised(picture, noise, torch.tensor([0.5, 0.8]))
+    for handed in (scheduler.timesteps[1], scheduler.timesteps[1].long(), scheduler.time_now()):
+        assert torch.equal(scheduler.add_noise(picture, noise, handed.reshape(-1)), now)
+    ddim = DDIMScheduler(**DIFFUSION)
+    for asked in ([999], [250, 100], [0]):
+        timesteps = torch.tensor(asked)
+        expected = ddim.add_noise(picture, noise, timesteps)
+        torch.testing.assert_close(scheduler.add_noise(picture, noise, timesteps), expected, atol=1e-6, rtol=0)
+
+
+def test_a_finished_image_gets_no_noise_and_keeps_the_latents_of_its_last_step():
+    scheduler, _ = make_vp_scheduler([[1.0, 0.0], [1.0, 0.8, 0.0]])
+    picture, noise = torch.rand(2, 4, 3, 2), torch.randn(2, 4, 3, 2)
+    landed = scheduler.step(noise, 999.0, noise, return_dict=False)[0]
+    noised = scheduler.add_noise(picture, noise, scheduler.timesteps[1])
+    assert torch.equal(noised[0], picture[0])
+    assert not torch.equal(noised[1], picture[1])
+    changed = scheduler.step(noise, 999.0, landed + 1.0, return_dict=False)[0]  # as a pipeline may between steps
+    assert torch.equal(changed[0], landed[0])
+    assert not torch.equal(changed[1], landed[1])

@@ -198,25 +198,25 @@ def make_pixart(prediction: str = "epsilon") -> Any:
     return _pipe("PixArtSigmaPipeline", scheduler, **parts)
 
 
-def _unet(**options: Any) -> Any:
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        **options,
-    )
+def make_unet(**options: Any) -> Any:
+    usual = {
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 2,
+    }
+    return diffusers.UNet2DConditionModel(**{**usual, **options})
 
 
 def make_sd15(prediction: str = "epsilon") -> Any:
     return _pipe(
         "StableDiffusionPipeline",
         DDIMScheduler(**DIFFUSION, prediction_type=prediction),
-        unet=_unet(),
+        unet=make_unet(),
         vae=make_vae(),
         text_encoder=None,
         tokenizer=None,
@@ -232,7 +232,7 @@ def make_sdxl(prediction: str = "epsilon") -> Any:
     return _pipe(
         "StableDiffusionXLPipeline",
         DDIMScheduler(**DIFFUSION, prediction_type=prediction),
-        unet=_unet(**extra, projection_class_embeddings_input_dim=6 * 8 + WIDTH),
+        unet=make_unet(**extra, projection_class_embeddings_input_dim=6 * 8 + WIDTH),
         vae=make_vae(),
         text_encoder=None,
         text_encoder_2=None,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
+from tpdm.pipelines.step_keyed import without_step_keys
 from tpdm.types import BackboneError, ConfigError
 
 DECIDED = "the policy decides the times; limit the number of steps with max_steps"
@@ -23,16 +25,8 @@ REFUSED: dict[str, str] = {
     "skip_guidance_layers": "it is keyed on the index of a fixed schedule; leave skip-layer guidance out",
     "return_dict": "the call always returns an AdaptiveOutput; leave it out",
 }
-
-# Guidance and control that begin or end at a step of a fixed schedule: (value that means "never", what the pipeline is
-# told then).
-# None keeps Z-Image's pipeline from reading all times before the first step.
-STEP_KEYED: dict[str, tuple[float, float | None]] = {
-    "cfg_trunc_ratio": (1.0, 1.0),
-    "cfg_truncation": (1.0, None),
-    "control_guidance_start": (0.0, 0.0),
-    "control_guidance_end": (1.0, 1.0),
-}
+# Their values that ask for what is done anyway.
+NEUTRAL: dict[str, float] = {"eta": 0.0, "denoising_end": 1.0}
 
 
 def merge_arguments(
@@ -59,32 +53,19 @@ def merge_arguments(
         raise BackboneError(f"got arguments that {type(pipe).__name__} cannot take: {error}.") from error
     merged = {**given, **defaults, **{k: v for k, v in given.items() if v is not None}}
     for name, reason in REFUSED.items():
-        if merged.pop(name, None) is not None:
+        value = merged.pop(name, None)
+        if value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
             value = given.get(name, defaults.get(name))
             raise BackboneError(f"got {name}={value!r}, expected no such argument with a policy: {reason}.")
-    return merged | _without_step_keys(merged, signature.parameters)
-
-
-def _without_step_keys(merged: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pipeline is told of options that are keyed on the index of a step: not to use them."""
-    told: dict[str, Any] = {}
-    for name, (never, value) in STEP_KEYED.items():
-        if name not in parameters:
-            continue
-        if merged.get(name) not in (None, never):
-            raise BackboneError(
-                f"got {name}={merged[name]!r}, expected {never:g} with a policy: it is keyed on the steps of a fixed "
-                "schedule; leave it out."
-            )
-        told[name] = value
-    return told
+    return merged | without_step_keys(merged, signature.parameters)
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
     """Images (or videos) that a call makes: prompts x images per prompt.
 
     Raises:
-        ConfigError: neither a prompt nor prompt embeddings are given, or the list of prompts is empty.
+        ConfigError: neither a prompt nor prompt embeddings are given, the list of prompts is empty, or the images per
+            prompt are no whole number.
     """
     prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
     if prompt is None and embeds is None:
@@ -93,15 +74,34 @@ def count_images(arguments: Mapping[str, Any]) -> int:
     prompts = 1 if isinstance(prompt, str) else len(listed)
     if prompts == 0:
         raise ConfigError("got an empty list of prompts, expected at least one: pass prompt='...'.")
-    for name in ("num_images_per_prompt", "num_videos_per_prompt"):
-        prompts *= int(arguments.get(name) or 1)
+    for name in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
+        per_prompt = arguments.get(name)
+        if per_prompt is None:
+            continue
+        if not isinstance(per_prompt, Integral) or per_prompt < 1:
+            raise ConfigError(
+                f"got {name}={per_prompt!r}, expected one whole number of at least 1 for all prompts: repeat a prompt "
+                "in the list for more images of it."
+            )
+        prompts *= int(per_prompt)
     return prompts
 
 
 def start_time(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
-    """Where the chain starts: the strength of an image-to-image pipeline; None (pure noise) where there is none."""
+    """Where the chain starts: the strength of an image-to-image pipeline; None (pure noise) where there is none.
+
+    Raises:
+        ConfigError: the strength is no number.
+    """
     parameter = inspect.signature(pipe.__call__).parameters.get("strength")
-    return None if parameter is None else float(arguments.get("strength", parameter.default))
+    if parameter is None:
+        return None
+    strength = arguments.get("strength", parameter.default)
+    if not isinstance(strength, Real):
+        raise ConfigError(
+            f"got strength={strength!r}, expected one number in (0, 1] for all images: call once for each strength."
+        )
+    return float(strength)
 
 
 def noise_arguments(

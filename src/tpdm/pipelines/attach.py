@@ -19,6 +19,7 @@ from tpdm.pipelines.backbones import backbone_facts, find_denoiser, find_entry, 
 from tpdm.pipelines.call_kind import may_double
 from tpdm.pipelines.checks import check_pipe
 from tpdm.pipelines.driving import driven, own_scheduler
+from tpdm.pipelines.step_keyed import told_steps
 from tpdm.pipelines.taps import FeatureTaps
 from tpdm.policy import TimePredictor
 from tpdm.schedules import FixedTimes
@@ -117,8 +118,9 @@ class AdaptivePipeline:
         limit = self.max_steps if max_steps is None else max_steps
         deciding = deciding_seeds(sample, seeds, decision_seeds)
         policy = set_dial(self.policy, images, gamma, quality)
+        strength = start_time(self.pipe, arguments)
         # A fixed list says itself where it starts.
-        t_start = None if isinstance(self.policy, FixedTimes) else start_time(self.pipe, arguments)
+        t_start = None if isinstance(self.policy, FixedTimes) else strength
 
         def make_stepper(device: str | torch.device | None) -> Stepper:
             return Stepper(
@@ -139,7 +141,7 @@ class AdaptivePipeline:
         guided = may_double(self.pipe, arguments)
         with driven(self.pipe, denoiser, axis, make_stepper, taps, guided) as (scheduler, rows):
             # The number of steps only sizes the progress bar.
-            output = self.pipe(**arguments, num_inference_steps=limit)
+            output = self.pipe(**arguments, num_inference_steps=told_steps(limit, strength))
         stepper = scheduler.stepper
         others = dict(list(output.items())[1:])
         return AdaptiveOutput(

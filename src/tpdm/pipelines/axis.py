@@ -30,12 +30,16 @@ class TimeAxis:
         solver: integrates the network's output along the path.
         timesteps: t (B,) -> what the pipeline is handed, fp32 (B,): T t on the flow path, T t - 1 on the
             variance-preserving one (``VPPath.timestep``).
+        time: what the pipeline is handed -> t, fp32 (B,).
+        sigma: t (B,) -> what diffusers' schedulers of this path call sigma, fp32 (B,).
         noised: (image latents, noise, t (B,)) -> the latents at t, where a chain starts from an image.
         train_timesteps: T.
     """
 
     solver: Solver
     timesteps: Callable[[Tensor], Tensor]
+    time: Callable[[Tensor], Tensor]
+    sigma: Callable[[Tensor], Tensor]
     noised: Callable[[Tensor, Tensor, Tensor], Tensor]
     train_timesteps: int
 
@@ -66,9 +70,10 @@ def choose_axis(scheduler: Any, entry: TapEntry, solver: str) -> TimeAxis:
     prediction = _prediction(scheduler, entry)
     steps: int = scheduler.config.num_train_timesteps
     if entry.path == "flow":
-        return TimeAxis(SOLVERS[solver], lambda t_B: t_B * steps, _flow_noised, steps)
+        return TimeAxis(SOLVERS[solver], lambda t_B: t_B * steps, lambda k_B: k_B / steps, _same, _flow_noised, steps)
     path = path_of_scheduler(scheduler)
-    return TimeAxis(VP_SOLVERS[solver](path, prediction), path.timestep, path.interpolate, steps)
+    integrate = VP_SOLVERS[solver](path, prediction)
+    return TimeAxis(integrate, path.timestep, path.time_of_timestep, path.sigma, path.interpolate, steps)
 
 
 def path_of_scheduler(scheduler: Any) -> VPPath:
@@ -87,6 +92,10 @@ def vp_times(scheduler: Any, steps: int) -> list[float]:
     fresh.set_timesteps(steps)
     timesteps = torch.as_tensor(fresh.timesteps).double().unique().flip(0)  # second-order ones repeat them
     return [*path_of_scheduler(scheduler).time_of_timestep(timesteps).tolist(), 0.0]
+
+
+def _same(t_B: Tensor) -> Tensor:
+    return t_B
 
 
 def _flow_noised(x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:

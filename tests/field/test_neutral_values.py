@@ -1,0 +1,61 @@
+"""Users say outright what is the default, and are refused (https://github.com/vladmandic/sdnext/issues/2781).
+
+Tools fill in every option: lists where there are several control networks, ``eta=0.0`` where nothing is stochastic.
+"""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+
+from tests.support.families import tiny_pipe
+from tests.support.relatives import call_of, control_net, relative, stock
+from tpdm.pipelines.attach import attach
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError, ConfigError
+
+FIXED = FixedTimes([1.0, 0.5, 0.0])
+
+
+@pytest.fixture(scope="module")
+def two_nets():
+    net = control_net(tiny_pipe("SD1.5").unet)
+    pipe = relative(StableDiffusionControlNetPipeline, "SD1.5", controlnet=MultiControlNetModel([net, net]))
+    pictures = torch.rand(2, 1, 3, 24, 16, generator=torch.Generator().manual_seed(7))
+    return pipe, call_of("SD1.5", 1, image=list(pictures), controlnet_conditioning_scale=[0.5, 0.7])
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_neutral_lists_of_several_control_networks_are_taken(two_nets, kind):
+    pipe, call = two_nets
+    expected, times = stock(pipe, call, [0], steps=2)
+    window = {"control_guidance_start": kind([0.0, 0.0]), "control_guidance_end": kind([1.0, 1.0])}
+    driven = attach(pipe, FixedTimes(times))(**call, **window, seeds=[0])
+    assert (driven.images - expected).abs().max().item() == 0.0
+
+
+def test_a_list_is_refused_for_one_of_its_values(two_nets):
+    pipe, call = two_nets
+    with pytest.raises(BackboneError, match=r"got control_guidance_end=\[1\.0, 0\.5\], expected 1 with a policy"):
+        attach(pipe, FIXED)(**call, control_guidance_end=[1.0, 0.5], seeds=[0])
+
+
+def test_an_option_that_asks_for_what_is_done_anyway_is_taken():
+    plain = attach(tiny_pipe("SDXL"), FIXED)(**call_of("SDXL", 1), seeds=[0])
+    said = attach(tiny_pipe("SDXL"), FIXED)(**call_of("SDXL", 1), eta=0.0, denoising_end=1.0, seeds=[0])
+    assert torch.equal(said.images, plain.images)
+
+
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ({"num_images_per_prompt": [1, 2]}, r"got num_images_per_prompt=\[1, 2\], expected one whole number"),
+        ({"num_images_per_prompt": 0}, "got num_images_per_prompt=0, expected one whole number"),
+        ({"num_images_per_prompt": 1.5}, r"got num_images_per_prompt=1\.5, expected one whole number"),
+        ({"max_steps": [2, 3]}, r"got max_steps \[2, 3\], expected a whole number of at least 1"),
+        ({"max_steps": 2.5}, r"got max_steps 2\.5, expected a whole number of at least 1"),
+    ],
+)
+def test_a_list_where_one_number_counts_is_refused_in_a_sentence(option, match):
+    with pytest.raises(ConfigError, match=match):
+        attach(tiny_pipe("SD3"), FIXED)(**{**call_of("SD3", 1), "seeds": [0], **option})
