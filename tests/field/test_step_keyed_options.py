@@ -108,7 +108,5 @@ def test_a_callback_of_one_s_own_runs():
 
 def test_a_pipeline_that_ends_on_what_its_own_scheduler_predicts_is_refused_at_once():
     pipe = relative(LatentConsistencyModelPipeline, "SD1.5")
-    with pytest.raises(
-        BackboneError, match="got a LatentConsistencyModelPipeline, expected .*: it takes the last image"
-    ):
+    with pytest.raises(BackboneError, match=r"got a LatentConsistencyModelPipeline, .*: it takes the last image"):
         attach(pipe, FIXED)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -76,6 +78,16 @@ def test_image_times_tile_when_expanded():
 
 def test_a_loop_that_never_steps_ends_at_the_cap():
     assert len(list(make_scheduler().timesteps)) == 5
+
+
+def test_all_times_at_once_are_not_to_be_had():
+    timesteps = make_scheduler().timesteps
+    with pytest.raises(BackboneError, match=r"got timesteps\.flip, expected a loop"):
+        timesteps.flip(0)
+    with pytest.raises(BackboneError, match="decided one by one"):
+        torch.tensor(timesteps)
+    assert not hasattr(timesteps, "mine")
+    assert copy.copy(timesteps)[0] == timesteps[0]
 
 
 def test_a_second_loop_is_refused():

@@ -61,7 +61,7 @@ def stub_of(name, source):
 
 @cache
 def calls():
-    """Class name -> arguments of the call, of pipelines that ``attach`` takes. Read from source: imports take seconds."""
+    """Class name -> arguments of its call, of pipelines that ``attach`` takes; read, for imports take seconds."""
     found = {}
     for path in sorted((Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py")):
         source = path.read_text(encoding="utf-8")

@@ -43,6 +43,14 @@ class LazyTimesteps:
     def __len__(self) -> int:
         return self._scheduler.stepper.max_steps
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(name)
+        raise BackboneError(
+            f"got timesteps.{name}, expected a loop over timesteps: times are decided one by one, so a pipeline or a "
+            "callback that takes them for a tensor cannot be driven."
+        )
+
     def __iter__(self) -> Iterator[Tensor]:
         if max(self._scheduler.stepper.steps) > 0:
             raise BackboneError(
