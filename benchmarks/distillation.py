@@ -52,7 +52,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.standin import make_twin
 from tpdm.policy import TimePredictor
 from tpdm.recipe import Recipe
-from tpdm.rollout import PipelineSampler, Replay, derive_seed, make_replay
+from tpdm.rollout import PipelineSampler, Replay, make_replay
 from tpdm.schedules import FixedTimes
 from tpdm.train.build import build_parts
 from tpdm.train.calibrate import calibrate_policy
@@ -60,7 +60,7 @@ from tpdm.train.parts import over_the_dial
 from tpdm.types import Decision, Observation
 
 STEPS = (3, 4, 5, 6, 8, 10, 14, 20, 28)
-TEACHING = 9  # stream of randomness, beside those of training and evaluation
+TEACHING = 9  # seeds of the taught images; as it stands it is no stream of tpdm.streams, and results follow from it
 PASSES, BATCH, RATE = 20, 512, 1e-3
 UNSEEN = 0.1  # share of the images that the fit does not see
 WAYS = ("trained", "taught", "taught, then trained")
@@ -150,7 +150,8 @@ def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any
         tuning, test = make_tasks(recipe)
         parts = build_parts(recipe, place)
         texts = [prompt.text for prompt in parts.train_prompts[:images]]
-        seeds = [derive_seed(TEACHING, i) for i in range(len(texts))]
+        states = [np.random.SeedSequence((TEACHING, i)).generate_state(1, np.uint64) for i in range(len(texts))]
+        seeds = [int(state[0]) >> 1 for state in states]
         task = replace(test, prompts=texts, seeds=seeds, judge=None)
         schedules, oracle = best_of_each(recipe, tuning, task, runs / "oracle")
         calibrate_policy(parts.policy, over_the_dial(recipe, parts), parts.train_prompts, recipe.seed)

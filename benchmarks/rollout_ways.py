@@ -24,8 +24,9 @@ from tpdm.files import write_json
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.load import call_defaults, load_pipeline
 from tpdm.prompts import load_source
-from tpdm.rollout import Generated, PipelineSampler, derive_seed
+from tpdm.rollout import Generated, PipelineSampler
 from tpdm.rollout_continuous import ContinuousSampler
+from tpdm.streams import derive_seed
 from tpdm.tinyworld.shipped import weights_folder
 
 ROOT = Path(__file__).parents[1]

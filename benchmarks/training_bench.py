@@ -21,7 +21,8 @@ from tpdm.policy import TimePredictor
 from tpdm.prompts import load_source
 from tpdm.recipe import Recipe
 from tpdm.rewards.load import load_reward
-from tpdm.rollout import PipelineSampler, derive_seed
+from tpdm.rollout import PipelineSampler
+from tpdm.streams import derive_seed
 from tpdm.tinyworld.shipped import weights_folder
 from tpdm.train.fresh import make_policy, start_times
 from tpdm.train.parts import priced

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +18,7 @@ if TYPE_CHECKING:  # training on another sampler loads no diffusers
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
     from tpdm.pipelines.texts import TextStore
 
-__all__ = ["Generated", "PipelineSampler", "Replay", "Sampler", "derive_seed", "make_replay", "naming"]
-
-
-def derive_seed(*parts: int) -> int:
-    """A 63-bit seed from non-negative integers: the same parts give the same seed everywhere, for ever."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
+__all__ = ["Generated", "PipelineSampler", "Replay", "Sampler", "make_replay", "naming"]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import probe_features
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
-from tpdm.rollout import PipelineSampler, derive_seed
+from tpdm.rollout import PipelineSampler
 from tpdm.schedules import FixedTimes
+from tpdm.streams import Stream, derive_seed
 from tpdm.train.loop import train_loop
-from tpdm.train.parts import NOISE
 from tpdm.types import NumbersError, RewardError, TrainingError
 
 PROMPTS, SEEDS = ["a", "b", "c", "d", "e"], [10, 11, 12, 13, 14]
@@ -71,7 +71,7 @@ def test_a_score_that_is_nan_names_the_seed_that_made_it(tmp_path):
             return scores
 
     recipe, parts = make_small_problem(tmp_path, Nan())
-    seed = derive_seed(recipe.seed, NOISE, 0, 1, 0)  # image 5 is of the second prompt
+    seed = derive_seed(recipe.seed, Stream.NOISE, 0, 1, 0)  # image 5 is of the second prompt
     with pytest.raises(RewardError, match=rf"got nan .* with seed {seed}, expected a finite score"):
         train_loop(recipe, parts, tmp_path)
 

@@ -11,7 +11,7 @@ from tests.support.gaussian_problem import GaussianSampler, make_small_problem, 
 from tpdm.core import beta
 from tpdm.policy import TimePredictor
 from tpdm.recipe import OptimizerConfig, RlConfig
-from tpdm.rollout import Replay, derive_seed, make_replay
+from tpdm.rollout import Replay, make_replay
 from tpdm.train.log import read_metrics
 from tpdm.train.loop import train_loop
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
@@ -191,12 +191,3 @@ def test_learning_rates():
     assert cosine[:3] == [0.5, 1.0, 1.0]
     assert cosine[6] == pytest.approx(0.5)
     assert 0 < cosine[9] < 0.05
-
-
-def test_derived_seeds_are_fixed_and_apart():
-    assert derive_seed(0, 1, 2) == derive_seed(0, 1, 2)
-    seeds = {
-        derive_seed(seed, stream, n, k) for seed in range(3) for stream in range(3) for n in range(5) for k in range(5)
-    }
-    assert len(seeds) == 225
-    assert all(0 <= s < 2**63 for s in seeds)

@@ -25,10 +25,11 @@ from tpdm.evals.provenance import provenance
 from tpdm.evals.report import write_report
 from tpdm.evals.store import Store
 from tpdm.evals.summary import point_summary, summarise
-from tpdm.evals.tasks import TEST_STREAM, make_tasks, run_device
+from tpdm.evals.tasks import make_tasks, run_device
 from tpdm.evals.unseen import check_unseen
 from tpdm.files import write_atomically, write_json, write_text
 from tpdm.recipe import Recipe
+from tpdm.streams import Stream
 from tpdm.types import ArtefactError, ConfigError
 
 DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
@@ -82,7 +83,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         "grids": match.chosen,
         "fixed_grid": [[f"fixed {r.rows[0]['steps']}", float(r.column("score").mean())] for r in grid],
         "eval_seconds": round(time.monotonic() - began, 1),
-        "seeds": {"training": recipe.seed, "test_noise_stream": TEST_STREAM},
+        "seeds": {"training": recipe.seed, "test_noise_stream": int(Stream.TEST)},
         **json.loads((run / "run.json").read_text(encoding="utf-8")),
         **provenance(recipe),
     }

@@ -15,10 +15,8 @@ from tpdm.recipe import Recipe
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import run_reward
 from tpdm.rewards.load import load_judges, recipe_reward, reward_device
-from tpdm.rollout import derive_seed
+from tpdm.streams import Stream, derive_seed
 from tpdm.types import PromptError
-
-TEST_STREAM = 5  # seeds of the test's noise
 
 
 def run_device(recipe: Recipe) -> str:
@@ -53,7 +51,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
     pipe.set_progress_bar_config(disable=True)
     tuning = Task(
         prompts=[p.text for p in fresh[:tuned]],
-        seeds=[derive_seed(TEST_STREAM, 1, i) for i in range(tuned)],
+        seeds=[derive_seed(Stream.TEST, 1, i) for i in range(tuned)],
         pipe=pipe,
         arguments=pipeline_arguments(recipe.backbone),
         reward=run_reward(recipe_reward(recipe.reward, scoring), Path(recipe.output)),
@@ -71,7 +69,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
     return tuning, replace(
         tuning,
         prompts=prompts,
-        seeds=[derive_seed(TEST_STREAM, 0, i) for i in range(len(prompts))],
+        seeds=[derive_seed(Stream.TEST, 0, i) for i in range(len(prompts))],
         negatives=None if negatives is None else [n for n in negatives[asked] for _ in range(each)],
         judges=_labelled(load_judges(wanted.judges, recipe.reward, scoring)),
     )

@@ -10,12 +10,12 @@ from tpdm.policy import TimePredictor
 from tpdm.prompts import Prompt
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import CompositeReward, Standard, run_reward, save_standards
-from tpdm.rollout import Generated, derive_seed, make_replay
+from tpdm.rollout import Generated, make_replay
+from tpdm.streams import Stream, derive_seed
 from tpdm.train.deal import deal_prompts
 from tpdm.train.scored import MakeImages
 from tpdm.train.team import ALONE, Team
 
-CALIBRATION = 4  # stream of randomness, beside those of train.parts
 CALIBRATION_PROMPTS = 64
 
 
@@ -72,5 +72,5 @@ def _first_images(
     make: MakeImages, train_prompts: Sequence[Prompt], seed: int, record: bool
 ) -> tuple[list[str], Generated]:
     prompts = deal_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)
-    noise, decisions = ([derive_seed(seed, CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
+    noise, decisions = ([derive_seed(seed, Stream.CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
     return [p.text for p in prompts], make(prompts, noise, decisions, record)

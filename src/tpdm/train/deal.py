@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from tpdm.prompts import Prompt
+from tpdm.streams import Stream, stream_generator
 from tpdm.types import PromptError
-
-_STREAM = 3  # beside the streams of noise, decisions and validation
 
 
 def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) -> list[Prompt]:
@@ -24,6 +21,6 @@ def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) 
         raise PromptError("got no training prompts, expected at least one; lower prompts.held_out_fraction")
     first, last = update * count, (update + 1) * count
     epochs = range(first // len(prompts), (last - 1) // len(prompts) + 1)
-    orders = {e: np.random.default_rng([seed, _STREAM, e]).permutation(len(prompts)) for e in epochs}
+    orders = {e: stream_generator(seed, Stream.PROMPTS, e).permutation(len(prompts)) for e in epochs}
     places = (divmod(position, len(prompts)) for position in range(first, last))
     return [prompts[orders[epoch][place]] for epoch, place in places]

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tpdm.core.dial import dial_position, gamma_at, spread_gammas
 from tpdm.recipe import RewardConfig
-
-_STREAM = 6  # beside those of train.parts, train.deal, train.calibrate, train.fresh and evals.run
+from tpdm.streams import Stream, stream_generator
 
 
 def deal_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> list[float] | None:
@@ -24,7 +22,7 @@ def deal_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> l
     """
     if config.gamma_range is None:
         return None
-    draw = np.random.default_rng([seed, _STREAM, update])
+    draw = stream_generator(seed, Stream.GAMMAS, update)
     gammas = spread_gammas(prompts, *config.gamma_range, offset=float(draw.random()))
     return [gammas[i] for i in draw.permutation(prompts)]
 

@@ -11,11 +11,10 @@ from tpdm.pipelines.probe import FeatureWidths, default_times
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.recipe import Recipe, TpmConfig
-from tpdm.rollout import derive_seed
+from tpdm.streams import Stream, derive_seed
 from tpdm.types import ConfigError
 
 SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "maps", "change")
-_WEIGHTS_STREAM = 4  # seeds of the initial weights, beside the streams of train.parts and train.deal
 
 
 def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
@@ -67,7 +66,7 @@ def make_policy(
         change=recipe.tpm.change and not recipe.tpm.time_only,
         token_grid=widths.token_grid if folded else None,
     )
-    return TimePredictor(shape, seed=derive_seed(recipe.seed, _WEIGHTS_STREAM) % 2**31)
+    return TimePredictor(shape, seed=derive_seed(recipe.seed, Stream.WEIGHTS) % 2**31)
 
 
 def _check_shape(recipe: Recipe, shape: TpmShape) -> None:

@@ -18,7 +18,8 @@ from tpdm.core.objective import rloo_advantages
 from tpdm.policy import TimePredictor
 from tpdm.portion import Portion
 from tpdm.recipe import Recipe
-from tpdm.rollout import derive_seed, naming
+from tpdm.rollout import naming
+from tpdm.streams import Stream, derive_seed
 from tpdm.train.average import WeightAverage
 from tpdm.train.calibrate import calibrate_policy, calibrated_reward
 from tpdm.train.checkpoint import RunState, load_checkpoint, save_checkpoint
@@ -27,7 +28,7 @@ from tpdm.train.dial import deal_gammas, dial_places
 from tpdm.train.diary import Diary, NoDiary
 from tpdm.train.identity import run_identity
 from tpdm.train.log import part_statistics, step_statistics
-from tpdm.train.parts import DECISION, NOISE, Parts, over_the_dial, priced
+from tpdm.train.parts import Parts, over_the_dial, priced
 from tpdm.train.scored import make_scored
 from tpdm.train.team import ALONE, Team
 from tpdm.train.update import learning_rate, make_optimizer, update_policy
@@ -117,7 +118,7 @@ def _one_update(
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
     prompts_B = [p for p in prompts_P for _ in range(K)]
-    seeds = [derive_seed(recipe.seed, NOISE, update, *n) for n in noise]
+    seeds = [derive_seed(recipe.seed, Stream.NOISE, update, *n) for n in noise]
     parts.policy.eval()
     rollout = make_scored(
         team,
@@ -125,7 +126,7 @@ def _one_update(
         parts.reward,
         prompts_B,
         seeds,
-        decision_seeds=[derive_seed(recipe.seed, DECISION, update, *n) for n in places],
+        decision_seeds=[derive_seed(recipe.seed, Stream.DECISION, update, *n) for n in places],
         gammas=gammas_B,
     )
     sampled = time.monotonic()

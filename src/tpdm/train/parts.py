@@ -19,9 +19,6 @@ from tpdm.train.dial import deal_gammas
 from tpdm.train.scored import MakeImages
 from tpdm.train.trackers import Listener
 
-# Streams of randomness, so that no two purposes share a seed.
-NOISE, DECISION, VALIDATION = 0, 1, 2
-
 SaveArtefact = Callable[[str, TimePredictor, dict[str, Any]], None]
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from tpdm.recipe import Recipe
-from tpdm.rollout import derive_seed
+from tpdm.streams import Stream, derive_seed
 from tpdm.train.checkpoint import RunState
 from tpdm.train.dial import dial_points, dial_statistics
 from tpdm.train.diary import Diary, NoDiary
 from tpdm.train.keep import keeps_up
 from tpdm.train.log import judge_statistics, part_statistics, step_statistics
-from tpdm.train.parts import VALIDATION, Parts, priced
+from tpdm.train.parts import Parts, priced
 from tpdm.train.scored import make_scored
 from tpdm.train.team import Team
 from tpdm.types import PromptError, TrainingError
@@ -34,7 +34,7 @@ def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary
     images = images * (1 if points is None else len(points))
     prompts_B = [p for p, _ in images]
     parts.policy.eval()
-    seeds = [derive_seed(recipe.seed, VALIDATION, i) for _, i in images]
+    seeds = [derive_seed(recipe.seed, Stream.VALIDATION, i) for _, i in images]
     rollout = make_scored(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B, judges=parts.judges)
     score_B = rollout.scored.score_B
     if state.update == 0:
