@@ -34,7 +34,8 @@ def test_columns_and_negatives(tmp_path):
     path = write(tmp_path, "odd [1]*.parquet", caption=["a", "b"], negative=["blurry", None], avoid=["x", "y"])
     assert load_prompts(path, "caption") == [Prompt("a", "blurry"), Prompt("b")]
     assert load_prompts(path, "caption", negative="avoid") == [Prompt("a", "x"), Prompt("b", "y")]
-    assert "no column 'prompt', there are ['avoid', 'caption', 'negative']" in refusal(path)
+    assert load_prompts(path) == load_prompts(path, "caption")
+    assert "no column 'title', there are ['avoid', 'caption', 'negative']" in refusal(path, column="title")
     assert "no column 'without'" in refusal(path, column="caption", negative="without")
 
 
@@ -83,7 +84,8 @@ def test_a_data_set_is_streamed_by_column(tmp_path):
     assert load_source(source, "text") == [Prompt("a"), Prompt("b")]
     assert load_source(source, "text", limit=1) == [Prompt("a")]
     assert load_source(source, "text", split="test") == [Prompt("c")]
-    assert "no column 'prompt', there are ['picture', 'text']" in refusal(source)
+    assert load_source(source) == [Prompt("a"), Prompt("b")]
+    assert "no column 'title', there are ['picture', 'text']" in refusal(source, column="title")
     assert "cannot be read" in refusal(source, column="text", split="dev")
 
 

@@ -30,7 +30,7 @@ LEVELS = (
         "dial",
         "error_control",
     }
-    | {"rewards", "prompts", "prompt_files", "prompt_sets", "over_long", "config"}
+    | {"rewards", "prompts", "prompt_files", "prompt_sets", "prompt_columns", "over_long", "config"}
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
     {"stepper", "stepper_checks"},
     {"pipelines"},

@@ -6,9 +6,15 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from tpdm.prompt_columns import Columns
 from tpdm.types import PromptError
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+Entries = Iterator[tuple[str, Any]]
 
 
 def undecodable_line(path: Path) -> int:
@@ -25,18 +31,20 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _read_lines(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+def _read_lines(file: TextIO, columns: Columns) -> Entries:
     return ((f"line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
 
 
-def _read_jsonl(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    return ((where, _parse(line, f"{path}, {where}")) for where, line in _read_lines(file, path))
+def _read_jsonl(file: TextIO, columns: Columns) -> Entries:
+    return ((where, _parse(line, f"{columns.source}, {where}")) for where, line in _read_lines(file, columns))
 
 
-def _read_json(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    values = _parse(file.read(), str(path))
+def _read_json(file: TextIO, columns: Columns) -> Entries:
+    values = _parse(file.read(), columns.source)
     if not isinstance(values, list):
-        raise PromptError(f"{path}: expected an array of prompts, got {type(values).__name__}: put it in [ ].")
+        raise PromptError(
+            f"{columns.source}: expected an array of prompts, got {type(values).__name__}: put it in [ ]."
+        )
     return ((f"entry {number}", value) for number, value in enumerate(values, start=1))
 
 
@@ -47,25 +55,59 @@ def _parse(text: str, where: str) -> Any:
         raise PromptError(f"{where}: is no JSON of prompts ({error}): correct it.") from error
 
 
-def _read_table(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+def _read_csv(file: TextIO, columns: Columns) -> Entries:
+    """Blanks behind commas are no part of the cells where the header has them, too: a quote may follow them."""
+    spaced = ", " in file.readline()
+    file.seek(0)
+    return _read_table(csv.reader(file, strict=True, skipinitialspace=spaced), columns)
+
+
+def _read_tsv(file: TextIO, columns: Columns) -> Entries:
+    """Quotes count where the whole file can be read with them: spreadsheets write them, most other tools do not."""
+    quoting = csv.QUOTE_MINIMAL if _is_quoted(file) else csv.QUOTE_NONE
+    return _read_table(csv.reader(file, delimiter="\t", strict=True, quoting=quoting), columns)
+
+
+def _is_quoted(file: TextIO) -> bool:
     try:
-        names = reader.fieldnames or []
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise PromptError(f"{path}: the column {twice[0]!r} stands twice in the header: name one otherwise.")
-        for row in reader:
-            # Cells beyond the header have the key None: most often a comma in an unquoted prompt.
-            if None in row:
-                raise PromptError(f"{path}, line {reader.line_num}: more cells than the header has: quote the text.")
-            yield f"line {reader.line_num}", row
+        rows = csv.reader(file, delimiter="\t", strict=True)
+        width = len(next(rows, []))
+        return all(len(row) <= width for row in rows)
+    except csv.Error:
+        return False
+    finally:
+        file.seek(0)
+
+
+def _read_table(reader: Reader, columns: Columns) -> Entries:
+    """The used cells of each row, by the names of their columns; rows without any text are left out."""
+    try:
+        rows = (row for row in reader if any(cell.strip() for cell in row))
+        header = next(rows, None)
+        if header is None:
+            return
+        chosen = columns.choose(header, f"line {reader.line_num}")
+        used = {name: header.index(name) for name in chosen if name is not None}
+        for row in rows:
+            # Most often a comma in an unquoted prompt.
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise PromptError(
+                    f"{columns.source}, line {reader.line_num}: more cells than the header has: quote the text."
+                )
+            yield (
+                f"line {reader.line_num}",
+                {name: row[place] if place < len(row) else None for name, place in used.items()},
+            )
     except csv.Error as error:
-        raise PromptError(f"{path}, line {reader.reader.line_num}: is no valid table ({error}): correct it.") from error
+        raise PromptError(
+            f"{columns.source}, line {reader.line_num}: is no valid table ({error}): correct it."
+        ) from error
 
 
-READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[str, Any]]]] = {
+READERS: dict[str, Callable[[TextIO, Columns], Entries]] = {
     ".txt": _read_lines,
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
 }

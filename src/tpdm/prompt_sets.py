@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpdm.prompt_columns import Columns
 from tpdm.types import PromptError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-def read_parquet(path: Path, column: str, optional: Sequence[str]) -> Rows:
+def read_parquet(path: Path, columns: Columns) -> Rows:
     """(place, row) of every row of a parquet file.
 
     Args:
         path: the file.
-        column: must be there.
-        optional: columns that are read where there are any; all others, pictures for example, are left unread.
+        columns: that are read; all others, pictures for example, are left unread.
 
     Raises:
         PromptError: pyarrow is not installed, the file is damaged, or it has no such column.
@@ -30,8 +30,7 @@ def read_parquet(path: Path, column: str, optional: Sequence[str]) -> Rows:
     number = 0
     try:
         with ParquetFile(path) as file:
-            wanted = _wanted(str(path), file.schema_arrow.names, column, optional)
-            for batch in file.iter_batches(columns=wanted):
+            for batch in file.iter_batches(columns=_wanted(columns, file.schema_arrow.names)):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
@@ -39,13 +38,12 @@ def read_parquet(path: Path, column: str, optional: Sequence[str]) -> Rows:
         raise PromptError(_unreadable(str(path), number, error)) from error
 
 
-def read_hub(name: str, column: str, optional: Sequence[str], subset: str | None = None, split: str = "train") -> Rows:
+def read_hub(name: str, columns: Columns, subset: str | None = None, split: str = "train") -> Rows:
     """(place, row) of every row of a data set of the hub, streamed: nothing beyond what is used is fetched.
 
     Args:
         name: "owner/name", or a folder that ``datasets`` can read.
-        column: must be there.
-        optional: see ``read_parquet``.
+        columns: see ``read_parquet``.
         subset: of the data set (``datasets`` calls it name or configuration).
         split: of the data set.
 
@@ -61,7 +59,7 @@ def read_hub(name: str, column: str, optional: Sequence[str], subset: str | None
     try:
         rows = load_dataset(name, subset, split=split, streaming=True)
         if rows.column_names is not None:  # some formats do not tell before they are read
-            rows = rows.select_columns(_wanted(source, rows.column_names, column, optional))
+            rows = rows.select_columns(_wanted(columns, rows.column_names))
         for row in rows:
             number += 1
             yield f"row {number}", row
@@ -69,10 +67,8 @@ def read_hub(name: str, column: str, optional: Sequence[str], subset: str | None
         raise PromptError(_unreadable(source, number, error)) from error
 
 
-def _wanted(source: str, names: Sequence[str], column: str, optional: Sequence[str]) -> list[str]:
-    if column not in names:
-        raise PromptError(f"{source}: no column {column!r}, there are {sorted(names)}: name one of these.")
-    return [name for name in names if name == column or name in optional]
+def _wanted(columns: Columns, names: Sequence[str]) -> list[str]:
+    return [name for name in columns.choose(names) if name is not None]
 
 
 def _missing(source: str, error: ModuleNotFoundError) -> str:

@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tpdm.prompt_columns import Columns
 from tpdm.prompt_files import READERS, undecodable_line
 from tpdm.prompt_sets import read_hub, read_parquet
 from tpdm.types import PromptError
 
 # Part of the meaning of every published result: another salt moves prompts between the sides of the split.
 SPLIT_SALT = "tpdm held-out 1\n"
-NEGATIVE = "negative"  # optional column or key with the negative prompt
 PARQUET, HUB = ".parquet", "hub:"
 
 
@@ -50,26 +50,26 @@ class Prompt:
 
 def load_prompts(
     path: str | Path,
-    column: str = "prompt",
+    column: str | None = None,
     limit: int | None = None,
     negative: str | None = None,
     *,
     distinct: bool = True,
 ) -> list[Prompt]:
-    """Reads prompts in the order of the file.
+    """Reads prompts in the order of the file, and names the columns that are not used in a warning of the log.
 
     Args:
         path: ``.txt`` (one prompt a line, blank lines skipped), ``.jsonl``, ``.json`` (an array), ``.csv`` or
-            ``.tsv`` (with a header), in UTF-8, or ``.parquet``. A JSON entry is a text, or an object with the key
-            ``column``.
-        column: column or key of the text.
+            ``.tsv`` (with a header), in UTF-8, or ``.parquet``. A JSON entry is a text or an object.
+        column: column or key of the text; None takes the one that is called prompt, or else the one with another usual
+            name (``tpdm.prompt_columns``). Case, outer blanks, and ``_`` for a blank make no difference.
         limit: stop after this many prompts; the rest of the file is not looked at.
-        negative: column or key of the negative prompt; None reads ``negative`` where there is one.
+        negative: column or key of the negative prompt; None takes the one with a usual name, where there is one.
         distinct: leave repetitions out.
 
     Raises:
-        PromptError: unknown suffix, unreadable or empty file, missing column, or an entry that is no text
-            (with its line).
+        PromptError: unknown suffix, unreadable or empty file, a column that is missing or could be one of several, or
+            an entry that is no text (with its line).
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -79,13 +79,13 @@ def load_prompts(
         raise PromptError(f"{path}: got the suffix {path.suffix!r}, expected one of {known}: convert it.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            entries = read_parquet(path, column, _optional(negative)) if read is None else read(file, path)
-            prompts = _collect(entries, str(path), column, negative, limit, distinct)
+            columns = Columns(str(path), column, negative)
+            entries = read_parquet(path, columns) if read is None else read(file, columns)
+            return _collect(entries, columns, limit, distinct)
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}, line {undecodable_line(path)}: is not UTF-8, save the file as UTF-8.") from error
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}): give a file of prompts.") from error
-    return prompts
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -125,53 +125,38 @@ def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
 
 
 def _collect(
-    entries: Iterable[tuple[str, Any]],
-    source: str,
-    column: str,
-    negative: str | None,
-    limit: int | None,
-    distinct: bool = True,
+    entries: Iterable[tuple[str, Any]], columns: Columns, limit: int | None, distinct: bool = True
 ) -> list[Prompt]:
     """The first ``limit`` prompts of (place, entry) pairs, repetitions left out if ``distinct``."""
-    rows = (_prompt(value, column, negative, f"{source}, {where}") for where, value in entries)
+    rows = (_prompt(value, columns, where) for where, value in entries)
     prompts = list(islice(_distinct(rows) if distinct else rows, limit))
     if not prompts:
-        raise PromptError(f"{source}: holds no prompt, expected at least one: add a line.")
+        raise PromptError(f"{columns.source}: holds no prompt, expected at least one: add a line.")
+    columns.tell()
     return prompts
 
 
-def _optional(negative: str | None) -> tuple[str, ...]:
-    return (NEGATIVE if negative is None else negative,)
-
-
-def _prompt(value: Any, column: str, negative_column: str | None, where: str) -> Prompt:
-    """The prompt in one entry: a text, or a mapping with the text under ``column``."""
+def _prompt(value: Any, columns: Columns, where: str) -> Prompt:
+    """The prompt in one entry: a text, or a mapping with the text in one of its columns."""
     negative = None
     if isinstance(value, dict):
-        asked = [column] if negative_column is None else [column, negative_column]
-        for name in asked:
-            if name not in value:
-                raise PromptError(
-                    f"{where}: no column {name!r}, there are {sorted(map(str, value))}: name one of these."
-                )
-        value, negative = value[column], value.get(NEGATIVE if negative_column is None else negative_column)
-    elif negative_column is not None:
-        raise PromptError(
-            f"{where}: got a plain text, which has no column {negative_column!r}: give objects or a table, or name "
-            "no negative."
-        )
+        column, other = columns.choose(tuple(value), where)
+        value, negative = value[column], None if other is None else value[other]
+    else:
+        columns.refuse_plain(where)
+    place = f"{columns.source}, {where}"
     if not isinstance(value, str) or not isinstance(negative, str | None):
         wrong = negative if isinstance(value, str) else value
-        raise PromptError(f"{where}: expected a text, got {wrong!r}: correct the entry.")
+        raise PromptError(f"{place}: expected a text, got {wrong!r}: correct the entry.")
     try:
-        return Prompt(value.strip(), negative or None)
+        return Prompt(value.strip(), (negative or "").strip() or None)
     except PromptError as error:
-        raise PromptError(f"{where}: {error}") from error
+        raise PromptError(f"{place}: {error}") from error
 
 
 def load_source(
     source: str,
-    column: str = "prompt",
+    column: str | None = None,
     limit: int | None = None,
     negative: str | None = None,
     subset: str | None = None,
@@ -182,9 +167,9 @@ def load_source(
     Args:
         source: ``tinyworld`` (its captions, ``limit`` of them, 20,000 by default), ``hub:owner/name`` (a data set), or
             a file (see ``load_prompts``).
-        column: of the text.
+        column: of the text; see ``load_prompts``.
         limit: distinct prompts at most.
-        negative: column of the negative prompt; None reads ``negative`` where there is one.
+        negative: column of the negative prompt; see ``load_prompts``.
         subset: of a data set.
         split: of a data set; its rows are then split again by content hash.
 
@@ -198,6 +183,6 @@ def load_source(
     if source.startswith(HUB):
         if source == HUB:
             raise PromptError(f"{source}: got no name of a data set, expected hub:owner/name: add it.")
-        rows = read_hub(source.removeprefix(HUB), column, _optional(negative), subset, split)
-        return _collect(rows, source, column, negative, limit)
+        columns = Columns(source, column, negative)
+        return _collect(read_hub(source.removeprefix(HUB), columns, subset, split), columns, limit)
     return load_prompts(source, column, limit, negative)

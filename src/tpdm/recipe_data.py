@@ -107,16 +107,18 @@ class PromptsConfig(Part):
     Attributes:
         source: ``tinyworld`` (its caption grammar), a prompt file, or ``hub:owner/name``, a data set of the hub. [ours;
             paper: captions of COCO, Laion-Art and COYO]
-        column: of a table, or key of JSON objects, that holds the text. [release: jsonl with "prompt"]
+        column: of a table, or key of JSON objects, that holds the text; None takes the one called prompt, or else
+            the one with another usual name, such as text or caption. [ours; release: jsonl with "prompt"]
         held_out_fraction: kept for validation by content hash, in [0, 1). [ours]
         limit: distinct prompts read at most; None reads all. [ours]
-        negative: column of the negative prompt; None reads ``negative`` where there is one. [ours]
+        negative: column of the negative prompt; None takes the one with a usual name, such as negative or
+            negative_prompt, where there is one. [ours]
         subset: of a data set; None where it has only one. [ours]
         split: of a data set. [ours]
     """
 
     source: Text = "tinyworld"
-    column: Text = "prompt"
+    column: Text | None = None
     held_out_fraction: Below1 = 0.1
     limit: Positive | None = None
     negative: Text | None = None
@@ -124,7 +126,16 @@ class PromptsConfig(Part):
     split: Text = "train"
 
     def __post_init__(self) -> None:
-        if self.subset is not None and not self.source.startswith("hub:"):
-            raise ValueError(
-                f"subset is of a data set (source hub:owner/name), got source '{self.source}': leave it out"
-            )
+        hub = self.source.startswith("hub:")
+        for key, value, plain in (("subset", self.subset, None), ("split", self.split, "train")):
+            if value != plain and not hub:
+                raise ValueError(
+                    f"{key} is of a data set (source hub:owner/name), got '{value}' with source '{self.source}': leave "
+                    "it out"
+                )
+        # Older recipes were written with column: prompt, whatever their source.
+        for key, value, plain in (("column", self.column, "prompt"), ("negative", self.negative, None)):
+            if value not in (None, plain) and self.source == "tinyworld":
+                raise ValueError(
+                    f"{key} is of a table or of JSON objects, got '{value}' with source tinyworld: leave it out"
+                )

@@ -16,6 +16,13 @@ def sample(
     tpm: Annotated[str | None, typer.Option(help="Folder of a TPM; without it the stock schedule runs.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A prompt file: txt, jsonl, json, csv, tsv, parquet.")] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Its column of prompts; one called prompt, text or caption if left out.")
+    ] = None,
+    negative_column: Annotated[
+        str | None, typer.Option(help="Its column of negative prompts; one called negative or negative_prompt if any.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of the file at most.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i gets seed + i.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -34,14 +41,22 @@ def sample(
     Example:
       tpdm sample --tpm runs/demo/train/best --prompt "red circle top" --prompt "blue ring lower left"
       tpdm sample --backbone tinyworld --prompts prompts.txt --steps 12
+      tpdm sample --prompts captions.csv --prompt-column caption --limit 8
     """
     from tqdm.auto import tqdm
 
     from tpdm.pipelines.load import call_defaults
     from tpdm.prompts import load_prompts
     from tpdm.sample import sample_to_folder
+    from tpdm.types import ConfigError
 
-    wanted: list[str | Prompt] = [*(prompt or []), *(load_prompts(prompts, distinct=False) if prompts else [])]
+    of_file = {"--prompt-column": prompt_column, "--negative-column": negative_column, "--limit": limit}
+    given = next((name for name, value in of_file.items() if value is not None), None)
+    if prompts is None and given is not None:
+        raise ConfigError(f"got {given} {of_file[given]} alone, expected --prompts too; it is of a prompt file.")
+    wanted: list[str | Prompt] = list(prompt or [])
+    if prompts is not None:
+        wanted += load_prompts(prompts, prompt_column, limit, negative_column, distinct=False)
 
     def tell(line: dict[str, Any]) -> None:
         flagged = "  (black: flagged by the safety checker)" if line.get("nsfw_content_detected") else ""

@@ -1,0 +1,230 @@
+"""Columns of a prompt file that were dropped in silence.
+
+People gave files whose column of negative prompts was called ``negative_prompt`` or ``Negative``, or stood behind
+``prompt, `` in the header; the command ended well, and the negative prompts were nowhere. Public prompt sets call their
+column ``Prompt``, which was refused, and the command line could not name one.
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/1027
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/5699
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/12158
+"""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from tests.support.tiny_runs import SECTIONS
+from tpdm.cli import app
+from tpdm.config import make_recipe
+from tpdm.prompts import Prompt, load_prompts, load_source
+from tpdm.train.build import choose_prompts
+from tpdm.types import PromptError
+
+SETS = Path(__file__).parents[3] / "shared" / "prompts"
+HEADERS = [
+    ("prompt", "negative"),
+    ("prompt", "negative_prompt"),
+    ("prompt", " negative"),
+    ("Prompt", "Negative"),
+    ("PROMPT", "negative prompt"),
+    ("Prompt ", "Negative-Prompt"),
+    ("text", "neg_prompt"),
+    ("caption", "Neg"),
+    ("positive_prompt", "negative_prompt"),
+]
+ROWS = [("a cat", "blurry"), ("a dog", "")]
+WANTED = [Prompt("a cat", "blurry"), Prompt("a dog")]
+
+
+def write(folder, kind, header, rows=ROWS):
+    path = folder / f"p.{kind}"
+    objects = [dict(zip(header, row, strict=True)) for row in rows]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(objects), path)
+        return path
+    if kind == "jsonl":
+        text = "\n".join(json.dumps(one) for one in objects)
+    elif kind == "json":
+        text = json.dumps(objects)
+    else:
+        separator = "," if kind == "csv" else "\t"
+        text = "".join(separator.join(row) + "\n" for row in (header, *rows))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path, **options):
+    with pytest.raises(PromptError) as caught:
+        load_prompts(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path.name in message
+    return message
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize("header", HEADERS, ids=lambda header: ",".join(header))
+def test_usual_names_are_read_in_every_format(tmp_path, caplog, kind, header):
+    assert load_prompts(write(tmp_path, kind, header)) == WANTED
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_columns_that_are_not_used_are_named_once(tmp_path, caplog, kind):
+    path = write(tmp_path, kind, ("id", "Prompt", "avoid"), [("1", "a cat", "x"), ("2", "a dog", "y")])
+    assert load_prompts(path) == [Prompt("a cat"), Prompt("a dog")]
+    said = f"{path}: reads column 'Prompt' as the prompt and no negative prompt; not used: id, avoid"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    caplog.clear()
+    assert load_prompts(path, negative="Avoid") == [Prompt("a cat", "x"), Prompt("a dog", "y")]
+    assert caplog.text.strip().endswith("'avoid' as its negative prompt; not used: id")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (("text", "caption"), "got the columns 'text' and 'caption', each of which may be the prompt"),
+        (("Prompt", "prompt"), "got the columns 'Prompt' and 'prompt', each of which may be the prompt"),
+        (("title", "negative"), "no column 'prompt', 'text' or 'caption', there are ['negative', 'title']"),
+    ],
+)
+def test_a_column_that_may_be_one_of_two_or_none_is_refused(tmp_path, kind, header, words):
+    assert words in refusal(write(tmp_path, kind, header))
+
+
+def test_two_columns_of_negative_prompts_are_refused_until_one_is_named(tmp_path):
+    path = write(tmp_path, "csv", ("prompt", "negative", "Negative_Prompt"), [("a", "x", "y")])
+    assert "got the columns 'negative' and 'Negative_Prompt'" in refusal(path)
+    assert "name one (prompts.negative, --negative-column)" in refusal(path)
+    assert load_prompts(path, negative="negative prompt") == [Prompt("a", "y")]
+
+
+def test_the_exact_name_goes_before_those_that_differ_in_case(tmp_path):
+    path = write(tmp_path, "csv", ("Prompt", "prompt", "PROMPT"), [("a", "b", "c")])
+    assert load_prompts(path, column="prompt") == [Prompt("b")]
+    assert "got the columns 'Prompt' and 'prompt' and 'PROMPT'" in refusal(path, column="pRompt")
+
+
+def test_a_column_called_prompt_goes_before_the_other_usual_names(tmp_path, caplog):
+    path = write(tmp_path, "csv", ("caption", "prompt"), [("a", "b")])
+    assert load_prompts(path) == [Prompt("b")]
+    assert "not used: caption" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "prompts"),
+    [
+        ("csv", 'prompt, negative\na cat, "blurry, dark"\n', [Prompt("a cat", "blurry, dark")]),
+        ("csv", "\ufeffprompt,negative\na cat,blurry\n", [Prompt("a cat", "blurry")]),
+        ("csv", "prompt,,\na cat,,\n,,\n\na dog,,,\n", [Prompt("a cat"), Prompt("a dog")]),
+        ("csv", "\n\nprompt,negative\na cat,  \n", [Prompt("a cat")]),
+        ("csv", 'prompt,negative\n"a cat\non a mat","dark\nblurry"\n', [Prompt("a cat\non a mat", "dark\nblurry")]),
+        ("csv", 'prompt\r\n"a ""good"" cat"\r\n', [Prompt('a "good" cat')]),
+        ("csv", "prompt,id,id\na cat,1,2\n", [Prompt("a cat")]),
+        ("tsv", 'Prompt\tid\n"A" is a letter\t1\n', [Prompt('"A" is a letter')]),
+        ("tsv", 'Prompt\tid\nthe word "A"\t1\n', [Prompt('the word "A"')]),
+        ("tsv", 'Prompt\tid\n"the word ""A""\non a wall"\t1\n', [Prompt('the word "A"\non a wall')]),
+        ("jsonl", '{"prompt": "a cat", "negative": " "}\n{"text": "a dog"}\n', [Prompt("a cat"), Prompt("a dog")]),
+    ],
+)
+def test_what_spreadsheets_and_people_write(tmp_path, kind, text, prompts):
+    path = tmp_path / f"p.{kind}"
+    path.write_bytes(text.encode("utf-8"))
+    assert load_prompts(path) == prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prompt,prompt\na,b\n", "line 1: the column 'prompt' stands twice"),
+        ("prompt,id\na red, round thing,2\n", "line 2: more cells than the header has"),
+        ("prompt;negative\na;b\n", "there are ['prompt;negative']"),
+        ("prompt,negative\n,blurry\n", "line 2: got the empty prompt"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, text, words):
+    path = tmp_path / "p.csv"
+    path.write_text(text, encoding="utf-8")
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize(("kind", "text"), [("txt", "one\n"), ("jsonl", '"one"\n'), ("json", '["one"]')])
+def test_a_column_of_plain_texts_is_refused(tmp_path, kind, text):
+    path = tmp_path / f"p.{kind}"
+    path.write_text(text, encoding="utf-8")
+    for named in ({"column": "caption"}, {"negative": "avoid"}, {"column": "prompt", "negative": "avoid"}):
+        assert f"got a plain text, which has no column {list(named.values())[-1]!r}" in refusal(path, **named)
+    # Recipes of older runs say so, whatever they read.
+    assert load_prompts(path, column="prompt") == [Prompt("one")]
+
+
+def test_other_processes_of_a_training_do_not_say_it_again(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    load_prompts(write(tmp_path, "csv", ("id", "prompt"), [("1", "a")]))
+    assert not caplog.records
+
+
+@pytest.fixture
+def texts_of_calls(monkeypatch, tmp_path):
+    """What a stand-in for the pipeline is asked for; nothing is drawn."""
+    seen = []
+
+    def sample_to_folder(**options):
+        seen.extend((prompt.text, prompt.negative) for prompt in options["prompts"])
+
+    monkeypatch.setattr("tpdm.sample.sample_to_folder", sample_to_folder)
+    return seen
+
+
+def sample(*words):
+    return CliRunner().invoke(app, ["sample", *map(str, words)])
+
+
+def test_the_command_line_names_columns_and_a_limit(tmp_path, texts_of_calls):
+    path = write(tmp_path, "csv", ("caption", "text", "avoid"), [("a", "b", "c"), ("a", "b", "c"), ("d", "e", "f")])
+    answer = sample("--prompts", path)
+    assert answer.exit_code == 2
+    assert "name one (prompts.column, --prompt-column)" in answer.output
+    options = ["--prompt-column", "caption", "--negative-column", "avoid", "--limit", 2]
+    assert sample("--prompts", path, *options).exit_code == 0
+    assert texts_of_calls == [("a", "c"), ("a", "c")]
+
+
+@pytest.mark.parametrize("option", ["--prompt-column", "--negative-column", "--limit"])
+def test_what_is_of_a_file_is_refused_without_one(texts_of_calls, option):
+    answer = sample("--prompt", "a", option, "2")
+    assert answer.exit_code == 2
+    assert f"Error: got {option} 2 alone, expected --prompts too" in answer.output
+    assert texts_of_calls == []
+
+
+def test_a_recipe_reads_the_same_columns(tmp_path):
+    rows = [(str(n), f"prompt {n}", "dark") for n in range(40)]
+    path = write(tmp_path, "tsv", ("Category", "Prompt", "Negative_Prompt"), rows)
+    prompts = {"source": str(path), "limit": 30}
+    train, validation = choose_prompts(make_recipe({"name": "a", **SECTIONS, "prompts": prompts}))
+    assert {p.text for p in (*train, *validation)} == {f"prompt {n}" for n in range(30)}
+    assert {p.negative for p in (*train, *validation)} == {"dark"}
+
+
+@pytest.mark.parametrize(("name", "count"), [("PartiPrompts.tsv", 1632), ("geneval.jsonl", 553)])
+def test_public_sets_are_read_as_they_are(tmp_path, caplog, name, count, texts_of_calls):
+    path = SETS / name
+    if not path.is_file():
+        pytest.skip("the sets are not here")
+    prompts = load_prompts(path, distinct=False)
+    assert len(prompts) == len(load_source(str(path))) == count
+    if path.suffix == ".tsv":
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        assert [p.text for p in prompts] == [line.split("\t")[0].strip() for line in lines]
+        assert caplog.records[0].getMessage().endswith("no negative prompt; not used: Category, Challenge, Note")
+    assert sample("--prompts", path, "--limit", 3).exit_code == 0
+    assert texts_of_calls == [(p.text, None) for p in prompts[:3]]
+    recipe = make_recipe({"name": "a", **SECTIONS, "prompts": {"source": str(path)}})
+    train, validation = choose_prompts(recipe)
+    assert len(train) > 0.85 * count
+    assert len(validation) > 30
