@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tpdm.artefact_config import CONFIG, FORMAT_VERSION, OPTIONAL, ArtefactConfig, parse_config
-from tpdm.files import load_tensors, save_tensors, write_json
+from tpdm.files import expand, load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
 from tpdm.types import ArtefactError, Policy
 
@@ -46,7 +46,7 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
             f"got a config that JSON cannot hold ({error}), expected plain values; correct it."
         ) from None
     parse_config(text, "the config")
-    folder = Path(folder).resolve()
+    folder = Path(expand(folder)).resolve()
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"got the file {folder}, expected a folder to save the TPM in; choose another path.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +81,7 @@ def locate(name: str | Path, revision: str | None = None, also: Sequence[str] = 
     Raises:
         ArtefactError: there is no such folder, here or on the hub.
     """
+    name = expand(name)
     if str(name) == "tinyworld":
         from tpdm.tinyworld.shipped import weights_folder
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from yaml.constructor import ConstructorError
 
-from tpdm.files import write_text
+from tpdm.files import expand, write_text
 from tpdm.recipe import Recipe
 from tpdm.types import ConfigError
 
@@ -55,7 +55,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: unreadable file or malformed override; unknown keys, wrong types and ranges, all at once.
     """
-    values = _read_mapping(Path(path))
+    values = _read_mapping(Path(expand(path)))
     for override in overrides:
         _apply(values, override)
     return make_recipe(values, origin=str(path))
@@ -76,7 +76,7 @@ def make_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe, path: str | Path) -> Path:
     """Writes the recipe, defaults included, as YAML that ``load_recipe`` reads back to an equal recipe."""
-    return write_text(path, yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))
+    return write_text(expand(path), yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -145,7 +145,8 @@ def _explain(detail: Mapping[str, Any]) -> str:
         return f"{key}: expected a mapping of keys, got {detail['input']!r}."
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     # A check that spans several keys says itself what it got.
-    return f"{key}: {message}." if detail["type"] == "value_error" else f"{key}: {message}, got {detail['input']!r}."
+    where = f"{key}: " if key else ""  # of the whole recipe
+    return f"{where}{message}." if detail["type"] == "value_error" else f"{where}{message}, got {detail['input']!r}."
 
 
 def _did_you_mean(key: str) -> str:

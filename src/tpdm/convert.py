@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tpdm.artefact import load_strict, read_config, save_pretrained
 from tpdm.artefact_config import ArtefactConfig
+from tpdm.files import expand
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.types import ArtefactError, ConfigError
@@ -62,8 +63,8 @@ def convert(
         raise ConfigError(
             f"got stop_below {stop_below:g} and max_steps {max_steps}, expected a time in [0, 1) and at least 1 step."
         )
-    path = Path(checkpoint)
-    _check_target(Path(out), path)
+    path, out = Path(expand(checkpoint)), Path(expand(out))
+    _check_target(out, path)
     tensors = read_release(path)
     shape = shape_of(tensors, (size // SD3_PATCH, size // SD3_PATCH), path)
     policy = TimePredictor(shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tpdm.config import load_recipe
 from tpdm.evals.report import write_report
 from tpdm.evals.run import evaluate
-from tpdm.files import write_json
+from tpdm.files import expand, write_json
 from tpdm.recipe import Recipe
 from tpdm.train.run import train
 
@@ -31,7 +31,7 @@ def run_demo(out: Path = Path("runs/demo"), seed: int = 0) -> Path:
     Returns:
         The report.
     """
-    began = time.monotonic()
+    began, out = time.monotonic(), expand(out)
     recipe = demo_recipe(out, seed)
     train(recipe)
     summary = evaluate(recipe, out)

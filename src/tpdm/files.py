@@ -1,15 +1,53 @@
-"""Reading and writing files safely: temporary name then rename, safetensors and JSON only."""
+"""Reading and writing files safely: temporary name then rename, safetensors and JSON only; and what a path means."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+from tpdm.types import ConfigError
+
+Place = TypeVar("Place", bound=str | Path)
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+
+
+def expand(place: Place) -> Place:
+    """A path, or a name that may be one, with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` as a shell reads them.
+
+    A shell does it before a command sees its words, but not in a recipe, in Python, or behind ``--out=``. Of these
+    spellings only ``~`` and ``~/...`` always mean the home folder: what exists under the name as it stands is taken.
+
+    Args:
+        place: path, hub id or other name; those without ``~`` at the start and without ``$`` come back as they are.
+
+    Raises:
+        ConfigError: there is no such user, or the variable is not set, or is empty.
+    """
+    text = str(place)
+    home = text == "~" or text.startswith("~/")
+    if not home and ((text[:1] != "~" and "$" not in text) or os.path.lexists(text)):
+        return place
+    full = os.path.expanduser(text)
+    if full == text and text.startswith("~"):
+        user = text.partition("/")[0]
+        raise ConfigError(f"got {text!r}, but there is no home folder {user}, expected a path: write it out.")
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"got {text!r}, whose variable {name} is not set, expected a path: set it, or write the path out."
+            )
+        return os.environ[name]
+
+    return type(place)(_VARIABLE.sub(value, full))
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:

@@ -64,8 +64,9 @@ def _read_csv(file: TextIO, columns: Columns) -> Entries:
 
 def _read_tsv(file: TextIO, columns: Columns) -> Entries:
     """Quotes count where the whole file can be read with them: spreadsheets write them, most other tools do not."""
-    quoting = csv.QUOTE_MINIMAL if _is_quoted(file) else csv.QUOTE_NONE
-    return _read_table(csv.reader(file, delimiter="\t", strict=True, quoting=quoting), columns)
+    quoted = _is_quoted(file)
+    reader = csv.reader(file, delimiter="\t", strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    return _read_table(reader, columns)
 
 
 def _is_quoted(file: TextIO) -> bool:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tpdm.files import expand
 from tpdm.prompt_columns import Columns
 from tpdm.prompt_files import READERS, undecodable_line
 from tpdm.prompt_sets import read_hub, read_parquet
@@ -71,7 +72,7 @@ def load_prompts(
         PromptError: unknown suffix, unreadable or empty file, a column that is missing or could be one of several, or
             an entry that is no text (with its line).
     """
-    path = Path(path)
+    path = Path(expand(path))
     suffix = path.suffix.lower()
     read = READERS.get(suffix)
     if read is None and suffix != PARQUET:
@@ -184,5 +185,5 @@ def load_source(
         if source == HUB:
             raise PromptError(f"{source}: got no name of a data set, expected hub:owner/name: add it.")
         columns = Columns(source, column, negative)
-        return _collect(read_hub(source.removeprefix(HUB), columns, subset, split), columns, limit)
+        return _collect(read_hub(expand(source.removeprefix(HUB)), columns, subset, split), columns, limit)
     return load_prompts(source, column, limit, negative)

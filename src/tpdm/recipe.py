@@ -1,7 +1,8 @@
 """The recipe: everything a training or evaluation run is told, as frozen dataclasses checked by pydantic.
 
 In the docstrings below every default names its origin: [paper] arXiv 2412.01243, [release] the code published with it,
-[ours] chosen by this project. Ranges are part of the types, so a value outside is refused before anything is loaded.
+[ours] chosen by this project. Ranges are part of the types, so a value outside is refused before anything is loaded. In
+paths ``~`` and ``$NAME`` mean what they mean to a shell (``tpdm.files.expand``).
 Recipes are read and written by ``tpdm.config``.
 """
 
@@ -14,7 +15,19 @@ from pydantic import Field
 
 from tpdm.recipe_data import COMPOSITE, PromptsConfig, RewardConfig, RewardPartConfig
 from tpdm.recipe_model import BackboneConfig, SamplingConfig, TpmConfig
-from tpdm.recipe_numbers import Above0, Below1, Count, NonNegative, Part, Positive, Real, Text, Whole
+from tpdm.recipe_numbers import (
+    Above0,
+    Below1,
+    Count,
+    Location,
+    NonNegative,
+    Part,
+    Positive,
+    Real,
+    Text,
+    Whole,
+    expanded,
+)
 
 __all__ = [
     "COMPOSITE",
@@ -164,13 +177,13 @@ class EvaluationConfig(Part):
     tuning_prompts: Annotated[Whole, Field(ge=2)] = 96
     grid: Annotated[tuple[Positive, ...], Field(min_length=2)] = (3, 4, 5, 6, 8, 10, 14, 20, 28)
     grid_prompts: Annotated[Whole, Field(ge=2)] = 256
-    tuned: Text | None = None
-    controls: Text | None = None
+    tuned: Location | None = None
+    controls: Location | None = None
     judges: tuple[Text, ...] = ()
     dial_points: Annotated[Whole, Field(ge=2)] = 5
     samples_per_prompt: Positive = 1
     features: Text | None = None
-    reference: Text | None = None
+    reference: Location | None = None
 
     def __post_init__(self) -> None:
         if list(self.grid) != sorted(set(self.grid)):
@@ -201,7 +214,7 @@ class Recipe(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Count = 0
-    output: Text = "runs/{name}"
+    output: Location = "runs/{name}"
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     tracker_project: Text = "tpdm"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -216,7 +229,7 @@ class Recipe(Part):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", self.output.replace("{name}", self.name))
+        object.__setattr__(self, "output", expanded(self.output.replace("{name}", self.name)))
         if self.rl.rollout == "continuous" and self.backbone.offload != "none":
             # Networks that come and go during a call cannot be shared by images at different times.
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tpdm.recipe_numbers import Above0, Below1, Gamma, NonNegative, Part, Positive, Real, Text
+from tpdm.recipe_numbers import Above0, Below1, Gamma, Location, NonNegative, Part, Positive, Real, Text
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PromptsConfig(Part):
         split: of a data set. [ours]
     """
 
-    source: Text = "tinyworld"
+    source: Location = "tinyworld"
     column: Text | None = None
     held_out_fraction: Below1 = 0.1
     limit: Positive | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tpdm.recipe_numbers import Above0, Below1, NonNegative, Part, Positive, Real, Text
+from tpdm.recipe_numbers import Above0, Below1, Location, NonNegative, Part, Positive, Real, Text
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BackboneConfig(Part):
         decode_batch: images decoded at once; None decodes all that are in flight; memory only. [ours]
     """
 
-    name_or_path: Text = "tinyworld"
+    name_or_path: Location = "tinyworld"
     guidance_scale: NonNegative | None = None
     height: Positive | None = None
     width: Positive | None = None
@@ -90,7 +90,7 @@ class TpmConfig(Part):
     time_only: bool = False
     maps: Literal["first_last", "last"] = "first_last"
     change: bool = False
-    init_from: Text | None = None
+    init_from: Location | None = None
 
     def __post_init__(self) -> None:
         if self.layout == "folded" and self.start_steps is not None:

@@ -1,10 +1,13 @@
-"""What every section of a recipe shares: ranges as types, and the refusal of unknown keys."""
+"""What every section of a recipe shares: ranges and paths as types, and the refusal of unknown keys."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from tpdm.files import expand
+from tpdm.types import ConfigError
 
 
 def _no_boolean(value: object) -> object:
@@ -14,7 +17,16 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def expanded(place: str) -> str:
+    """``tpdm.files.expand``, with an error that pydantic gathers with the others."""
+    try:
+        return expand(place)
+    except ConfigError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
 Text = Annotated[str, Field(min_length=1)]
+Location = Annotated[Text, AfterValidator(expanded)]
 Real = Annotated[float, BeforeValidator(_no_boolean)]
 Whole = Annotated[int, BeforeValidator(_no_boolean)]
 Count = Annotated[Whole, Field(ge=0)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tpdm.files import write_atomically, write_text
+from tpdm.files import expand, write_atomically, write_text
 from tpdm.over_long import tell as say_over_long
 from tpdm.prompts import Prompt
 from tpdm.types import BackboneError, ConfigError, Policy, PromptError
@@ -82,7 +82,7 @@ def sample_to_folder(
         raise ConfigError(f"got seed {seed} for {len(wanted)} pictures, expected seeds from 0 to 2**63 - 1.")
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise ConfigError(f"got guidance_scale={guidance_scale}, expected a finite number.")
-    folder = Path(out)
+    folder = Path(expand(out))
     folder.mkdir(parents=True, exist_ok=True)  # where nothing can be written is known before anything is drawn
 
     # Late, so that a wrong argument is answered before diffusers is imported.

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tpdm.files import expand
 from tpdm.types import ConfigError
 
 Extractor = Callable[[Tensor], Tensor]
@@ -38,7 +39,7 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
     if kind == "clip" and place:
         from tpdm.rewards.clip import ClipReward
 
-        return ClipReward.from_folder(place, name, device=device).embed
+        return ClipReward.from_folder(expand(place), name, device=device).embed
     if kind == "python" and place.count(":") == 1:
         return _function(place, device)
     raise ConfigError(

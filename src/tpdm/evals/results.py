@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tpdm.files import expand
 from tpdm.train.log import read_metrics
 from tpdm.types import ConfigError
 
@@ -51,6 +52,7 @@ def load_results(folder: Path) -> Results:
     Raises:
         ConfigError: a file is missing or unreadable, or ``tpdm`` or ``static-28`` is not among the policies.
     """
+    folder = Path(expand(folder))
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         rows = read_metrics(folder / "results.jsonl")

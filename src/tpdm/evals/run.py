@@ -27,7 +27,7 @@ from tpdm.evals.store import Store
 from tpdm.evals.summary import point_summary, summarise
 from tpdm.evals.tasks import make_tasks, run_device
 from tpdm.evals.unseen import check_unseen
-from tpdm.files import write_atomically, write_json, write_text
+from tpdm.files import expand, write_atomically, write_json, write_text
 from tpdm.recipe import Recipe
 from tpdm.streams import Stream
 from tpdm.types import ArtefactError, ConfigError
@@ -56,7 +56,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     """
     began = time.monotonic()
     run, wanted = Path(recipe.output), recipe.evaluation
-    out = out or run / "eval"
+    out = expand(out) if out else run / "eval"
     if not (run / "best").is_dir():
         raise ArtefactError(
             f"got output {run}, which holds no trained TPM, expected one in {run / 'best'}; train first."

@@ -11,6 +11,7 @@ import torch
 from packaging.version import Version
 
 from tpdm.devices import resolve_device
+from tpdm.files import expand
 from tpdm.pipelines.backbones import DENOISERS
 from tpdm.recipe import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
@@ -38,6 +39,7 @@ def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "
         BackboneError: there is no such pipeline, or it cannot be loaded.
         ConfigError: the dtype is unknown, or the device is not there.
     """
+    name_or_path = expand(name_or_path)
     if dtype not in DTYPES:
         raise ConfigError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}: choose one of them.")
     device = resolve_device(device)
@@ -132,7 +134,7 @@ def pipeline_folder(name_or_path: str | Path) -> str | Path:
         from tpdm.tinyworld.shipped import weights_folder
 
         return weights_folder() / "pipeline"
-    return name_or_path
+    return expand(name_or_path)
 
 
 def pipeline_class(name_or_path: str | Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tpdm.artefact import HUB_ID, WEIGHTS, from_pretrained, locate, read_config
 from tpdm.artefact_config import CONFIG
-from tpdm.files import write_json, write_text
+from tpdm.files import expand, write_json, write_text
 from tpdm.publish.card import model_card
 from tpdm.publish.facts import Facts, read_facts
 from tpdm.types import ArtefactError
@@ -34,7 +34,7 @@ def publish_to_folder(source: str | Path, target: str | Path, place: str | None 
     Raises:
         ArtefactError: the TPM is unsound, or ``target`` holds something else.
     """
-    target = Path(target).resolve()
+    target = Path(expand(target)).resolve()
     folder = locate(source)
     if target == folder.resolve():
         raise ArtefactError(f"got {target} as source and target, expected two folders; choose another target.")

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tpdm.files import load_tensors, save_tensors
+from tpdm.files import expand, load_tensors, save_tensors
 from tpdm.types import RewardError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,7 +30,7 @@ def find_file(place: str, filename: str, reward: str) -> Path:
     Raises:
         RewardError: it is not there.
     """
-    path = Path(place).expanduser()
+    path = Path(expand(place))
     if path.is_file():
         return path
     if path.is_dir():

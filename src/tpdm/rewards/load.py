@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpdm.devices import resolve_device
+from tpdm.files import expand
 from tpdm.recipe import RewardConfig
 from tpdm.rewards.base import Reward
 from tpdm.types import RewardError
@@ -51,6 +52,8 @@ def load_reward(
     kind, colon, place = name.partition(":")
     if kind not in _KINDS or (colon and not place):
         raise RewardError(f"got reward '{name}', expected one of {', '.join(_USAGES)}; correct reward.name")
+    if kind not in ("python", "remote"):
+        place = expand(place)
     return _KINDS[kind](_Wish(name, place or None, device, batch, timeout, token))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpdm.artefact import from_pretrained
+from tpdm.files import expand
 from tpdm.pipelines.facts import call_facts
 from tpdm.serve.settings import ModelCard
 
@@ -33,7 +34,7 @@ def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
         ArtefactError: there is no such TPM.
         BackboneError: there is no such pipeline.
     """
-    dial = False
+    backbone, dial = expand(backbone), False
     if tpm is not None:
         dial = from_pretrained(tpm)[1].dial is not None
     facts = call_facts(backbone)

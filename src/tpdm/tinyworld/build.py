@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from tpdm.files import write_json
+from tpdm.files import expand, write_json
 from tpdm.tinyworld.autoencoder import train_autoencoder
 from tpdm.tinyworld.denoiser import TextToLatent, latent_cache, train_denoiser
 from tpdm.tinyworld.fit import FitPlan
@@ -61,6 +61,7 @@ def build(out: Path, seed: int = 0, quick: bool = False, bf16: bool = False, com
         ConfigError: ``out`` holds a build with another plan or seed.
     """
     plan = replace(quick_plan() if quick else BuildPlan(), bf16=bf16, compiled=compiled)
+    out = expand(out)
     work, weights = out / "work", out / "weights"
     work.mkdir(parents=True, exist_ok=True)
     _same_plan(work / "plan.json", {"seed": seed, **asdict(plan)})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tpdm.config import load_recipe
+from tpdm.files import expand
 from tpdm.recipe import Recipe
 from tpdm.train.health import Warned, find_warnings
 from tpdm.train.log import read_metrics
@@ -94,6 +95,7 @@ def read_run(folder: Path, now: float) -> RunView:
         TrainingError: there is no run, or its metrics are damaged.
         ConfigError: its recipe is.
     """
+    folder = Path(expand(folder))
     if not (folder / "recipe.yaml").is_file():
         raise TrainingError(f"got {folder}, which holds no run, expected the output folder of tpdm train; correct it")
     metrics = folder / "metrics.jsonl"
