@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tpdm.cli.arguments import lead_to_options
 from tpdm.cli.evaluation import evaluate, report
 from tpdm.cli.machine import build, doctor
 from tpdm.cli.pictures import sample
@@ -39,6 +40,9 @@ class _Commands(TyperGroup):
             typer.echo(f"Interrupted: {hint}.", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # of typer's own click, or of the package
+                lead_to_options(error)
+                raise
             from tpdm.types import TpdmError
 
             said = _said_of_file(error) if isinstance(error, OSError) else None

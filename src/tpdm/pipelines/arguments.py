@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tpdm.pipelines.misnamed import meant
 from tpdm.pipelines.step_keyed import without_step_keys
 from tpdm.types import BackboneError, ConfigError
 
@@ -42,10 +42,9 @@ def merge_arguments(
     signature = inspect.signature(pipe.__call__)
     for name in [*arguments, *defaults]:
         if name not in signature.parameters:
-            near = difflib.get_close_matches(name, signature.parameters, n=1)
-            hint = f"did you mean {near[0]!r}" if near else "see its __call__ for the names"
             raise BackboneError(
-                f"got argument {name!r}, expected one of {type(pipe).__name__}'s own arguments: {hint}?"
+                f"got argument {name!r}, expected one of {type(pipe).__name__}'s own arguments: "
+                f"{meant(pipe, name, signature.parameters)}"
             )
     try:
         given = signature.bind_partial(*args, **arguments).arguments
@@ -114,6 +113,8 @@ def noise_arguments(
     """
     if seeds is None:
         return {}
+    if isinstance(seeds, int | float):
+        raise ConfigError(f"got seeds={seeds}, expected one integer per image: pass seeds=[{seeds}].")
     if len(seeds) != images:
         raise ConfigError(
             f"got {len(seeds)} seeds for {images} images, expected one integer per image (prompts x images "
