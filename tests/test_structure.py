@@ -31,7 +31,7 @@ LEVELS = (
         "error_control",
     }
     | {"rewards", "prompts", "prompt_files", "prompt_sets", "prompt_columns", "over_long", "config"}
-    | {"recipe", "recipe_data", "recipe_model", "recipe_numbers"},
+    | {"recipe", "recipe_data", "recipe_model", "recipe_numbers", "recipe_idle"},
     {"stepper", "stepper_checks"},
     {"pipelines"},
     {"rollout", "rollout_continuous", "rollout_images", "rollout_ways"},

@@ -20,6 +20,7 @@ from tpdm.types import TpdmError
     [
         ("SD3", {"seed": 0}, "did you mean seeds=[...], one integer per image?"),
         ("SD3", {"seeds": 0}, "got seeds=0, expected one integer per image: pass seeds=[0]."),
+        ("SD3", {"seeds": [1.5]}, "got the seed 1.5, expected one integer per image"),
         ("SD3", {"generators": []}, "did you mean 'generator'?"),
         ("SD3", {"steps": 8}, "did you mean max_steps, for the policy decides the times?"),
         ("SD3", {"num_inference_steps": 8}, "limit the number of steps with max_steps"),

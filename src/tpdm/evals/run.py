@@ -29,6 +29,7 @@ from tpdm.evals.tasks import make_tasks, run_device
 from tpdm.evals.unseen import check_unseen
 from tpdm.files import expand, write_atomically, write_json, write_text
 from tpdm.recipe import Recipe
+from tpdm.recipe_idle import tell_idle
 from tpdm.streams import Stream
 from tpdm.types import ArtefactError, ConfigError
 
@@ -63,6 +64,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         )
     if wanted.reference and not Path(wanted.reference).is_dir():
         raise ConfigError(f"got evaluation.reference {wanted.reference}, which is no folder, expected one of pictures.")
+    tell_idle(recipe, "evaluation.")
     policy = load_policy(run / "best")
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from typing import Any
 
 import torch
@@ -109,12 +109,14 @@ def noise_arguments(
     """``generator=[...]``, one per image, so that an image depends on its seed and not on its batch.
 
     Raises:
-        ConfigError: the number of seeds is wrong, or the call also gives latents or generators.
+        ConfigError: the number of seeds is wrong, one is no integer, or the call also gives latents or generators.
     """
     if seeds is None:
         return {}
-    if isinstance(seeds, int | float):
+    if isinstance(seeds, Number):
         raise ConfigError(f"got seeds={seeds}, expected one integer per image: pass seeds=[{seeds}].")
+    if broken := [seed for seed in seeds if int(seed) != seed]:
+        raise ConfigError(f"got the seed {broken[0]!r}, expected one integer per image: give whole numbers.")
     if len(seeds) != images:
         raise ConfigError(
             f"got {len(seeds)} seeds for {images} images, expected one integer per image (prompts x images "

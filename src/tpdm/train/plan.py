@@ -8,6 +8,7 @@ from pathlib import Path
 from tpdm.pipelines.sizes import PipelineSizes, pipeline_sizes
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe
+from tpdm.recipe_idle import tell_idle
 from tpdm.train.build import choose_prompts
 from tpdm.train.memory import GIB, MemoryPart, Place, estimate_memory, memory_peaks
 from tpdm.train.texts import FOLDER, run_texts
@@ -43,6 +44,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         TpdmError: what a run would refuse at its start, too: prompts, pipeline, recipe.
     """
+    tell_idle(recipe)
     train_prompts, validation = choose_prompts(recipe)
     return _plan(recipe, train_prompts, validation, pipeline_sizes(recipe.backbone.name_or_path))
 

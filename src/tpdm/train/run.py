@@ -8,6 +8,7 @@ from typing import Literal
 
 from tpdm.files import write_json
 from tpdm.recipe import Recipe
+from tpdm.recipe_idle import tell_idle
 from tpdm.train.beating import beating
 from tpdm.train.build import build_parts
 from tpdm.train.disk import full_disk_told
@@ -38,6 +39,8 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
         if team.leads and resume == "never" and (folder / "checkpoints").exists():
             raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
         check_packages(recipe.trackers)
+        if team.leads:
+            tell_idle(recipe)
         parts = build_parts(recipe, folder, team)
         told = recipe if team.leads else replace(recipe, trackers=())
         with beating(team), full_disk_told(folder), listening(told, folder) as listeners:
