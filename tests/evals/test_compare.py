@@ -10,6 +10,7 @@ from tpdm.evals.compare import Result
 from tpdm.evals.controls import difficulty, mean_schedule, shuffled_schedules
 from tpdm.evals.judge import to_bytes
 from tpdm.evals.seeds import BEGIN, END, render_results
+from tpdm.pipelines.attach import AdaptiveOutput
 
 
 def result_of(times: list[list[float]], scores: list[float] | None = None) -> Result:
@@ -121,7 +122,6 @@ def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_non
 
 
 def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipes_slices(monkeypatch):
-    from types import SimpleNamespace
 
     import torch
 
@@ -135,9 +135,7 @@ def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipe
         if len(prompt) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         images = torch.tensor(seeds).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 10
-        return SimpleNamespace(
-            images=images, steps=[1] * len(seeds), times=[[1.0, 0.0]] * len(seeds), trajectories=None
-        )
+        return AdaptiveOutput(images, [1] * len(seeds), [[1.0, 0.0]] * len(seeds), None, nfe_rows=len(seeds))
 
     def sampler(*arguments, decode_batch):
         sliced.append(decode_batch)

@@ -1,11 +1,11 @@
 """Negative prompts reach the sampler, and the pipeline behind it."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 
 from tests.support.gaussian_problem import make_small_problem
+from tpdm.pipelines.attach import AdaptiveOutput
 from tpdm.prompts import Prompt
 from tpdm.rollout import PipelineSampler
 from tpdm.train.loop import train_loop
@@ -32,7 +32,7 @@ def test_without_any_the_pipeline_keeps_its_own():
     def pipeline(**options):
         calls.append(options)
         n = len(options["prompt"])
-        return SimpleNamespace(images=torch.zeros(n, 3, 2, 2), steps=[1] * n, times=[[1.0, 0.0]] * n, trajectories=None)
+        return AdaptiveOutput(torch.zeros(n, 3, 2, 2), [1] * n, [[1.0, 0.0]] * n, None, nfe_rows=n)
 
     sampler = PipelineSampler(pipeline, 2, {"guidance_scale": 3.0})  # type: ignore[arg-type]
     sampler(["a", "b", "c"], [0, 1, 2], negatives=["", "x", "y"])

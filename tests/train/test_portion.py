@@ -1,7 +1,5 @@
 """Too little memory makes batches smaller, says so, and changes nothing else."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support.gaussian_problem import make_small_problem
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.pipelines.attach import attach
+from tpdm.pipelines.attach import AdaptiveOutput, attach
 from tpdm.policy import TimePredictor
 from tpdm.portion import Portion
 from tpdm.rollout import PipelineSampler
@@ -33,7 +31,7 @@ def fake(holds):
         if n > holds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         images = torch.tensor(call["seeds"]).view(n, 1, 1, 1).expand(n, 3, 2, 2)
-        return SimpleNamespace(images=images, steps=[1] * n, times=[[1.0, 0.0]] * n, trajectories=None)
+        return AdaptiveOutput(images, [1] * n, [[1.0, 0.0]] * n, None, nfe_rows=n)
 
     return pipeline, sizes
 
