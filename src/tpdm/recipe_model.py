@@ -17,8 +17,11 @@ class BackboneConfig(Part):
 
     Attributes:
         name_or_path: ``tinyworld`` (embedded), a diffusers folder or a hub id. [ours]
-        guidance_scale: classifier-free guidance, >= 0; None leaves the pipeline's own. [ours; release: 7.0
-            for SD3, 3.5 for SD3.5]
+        guidance_scale: classifier-free guidance, >= 0, or the scale that guidance-distilled models (FLUX.1-dev) are
+            told; for Qwen-Image it is ``true_cfg_scale``. None leaves the pipeline's own. [ours; release: 7.0 for SD3,
+            3.5 for SD3.5]
+        true_cfg_scale: classifier-free guidance of pipelines that call it so (FLUX.1, Qwen-Image), >= 0, against the
+            prompts' negative ones or the empty text; None leaves the pipeline's own. [ours]
         height: pixels; None leaves the pipeline's own. [ours]
         width: pixels; set together with height. [ours]
         dtype: of the pipeline's weights; times and the TPM stay fp32. [ours]
@@ -35,6 +38,7 @@ class BackboneConfig(Part):
 
     name_or_path: Location = "tinyworld"
     guidance_scale: NonNegative | None = None
+    true_cfg_scale: NonNegative | None = None
     height: Positive | None = None
     width: Positive | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -53,7 +53,7 @@ class PipelineSampler:
         gammas: Sequence[float] | None = None,
     ) -> Generated:
         """See ``Sampler``."""
-        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas)
+        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
         album, done = Album(len(prompts)), 0
         while done < len(prompts):
             part = slice(done, done + self._portion.size)
@@ -83,7 +83,7 @@ class PipelineSampler:
         call = asked.call(part, self.texts, device)
         try:
             with naming(asked.prompts[part], asked.seeds[part]), self._decoding():
-                return self.pipeline(**call, **self.arguments)
+                return self.pipeline(**call)
         except torch.OutOfMemoryError:
             return None
 

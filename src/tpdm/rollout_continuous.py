@@ -55,7 +55,7 @@ class ContinuousSampler:
         gammas: Sequence[float] | None = None,
     ) -> Generated:
         """See ``Sampler``."""
-        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas)
+        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
         album = Album(len(prompts))
         while album.missing:
             if not self._try(asked, album):
@@ -75,7 +75,7 @@ class ContinuousSampler:
         def make(row: int, run: ContinuousRun) -> None:
             part = slice(row, row + 1)
             with naming(asked.prompts[part], asked.seeds[part]):
-                album.put(part, run(self.pipeline, **asked.call(part, self.texts, device), **self.arguments))
+                album.put(part, run(self.pipeline, **asked.call(part, self.texts, device)))
 
         places = self._portion.size
         shared = ContinuousPipeline(self.pipeline.pipe, places, in_order=True)

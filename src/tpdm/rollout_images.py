@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -73,7 +73,11 @@ def naming(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The images of one call of a ``Sampler``, whose arguments these are."""
+    """The images of one call of a ``Sampler``, whose arguments these are.
+
+    Attributes:
+        arguments: of every pipeline call; their ``negative_prompt``, if any, is that of images without one.
+    """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -81,6 +85,7 @@ class Asked:
     record: bool
     negatives: Sequence[str] | None
     gammas: Sequence[float] | None
+    arguments: Mapping[str, Any]
 
     def call(self, part: slice, texts: TextStore | None, device: torch.device | None) -> dict[str, Any]:
         """Arguments of an ``AdaptivePipeline`` for some of the images.
@@ -91,6 +96,7 @@ class Asked:
             device: of those embeddings; not needed without.
         """
         return {
+            **self.arguments,
             **self._texts(part, texts, device),
             "seeds": list(self.seeds[part]),
             "decision_seeds": None if self.decision_seeds is None else list(self.decision_seeds[part]),
@@ -102,13 +108,13 @@ class Asked:
 
     def _texts(self, part: slice, texts: TextStore | None, device: torch.device | None) -> dict[str, Any]:
         prompts = self.prompts[part]
-        negatives = None if self.negatives is None else self.negatives[part]
+        avoided: str | None = self.arguments.get("negative_prompt")
+        negatives = [avoided] * len(prompts) if self.negatives is None else self.negatives[part]
         if texts is not None:
-            pairs = list(zip(prompts, [None] * len(prompts) if negatives is None else negatives, strict=True))
             assert device is not None
-            return texts.call(pairs, device)
-        avoided = {} if negatives is None else {"negative_prompt": list(negatives)}
-        return {"prompt": list(prompts), **avoided}
+            return texts.call(list(zip(prompts, negatives, strict=True)), device)
+        told = {} if None in negatives else {"negative_prompt": list(negatives)}
+        return {"prompt": list(prompts), **told}
 
 
 class Album:

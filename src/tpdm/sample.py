@@ -37,6 +37,7 @@ def sample_to_folder(
     gamma: float | None = None,
     quality: float | None = None,
     tell: Callable[[dict[str, Any]], object] | None = None,
+    true_cfg_scale: float | None = None,
 ) -> list[dict[str, Any]]:
     """Writes ``0000.png`` ... and ``samples.jsonl`` (prompt, seed, steps, times, file) into ``out``.
 
@@ -50,16 +51,19 @@ def sample_to_folder(
         prompts: one picture each; picture i gets the seed ``seed + i``.
         seed: from 0; the last picture's is below 2**63.
         out: made if missing; files of the same name are replaced, others are left alone.
-        guidance_scale: None leaves the pipeline's own.
+        guidance_scale: w of classifier-free guidance, or the scale that guidance-distilled models (FLUX.1-dev) are
+            told; for Qwen-Image it is ``true_cfg_scale``. None leaves the pipeline's own.
         max_steps: cap on the steps of a TPM; None leaves its own.
         steps: number of steps of the stock schedule; None leaves the pipeline's own. Not with ``tpm``.
         dtype: of the pipeline, ``fp32``, ``bf16`` or ``fp16``.
         device: ``auto``, ``cpu``, ``cuda`` ...
         defaults: arguments of the pipeline's call that this backbone wants; those that the TPM was trained with win,
-            and ``guidance_scale`` over both.
+            and the scales over both.
         gamma: price of a step for a TPM with a dial.
         quality: the dial from 0 (fewest steps) to 1 (most), instead of gamma.
         tell: called with each line, once its picture is written.
+        true_cfg_scale: w of pipelines that call it so (FLUX.1, Qwen-Image), against the prompts' negative ones or the
+            empty text; None leaves the pipeline's own.
 
     Returns:
         The lines of ``samples.jsonl``.
@@ -67,8 +71,8 @@ def sample_to_folder(
     Raises:
         PromptError: no prompt, or an empty one.
         ConfigError: ``steps`` with a TPM, or ``max_steps``, ``gamma`` or ``quality`` without one; a seed or a guidance
-            scale out of range, or a device that is not there.
-        BackboneError: no such pipeline, or one that makes no pictures or does not know an argument.
+            scale out of range, both scales where they are the same, or a device that is not there.
+        BackboneError: no such pipeline, or one that makes no pictures, does not know an argument, or does not use it.
     """
     wanted = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
     if not wanted:
@@ -80,19 +84,25 @@ def sample_to_folder(
             raise ConfigError(f"got {name}={value} without a TPM: give a TPM, or steps for the stock schedule.")
     if not 0 <= seed <= 2**63 - len(wanted):
         raise ConfigError(f"got seed {seed} for {len(wanted)} pictures, expected seeds from 0 to 2**63 - 1.")
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
-        raise ConfigError(f"got guidance_scale={guidance_scale}, expected a finite number.")
+    scales = {"guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale}
+    for name, value in scales.items():
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"got {name}={value}, expected a finite number.")
     folder = Path(expand(out))
     folder.mkdir(parents=True, exist_ok=True)  # where nothing can be written is known before anything is drawn
 
     # Late, so that a wrong argument is answered before diffusers is imported.
+    from tpdm.pipelines.checks import check_pictures
+    from tpdm.pipelines.guidance import named_scales
     from tpdm.pipelines.load import load_pipeline
     from tpdm.pipelines.reads import over_long
 
     pipe = load_pipeline(backbone, dtype, device)
-    given = {"guidance_scale": guidance_scale, "num_inference_steps": steps, "gamma": gamma, "quality": quality}
-    options = {name: value for name, value in given.items() if value is not None}
-    draw, arguments = _drawing(pipe, tpm, max_steps, defaults or {})
+    named, avoided = named_scales(pipe, **scales)
+    given = {"num_inference_steps": steps, "gamma": gamma, "quality": quality}
+    options = {**named, **{name: value for name, value in given.items() if value is not None}}
+    check_pictures(pipe)
+    draw, arguments = _drawing(pipe, tpm, max_steps, {**(defaults or {}), **avoided})
     say_over_long(over_long(pipe, arguments, [prompt.text for prompt in wanted]), len(wanted))
     lines: list[dict[str, Any]] = []
     for line in _draw_all(partial(draw, **options), wanted, seed, folder):
@@ -138,7 +148,7 @@ def _drawing(
 ) -> tuple[Callable[..., Any], Mapping[str, Any]]:
     """What draws pictures, and the arguments that it adds to every call."""
     if tpm is None:
-        return partial(_draw_stock, pipe, **defaults), defaults
+        return partial(_draw_stock, pipe, defaults), defaults
     from tpdm.artefact import load_policy, unsaid
     from tpdm.pipelines.attach import attach
 
@@ -147,18 +157,19 @@ def _drawing(
     return adaptive, adaptive.defaults
 
 
-def _draw_stock(pipe: Any, seeds: Sequence[int], **options: Any) -> SimpleNamespace:
+def _draw_stock(pipe: Any, defaults: Mapping[str, Any], seeds: Sequence[int], **said: Any) -> SimpleNamespace:
     """The untouched pipeline, its result shaped like that of an attached one.
 
     Raises:
-        BackboneError: the pipeline makes videos, or does not know an argument.
+        BackboneError: the pipeline does not know an argument, or does not use it.
     """
-    known = inspect.signature(pipe.__call__).parameters
-    if "num_frames" in known:
-        raise BackboneError(f"got {type(pipe).__name__}, which makes videos, expected a pipeline of pictures.")
-    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
-    if strange := [name for name in options if name not in known and not takes_all]:
+    from tpdm.pipelines.guidance import settle
+
+    known, options = inspect.signature(pipe.__call__).parameters, {**defaults, **said}
+    # Pipelines that end in **kwargs drop what they do not name.
+    if strange := [name for name in options if name not in known and "prompt" in known]:
         raise BackboneError(f"got {strange[0]} for {type(pipe).__name__}, whose call does not know it; leave it out.")
+    options = settle(pipe, options, said)
     # Generators on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     output = pipe(generator=generators, **options)

@@ -103,10 +103,10 @@ def pixels(image):
 
 
 def test_texts_that_are_not_read_to_their_end_are_said_with_the_image(make, client):
-    engine, long = make(), "red circle " * 40
-    client.send(engine, "short", ImageRequest("red circle", 0, negative_prompt="ring", fixed_steps=2))
+    engine, long, guided = make(), "red circle " * 40, {"guidance_scale": 2.0}
+    client.send(engine, "short", ImageRequest("red circle", 0, **guided, negative_prompt="ring", fixed_steps=2))
     client.send(engine, "long", ImageRequest(long, 0, fixed_steps=2))
-    client.send(engine, "negative", ImageRequest("red circle", 0, negative_prompt=long, fixed_steps=2))
+    client.send(engine, "negative", ImageRequest("red circle", 0, **guided, negative_prompt=long, fixed_steps=2))
     client.wait(3)
     assert client.last("short").warnings == ()
     for name, field in (("long", "prompt"), ("negative", "negative_prompt")):

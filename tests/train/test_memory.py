@@ -62,8 +62,10 @@ def rows_of(recipe):
 @pytest.mark.parametrize("negatives", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_run_without_text_encoders_is_the_run_with_them(name, negatives, folders, tmp_path):
-    stay = recipe_for(folders[name], tmp_path, "stay", negatives)
-    leave = recipe_for(folders[name], tmp_path, "leave", negatives, text_encoders="leave", decode_batch=2)
+    # FLUX.1 guides against negative prompts at a scale that is not given by itself.
+    guided = {"true_cfg_scale": 3.0} if negatives and name == "FLUX.1 dev" else {}
+    stay = recipe_for(folders[name], tmp_path, "stay", negatives, **guided)
+    leave = recipe_for(folders[name], tmp_path, "leave", negatives, **guided, text_encoders="leave", decode_batch=2)
     train(stay)
     train(leave)
     expected, found = rows_of(stay), rows_of(leave)

@@ -28,6 +28,9 @@ def sample(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(min=0, help="Guidance against the negative prompt: FLUX.1, Qwen-Image.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on the steps of the TPM.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the stock schedule (no --tpm).")] = None,
     gamma: Annotated[float | None, typer.Option(help="Price of a step, for a TPM with a dial.")] = None,
@@ -69,6 +72,7 @@ def sample(
         seed=seed,
         out=out,
         guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
         max_steps=max_steps,
         steps=steps,
         dtype=dtype,

@@ -13,7 +13,7 @@ from tpdm.evals.compare import Task
 from tpdm.recipe import Recipe
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import CompositeReward
-from tpdm.train.identity import FREE
+from tpdm.train.identity import FREE, is_later
 
 
 def fingerprint(recipe: Recipe, tuning: Task, test: Task) -> dict[str, Any]:
@@ -27,7 +27,11 @@ def fingerprint(recipe: Recipe, tuning: Task, test: Task) -> dict[str, Any]:
         tuning: what controls are chosen on.
         test: what is compared.
     """
-    backbone = {k: v for k, v in asdict(recipe.backbone).items() if f"backbone.{k}" not in FREE}
+    backbone = {
+        key: value
+        for key, value in asdict(recipe.backbone).items()
+        if f"backbone.{key}" not in FREE and not is_later(f"backbone.{key}", value)
+    }
     return {
         "backbone": backbone,
         "sampling": asdict(recipe.sampling),

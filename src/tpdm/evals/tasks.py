@@ -16,6 +16,7 @@ from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import run_reward
 from tpdm.rewards.load import load_judges, recipe_reward, reward_device
 from tpdm.streams import Stream, derive_seed
+from tpdm.train.build import check_negatives
 from tpdm.types import PromptError
 
 
@@ -32,6 +33,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
 
     Raises:
         PromptError: too few held-out prompts.
+        ConfigError: they have negative prompts, and the pipeline does not guide.
     """
     p, wanted = recipe.prompts, recipe.evaluation
     source = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
@@ -43,6 +45,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
             f"got {len(fresh)} held-out prompts beside those of validation, expected at least {tuned + 2}; "
             "add prompts, raise prompts.held_out_fraction, or lower validation.prompts or evaluation.tuning_prompts"
         )
+    check_negatives(recipe, source)
     # As in training: where any prompt has a negative one, the others have an empty one.
     negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
     device = run_device(recipe)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tpdm.pipelines.guidance import settle
 from tpdm.pipelines.misnamed import meant
 from tpdm.pipelines.step_keyed import without_step_keys
 from tpdm.types import BackboneError, ConfigError
@@ -37,7 +38,7 @@ def merge_arguments(
     None, where the user gives it, goes behind a default of ``attach`` and before one of the pipeline.
 
     Raises:
-        BackboneError: an argument is unknown to this pipeline, or cannot go with a policy.
+        BackboneError: an argument is unknown to this pipeline, cannot go with a policy, or would have no effect.
     """
     signature = inspect.signature(pipe.__call__)
     for name in [*arguments, *defaults]:
@@ -56,7 +57,7 @@ def merge_arguments(
         if value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
             value = given.get(name, defaults.get(name))
             raise BackboneError(f"got {name}={value!r}, expected no such argument with a policy: {reason}.")
-    return merged | without_step_keys(merged, signature.parameters)
+    return settle(pipe, merged | without_step_keys(merged, signature.parameters), given)
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from tpdm.core.solvers import Solver
 from tpdm.dial import quality_for, set_dial
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.axis import TimeAxis, choose_axis
-from tpdm.pipelines.backbones import backbone_facts, find_denoiser, find_entry, token_width
+from tpdm.pipelines.backbones import backbone_facts, find_denoiser, token_width
 from tpdm.pipelines.call_kind import may_double
 from tpdm.pipelines.checks import check_pipe
 from tpdm.pipelines.driving import driven, own_scheduler
+from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.step_keyed import told_steps
 from tpdm.pipelines.taps import FeatureTaps
 from tpdm.policy import TimePredictor
@@ -106,7 +106,8 @@ class AdaptivePipeline:
             pipeline_arguments: of the stock pipeline, unchanged.
 
         Raises:
-            BackboneError: an argument that this pipeline does not know, or that cannot go with a policy.
+            BackboneError: an argument that this pipeline does not know, that cannot go with a policy, or that would
+                have no effect: a scale that the pipeline does not use, a negative prompt where it does not guide.
             ConfigError: seeds that do not fit, or a dial that is not there or is set outside its range.
         """
         axis, denoiser = check_joined(self.pipe, self.policy, self.solver), find_denoiser(self.pipe)
@@ -199,8 +200,7 @@ def attach(
         stop_below = trained.stop_below if trained else 0.01
     check_limits(chosen, max_steps, stop_below)
     # Another pipeline of the denoiser may know fewer arguments: the size of SD1.5's image-to-image is its picture's.
-    known = inspect.signature(pipe.__call__).parameters
-    brought = {k: v for k, v in trained.call_defaults.items() if k in known} if trained else {}
+    brought = Guidance.of(pipe).brought(trained.call_defaults) if trained else {}
     call_defaults = {**brought, **(defaults or {})}
     return AdaptivePipeline(pipe, chosen, solver, max_steps, stop_below, call_defaults)
 
@@ -224,7 +224,5 @@ def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) ->
     """w of this call, for a TPM that reads guided features; None for other policies and where nothing is guided."""
     if not isinstance(policy, TimePredictor) or policy.shape.features != "guided":
         return None
-    name = find_entry(find_denoiser(pipe)).guidance_scale
-    parameter = inspect.signature(pipe.__call__).parameters.get(name)
     # Some pipelines of a family cannot guide (FLUX.1 Fill): their features are those of guidance switched off.
-    return None if parameter is None else float(arguments.get(name, parameter.default))
+    return Guidance.of(pipe).scale(arguments)

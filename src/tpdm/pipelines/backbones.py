@@ -41,6 +41,9 @@ class TapEntry:
             [uncond, cond]; "cond_uncond": the reverse; "two_calls": the conditional call comes first.
         guidance_scale: the pipeline's argument that is w in u + w (c - u).
         guided_above: pipelines guide where w is above it.
+        against_negative: they guide only where they are given a negative prompt; an empty one is given.
+        asked: the pipeline's argument that users of ``tpdm sample``, of a server and of recipes mean by guidance scale,
+            where the denoiser is told none as a number.
         temb_index: element of the temb module's output, where that is a tuple.
         sample: argument that holds the latents, a tensor or a list; its length is the number of rows.
         unbatched: tensor arguments whose dimension 0 is never rows (position ids).
@@ -58,6 +61,8 @@ class TapEntry:
     guidance: Guidance
     guidance_scale: str = "guidance_scale"
     guided_above: float = 1.0
+    against_negative: bool = False
+    asked: str = "guidance_scale"
     time_offset: float = 0.0
     temb_index: int | None = None
     sample: str = "hidden_states"
@@ -80,6 +85,7 @@ TAPS: dict[str, TapEntry] = {
         time_scale=1.0,
         guidance="two_calls",
         guidance_scale="true_cfg_scale",
+        against_negative=True,
         unbatched=frozenset({"img_ids", "txt_ids"}),
     ),
     "Flux2Transformer2DModel": TapEntry(
@@ -99,6 +105,8 @@ TAPS: dict[str, TapEntry] = {
         time_scale=1.0,
         guidance="two_calls",
         guidance_scale="true_cfg_scale",
+        against_negative=True,
+        asked="true_cfg_scale",
         listed=frozenset({"img_shapes"}),
     ),
     "SanaTransformer2DModel": TapEntry(

@@ -11,6 +11,7 @@ import torch
 
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.pipelines.grids import grid_of_image_shapes, grid_of_position_ids, grid_of_video
+from tpdm.pipelines.guidance import Guidance
 
 OWN_SIDE = {"ZImagePipeline": 1024}  # where neither the signature nor an attribute says it
 
@@ -66,11 +67,8 @@ def _own_size(pipe: Any) -> tuple[Any, Any]:
 
 def _is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Guidance in two calls, and one that the denoiser is told as a number, leave calls alike."""
-    entry = find_entry(find_denoiser(pipe))
-    if entry.guidance == "two_calls":
-        return False
-    name = entry.guidance_scale
-    return (arguments.get(name, _default(pipe, name)) or 0.0) > entry.guided_above
+    guidance = Guidance.of(pipe)
+    return guidance.entry.guidance != "two_calls" and guidance.is_on(arguments)
 
 
 def may_double(pipe: Any, arguments: Mapping[str, Any]) -> bool:

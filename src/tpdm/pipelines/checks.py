@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from diffusers.models.cache_utils import CacheMixin
@@ -93,6 +94,19 @@ def check_denoiser(denoiser: nn.Module) -> None:
         raise BackboneError(
             f"got a {type(denoiser).__name__} that caches between steps, expected one that computes each of them, for "
             "images leave the call at steps of their own: disable_cache() first."
+        )
+
+
+def check_pictures(pipe: Any) -> None:
+    """Refuses a pipeline of videos, where pictures are saved, sent or scored.
+
+    Raises:
+        BackboneError: it makes videos.
+    """
+    if "num_frames" in inspect.signature(pipe.__call__).parameters:
+        raise BackboneError(
+            f"got {type(pipe).__name__}, which makes videos, expected a pipeline of pictures: call it through "
+            "tpdm.attach, or choose another."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,8 @@ from packaging.version import Version
 
 from tpdm.devices import resolve_device
 from tpdm.files import expand
-from tpdm.pipelines.backbones import DENOISERS
+from tpdm.pipelines.backbones import DENOISERS, TAPS
+from tpdm.pipelines.guidance import Guidance
 from tpdm.recipe import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
 
@@ -137,8 +137,8 @@ def pipeline_folder(name_or_path: str | Path) -> str | Path:
     return expand(name_or_path)
 
 
-def pipeline_class(name_or_path: str | Path) -> str:
-    """Name of the pipeline's class, from its index alone.
+def pipeline_index(name_or_path: str | Path) -> dict[str, Any]:
+    """``model_index.json`` of the pipeline.
 
     Raises:
         BackboneError: there is no such pipeline.
@@ -146,12 +146,21 @@ def pipeline_class(name_or_path: str | Path) -> str:
     import diffusers
 
     try:
-        return str(diffusers.DiffusionPipeline.load_config(pipeline_folder(name_or_path))["_class_name"])
+        return dict(diffusers.DiffusionPipeline.load_config(pipeline_folder(name_or_path)))
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"got {str(name_or_path)!r}, whose index cannot be read, expected 'tinyworld', a pipeline folder or a Hub "
             f"name 'owner/model': {str(error).strip().splitlines()[0]}"
         ) from error
+
+
+def pipeline_class(name_or_path: str | Path) -> str:
+    """Name of the pipeline's class, from its index alone.
+
+    Raises:
+        BackboneError: there is no such pipeline.
+    """
+    return str(pipeline_index(name_or_path)["_class_name"])
 
 
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
@@ -164,20 +173,67 @@ def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def pipeline_arguments(backbone: BackboneConfig) -> dict[str, Any]:
-    """Arguments of every pipeline call of a recipe: the backbone's defaults, then the recipe's wishes."""
-    wishes = {"guidance_scale": backbone.guidance_scale, "height": backbone.height, "width": backbone.width}
-    return call_defaults(backbone.name_or_path) | {k: v for k, v in wishes.items() if v is not None}
+    """Arguments of every pipeline call of a recipe: the backbone's defaults, then the recipe's wishes.
+
+    Raises:
+        BackboneError: there is no such pipeline.
+        ConfigError: both scales of guidance are given, and mean the same to it.
+    """
+    sizes = {"height": backbone.height, "width": backbone.width}
+    wishes = {name: value for name, value in sizes.items() if value is not None}
+    return call_defaults(backbone.name_or_path) | wishes | guidance_arguments(backbone)
 
 
-def pinned_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def guidance_of(name_or_path: str | Path) -> Guidance | None:
+    """How "tinyworld", a pipeline folder or a Hub name guides, from its configuration files alone.
+
+    Returns:
+        None where its denoiser has no entry.
+
+    Raises:
+        BackboneError: there is no such pipeline.
+    """
+    import diffusers
+
+    index = pipeline_index(name_or_path)
+    pipeline: Any = getattr(diffusers, index["_class_name"], None)
+    part = next((name for name in DENOISERS if index.get(name, [None])[0] is not None), None)
+    denoiser: Any = None if part is None else getattr(diffusers, index[part][1], None)
+    entry = next((TAPS[c.__name__] for c in getattr(denoiser, "__mro__", ()) if c.__name__ in TAPS), None)
+    if pipeline is None or entry is None:
+        return None
+    config = denoiser.load_config(pipeline_folder(name_or_path), subfolder=part)
+    return Guidance.made(pipeline, denoiser.__name__, entry, config, index)
+
+
+def guidance_arguments(backbone: BackboneConfig) -> dict[str, Any]:
+    """The scales of a recipe under the names of its pipeline's call, and the empty negative prompt that they need.
+
+    Raises:
+        BackboneError: there is no such pipeline.
+        ConfigError: both scales are given, and mean the same to it.
+    """
+    scales = {"guidance_scale": backbone.guidance_scale, "true_cfg_scale": backbone.true_cfg_scale}
+    given = {name: value for name, value in scales.items() if value is not None}
+    guidance = guidance_of(backbone.name_or_path) if given else None
+    if guidance is None:
+        return given
+    named = guidance.named(**scales)
+    return named | guidance.against(named)
+
+
+def pinned_arguments(pipe: Any, arguments: Mapping[str, Any], negatives: bool = False) -> dict[str, Any]:
     """The arguments of a call with the guidance that it had: the pipeline's own default where none is given.
 
     What a TPM was trained with must not follow a later version's default.
+
+    Args:
+        pipe: the pipeline.
+        arguments: of every call.
+        negatives: whether every image had a negative prompt besides, which may have been empty.
     """
-    parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
-    if parameter is None or not isinstance(parameter.default, int | float):
-        return dict(arguments)
-    return {"guidance_scale": float(parameter.default), **arguments}
+    guidance = Guidance.find(pipe)
+    return dict(arguments) if guidance is None else guidance.pinned(arguments, negatives)
 
 
 def _is_hub_name(name: str | Path) -> bool:

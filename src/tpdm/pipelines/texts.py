@@ -103,8 +103,9 @@ class TextStore:
             BackboneError: this pipeline's class has no row in ``ENCODED``, or it cannot be found.
         """
         pipeline = pipeline_class(backbone.name_or_path)
-        # Its sizes and its guidance change no text.
-        kept = {k: v for k, v in arguments.items() if k not in ("height", "width", "guidance_scale")}
+        # Its sizes and its guidance change no text, and a negative one is a text of its own.
+        others = ("height", "width", "guidance_scale", "true_cfg_scale", "negative_prompt")
+        kept = {k: v for k, v in arguments.items() if k not in others}
         return cls(folder, pipeline, f"{backbone.name_or_path} in {backbone.dtype}", kept)
 
     @property

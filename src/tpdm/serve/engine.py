@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tpdm.artefact import load_policy, unsaid
 from tpdm.pipelines.attach import attach
+from tpdm.pipelines.checks import check_pictures
 from tpdm.pipelines.continuous import ContinuousPipeline, Landing
 from tpdm.pipelines.refused import is_refusal
 from tpdm.pipelines.spent import let_go
@@ -95,6 +96,7 @@ class PipelineEngine:
         defaults: dict[str, Any] | None = None,
     ) -> None:
         defaults = defaults or {}
+        check_pictures(pipe)
         policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
         trained = None if policy is None else attach(pipe, policy, defaults=unsaid(defaults, policy))
         self._shared = ContinuousPipeline(pipe, slots)
@@ -190,7 +192,7 @@ class PipelineEngine:
     def _try(self, job: Job) -> ImageDone | Exception:
         try:
             attached, arguments = self._reader.read(job.request)
-            warnings = self._over_long.warnings(job.request)
+            warnings = self._over_long.warnings(job.request) + self._reader.warnings(job.request)
             return image_done(job, job.run(attached, **arguments), warnings)
         except (RequestRefused, RequestCancelled, DeadlineExceeded, EngineStopped) as error:
             return error

@@ -10,10 +10,11 @@ from tpdm.dial import set_dial
 from tpdm.pipelines.attach import AdaptivePipeline, attach
 from tpdm.pipelines.call_kind import call_kind, token_grid
 from tpdm.pipelines.continuous import ContinuousPipeline
+from tpdm.pipelines.guidance import Guidance
 from tpdm.policy import TimePredictor
 from tpdm.schedules import FixedTimes
 from tpdm.serve.requests import ImageRequest, RequestRefused
-from tpdm.types import ConfigError
+from tpdm.types import BackboneError, ConfigError
 
 MOST_STEPS = 10_000  # of a fixed schedule, which is made in full before the first step
 SCHEDULES_KEPT = 64  # fixed schedules, one for each number of steps and size
@@ -33,6 +34,7 @@ class RequestReader:
     ) -> None:
         self._shared, self._trained, self._defaults = shared, trained, defaults
         self._parameters = inspect.signature(shared.pipe.__call__).parameters
+        self._guidance = Guidance.of(shared.pipe)
         self._fixed: dict[Hashable, AdaptivePipeline] = {}
 
     def check(self, request: ImageRequest) -> None:
@@ -51,19 +53,34 @@ class RequestReader:
             raise RequestRefused(f"got fixed_steps {request.fixed_steps}, expected at most {MOST_STEPS}; give fewer.")
         if request.seed >= 2**63:
             raise RequestRefused(f"got seed {request.seed}, expected one below 2^63; give a smaller one.")
-        if request.guidance_scale is not None and not 0 <= request.guidance_scale < float("inf"):
-            raise RequestRefused(f"got guidance_scale {request.guidance_scale}, expected a number from 0 on.")
+        for name in ("guidance_scale", "true_cfg_scale"):
+            scale = getattr(request, name)
+            if scale is not None and not 0 <= scale < float("inf"):
+                raise RequestRefused(f"got {name} {scale}, expected a number from 0 on.")
         if request.timeout is not None and not request.timeout > 0:
             raise RequestRefused(f"got timeout {request.timeout}, expected some seconds; give a positive number.")
         if request.fixed_steps is not None and request.max_steps is not None:
             raise RequestRefused("got max_steps with fixed_steps, expected one of them; leave max_steps out.")
         if request.max_steps is not None and self._trained is None:
             raise RequestRefused("got max_steps, expected fixed_steps, for this server has no TPM; give fixed_steps.")
-        for name in _texts_and_sizes(request):
+        for name in self._said(request):
             if name not in self._parameters:
                 raise RequestRefused(f"got {name}, which {type(self._shared.pipe).__name__} has not; leave it out.")
+        self.warnings(request)
         self._check_dial(request)
         self._check_grid(request)
+
+    def warnings(self, request: ImageRequest) -> tuple[str, ...]:
+        """A sentence on a negative prompt that has no effect at the scale of the request.
+
+        Raises:
+            RequestRefused: a scale or a negative prompt that the pipeline does not use.
+        """
+        try:
+            warning = self._guidance.check(self._arguments(request), self._said(request))
+        except BackboneError as error:
+            raise RequestRefused(str(error)) from error
+        return () if warning is None else (warning,)
 
     def group(self, request: ImageRequest) -> Hashable:
         """Requests of other groups cannot share a denoiser call."""
@@ -71,7 +88,7 @@ class RequestReader:
 
     def read(self, request: ImageRequest) -> tuple[AdaptivePipeline, dict[str, Any]]:
         """The pipeline with the policy of this request, and the arguments of its call."""
-        arguments: dict[str, Any] = {**_texts_and_sizes(request), "seeds": [request.seed]}
+        arguments: dict[str, Any] = {**self._said(request), "seeds": [request.seed]}
         if request.fixed_steps is not None or self._trained is None:
             return self._with_fixed(request), arguments
         if request.max_steps is not None:
@@ -81,7 +98,26 @@ class RequestReader:
     def _arguments(self, request: ImageRequest) -> dict[str, Any]:
         """Of the pipeline's call, with all defaults but its own."""
         trained = self._trained if request.fixed_steps is None else None
-        return {**(self._defaults if trained is None else trained.defaults), **_texts_and_sizes(request)}
+        return {**(self._defaults if trained is None else trained.defaults), **self._said(request)}
+
+    def _said(self, request: ImageRequest) -> dict[str, Any]:
+        """What the request says, under the pipeline's names.
+
+        Raises:
+            RequestRefused: both scales of guidance, where they are the same.
+        """
+        try:
+            named = self._guidance.named(request.guidance_scale, request.true_cfg_scale)
+        except ConfigError as error:
+            raise RequestRefused(str(error)) from error
+        said = {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "width": request.width,
+            "height": request.height,
+        }
+        texts_and_sizes = {name: value for name, value in said.items() if value is not None}
+        return {**self._guidance.against(named), **texts_and_sizes, **named}
 
     def _check_dial(self, request: ImageRequest) -> None:
         if not _dial(request):
@@ -124,15 +160,3 @@ class RequestReader:
 def _dial(request: ImageRequest) -> dict[str, float]:
     values = {"gamma": request.gamma, "quality": request.quality}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _texts_and_sizes(request: ImageRequest) -> dict[str, Any]:
-    """What the request says, under the pipeline's names."""
-    said = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "width": request.width,
-        "height": request.height,
-        "guidance_scale": request.guidance_scale,
-    }
-    return {name: value for name, value in said.items() if value is not None}

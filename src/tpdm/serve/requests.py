@@ -46,10 +46,13 @@ class ImageRequest:
     Attributes:
         prompt: not empty.
         seed: of the initial noise, >= 0.
-        negative_prompt: for pipelines that read one.
+        negative_prompt: for pipelines that read one, where they guide.
         width: pixels.
         height: pixels.
-        guidance_scale: w, >= 0.
+        guidance_scale: w of classifier-free guidance, or the scale that guidance-distilled models are told, >= 0; for
+            Qwen-Image it is ``true_cfg_scale``.
+        true_cfg_scale: w of pipelines that call it so (FLUX.1, Qwen-Image), against the negative prompt or the empty
+            text, >= 0.
         gamma: discount of a step in (0, 1), for a TPM trained with the dial; excludes ``quality``.
         quality: the dial in [0, 1] as its calibration maps it to gamma; excludes ``gamma``.
         max_steps: cap on the steps of the TPM, >= 1.
@@ -65,6 +68,7 @@ class ImageRequest:
     width: int | None = None
     height: int | None = None
     guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     gamma: float | None = None
     quality: float | None = None
     max_steps: int | None = None
@@ -100,7 +104,7 @@ class ImageDone:
         times: from the start down to 0.0, one more than steps.
         queued_seconds: from submission to the first step.
         seconds: from submission to the image.
-        warnings: what the client should know, in sentences: texts that are not read to their end.
+        warnings: what the client should know, in sentences: texts that are not read to their end, or have no effect.
         nsfw_content_detected: whether the pipeline's safety checker flagged the image, which it then blacks out; None
             where there is no checker.
     """

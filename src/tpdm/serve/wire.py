@@ -23,6 +23,7 @@ DIAL = {"low": 0.0, "medium": 0.5} | dict.fromkeys(("high", "xhigh", "max", "hd"
 
 Text = Annotated[str, Field(min_length=1)]
 Steps = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0, le=100)]
 
 
 class GenerationRequest(BaseModel):
@@ -50,7 +51,8 @@ class GenerationRequest(BaseModel):
     # Not OpenAI's.
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
     negative_prompt: str | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    guidance_scale: Scale | None = None
+    true_cfg_scale: Scale | None = None
     gamma: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_steps: Steps | None = None
     fixed_steps: Steps | None = None
@@ -193,6 +195,7 @@ def _images(asked: GenerationRequest, limits: Limits, card: ModelCard) -> tuple[
         width=size[0] if size else None,
         height=size[1] if size else None,
         guidance_scale=asked.guidance_scale,
+        true_cfg_scale=asked.true_cfg_scale,
         gamma=asked.gamma,
         quality=quality if _dialled(asked, card) else None,
         max_steps=asked.max_steps,

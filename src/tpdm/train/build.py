@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdm.artefact import save_pretrained
 from tpdm.artefact_config import ArtefactConfig
@@ -15,7 +15,17 @@ from tpdm.devices import resolve_device
 from tpdm.over_long import OverLong, tell
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.backbones import backbone_facts, find_denoiser
-from tpdm.pipelines.load import ALL, NO_TEXT_ENCODERS, load_backbone, pinned_arguments, pipeline_arguments
+from tpdm.pipelines.checks import check_pictures
+from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.load import (
+    ALL,
+    NO_TEXT_ENCODERS,
+    guidance_arguments,
+    guidance_of,
+    load_backbone,
+    pinned_arguments,
+    pipeline_arguments,
+)
 from tpdm.pipelines.probe import probe_features
 from tpdm.pipelines.reads import over_long
 from tpdm.policy import TimePredictor
@@ -30,12 +40,15 @@ from tpdm.train.parts import Parts
 from tpdm.train.shard import InStep, check_shard, shard_denoiser
 from tpdm.train.team import ALONE, Team
 from tpdm.train.texts import encode_texts, run_texts
-from tpdm.types import PromptError
+from tpdm.types import BackboneError, ConfigError, PromptError
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
     train_prompts, validation_prompts = choose_prompts(recipe)
+    check_negatives(recipe, (*train_prompts, *validation_prompts))
     device = resolve_device(recipe.backbone.device)
     arguments = pipeline_arguments(recipe.backbone)
     texts, looking, needed = None, arguments, ALL
@@ -45,6 +58,7 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         looking = arguments | texts.call(drawn[:1], device)
     check_shard(recipe, team, len(validation_prompts) * recipe.validation.samples_per_prompt)
     pipe = load_backbone(recipe.backbone, device, needed)
+    check_pictures(pipe)
     if recipe.backbone.shard:
         shard_denoiser(pipe, device, team.size)
         pipe.to(device)
@@ -61,7 +75,8 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
     )
 
     def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
-        config = artefact_config(recipe, policy, find_denoiser(pipe), pinned_arguments(pipe, arguments), facts)
+        pinned = pinned_arguments(pipe, arguments, any(p.negative for p in (*train_prompts, *validation_prompts)))
+        config = artefact_config(recipe, policy, pipe, pinned, facts)
         save_pretrained(policy, config, folder / name)
 
     scoring = reward_device(recipe.reward, device)
@@ -100,15 +115,34 @@ def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     return train_prompts, held_out[: recipe.validation.prompts]
 
 
+def check_negatives(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Refuses negative prompts that the pipeline does not use; a warning where the recipe switches guidance off.
+
+    Raises:
+        ConfigError: some prompts have one, and the pipeline does not guide by itself.
+    """
+    negatives = [p.negative for p in prompts if p.negative]
+    guidance = guidance_of(recipe.backbone.name_or_path) if negatives else None
+    if guidance is None:
+        return
+    said = {**guidance_arguments(recipe.backbone), "negative_prompt": negatives}
+    try:
+        warning = guidance.check({**pipeline_arguments(recipe.backbone), **said}, said)
+    except BackboneError as error:
+        raise ConfigError(f"{recipe.prompts.source} has negative prompts: {error}") from error
+    if warning:
+        _LOG.warning("%s has negative prompts: %s", recipe.prompts.source, warning)
+
+
 def artefact_config(
     recipe: Recipe,
     policy: TimePredictor,
-    denoiser: nn.Module,
+    pipe: Any,
     arguments: dict[str, Any],
     facts: dict[str, Any],
 ) -> ArtefactConfig:
     """What the artefact says of itself."""
-    guidance = arguments.get("guidance_scale")
+    denoiser, guidance = find_denoiser(pipe), arguments.get(Guidance.of(pipe).asked)
     return ArtefactConfig(
         shape=policy.shape,
         backbone_class=type(denoiser).__name__,

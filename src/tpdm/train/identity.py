@@ -50,6 +50,7 @@ FREE = frozenset(
 
 # Keys that came later, with the value that runs from before had: left out at that value, so that those runs go on.
 LATER: dict[str, Any] = {
+    "backbone.true_cfg_scale": None,
     "reward.gamma_range": None,
     "tpm.fast_steps": None,
     "tpm.time_only": False,
@@ -70,7 +71,7 @@ def run_identity(
     # Through the checks once more: a recipe built in Python may hold 0 where YAML gives 0.0.
     values = dict(_flat(asdict(make_recipe(asdict(recipe)))))
     free = FREE | {"rl.updates"} if recipe.optimizer.lr_schedule == "constant" else FREE
-    same = {k: v for k, v in values.items() if not (k in LATER and v == LATER[k])}
+    same = {k: v for k, v in values.items() if not is_later(k, v)}
     kept = {k: v for k, v in same.items() if k not in free and not k.startswith("evaluation.")}
     return {
         **kept,
@@ -78,6 +79,11 @@ def run_identity(
         "training prompts": _digest(train_prompts),
         "validation prompts": _digest(validation_prompts),
     }
+
+
+def is_later(key: str, value: Any) -> bool:
+    """Whether a key has the value at which earlier runs were made, which did not have it."""
+    return key in LATER and value == LATER[key]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3) -> str:

@@ -33,7 +33,7 @@ def rollout_call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
     height = backbone.height // 8 if backbone.height else own
     width = backbone.width // 8 if backbone.width else own
     scale = arguments.get(entry.guidance_scale)
-    guided = entry.guidance != "two_calls" and (scale is None or scale > 1)
+    guided = entry.guidance != "two_calls" and (scale is None or scale > entry.guided_above)
     text = arguments.get("max_sequence_length")
     rows = recipe.rl.rollout_batch * (2 if guided else 1)
     return CallShape(rows, height, width, text, DTYPES[backbone.dtype])

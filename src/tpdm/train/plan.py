@@ -9,7 +9,7 @@ from tpdm.pipelines.sizes import PipelineSizes, pipeline_sizes
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe
 from tpdm.recipe_idle import tell_idle
-from tpdm.train.build import choose_prompts
+from tpdm.train.build import check_negatives, choose_prompts
 from tpdm.train.memory import GIB, MemoryPart, Place, estimate_memory, memory_peaks
 from tpdm.train.texts import FOLDER, run_texts
 
@@ -46,6 +46,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     tell_idle(recipe)
     train_prompts, validation = choose_prompts(recipe)
+    check_negatives(recipe, (*train_prompts, *validation))
     return _plan(recipe, train_prompts, validation, pipeline_sizes(recipe.backbone.name_or_path))
 
 

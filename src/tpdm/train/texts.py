@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpdm.pipelines.load import TEXT_ENCODERS, load_pipeline
+from tpdm.pipelines.load import TEXT_ENCODERS, load_pipeline, pipeline_arguments
 from tpdm.pipelines.texts import Text, TextStore
 from tpdm.prompts import Prompt
 from tpdm.recipe import Recipe
@@ -27,7 +27,9 @@ def run_texts(recipe: Recipe, train_prompts: Sequence[Prompt], validation_prompt
         drawn += deal_prompts(train_prompts, rl.prompts_per_update, recipe.seed, update)
         if len(set(drawn)) >= len(train_prompts) + len(validation_prompts):
             break
-    plain = all(p.negative is None for p in (*train_prompts, *validation_prompts))
+    # The empty text too, where guidance needs a negative prompt.
+    avoided = pipeline_arguments(recipe.backbone).get("negative_prompt")
+    plain = avoided is None and all(p.negative is None for p in (*train_prompts, *validation_prompts))
     return list(dict.fromkeys((p.text, None if plain else p.negative or "") for p in drawn))
 
 
