@@ -1,0 +1,258 @@
+"""What a scale of guidance is to each pipeline: in a training, in the TPM that comes of it, and in odd models.
+
+A user trained on Qwen-Image at guidance 1 and at 9: both runs had the same metrics, and their artefacts said 1.0 and
+9.0. Prompts with negatives trained a pipeline that does not guide, and nobody said so.
+
+https://github.com/verl-project/verl-omni/issues/55
+https://github.com/vladmandic/sdnext/issues/4097
+"""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage
+from typer.testing import CliRunner
+
+import tpdm.pipelines.guidance
+from tests.support.families import FAMILIES, tiny_pipe
+from tests.support.tiny_runs import SECTIONS
+from tests.support.tiny_texts import make_speaking_pipe
+from tests.test_artefact import config_of
+from tpdm.cli import app
+from tpdm.config import make_recipe
+from tpdm.pipelines.attach import attach, feature_guidance
+from tpdm.pipelines.backbones import TAPS
+from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.load import guidance_of, load_pipeline, pinned_arguments
+from tpdm.policy import TimePredictor
+from tpdm.policy_shape import TpmShape
+from tpdm.prompts import Prompt
+from tpdm.schedules import FixedTimes
+from tpdm.serve.settings import Limits, ModelCard
+from tpdm.serve.wire import parse
+from tpdm.train.build import build_parts, check_negatives
+from tpdm.train.identity import run_identity
+from tpdm.train.plan import make_plan
+from tpdm.types import BackboneError, ConfigError
+
+FIXED = FixedTimes([1.0, 0.5, 0.0])
+SIZE = {"height": 32, "width": 32}
+CPU = {"device": "cpu", **SIZE}
+
+
+def saved(pipe, folder):
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """Qwen-Image with all its parts, and its folder."""
+    folder = tmp_path_factory.mktemp("qwen")
+    torch.manual_seed(0)
+    tiny = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [False]}
+    vae = AutoencoderKLQwenImage(**tiny, attn_scales=[], latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
+    pipe = make_speaking_pipe("Qwen-Image", folder / "tokens")
+    pipe = type(pipe)(**{**pipe.components, "vae": vae})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, saved(pipe, folder / "pipe")
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flux")
+    return saved(make_speaking_pipe("FLUX.1 dev", folder / "tokens"), folder / "pipe")
+
+
+def recipe_on(pipe, output, negatives=False, **backbone):
+    rows = [f"{a}{b},{'dull' if negatives else ''}" for a in "abcd" for b in "abcd"]
+    output.mkdir(exist_ok=True)
+    (output / "prompts.csv").write_text("\n".join(["prompt,negative", *rows]))
+    sections = {name: dict(values) for name, values in SECTIONS.items()}
+    sections["backbone"] = {**CPU, "name_or_path": str(pipe), **backbone}
+    sections["rl"].update(updates=1, prompts_per_update=2)
+    sections["validation"].update(samples_per_prompt=1, prompts=2)
+    sections["sampling"] = {"max_steps": 3}
+    own = {"reward": {"name": "python:tests.support.tiny_runs:brightness"}}
+    source = {"prompts": {"source": str(output / "prompts.csv")}}
+    return make_recipe({"name": "tiny", "output": str(output / "run"), **sections, **own, **source})
+
+
+def test_a_training_at_another_scale_is_another_and_its_tpm_brings_the_scale(qwen, tmp_path):
+    pipe, folder = qwen
+    pictures, artefacts = [], []
+    for scale in (1.0, 9.0):
+        parts = build_parts(recipe_on(folder, tmp_path / f"at{scale:g}", guidance_scale=scale), tmp_path)
+        pictures.append(parts.make(parts.train_prompts[:2], [0, 1], [2, 3], record=True).images_B3HW)
+        validation = {"steps_mean": 2.0, "objective_mean": 0.0, "score_mean": 0.0}
+        parts.save("best", parts.policy, {"update": 0, "validation": validation})
+        artefacts.append(json.loads((tmp_path / "best" / "config.json").read_text()))
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-3
+    assert [one["guidance_scale"] for one in artefacts] == [1.0, 9.0]
+    assert [one["call_defaults"] for one in artefacts] == [
+        {**SIZE, "true_cfg_scale": 1.0},
+        {**SIZE, "true_cfg_scale": 9.0, "negative_prompt": ""},
+    ]
+    # Called without a word, the TPM guides as in its training: two rows of the denoiser for each step.
+    driven = attach(pipe, tmp_path / "best")
+    guided = driven(["cat", "dog"], seeds=[0, 1])
+    assert guided.nfe_rows == 2 * sum(guided.steps)
+    plain = driven(["cat", "dog"], seeds=[0, 1], true_cfg_scale=1.0)
+    assert plain.nfe_rows == sum(plain.steps)
+
+
+def test_a_tpm_that_was_saved_with_a_scale_without_effect_is_loaded_and_says_so(qwen, caplog):
+    pipe, _ = qwen
+    policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2))
+    asked = {"guidance_scale": 9.0, **SIZE}
+    policy.artefact = config_of(policy.shape, backbone_class="QwenImageTransformer2DModel", call_defaults=asked)
+    tpdm.pipelines.guidance._say.cache_clear()
+    driven = attach(pipe, policy)
+    assert "saved with guidance_scale=9, which QwenImagePipeline does not use" in caplog.text
+    assert dict(driven.defaults) == SIZE
+    output = driven("cat", seeds=[0])
+    assert output.nfe_rows == sum(output.steps)
+    # The user's own word is no leftover.
+    with pytest.raises(BackboneError, match=r"got guidance_scale=9, expected none .*: give true_cfg_scale with a neg"):
+        attach(pipe, policy, defaults={"guidance_scale": 9.0})("cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "negatives", "pinned"),
+    [
+        ("SD3", False, {"guidance_scale": 7.0}),
+        ("Z-Image", True, {"guidance_scale": 5.0}),
+        ("FLUX.1 dev", False, {"guidance_scale": 3.5, "true_cfg_scale": 1.0}),
+        ("FLUX.1 schnell", False, {"true_cfg_scale": 1.0}),
+        ("FLUX.2", False, {"guidance_scale": 4.0}),
+        ("Qwen-Image", False, {"true_cfg_scale": 1.0}),
+        ("Qwen-Image", True, {"true_cfg_scale": 4.0, "negative_prompt": ""}),
+    ],
+)
+def test_what_a_tpm_brings_is_what_acted(name, negatives, pinned):
+    assert pinned_arguments(tiny_pipe(name), {}, negatives) == pinned
+
+
+MODELS = {
+    # pipeline, denoiser, what the denoiser's configuration says, what the pipeline's does:
+    #     what users mean by guidance scale, whether it acts, whether the pipeline guides
+    "FLUX.1 Kontext": ("FluxKontextPipeline", "Flux", {"guidance_embeds": True}, {}, "guidance_scale", True, True),
+    "FLUX.1 Fill": ("FluxFillPipeline", "Flux", {"guidance_embeds": True}, {}, "guidance_scale", True, False),
+    "FLUX.2 klein": ("Flux2KleinPipeline", "Flux2", {}, {"is_distilled": False}, "guidance_scale", True, True),
+    "klein, distilled": ("Flux2KleinPipeline", "Flux2", {}, {"is_distilled": True}, "guidance_scale", False, False),
+    "Qwen, distilled": ("QwenImagePipeline", "QwenImage", {"guidance_embeds": True}, {}, "guidance_scale", True, True),
+    "Qwen, edit": ("QwenImageEditPipeline", "QwenImage", {}, {}, "true_cfg_scale", True, True),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_whose_configuration_decides(model):
+    pipeline, denoiser, config, index, asked, acts, guides = MODELS[model]
+    entry = TAPS[f"{denoiser}Transformer2DModel"]
+    guidance = Guidance.made(getattr(diffusers, pipeline), denoiser, entry, config, index)
+    assert (guidance.asked, guidance.acts(asked), guidance.guides) == (asked, acts, guides)
+
+
+def test_a_consistency_model_is_told_its_scale_and_does_not_guide():
+    entry = TAPS["UNet2DConditionModel"]
+    lcm = Guidance.made(diffusers.StableDiffusionPipeline, "UNet", entry, {"time_cond_proj_dim": 256}, {})
+    assert lcm.check({"guidance_scale": 8.0}, {"guidance_scale": 8.0}) is None
+    with pytest.raises(BackboneError, match=r"got negative_prompt, expected none .*does not guide"):
+        lcm.check({"guidance_scale": 8.0, "negative_prompt": "dull"}, {"negative_prompt": "dull"})
+
+
+def call(name, **more):
+    family = FAMILIES[name]
+    return attach(tiny_pipe(name), FIXED)(**family.text(1, False), **family.arguments(False), **more, seeds=[0]).images
+
+
+def test_no_guidance_may_be_said_where_there_is_none():
+    """FLUX.1-schnell's own example says guidance_scale=0."""
+    assert torch.equal(call("FLUX.1 schnell", guidance_scale=0.0), call("FLUX.1 schnell"))
+    with pytest.raises(BackboneError, match=r"got guidance_scale=3\.5, expected none for FluxPipeline"):
+        call("FLUX.1 schnell", guidance_scale=3.5)
+
+
+def test_none_is_the_pipelines_own_scale():
+    family = FAMILIES["SD1.5"]
+    driven, texts = attach(tiny_pipe("SD1.5"), FIXED), family.text(1)
+    own = driven(**texts, **family.call, output_type="latent", seeds=[0]).images
+    assert torch.equal(driven(**texts, **family.call, output_type="latent", seeds=[0], guidance_scale=None).images, own)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SD1.5", {"guidance_rescale": 0.7}),
+        ("SDXL", {"negative_crops_coords_top_left": (8, 8)}),
+        ("Z-Image", {"cfg_normalization": True}),
+    ],
+)
+def test_what_guidance_alone_can_do_is_refused_without_it(name, said):
+    off = attach(tiny_pipe(name), FIXED, defaults=FAMILIES[name].plain)
+    family = FAMILIES[name]
+    with pytest.raises(BackboneError, match=f"got {next(iter(said))} at guidance_scale="):
+        off(**family.text(1, False), **family.call, **said, output_type="latent", seeds=[0])
+
+
+@pytest.mark.parametrize("name", ["FLUX.1 dev", "Z-Image", "SD1.5"])
+def test_one_negative_prompt_is_that_of_every_prompt(name, tmp_path):
+    """Some stock pipelines take it for that of the first prompt, and fail."""
+    pipe, guided = make_speaking_pipe(name, tmp_path), FAMILIES["FLUX.1 dev, true CFG"].guided
+    driven = attach(pipe, FIXED, defaults=guided if name == "FLUX.1 dev" else {})
+    said = {**FAMILIES[name].call, "output_type": "latent", "seeds": [0, 1]}
+    one = driven(["cat", "dog"], negative_prompt="dull", **said).images
+    assert torch.equal(one, driven(["cat", "dog"], negative_prompt=["dull", "dull"], **said).images)
+
+
+def test_guided_features_are_combined_with_the_scale_that_acts():
+    policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2, features="guided"))
+    assert feature_guidance(tiny_pipe("Qwen-Image"), policy, {"true_cfg_scale": 9.0}) == 9.0
+    assert feature_guidance(tiny_pipe("FLUX.1 dev"), policy, {"guidance_scale": 3.5}) == 1.0
+    assert feature_guidance(tiny_pipe("SD3"), policy, {}) == 7.0
+    assert feature_guidance(tiny_pipe("FLUX.2"), policy, {}) is None
+
+
+def test_texts_encoded_before_have_the_empty_negative_prompt_too(flux, tmp_path):
+    made = []
+    for encoders in ("stay", "leave"):
+        recipe = recipe_on(flux, tmp_path / encoders, true_cfg_scale=3.0, text_encoders=encoders)
+        parts = build_parts(recipe, tmp_path / encoders)
+        made.append(parts.make(parts.train_prompts[:2], [0, 1]))
+    assert made[0].steps == made[1].steps
+    torch.testing.assert_close(made[0].images_B3HW, made[1].images_B3HW, rtol=0, atol=1e-5)
+
+
+def test_a_recipe_whose_negative_prompts_have_no_effect_is_refused_before_anything_is_loaded(flux, tmp_path, caplog):
+    recipe = recipe_on(flux, tmp_path / "idle", negatives=True)
+    for refused in (lambda: build_parts(recipe, tmp_path), lambda: make_plan(recipe)):
+        with pytest.raises(ConfigError, match=r"prompts\.csv has negative prompts: got negative_prompt at true_cfg_s"):
+            refused()
+    check_negatives(recipe_on(flux, tmp_path / "used", negatives=True, true_cfg_scale=3.0), [Prompt("a", "dull")])
+    assert not caplog.records
+    check_negatives(recipe_on(flux, tmp_path / "off", negatives=True, true_cfg_scale=1.0), [Prompt("a", "dull")])
+    assert "prompts.csv has negative prompts: got negative_prompt at true_cfg_scale=1" in caplog.text
+
+
+def test_a_run_from_before_goes_on():
+    recipe = make_recipe({"name": "a", "output": "a"})
+    assert "backbone.true_cfg_scale" not in run_identity(recipe, [], [])
+    named = make_recipe({"name": "a", "output": "a", "backbone": {"true_cfg_scale": 2.0}})
+    assert run_identity(named, [], [])["backbone.true_cfg_scale"] == 2.0
+
+
+def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
+    card = ModelCard("m", learned=False, dial=False, default_steps=28)
+    asked = parse(b'{"prompt": "a", "true_cfg_scale": 2.5, "guidance_scale": 3}', Limits(), card)
+    assert (asked.images[0].true_cfg_scale, asked.images[0].guidance_scale) == (2.5, 3.0)
+    calls = []
+    monkeypatch.setattr("tpdm.sample.sample_to_folder", lambda **options: calls.append(options))
+    assert CliRunner().invoke(app, ["sample", "--prompt", "a", "--true-cfg-scale", "2.5"]).exit_code == 0
+    assert calls[0]["true_cfg_scale"] == 2.5
+
+
+def test_the_folder_of_a_pipeline_says_the_same_as_the_pipeline(flux):
+    assert guidance_of(flux) == Guidance.of(load_pipeline(flux, device="cpu"))
+    assert guidance_of("tinyworld") == Guidance.of(load_pipeline("tinyworld", device="cpu"))
