@@ -69,7 +69,7 @@ def test_everything_is_handed_over(handed):
         "--max-size",
         "64",
     ]
-    proxies = ["--forwarded-allow-ips", "10.0.0.0/8"]
+    proxies = ["--forwarded-allow-ips", "10.0.0.0/8", "--guidance-scale", "3", "--true-cfg-scale", "2"]
     answer = run(
         "--tpm", "tinyworld", "--host", "0.0.0.0", "--port", "81", *sizes, "--token-env", "TPDM_TEST_TOKEN", *proxies
     )
@@ -77,7 +77,10 @@ def test_everything_is_handed_over(handed):
     assert handed.engine == (
         "tinyworld",
         "tinyworld",
-        {"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16", "log_prompts": False},
+        {
+            **{"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16", "log_prompts": False},
+            **{"guidance_scale": 3.0, "true_cfg_scale": 2.0},
+        },
     )
     engine, card, settings, sockets = handed.run
     assert (engine, card.id, card.learned, sockets) == ("engine", "tinyworld", True, "sockets")

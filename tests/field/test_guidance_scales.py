@@ -30,6 +30,8 @@ from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
 from tpdm.prompts import Prompt
 from tpdm.schedules import FixedTimes
+from tpdm.serve.engine import make_engine
+from tpdm.serve.requests import ImageRequest
 from tpdm.serve.settings import Limits, ModelCard
 from tpdm.serve.wire import parse
 from tpdm.train.build import build_parts, check_negatives
@@ -251,6 +253,34 @@ def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
     monkeypatch.setattr("tpdm.sample.sample_to_folder", lambda **options: calls.append(options))
     assert CliRunner().invoke(app, ["sample", "--prompt", "a", "--true-cfg-scale", "2.5"]).exit_code == 0
     assert calls[0]["true_cfg_scale"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "scale"),
+    [
+        ({}, {}, 7.0),
+        ({"guidance_scale": 3.0}, {}, 3.0),
+        ({"guidance_scale": 3.0}, {"guidance_scale": 5.0}, 5.0),
+    ],
+)
+def test_a_server_has_a_scale_for_requests_that_give_none(monkeypatch, options, asked, scale):
+    pipe = tiny_pipe("SD3")
+    monkeypatch.setattr("tpdm.pipelines.load.load_pipeline", lambda *names: pipe)
+    policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2))
+    policy.artefact = config_of(policy.shape, call_defaults={"guidance_scale": 7.0})
+    engine = make_engine("a/b", policy, slots=1, **options)
+    try:
+        driven, arguments = engine._reader.read(ImageRequest("a", 0, **asked))
+        assert {**driven.defaults, **arguments}["guidance_scale"] == scale
+    finally:
+        engine.close()
+
+
+def test_a_server_refuses_a_scale_without_effect_at_its_start(monkeypatch):
+    for name, options in (("FLUX.1 schnell", {"guidance_scale": 3.0}), ("SD3", {"true_cfg_scale": 3.0})):
+        monkeypatch.setattr("tpdm.pipelines.load.load_pipeline", lambda *names, name=name: tiny_pipe(name))
+        with pytest.raises(BackboneError, match=f"got (argument ')?{next(iter(options))}"):
+            make_engine("a/b", None, **options)
 
 
 def test_the_folder_of_a_pipeline_says_the_same_as_the_pipeline(flux):

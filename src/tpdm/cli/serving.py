@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,12 @@ def serve(
     queue_limit: Annotated[int, typer.Option(min=0, help="Images that may wait.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="Of requests that give none; the TPM's or pipeline's own if left out.")
+    ] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(min=0, help="The same of guidance against the negative prompt: FLUX.1, Qwen-Image.")
+    ] = None,
     token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token to ask for.")] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Name clients may call the server by; may be repeated.")
@@ -106,7 +112,9 @@ def serve(
             typer.echo(f"No --tpm: the pipeline's own schedule serves.{_hint(backbone)}", err=True)
         card = describe_model(backbone, tpm)
         sizes = {"slots": slots, "queue_limit": queue_limit}
-        make = partial(make_engine, backbone, tpm, **sizes, device=device, dtype=dtype, log_prompts=log_prompts)
+        scales: dict[str, Any] = {"guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale}
+        options = {**sizes, **{name: scale for name, scale in scales.items() if scale is not None}}
+        make = partial(make_engine, backbone, tpm, **options, device=device, dtype=dtype, log_prompts=log_prompts)
         words = f"Serving {card.id} at http://{in_url(host)}:{port}"
         if replicas is None:
             engine = make()

@@ -50,6 +50,8 @@ def make_engine(
     device: str = "auto",
     dtype: str = "fp32",
     log_prompts: bool = False,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
 ) -> PipelineEngine:
     """Loads a pipeline and starts an engine on it, in a process that is there for nothing else: see ``few_arenas``.
 
@@ -61,17 +63,24 @@ def make_engine(
         device: "auto", "cpu", "cuda" ...
         dtype: "fp32", "bf16" or "fp16".
         log_prompts: lets libraries log warnings, some of which quote prompts.
+        guidance_scale, true_cfg_scale: of requests that give none, as in ``ImageRequest``; None leaves those of the
+            TPM's training, or the pipeline's own.
 
     Raises:
-        TpdmError: the pipeline or the TPM cannot be loaded, or do not fit each other.
+        TpdmError: the pipeline or the TPM cannot be loaded, or do not fit each other, or a scale has no effect.
     """
+    from tpdm.pipelines.arguments import merge_arguments
+    from tpdm.pipelines.guidance import named_scales
     from tpdm.pipelines.load import call_defaults, load_pipeline
 
     few_arenas()
     pipe = load_pipeline(backbone, dtype, device)
     if not log_prompts:
         quiet_libraries()  # after loading, whose warnings are of no prompt
-    return PipelineEngine(pipe, tpm, slots=slots, queue_limit=queue_limit, defaults=call_defaults(backbone))
+    named, avoided = named_scales(pipe, guidance_scale, true_cfg_scale)
+    merge_arguments(pipe, (), {"prompt": "a", **named}, avoided)  # what no request could use is said now
+    own, said = call_defaults(backbone), {**avoided, **named}
+    return PipelineEngine(pipe, tpm, slots=slots, queue_limit=queue_limit, defaults=own, said=said)
 
 
 class PipelineEngine:
@@ -84,6 +93,7 @@ class PipelineEngine:
         queue_limit: requests that may wait.
         defaults: arguments of the pipeline's call that this backbone wants, where neither a request says anything
             nor the TPM was trained with others.
+        said: such arguments that go before those of the TPM's training.
     """
 
     def __init__(
@@ -94,11 +104,13 @@ class PipelineEngine:
         slots: int,
         queue_limit: int,
         defaults: dict[str, Any] | None = None,
+        said: dict[str, Any] | None = None,
     ) -> None:
-        defaults = defaults or {}
+        defaults, said = defaults or {}, said or {}
         check_pictures(pipe)
         policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
-        trained = None if policy is None else attach(pipe, policy, defaults=unsaid(defaults, policy))
+        trained = None if policy is None else attach(pipe, policy, defaults={**unsaid(defaults, policy), **said})
+        defaults = {**defaults, **said}
         self._shared = ContinuousPipeline(pipe, slots)
         self._reader = RequestReader(self._shared, trained, defaults)
         self._over_long = OverLongTexts(pipe, defaults if trained is None else trained.defaults)
