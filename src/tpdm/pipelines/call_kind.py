@@ -73,9 +73,8 @@ def _is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
 
 def may_double(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether a denoiser call may hold two rows for an image; True where the arguments do not tell."""
-    cls: Any = type(pipe)
-    entry = find_entry(find_denoiser(pipe))
-    known = entry.guidance != "two_calls" and entry.guidance_scale in _parameters(cls)
+    guidance = Guidance.of(pipe)
+    known = guidance.entry.guidance != "two_calls" and guidance.guides
     return not known or _is_doubled(pipe, arguments)
 
 

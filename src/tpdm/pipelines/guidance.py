@@ -63,15 +63,17 @@ class Guidance:
     ) -> Guidance:
         """Of a pipeline's class, its denoiser's class, entry and configuration, and its own configuration."""
         defaults, consistency = _defaults(pipeline), config.get("time_cond_proj_dim") is not None
-        # Those without any negative text (FLUX.2-dev, FLUX.1 Fill) have no unconditional call either.
-        against = entry.guidance_scale in defaults and any(name.startswith(NEGATIVE) for name in defaults)
+        # Without any negative text (FLUX.2-dev) there is no unconditional call either.
+        unconditional = entry.guidance != "two_calls" or any(name.startswith(NEGATIVE) for name in defaults)
         return cls(
             pipeline=pipeline.__name__,
             denoiser=denoiser,
             entry=entry,
             defaults=defaults,
             embeds=OWN in defaults and (consistency or bool(config.get("guidance_embeds"))),
-            guides=against and not consistency and not index.get("is_distilled"),
+            guides=entry.guidance_scale in defaults
+            and unconditional
+            and not (consistency or index.get("is_distilled")),
         )
 
     @property
