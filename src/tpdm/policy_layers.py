@@ -91,14 +91,14 @@ def fit_over_time(values_BE: Tensor, t_B: Tensor, knots: int, floor: float) -> t
 
     Returns:
         (table (R, E) for ``hat_basis``, standard deviations (E,) of the rest); knots without an observation get the
-        mean.
+        mean. fp32 on the CPU.
     """
     values_BE, basis_BR = wide(values_BE), hat_basis(wide(t_B), knots)
     mean_E = values_BE.mean(0)
     gram_RR = basis_BR.T @ basis_BR + TIME_RIDGE * torch.eye(knots, dtype=torch.float64, device="cpu")
     table_RE = mean_E + torch.linalg.solve(gram_RR, basis_BR.T @ (values_BE - mean_E))
     rest_BE = values_BE - basis_BR @ table_RE
-    return table_RE, (rest_BE.var(0, correction=0) + floor**2).sqrt()
+    return table_RE.float(), (rest_BE.var(0, correction=0) + floor**2).sqrt().float()
 
 
 def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:

@@ -20,6 +20,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 MPS, CPU = torch.device("mps:0"), torch.device("cpu")
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, Tensor.copy_)
 
+IN_C = {
+    *(torch.nn.functional.scaled_dot_product_attention, Tensor.__setitem__, Tensor.copy_),
+    *(Tensor.new_tensor, Tensor.nonzero),
+}
+
 
 class Pretended(Tensor):
     """A tensor on the pretended device.
@@ -130,7 +135,7 @@ class _Python(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or CPU).type == "mps"
-        if made or func in (torch.nn.functional.scaled_dot_product_attention, Tensor.__setitem__, Tensor.copy_):
+        if made or (func in IN_C and any(isinstance(x, Pretended) for x in (*args, *kwargs.values()))):
             return _compute(func, args, kwargs)
         if func is Tensor.contiguous and isinstance(args[0], Pretended):
             return args[0].clone(memory_format=torch.contiguous_format)

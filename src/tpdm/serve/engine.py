@@ -95,7 +95,7 @@ class PipelineEngine:
         defaults: dict[str, Any] | None = None,
     ) -> None:
         defaults = defaults or {}
-        policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
+        policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
         trained = None if policy is None else attach(pipe, policy, defaults=unsaid(defaults, policy))
         self._shared = ContinuousPipeline(pipe, slots)
         self._reader = RequestReader(self._shared, trained, defaults)

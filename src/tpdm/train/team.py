@@ -167,6 +167,13 @@ def join_team(device: str = "auto") -> Iterator[Team]:
     Raises:
         ConfigError: several processes without accelerate.
     """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("", "no") and os.environ.get("RANK", "0") == "0":
+        _LOG.warning(
+            "accelerate launch was asked for mixed precision (%s), which changes nothing here: the TPM is trained in "
+            "fp32, and the pipeline runs in the dtype of backbone.dtype; set that",
+            precision,
+        )
     if _started(os.environ) == 1:
         if _asked_in_vain(os.environ):
             _LOG.warning(
