@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tpdm.types import ConfigError
@@ -56,6 +57,14 @@ def wide(x: Tensor) -> Tensor:
     (the meta device, on which plans count) stay where they are, in fp32.
     """
     return x.float() if x.is_meta else x.cpu().double()
+
+
+def average_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``adaptive_avg_pool2d``; on the CPU where Apple's devices refuse it: new sides that do not divide the old."""
+    divides = all(side % new == 0 for side, new in zip(x.shape[-2:], size, strict=True))
+    if x.device.type == "mps" and not divides:  # pytorch/pytorch issue 96056
+        return F.adaptive_avg_pool2d(x.cpu(), size).to(x.device)
+    return F.adaptive_avg_pool2d(x, size)
 
 
 @contextmanager

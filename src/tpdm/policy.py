@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
 from tpdm.core.dial import dial_position
+from tpdm.devices import average_pool
 from tpdm.policy_features import reduce_features
 from tpdm.policy_layers import FRESH, TimeAdaptiveNorm, fit_over_time, full_precision, hat_basis, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
@@ -50,6 +51,7 @@ class TimePredictor(nn.Module):
     change_time: Tensor
     change_std: Tensor
 
+    @torch.random.fork_rng(devices=[])  # layers draw weights when they are made, which are drawn again below
     def __init__(self, shape: TpmShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
@@ -228,7 +230,7 @@ class TimePredictor(nn.Module):
         """One vector per image of the last map (B, C, H, W)."""
         H, W = x.shape[2:]
         if max(H, W) > PUBLISHED_POOL:
-            x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
+            x = average_pool(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
         pooled_BC = x.amax((2, 3))
         if self.shape.layout == "folded":
             return pooled_BC

@@ -47,7 +47,7 @@ def own_pipe(name: str) -> Any:
 
 
 def tpm(name: str) -> TimePredictor:
-    shape = TpmShape(*widths(name), channels=8, grid=2, change=True, gamma_range=(0.9, 0.99))
+    shape = TpmShape(*widths(name), channels=8, grid=4, change=True, gamma_range=(0.9, 0.99))  # of 6 x 4 tokens
     return TimePredictor(shape)
 
 
@@ -145,4 +145,6 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses():
             torch.zeros(2, dtype=torch.float64, device=device)
         with pytest.raises(RuntimeError, match="same device"):
             x + torch.ones(2)
+        with pytest.raises(RuntimeError, match="divisible"):
+            torch.nn.functional.adaptive_avg_pool2d(torch.ones(1, 1, 6, 4, device=device), (4, 4))
         assert (x * 2).tolist() == [2.0, 2.0]

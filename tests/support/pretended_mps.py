@@ -1,7 +1,7 @@
 """A device like Apple's on a machine that has none: tensors that say "mps", keep float32 at most and mix with no other.
 
-The numbers are computed on the CPU. What a real MPS device refuses is refused here: float64, and an operation between
-its tensors and those of the CPU (but for single numbers).
+The numbers are computed on the CPU. What a real MPS device refuses is refused here: float64, an operation between its
+tensors and those of the CPU (but for single numbers), and averages over windows of different sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 MPS, CPU = torch.device("mps:0"), torch.device("cpu")
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, Tensor.copy_)
-
 IN_C = {
     *(torch.nn.functional.scaled_dot_product_attention, Tensor.__setitem__, Tensor.copy_),
     *(Tensor.new_tensor, Tensor.nonzero),
@@ -77,10 +76,14 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         strangers = [x for x in given if not isinstance(x, Pretended) and x.ndim]
         if strangers:
             raise RuntimeError(f"Expected all tensors to be on the same device in {func}, got mps and cpu (pretended).")
+    pools = here and func is torch.ops.aten._adaptive_avg_pool2d.default
+    if pools and any(side % new for side, new in zip(args[0].shape[-2:], args[1], strict=True)):
+        raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes (pretended).")
     plain = {name: CPU if name == "device" and value is not None else value for name, value in kwargs.items()}
     args, plain = tree_map(lambda x: x.inner if isinstance(x, Pretended) else x, (args, plain))
     found = func(*args, **plain)
-    if getattr(func, "__name__", "").split(".")[0].endswith("_"):
+    name = getattr(func, "__name__", "").split(".")[0]
+    if name.endswith("_") and not name.startswith("__"):
         return given[0]  # changed in place
     return tree_map(lambda x: Pretended(x) if here and isinstance(x, Tensor) else x, found)
 
