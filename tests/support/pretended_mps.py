@@ -56,7 +56,13 @@ class Pretended(Tensor):
         return _both(cls)(self.inner)
 
     def tolist(self) -> Any:
-        return self.detach().inner.tolist()
+        return self.inner.tolist()
+
+    def __float__(self) -> float:
+        return float(self.inner)
+
+    def __int__(self) -> int:
+        return int(self.inner)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
