@@ -277,6 +277,12 @@ def test_autocast_does_not_touch_a_decision() -> None:
         assert torch.equal(policy.propose(o, [1, 2, 3, 4]).action_B, plain.action_B)
 
 
+def test_building_one_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    TimePredictor(SMALL, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 USERS = [
     "pass",
     "torch.set_float32_matmul_precision('high')",

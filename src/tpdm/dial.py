@@ -75,8 +75,11 @@ def set_dial(
         gets the gamma of its artefact.
 
     Raises:
-        ConfigError: there is no dial to set, both are given, the number of values does not fit, or one is out of range.
+        ConfigError: there is no dial to set, both are given, the number of values does not fit, or one is out of range;
+            or the TPM is in half precision.
     """
+    if isinstance(policy, TimePredictor):
+        policy.check_precision()
     dial = policy.shape.gamma_range if isinstance(policy, TimePredictor) else None
     if not isinstance(policy, TimePredictor) or dial is None:
         for name, value in (("gamma", gamma), ("quality", quality)):
@@ -94,7 +97,7 @@ def set_dial(
             raise ConfigError(
                 f"got gamma={value:g}, expected {dial[0]:g} to {dial[1]:g} as this TPM was trained for: correct it."
             )
-    return Dialled(policy, torch.tensor(gammas, dtype=torch.float32))
+    return Dialled(policy, torch.tensor(gammas, dtype=torch.float32, device="cpu"))
 
 
 def quality_for(policy: Policy, mean_steps: float) -> float:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from tpdm.core import beta
 from tpdm.core.beta import BetaParams
 from tpdm.core.dial import dial_position
+from tpdm.devices import average_pool
 from tpdm.policy_features import reduce_features
-from tpdm.policy_layers import TimeAdaptiveNorm, fit_over_time, full_precision, hat_basis, schedule_logit
+from tpdm.policy_layers import FRESH, TimeAdaptiveNorm, fit_over_time, full_precision, hat_basis, schedule_logit
 from tpdm.policy_shape import STORAGE, TpmShape
-from tpdm.types import BackboneError, Decision, Features, NumbersError, Observation
+from tpdm.types import BackboneError, ConfigError, Decision, Features, NumbersError, Observation
 
 if TYPE_CHECKING:
     from tpdm.artefact_config import ArtefactConfig
@@ -50,24 +51,25 @@ class TimePredictor(nn.Module):
     change_time: Tensor
     change_std: Tensor
 
+    @torch.random.fork_rng(devices=[])  # layers draw weights when they are made, which are drawn again below
     def __init__(self, shape: TpmShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.artefact: ArtefactConfig | None = None
         C, extra = shape.channels, _scalars(shape)
-        self.conv1 = nn.Conv2d(shape.map_channels, C, 3, padding=1)
+        self.conv1 = nn.Conv2d(shape.map_channels, C, 3, padding=1, **FRESH)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra, shape.norm_eps)
-        self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1)
-        self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C)
-        self.fc2 = nn.Linear(C, 2)
+        self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1, **FRESH)
+        self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C, **FRESH)
+        self.fc2 = nn.Linear(C, 2, **FRESH)
         if shape.layout == "pooled":
-            self.register_buffer("map_mean", torch.zeros(shape.map_channels))
-            self.register_buffer("map_std", torch.ones(shape.map_channels))
-            self.register_buffer("temb_time", torch.zeros(TIME_KNOTS, shape.temb_channels))
-            self.register_buffer("temb_std", torch.ones(shape.temb_channels))
+            self.register_buffer("map_mean", torch.zeros(shape.map_channels, **FRESH))
+            self.register_buffer("map_std", torch.ones(shape.map_channels, **FRESH))
+            self.register_buffer("temb_time", torch.zeros(TIME_KNOTS, shape.temb_channels, **FRESH))
+            self.register_buffer("temb_std", torch.ones(shape.temb_channels, **FRESH))
         if shape.change:
-            self.register_buffer("change_time", torch.zeros(TIME_KNOTS))
-            self.register_buffer("change_std", torch.ones(()))
+            self.register_buffer("change_time", torch.zeros(TIME_KNOTS, **FRESH))
+            self.register_buffer("change_std", torch.ones((), **FRESH))
         self._initialise(seed)
 
     @torch.no_grad()
@@ -88,7 +90,7 @@ class TimePredictor(nn.Module):
         if self.shape.layout == "pooled":
             self.norm1.linear.weight[:, -_scalars(self.shape) :].normal_(0, TIME_STD, generator=generator)
         first = self.shape.init_alpha if self.shape.start_times is None else self.shape.init_beta
-        self.fc2.bias.copy_(torch.tensor([first, self.shape.init_beta]))
+        self.fc2.bias.copy_(torch.tensor([first, self.shape.init_beta], **FRESH))
 
     @property
     def reads_features(self) -> bool:
@@ -166,7 +168,12 @@ class TimePredictor(nn.Module):
         return replace(seen, change_B=torch.zeros_like(seen.t_B) if change_B is None else change_B.float())
 
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Raw outputs (a_B, b_B) of eq. (4), fp32: alpha = 1 + e^a, beta = 1 + e^b."""
+        """Raw outputs (a_B, b_B) of eq. (4), fp32: alpha = 1 + e^a, beta = 1 + e^b.
+
+        Raises:
+            ConfigError: as ``check_precision``.
+        """
+        self.check_precision()
         device = self.fc2.weight.device
         t_B = observation.t_B.to(device)
         with full_precision(device.type):
@@ -178,6 +185,19 @@ class TimePredictor(nn.Module):
             if self.shape.start_times is not None:
                 a_B = a_B + self._start_logit(t_B.float(), self._dial(observation))
         return a_B, b_B
+
+    def check_precision(self) -> None:
+        """Refuses weights that somebody rounded: fp32 is what was trained, and what times are decided in.
+
+        Raises:
+            ConfigError: ``to(dtype)``, ``half()`` or the like changed the weights.
+        """
+        dtype = self.fc2.weight.dtype
+        if dtype != torch.float32:
+            raise ConfigError(
+                f"got a TPM in {dtype}, expected torch.float32, which it decides in whatever the pipeline's dtype is:"
+                " load it again, and move it with .to(device) alone."
+            )
 
     def _standardised(self, observation: Observation, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """Map and time embedding in fp32, as ``calibrate`` measured their usual values; zeros under ``time_only``."""
@@ -199,7 +219,7 @@ class TimePredictor(nn.Module):
         condition_BE = F.silu(temb_BE)
         if self.shape.layout == "folded":
             return condition_BE
-        index_B = observation.index_B.to(t_B.device) / 16
+        index_B = observation.index_B.to(t_B.device, t_B.dtype) / 16
         scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
         dial_B = self._dial(observation)
         scalars += [] if dial_B is None else [dial_B, dial_B.square()]
@@ -210,7 +230,7 @@ class TimePredictor(nn.Module):
         """One vector per image of the last map (B, C, H, W)."""
         H, W = x.shape[2:]
         if max(H, W) > PUBLISHED_POOL:
-            x = F.adaptive_avg_pool2d(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
+            x = average_pool(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
         pooled_BC = x.amax((2, 3))
         if self.shape.layout == "folded":
             return pooled_BC

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tpdm.devices import average_pool
 from tpdm.policy_layers import fold_tokens, normalise
 from tpdm.policy_shape import TpmShape
 from tpdm.types import BackboneError, Features
@@ -32,7 +32,7 @@ def reduce_features(shape: TpmShape, features: Features | None) -> tuple[Tensor,
         maps_BDHW = [fold_tokens(x) for x in maps]
     else:
         grid = (shape.grid, shape.grid)
-        maps_BDHW = [F.adaptive_avg_pool2d(normalise(x), grid) for x in maps]
+        maps_BDHW = [average_pool(normalise(x), grid) for x in maps]
         temb_BE = normalise(temb_BE)
     return torch.cat([x.float() for x in maps_BDHW], dim=1), temb_BE.float()
 

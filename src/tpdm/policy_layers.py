@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpdm.devices import wide
 from tpdm.types import BackboneError
 
 RATIO_RANGE = (0.05, 0.98)  # of a schedule that is started from: leaves room on both sides
 TIME_RIDGE = 1e-3  # knots without an observation get the mean
+FRESH: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # of its weights, whatever torch's defaults are
 OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's mean magnitude
 
 
@@ -74,7 +76,8 @@ def schedule_logit(t_B: Tensor, times: Sequence[float]) -> Tensor:
 def hat_basis(t_B: Tensor, knots: int) -> Tensor:
     """Piecewise-linear basis on even knots of [0, 1]: (B, knots), at most two entries a row, which sum to 1."""
     place_B = t_B.clamp(0, 1) * (knots - 1)
-    return (1 - (place_B[:, None] - torch.arange(knots, device=t_B.device)).abs()).clamp_min(0)
+    knot_R = torch.arange(knots, dtype=torch.int64, device=t_B.device)
+    return (1 - (place_B[:, None] - knot_R).abs()).clamp_min(0)
 
 
 def fit_over_time(values_BE: Tensor, t_B: Tensor, knots: int, floor: float) -> tuple[Tensor, Tensor]:
@@ -88,15 +91,14 @@ def fit_over_time(values_BE: Tensor, t_B: Tensor, knots: int, floor: float) -> t
 
     Returns:
         (table (R, E) for ``hat_basis``, standard deviations (E,) of the rest); knots without an observation get the
-        mean.
+        mean. fp32 on the CPU.
     """
-    # On the CPU, because not every device knows float64.
-    values_BE, basis_BR = values_BE.cpu().double(), hat_basis(t_B.cpu().double(), knots)
+    values_BE, basis_BR = wide(values_BE), hat_basis(wide(t_B), knots)
     mean_E = values_BE.mean(0)
-    gram_RR = basis_BR.T @ basis_BR + TIME_RIDGE * torch.eye(knots, dtype=torch.float64)
+    gram_RR = basis_BR.T @ basis_BR + TIME_RIDGE * torch.eye(knots, dtype=torch.float64, device="cpu")
     table_RE = mean_E + torch.linalg.solve(gram_RR, basis_BR.T @ (values_BE - mean_E))
     rest_BE = values_BE - basis_BR @ table_RE
-    return table_RE, (rest_BE.var(0, correction=0) + floor**2).sqrt()
+    return table_RE.float(), (rest_BE.var(0, correction=0) + floor**2).sqrt().float()
 
 
 def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
@@ -143,8 +145,8 @@ class TimeAdaptiveNorm(nn.Module):
 
     def __init__(self, channels: int, condition_channels: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels, eps=eps)
-        self.linear = nn.Linear(condition_channels, 2 * channels)
+        self.norm = nn.GroupNorm(1, channels, eps=eps, **FRESH)
+        self.linear = nn.Linear(condition_channels, 2 * channels, **FRESH)
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
         """(B, C, H, W) and (B, E) to (B, C, H, W)."""

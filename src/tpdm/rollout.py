@@ -108,7 +108,8 @@ class Replay:
 
     def part(self, first: int, last: int) -> Replay:
         """Trajectories first <= n < last alone, renumbered from 0; views, nothing is copied."""
-        begin, end = torch.searchsorted(self.segment_T, torch.tensor([first, last])).tolist()
+        edges = torch.tensor([first, last], dtype=torch.int64, device="cpu")
+        begin, end = torch.searchsorted(self.segment_T, edges).tolist()
         rows = slice(begin, end)
         return Replay(
             self.observation.rows(rows),
@@ -147,8 +148,8 @@ def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
     )
     return Replay(
         observation,
-        torch.tensor([s.action for _, s in steps], dtype=torch.float32),
-        torch.tensor([s.logp for _, s in steps], dtype=torch.float32),
-        torch.tensor([n for n, _ in steps], dtype=torch.int64),
+        torch.tensor([s.action for _, s in steps], dtype=torch.float32, device="cpu"),
+        torch.tensor([s.logp for _, s in steps], dtype=torch.float32, device="cpu"),
+        torch.tensor([n for n, _ in steps], dtype=torch.int64, device="cpu"),
         len(trajectories),
     )

@@ -150,7 +150,8 @@ class Album:
         with self._mutex:
             if self._images_B3HW is None:
                 # All at once: a list of parts, joined at the end, would take twice the memory.
-                self._images_B3HW = torch.empty(len(self._steps), *output.images.shape[1:])
+                size = (len(self._steps), *output.images.shape[1:])
+                self._images_B3HW = torch.empty(size, dtype=torch.float32, device="cpu")
             self._images_B3HW[part] = output.images.float().cpu()
             self._times[part] = output.times
             self._trajectories[part] = absent if output.trajectories is None else [*output.trajectories]

@@ -152,7 +152,7 @@ def _drawing(
     from tpdm.artefact import load_policy, unsaid
     from tpdm.pipelines.attach import attach
 
-    policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
+    policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
     adaptive = attach(pipe, policy, max_steps=max_steps, defaults=unsaid(defaults, policy))
     return adaptive, adaptive.defaults
 

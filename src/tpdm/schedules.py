@@ -35,7 +35,7 @@ class FixedTimes:
         # Shorter lists are padded with 0: a finished image stays at 0.
         longest = max(len(row) for row in self._rows)
         padded = [row + [0.0] * (longest - len(row)) for row in self._rows]
-        self._table_RT = torch.tensor(padded, dtype=torch.float32)
+        self._table_RT = torch.tensor(padded, dtype=torch.float32, device="cpu")
 
     @property
     def lists(self) -> list[list[float]]:
@@ -74,7 +74,7 @@ class FixedTimes:
 
 def _checked(times: Sequence[float]) -> list[float]:
     """The list as fp32 values, or a ConfigError that says which rule it breaks."""
-    row: list[float] = torch.tensor([float(t) for t in times], dtype=torch.float32).tolist()
+    row: list[float] = torch.tensor([float(t) for t in times], dtype=torch.float32, device="cpu").tolist()
     if len(row) < 2 or not 0.0 < row[0] <= 1.0:
         raise ConfigError(
             f"got times {list(times)}, expected at least two with the first in (0, 1]: start at 1.0 (noise)."

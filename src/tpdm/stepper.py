@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tpdm.core.landing import latest_time
 from tpdm.core.solvers import Solver
+from tpdm.devices import without_autocast
 from tpdm.schedules import FixedTimes
 from tpdm.stepper_checks import check_limits, check_numbers, check_shapes, check_start, finite_rows
 from tpdm.types import ConfigError, Decision, Features, Observation, Policy, ReadsChange, Step, Stores, Trajectory
@@ -68,12 +69,12 @@ class Stepper:
         # A fixed list ends as it says. Training feels the jump, and learns from decisions that nobody overruled.
         self._lands = not (record or isinstance(policy, FixedTimes))
         self.seeds = None if seeds is None else list(seeds)
-        start_B = policy.start_B(images) if isinstance(policy, FixedTimes) else torch.ones(images)
-        if t_start is not None:
-            start_B = torch.full((images,), t_start)
+        if isinstance(policy, FixedTimes):
+            start_B = policy.start_B(images)
+        else:
+            start_B = torch.full((images,), 1.0 if t_start is None else t_start, dtype=torch.float32, device="cpu")
         self.t_B = start_B.to(device)
         self.index_B = torch.zeros(images, dtype=torch.int64, device=device)
-        self._row_B = torch.arange(images, device=device)
         self._times = [[t] for t in start_B.tolist()]
         self._records: list[list[Step]] | None = [[] for _ in range(images)] if record else None
         self._solver_state: Any = None
@@ -115,6 +116,7 @@ class Stepper:
             raise ConfigError("got no record of this run: make the stepper (or the call) with record=True.")
         return [Trajectory(tuple(steps)) for steps in self._records]
 
+    @without_autocast()
     def advance(self, x: Tensor, prediction: Tensor, features: Features | None) -> Tensor:
         """Moves every active image to its next time.
 
@@ -131,7 +133,7 @@ class Stepper:
         """
         rows = self.active_rows
         check_shapes(x, prediction, features, len(self._times), len(rows))
-        row_n = torch.tensor(rows, device=self.t_B.device)
+        row_n = torch.tensor(rows, dtype=torch.int64, device=self.t_B.device)
         t_n, index_n = self.t_B[row_n], self.index_B[row_n]
         observation = self._observe(prediction, features, t_n, index_n, row_n)
         if self._records is not None and isinstance(self.policy, Stores):
@@ -142,7 +144,7 @@ class Stepper:
         decision = self.policy.propose(observation, seeds)
         landings = self._land(decision, prediction, features, rows)
 
-        t_next_n = torch.tensor([landing.t_next for landing in landings], device=self.t_B.device)
+        t_next_n = torch.tensor([landing.t_next for landing in landings], dtype=torch.float32, device=self.t_B.device)
         t_next_B = self.t_B.index_copy(0, row_n, t_next_n)
         if not self._started:
             self._solver_state, self._started = self.solver.init(x), True

@@ -38,7 +38,7 @@ def check_start(policy: Policy, images: int, seeds: Sequence[int] | None, t_star
         raise ConfigError(f"got t_start {t_start:g}, expected a time in (0, 1]: 1.0 is pure noise.")
     if isinstance(policy, FixedTimes):
         starts = set(policy.start_B(images).tolist())
-        if t_start is not None and starts != {torch.tensor(t_start).item()}:
+        if t_start is not None and starts != {torch.tensor(t_start, dtype=torch.float32, device="cpu").item()}:
             raise ConfigError(
                 f"got t_start {t_start:g} with fixed times that start at {sorted(starts)}, expected the "
                 "same: leave t_start out."
@@ -63,7 +63,7 @@ def check_shapes(x: Tensor, prediction: Tensor, features: Features | None, image
 
 def finite_rows(prediction: Tensor, features: Features | None, rows: list[int]) -> tuple[Tensor, Tensor]:
     """Whether prediction (of B rows, at ``rows``) and features (of those rows) are finite: two bool (n,)."""
-    finite_n = prediction[torch.tensor(rows, device=prediction.device)].flatten(1).isfinite().all(1)
+    finite_n = prediction[torch.tensor(rows, dtype=torch.int64, device=prediction.device)].flatten(1).isfinite().all(1)
     if features is None:
         return finite_n, torch.ones_like(finite_n)
     maps = (features.first_BDHW, features.last_BDHW, features.temb_BE)

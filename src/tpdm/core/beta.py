@@ -1,7 +1,7 @@
 """The Beta policy: two network outputs become a distribution of the ratio r = t_next / t, in (0, 1).
 
 Paper: eq. (4) alpha = 1 + exp(a), beta = 1 + exp(b); eq. (5) r ~ Beta(alpha, beta); eq. (6) t_next = r t.
-Parameters and results are fp32, without units. lgamma and digamma run in float64 inside: at
+Parameters and results are fp32, without units. lgamma and digamma run in float64 on the CPU inside: at
 alpha + beta = 6000 they are near 5e4 and cancel, so that fp32 would lose two decimals of a log-probability.
 """
 
@@ -14,6 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from tpdm.devices import wide
 from tpdm.types import ConfigError
 
 RAW_LIMIT = 8.0
@@ -75,9 +76,9 @@ def log_prob(params: BetaParams, action_B: Tensor) -> Tensor:
             value with the plain density, as in the release; policy ratios compare equal actions.
     """
     alpha_B, beta_B = _wide(params)
-    r_B = action_B.double()
+    r_B = wide(action_B)
     logp_B = (alpha_B - 1.0) * torch.log(r_B) + (beta_B - 1.0) * torch.log1p(-r_B) - _log_beta(alpha_B, beta_B)
-    return logp_B.float()
+    return logp_B.to(params.alpha_B.device, torch.float32)
 
 
 def entropy(params: BetaParams) -> Tensor:
@@ -88,7 +89,8 @@ def entropy(params: BetaParams) -> Tensor:
     alpha_B, beta_B = _wide(params)
     total_B = alpha_B + beta_B
     spread_B = (alpha_B - 1.0) * torch.digamma(alpha_B) + (beta_B - 1.0) * torch.digamma(beta_B)
-    return (_log_beta(alpha_B, beta_B) - spread_B + (total_B - 2.0) * torch.digamma(total_B)).float()
+    entropy_B = _log_beta(alpha_B, beta_B) - spread_B + (total_B - 2.0) * torch.digamma(total_B)
+    return entropy_B.to(params.alpha_B.device, torch.float32)
 
 
 def kl(p: BetaParams, q: BetaParams) -> Tensor:
@@ -101,7 +103,8 @@ def kl(p: BetaParams, q: BetaParams) -> Tensor:
     d_alpha_B, d_beta_B = alpha_B - alpha_q_B, beta_B - beta_q_B
     moved_B = d_alpha_B * torch.digamma(alpha_B) + d_beta_B * torch.digamma(beta_B)
     moved_B = moved_B - (d_alpha_B + d_beta_B) * torch.digamma(alpha_B + beta_B)
-    return (_log_beta(alpha_q_B, beta_q_B) - _log_beta(alpha_B, beta_B) + moved_B).float()
+    kl_B = _log_beta(alpha_q_B, beta_q_B) - _log_beta(alpha_B, beta_B) + moved_B
+    return kl_B.to(p.alpha_B.device, torch.float32)
 
 
 def sample(params: BetaParams, seeds: Sequence[int], index_B: Tensor | Sequence[int]) -> Tensor:
@@ -141,7 +144,7 @@ def _limited(raw_B: Tensor) -> Tensor:
 
 
 def _wide(params: BetaParams) -> tuple[Tensor, Tensor]:
-    return params.alpha_B.double(), params.beta_B.double()
+    return wide(params.alpha_B), wide(params.beta_B)
 
 
 def _log_beta(alpha_B: Tensor, beta_B: Tensor) -> Tensor:

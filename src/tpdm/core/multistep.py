@@ -1,7 +1,7 @@
 """Second-order steps from the memory of one step before: the state, and the two formulas.
 
-Each image has its own times, its own history and its own end. Coefficients are computed in float64 (a device
-without it, such as MPS, cannot run these two) and applied in the dtype of x.
+Each image has its own times, its own history and its own end. Coefficients are computed in float64 on the CPU, and
+applied on the device of x in its dtype.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tpdm.core.paths import rows
+from tpdm.devices import wide
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,18 @@ def dpmpp_2m_update(
         t_B: time of each image, above t_next_B.
         t_next_B: time after the step.
         state: x_0 and time of the step before.
-        alpha_sigma: (B,) times -> signal and noise scale, float64.
+        alpha_sigma: (B,) times -> signal and noise scale, float64 on the CPU.
     """
     second_B = state.has_history_B & (t_next_B > 0)
     (alpha_B, sigma_B), (alpha_next_B, sigma_next_B) = alpha_sigma(t_B), alpha_sigma(t_next_B)
     alpha_prev_B, sigma_prev_B = alpha_sigma(state.t_previous_B)
     now_B = torch.log(alpha_B / sigma_B)
     ratio_B = (torch.log(alpha_next_B / sigma_next_B) - now_B) / (now_B - torch.log(alpha_prev_B / sigma_prev_B))
-    half_B = torch.where(second_B, 0.5 * ratio_B, torch.zeros_like(ratio_B)).to(x.dtype)
+    half_B = _where_known(second_B, 0.5 * ratio_B, x)
     keep_B = sigma_next_B / sigma_B
     target = x0 + rows(half_B, x) * (x0 - state.previous)
-    return rows(keep_B.to(x.dtype), x) * x + rows((alpha_next_B - alpha_B * keep_B).to(x.dtype), x) * target
+    keep, gain = (rows(value_B.to(x.device, x.dtype), x) for value_B in (keep_B, alpha_next_B - alpha_B * keep_B))
+    return keep * x + gain * target
 
 
 def ab2_update(x: Tensor, v: Tensor, t_B: Tensor, t_next_B: Tensor, state: MultistepState) -> Tensor:
@@ -86,10 +88,16 @@ def ab2_update(x: Tensor, v: Tensor, t_B: Tensor, t_next_B: Tensor, state: Multi
         t_next_B: time after the step; 0 needs no exception.
         state: v and time of the step before.
     """
-    dt_B = t_next_B.double() - t_B.double()
-    ratio_B = dt_B / (t_B.double() - state.t_previous_B.double())
-    half_B = torch.where(state.has_history_B, 0.5 * ratio_B, torch.zeros_like(ratio_B)).to(x.dtype)
-    return x + rows(dt_B.to(x.dtype), x) * (v + rows(half_B, x) * (v - state.previous))
+    dt_B = wide(t_next_B) - wide(t_B)
+    ratio_B = dt_B / (wide(t_B) - wide(state.t_previous_B))
+    half_B = _where_known(state.has_history_B, 0.5 * ratio_B, x)
+    return x + rows(dt_B.to(x.device, x.dtype), x) * (v + rows(half_B, x) * (v - state.previous))
+
+
+def _where_known(known_B: Tensor, value_B: Tensor, x: Tensor) -> Tensor:
+    """A coefficient as x is kept; 0 where it is not known, whatever stands there."""
+    value_B = value_B.to(x.device, x.dtype)
+    return torch.where(known_B, value_B, torch.zeros_like(value_B))
 
 
 def advance(

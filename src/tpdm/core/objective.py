@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tpdm.devices import wide
 from tpdm.types import ConfigError
 
 MAX_LOG_RATIO = 20.0
@@ -40,13 +41,13 @@ def discounted_reward(score_B: Tensor, steps_B: Tensor, gamma: float | Tensor, o
         gamma: discount in (0, 1], one number or one per trajectory.
         offset: added to the score first.
     """
-    gamma_B = torch.as_tensor(gamma, dtype=torch.float64, device=score_B.device)
+    gamma_B = torch.as_tensor(gamma, dtype=torch.float64, device="cpu")
     if not bool(((gamma_B > 0) & (gamma_B <= 1)).all()):
         raise ConfigError(f"Got gamma={gamma}; it must lie in (0, 1] (the paper uses .97 to .85).")
     n_B = _counts(steps_B)
     rest_B = torch.where(gamma_B < 1.0, 1.0 - gamma_B, torch.ones_like(gamma_B))
     factor_B = torch.where(gamma_B < 1.0, -torch.expm1(n_B * torch.log(gamma_B)) / (n_B * rest_B), 1.0)
-    return ((score_B.double() + offset) * factor_B).float()
+    return ((wide(score_B) + offset) * factor_B).to(score_B.device, torch.float32)
 
 
 def additive_reward(score_B: Tensor, steps_B: Tensor, cost: float | Tensor) -> Tensor:
@@ -57,10 +58,10 @@ def additive_reward(score_B: Tensor, steps_B: Tensor, cost: float | Tensor) -> T
         steps_B: N, at least 1.
         cost: price of one step in the unit of the score, at least 0, one number or one per trajectory.
     """
-    cost_B = torch.as_tensor(cost, dtype=torch.float64, device=score_B.device)
+    cost_B = torch.as_tensor(cost, dtype=torch.float64, device="cpu")
     if not bool((cost_B >= 0).all()):
         raise ConfigError(f"Got cost={cost}; it must be 0 or more, or training would pay for steps.")
-    return (score_B.double() - cost_B * _counts(steps_B)).float()
+    return (wide(score_B) - cost_B * _counts(steps_B)).to(score_B.device, torch.float32)
 
 
 def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: Tensor | None = None) -> Tensor:
@@ -83,7 +84,7 @@ def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: T
             f"Got rewards of shape {tuple(reward_PK.shape)}; leave-one-out needs (prompts, samples) with at "
             "least 2 samples per prompt."
         )
-    wide_PK = reward_PK.double()
+    wide_PK = wide(reward_PK)
     advantage_PK = wide_PK - (wide_PK.sum(1, keepdim=True) - wide_PK) / (reward_PK.shape[1] - 1)
     if normalise == "dial" and place_P is not None:
         advantage_PK = advantage_PK / _std_nearby(advantage_PK, place_P)
@@ -92,12 +93,12 @@ def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: T
         if normalise == "group":
             std = advantage_PK.std(dim=1, correction=0, keepdim=True).clamp_min(GROUP_FLOOR * float(std))
         advantage_PK = advantage_PK / std
-    return advantage_PK.float()
+    return advantage_PK.to(reward_PK.device, torch.float32)
 
 
 def _std_nearby(advantage_PK: Tensor, place_P: Tensor) -> Tensor:
     """Standard deviation (P, 1) around every prompt, of all with weights that fall with the distance on the dial."""
-    distance_PP = (place_P.double()[:, None] - place_P.double()) / DIAL_WIDTH
+    distance_PP = (wide(place_P)[:, None] - wide(place_P)) / DIAL_WIDTH
     weight_PP = torch.exp(-distance_PP.square() / 2)
     variance_P = advantage_PK.square().mean(1)
     return ((weight_PP @ variance_P) / weight_PP.sum(1)).sqrt().clamp_min(MIN_STD)[:, None]
@@ -176,4 +177,4 @@ def clip_diagnostics(log_ratio_B: Tensor, clip: float) -> ClipDiagnostics:
 def _counts(steps_B: Tensor) -> Tensor:
     if not bool((steps_B >= 1).all()):
         raise ConfigError(f"Got step counts {steps_B.tolist()}; every finished image has made at least 1 step.")
-    return steps_B.double()
+    return wide(steps_B)

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from tpdm.devices import wide
 from tpdm.types import ConfigError
 
 
@@ -36,8 +37,8 @@ def flow_eps(x: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
 
 
 def flow_alpha_sigma(t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise scale (1 - t, t), float64."""
-    return 1.0 - t_B.double(), t_B.double()
+    """Signal and noise scale (1 - t, t), float64 on the CPU."""
+    return 1.0 - wide(t_B), wide(t_B)
 
 
 def flow_sigma(t_B: Tensor) -> Tensor:
@@ -62,14 +63,14 @@ def flow_time_of_log_snr(log_snr_B: Tensor) -> Tensor:
 
 def uniform(n: int) -> Tensor:
     """t_i = 1 - i / n."""
-    return _grid(torch.arange(_steps(n), -1, -1, dtype=torch.float64) / n, f"uniform({n})")
+    return _grid(torch.arange(_steps(n), -1, -1, dtype=torch.float64, device="cpu") / n, f"uniform({n})")
 
 
 def shifted(n: int, shift: float) -> Tensor:
     """t = s u / (1 + (s - 1) u) of the uniform grid u: SD3's shift; s > 1 spends more steps near noise."""
     if not (math.isfinite(shift) and shift > 0):
         raise ConfigError(f"Got shift={shift}; it must be a finite number above 0 (SD3 uses 3).")
-    u_N = torch.arange(_steps(n), -1, -1, dtype=torch.float64) / n
+    u_N = torch.arange(_steps(n), -1, -1, dtype=torch.float64, device="cpu") / n
     return _grid(shift * u_N / (1.0 + (shift - 1.0) * u_N), f"shifted({n}, {shift})")
 
 
@@ -84,7 +85,7 @@ def karras(n: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float 
         raise ConfigError(f"Got rho={rho}; it must be a finite number above 0 (EDM uses 7).")
     if not (0 < sigma_min < sigma_max < math.inf):
         raise ConfigError(f"Got sigma_min={sigma_min}, sigma_max={sigma_max}; they must satisfy 0 < min < max < inf.")
-    part_N = torch.arange(_steps(n), dtype=torch.float64) / max(n - 1, 1)
+    part_N = torch.arange(_steps(n), dtype=torch.float64, device="cpu") / max(n - 1, 1)
     top, bottom = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
     sigma_N = (top + part_N * (bottom - top)) ** rho
     t_N = sigma_N / (1.0 + sigma_N)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpdm.core.paths import rows
+from tpdm.devices import wide
 from tpdm.types import ConfigError
 
 
@@ -19,49 +20,51 @@ from tpdm.types import ConfigError
 class VPPath:
     """A variance-preserving path in continuous time; build it with ``vp_path``.
 
-    ln abar is linear between knots: the final value at t = 0, that of timestep k at t = (k + 1) / T, k < T.
+    ln abar is linear between knots: the final value at t = 0, that of timestep k at t = (k + 1) / T, k < T. The
+    arithmetic is float64 on the CPU; what is said to be fp32 lies on the device of its argument.
 
     Attributes:
-        log_abar_K: float64, T + 1 knots, decreasing.
+        log_abar_K: float64 on the CPU, T + 1 knots, decreasing.
     """
 
     log_abar_K: Tensor
 
     def timestep(self, t_B: Tensor) -> Tensor:
         """What the network is fed: T t - 1, fp32 in [0, T - 1] (0 below the first knot)."""
-        return (self._position(t_B) - 1.0).clamp_min(0.0).float()
+        return _back((self._position(t_B) - 1.0).clamp_min(0.0), t_B)
 
     def time_of_timestep(self, timestep_B: Tensor) -> Tensor:
         """t = (timestep + 1) / T, fp32."""
-        return ((timestep_B.double() + 1.0) / (self.log_abar_K.numel() - 1)).float()
+        return _back((wide(timestep_B) + 1.0) / (self.log_abar_K.numel() - 1), timestep_B)
 
     def log_alphas_cumprod(self, t_B: Tensor) -> Tensor:
-        """ln abar_t, float64, <= 0."""
-        log_abar_K, place_B = self.log_abar_K.to(t_B.device), self._position(t_B)
+        """ln abar_t, float64 on the CPU, <= 0."""
+        place_B = self._position(t_B)
+        log_abar_K = self.log_abar_K.to(place_B)  # as it is, but for shapes alone
         left_B = place_B.floor().long().clamp(0, log_abar_K.numel() - 2)
         return torch.lerp(log_abar_K[left_B], log_abar_K[left_B + 1], place_B - left_B)
 
     def alpha_sigma(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale (sqrt(abar), sqrt(1 - abar)), float64; their squares sum to 1."""
+        """Signal and noise scale (sqrt(abar), sqrt(1 - abar)), float64 on the CPU; their squares sum to 1."""
         log_abar_B = self.log_alphas_cumprod(t_B)
         return torch.exp(0.5 * log_abar_B), torch.sqrt(-torch.expm1(log_abar_B))
 
     def sigma(self, t_B: Tensor) -> Tensor:
         """sqrt((1 - abar) / abar), fp32."""
-        return torch.sqrt(torch.expm1(-self.log_alphas_cumprod(t_B))).float()
+        return _back(torch.sqrt(torch.expm1(-self.log_alphas_cumprod(t_B))), t_B)
 
     def time_of_sigma(self, sigma_B: Tensor) -> Tensor:
         """Inverse of ``sigma``; beyond the last knot it is 1."""
-        return self._time_of_log_abar(-torch.log1p(sigma_B.double() ** 2))
+        return _back(self._time_of_log_abar(-torch.log1p(wide(sigma_B) ** 2)), sigma_B)
 
     def log_snr(self, t_B: Tensor) -> Tensor:
         """ln(abar / (1 - abar)), fp32; inf at t = 0 where abar ends at 1."""
         log_abar_B = self.log_alphas_cumprod(t_B)
-        return (log_abar_B - torch.log(-torch.expm1(log_abar_B))).float()
+        return _back(log_abar_B - torch.log(-torch.expm1(log_abar_B)), t_B)
 
     def time_of_log_snr(self, log_snr_B: Tensor) -> Tensor:
         """Inverse of ``log_snr``; beyond the last knot it is 1."""
-        return self._time_of_log_abar(torch.nn.functional.logsigmoid(log_snr_B.double()))
+        return _back(self._time_of_log_abar(torch.nn.functional.logsigmoid(wide(log_snr_B))), log_snr_B)
 
     def x0_eps(self, x: Tensor, output: Tensor, t_B: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
         """(x_0, eps) from a network output, where x = a x_0 + s eps, a = sqrt(abar), s = sqrt(1 - abar).
@@ -69,7 +72,7 @@ class VPPath:
         "epsilon": x_0 = (x - s eps) / a. "v_prediction": v = a eps - s x_0, x_0 = a x - s v, eps = a v + s x.
         abar is rounded to the working dtype first, as in diffusers, whose DDIM this then equals bit by bit.
         """
-        abar = rows(torch.exp(self.log_alphas_cumprod(t_B)).to(x.dtype), x)
+        abar = self.abar(t_B, x)
         alpha, sigma = abar**0.5, (1.0 - abar) ** 0.5
         if prediction == "epsilon":
             return (x - sigma * output) / alpha, output
@@ -79,21 +82,30 @@ class VPPath:
 
     def interpolate(self, x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
         """x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, in x_0's dtype, with abar rounded to it as in diffusers."""
-        abar = rows(torch.exp(self.log_alphas_cumprod(t_B)).to(x0.dtype), x0)
+        abar = self.abar(t_B, x0)
         return abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
+
+    def abar(self, t_B: Tensor, like: Tensor) -> Tensor:
+        """abar_t, to be broadcast over ``like``, on its device and in its dtype."""
+        return rows(torch.exp(self.log_alphas_cumprod(t_B)).to(like.device, like.dtype), like)
 
     def _position(self, t_B: Tensor) -> Tensor:
         # (k + 1) / 1000 has no exact fp32; snapping returns the integer timestep that was meant (fp32 of T t
         # is 6e-5 off at most for T = 1000), without which no stock scheduler is met exactly.
-        place_B = t_B.double() * (self.log_abar_K.numel() - 1)
+        place_B = wide(t_B) * (self.log_abar_K.numel() - 1)
         return torch.where((place_B - place_B.round()).abs() < 1e-4, place_B.round(), place_B)
 
     def _time_of_log_abar(self, log_abar_B: Tensor) -> Tensor:
-        rising_K = -self.log_abar_K.to(log_abar_B.device)
+        rising_K = -self.log_abar_K.to(log_abar_B)
         right_B = torch.searchsorted(rising_K, -log_abar_B).clamp(1, rising_K.numel() - 1)
         low_B, high_B = rising_K[right_B - 1], rising_K[right_B]
         part_B = (-log_abar_B - low_B) / (high_B - low_B).clamp_min(1e-300)
-        return ((right_B - 1 + part_B.clamp(0.0, 1.0)) / (rising_K.numel() - 1)).float()
+        return (right_B - 1 + part_B.clamp(0.0, 1.0)) / (rising_K.numel() - 1)
+
+
+def _back(value_B: Tensor, like_B: Tensor) -> Tensor:
+    """What was computed of an argument, in fp32 on its device."""
+    return value_B.to(like_B.device, torch.float32)
 
 
 def vp_path(alphas_cumprod_K: Tensor, final: float = 1.0) -> VPPath:
@@ -103,7 +115,7 @@ def vp_path(alphas_cumprod_K: Tensor, final: float = 1.0) -> VPPath:
         alphas_cumprod_K: abar of timesteps 0 ... T - 1.
         final: abar at t = 0; 1 leaves no noise; set_alpha_to_one=False means alphas_cumprod_K[0].
     """
-    abar_K = alphas_cumprod_K.detach().double()
+    abar_K = wide(alphas_cumprod_K.detach())
     if abar_K.numel() < 2 or not bool(((abar_K > 0) & (abar_K < 1)).all() and (abar_K.diff() < 0).all()):
         raise ConfigError(
             "Got alphas_cumprod that do not strictly decrease within (0, 1); use a scheduler whose last "

@@ -1,6 +1,7 @@
 """Solvers on the variance-preserving path, with the interface of ``tpdm.core.solvers``.
 
-The network's output, eps or v by ``prediction``, stands where the velocity stood.
+The network's output, eps or v by ``prediction``, stands where the velocity stood. The result has the wider dtype of x
+and output, as in diffusers: under autocast outputs are halves, and latents stay fp32.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ class DDIM:
         """x_next = a' x_0 + s' eps."""
         wide = x.to(state.previous.dtype)
         x0, eps = self.path.x0_eps(wide, v.to(wide.dtype), t_B, self.prediction)
-        abar = rows(torch.exp(self.path.log_alphas_cumprod(t_next_B)).to(wide.dtype), x)
+        abar = self.path.abar(t_next_B, wide)
         x_next = abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
         here = rows(moving(t_B, t_next_B, active_B), x)
-        return torch.where(here, x_next.to(v.dtype), x.to(v.dtype)), state
+        dtype = torch.promote_types(x.dtype, v.dtype)
+        return torch.where(here, x_next.to(dtype), x.to(dtype)), state
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class VPDpmpp2M:
         wide = x.to(state.previous.dtype)
         x0, _ = self.path.x0_eps(wide, v.to(wide.dtype), t_B, self.prediction)
         x_next = dpmpp_2m_update(wide, x0, t_B, t_next_B, state, self.path.alpha_sigma)
-        return advance(x, x_next.to(v.dtype), x0, t_B, state, moving(t_B, t_next_B, active_B))
+        x_next = x_next.to(torch.promote_types(x.dtype, v.dtype))
+        return advance(x, x_next, x0, t_B, state, moving(t_B, t_next_B, active_B))
 
 
 VP_SOLVERS: Mapping[str, Callable[[VPPath, str], Solver]] = MappingProxyType({"euler": DDIM, "dpmpp_2m": VPDpmpp2M})

@@ -79,7 +79,7 @@ def _unrolled(policy: TimePredictor, gamma: float | None) -> list[float]:
     stepper = Stepper(
         set_dial(policy, 1, gamma), Euler(), images=1, max_steps=trained.max_steps, stop_below=trained.stop_below
     )
-    still = torch.zeros(1, 1)
+    still = torch.zeros(1, 1, dtype=torch.float32, device="cpu")
     while not stepper.done:
         stepper.advance(still, still, None)
     return stepper.times[0]
@@ -109,7 +109,7 @@ def dealt_at_random(result: Result, grids: Mapping[int, FixedTimes], seed: int =
 
     What is left when neither the spacing nor the choice of image is the policy's own.
     """
-    order = torch.randperm(len(result.rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = _order(result, seed)
     return FixedTimes([grids[result.rows[i]["steps"]].lists[0] for i in order])
 
 
@@ -129,8 +129,14 @@ def mean_schedule(result: Result, steps: int | None = None) -> FixedTimes:
 
 def shuffled_schedules(result: Result, seed: int = 0) -> FixedTimes:
     """The policy's own schedules, dealt to other images: what is left when nobody looks at the image."""
-    order = torch.randperm(len(result.rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = _order(result, seed)
     return FixedTimes([_strict(result.rows[i]["times"]) for i in order])
+
+
+def _order(result: Result, seed: int) -> list[int]:
+    draw = torch.Generator("cpu").manual_seed(seed)
+    order: list[int] = torch.randperm(len(result.rows), generator=draw, dtype=torch.int64, device="cpu").tolist()
+    return order
 
 
 def _strict(times: Sequence[float]) -> list[float]:

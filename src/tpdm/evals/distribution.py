@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpdm.devices import wide
 from tpdm.types import ConfigError
 
 KID_SUBSET = 100
@@ -66,8 +67,8 @@ def _fid(real_NF: Tensor, made_MF: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=_Given(real_NF.shape[1])).set_dtype(torch.float64)
-    metric.update(real_NF.double(), real=True)
-    metric.update(made_MF.double(), real=False)
+    metric.update(wide(real_NF), real=True)
+    metric.update(wide(made_MF), real=False)
     return float(metric.compute())
 
 
@@ -87,7 +88,7 @@ def _kid(real_NF: Tensor, made_MF: Tensor, seed: int) -> float:
 
 def cmmd(real_NF: Tensor, made_MF: Tensor) -> float:
     """Maximum mean discrepancy on unit features with a Gaussian kernel, times 1,000 (arXiv 2401.09603, section 4)."""
-    x, y = (nn.functional.normalize(f.double(), dim=1) for f in (real_NF, made_MF))
+    x, y = (nn.functional.normalize(wide(f), dim=1) for f in (real_NF, made_MF))
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
         # In slices: all pairs of 30,000 images at once would be 7 GB.
@@ -99,7 +100,7 @@ def cmmd(real_NF: Tensor, made_MF: Tensor) -> float:
 
 def diversity(features_BF: Tensor, prompts: Sequence[str]) -> float | None:
     """Mean cosine distance between images of the same prompt, in [0, 2]; None where every prompt has one image."""
-    unit_BF = nn.functional.normalize(features_BF.double(), dim=1)
+    unit_BF = nn.functional.normalize(wide(features_BF), dim=1)
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt, []).append(place)

@@ -65,7 +65,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     if wanted.reference and not Path(wanted.reference).is_dir():
         raise ConfigError(f"got evaluation.reference {wanted.reference}, which is no folder, expected one of pictures.")
     tell_idle(recipe, "evaluation.")
-    policy = load_policy(run / "best")
+    policy = load_policy(run / "best").to(run_device(recipe))
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)
     check_unseen(recipe, tuning, test)

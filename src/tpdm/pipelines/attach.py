@@ -173,9 +173,10 @@ def attach(
 
     Args:
         pipe: a pipeline with a scheduler and a denoiser of a class in ``backbones.TAPS``; left as it is.
-        policy: the policy, or the folder or hub id of a trained one. A trained one brings what it was trained
-            with: solver, limits, and arguments of the pipeline's call such as the guidance scale, as far as this
-            pipeline knows them. What is given here, or in a call, goes first.
+        policy: the policy, or the folder or hub id of a trained one, which is loaded to where the pipeline computes. A
+            trained one brings what it was trained with: solver, limits, and arguments of the pipeline's call such as
+            the guidance scale, as far as this pipeline knows them. What is given here, or in a call, goes first. A TPM
+            computes where it lies, in fp32; the pipeline may lie elsewhere, or be moved or cast later.
         solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler". For models that predict
             eps or v, "euler" is DDIM and "dpmpp_2m" DPM-Solver++ 2M on their path, and there is no other.
         max_steps: no image takes more steps, at least 1, and those that near it land in equal ones; None is the
@@ -190,7 +191,8 @@ def attach(
         ConfigError: the solver is unknown, or a limit is out of range.
     """
     check_pipe(pipe)
-    chosen: Policy = load_policy(policy) if isinstance(policy, str | Path) else policy
+    here = pipe._execution_device  # a policy that is given is left where it is
+    chosen: Policy = load_policy(policy).to(here) if isinstance(policy, str | Path) else policy
     trained = chosen.artefact if isinstance(chosen, TimePredictor) else None
     solver = solver or (trained.solver if trained else "euler")
     check_joined(pipe, chosen, solver)

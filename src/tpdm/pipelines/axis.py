@@ -82,7 +82,8 @@ def path_of_scheduler(scheduler: Any) -> VPPath:
     Raises:
         ConfigError: the noise reaches infinity (rescaled betas), where eps says nothing of the image.
     """
-    ddim = DDIMScheduler.from_config(dict(scheduler.config))
+    with torch.device("cpu"):  # it makes its betas on torch's default device
+        ddim = DDIMScheduler.from_config(dict(scheduler.config))
     return vp_path(ddim.alphas_cumprod, final=float(ddim.final_alpha_cumprod))
 
 
@@ -90,7 +91,8 @@ def vp_times(scheduler: Any, steps: int) -> list[float]:
     """A diffusion scheduler's own schedule as times: (timestep + 1) / T of each, then 0.0."""
     fresh = type(scheduler).from_config(scheduler.config)
     fresh.set_timesteps(steps)
-    timesteps = torch.as_tensor(fresh.timesteps).double().unique().flip(0)  # second-order ones repeat them
+    timesteps = torch.as_tensor(fresh.timesteps, dtype=torch.float64, device="cpu")
+    timesteps = timesteps.unique().flip(0)  # second-order ones repeat them
     return [*path_of_scheduler(scheduler).time_of_timestep(timesteps).tolist(), 0.0]
 
 

@@ -42,7 +42,7 @@ def token_grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int] | Non
         return None
     if entry.grid in (grid_of_position_ids, grid_of_image_shapes):
         return height // (2 * ratio), width // (2 * ratio)  # packed: two latents by two are a token
-    latents = torch.empty(1, 1, height // ratio, width // ratio, device="meta")
+    latents = torch.empty(1, 1, height // ratio, width // ratio, dtype=torch.float32, device="meta")
     return entry.grid({entry.sample: [latents] if entry.sample in entry.listed else latents}, denoiser)
 
 

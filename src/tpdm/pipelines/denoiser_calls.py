@@ -29,42 +29,61 @@ class CallShape:
     dtype: torch.dtype
 
 
-Call = Callable[[Any, CallShape], dict[str, Any]]
+Call = Callable[[Any, "_Maker"], dict[str, Any]]
 
 
-def _sd3(config: Any, shape: CallShape) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the tensors of one call on the device of its denoiser."""
+
+    shape: CallShape
+    device: torch.device
+
+    def rows(self, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One row per image, in the dtype of the weights if no other is given."""
+        return self.all(self.shape.rows, *size, dtype=dtype)
+
+    def all(self, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The same for the whole call."""
+        return torch.empty(size, dtype=dtype or self.shape.dtype, device=self.device)
+
+
+def _sd3(config: Any, make: _Maker) -> dict[str, Any]:
+    shape = make.shape
     tokens = CLIP_TOKENS + (256 if shape.text is None else shape.text)
     return {
-        "hidden_states": _new(shape, config.in_channels, shape.height, shape.width),
-        "encoder_hidden_states": _new(shape, tokens, config.joint_attention_dim),
-        "pooled_projections": _new(shape, config.pooled_projection_dim),
-        "timestep": torch.empty(shape.rows),
+        "hidden_states": make.rows(config.in_channels, shape.height, shape.width),
+        "encoder_hidden_states": make.rows(tokens, config.joint_attention_dim),
+        "pooled_projections": make.rows(config.pooled_projection_dim),
+        "timestep": make.rows(dtype=torch.float32),
     }
 
 
-def _flux(config: Any, shape: CallShape) -> dict[str, Any]:
+def _flux(config: Any, make: _Maker) -> dict[str, Any]:
+    shape = make.shape
     image, text = (shape.height // 2) * (shape.width // 2), 512 if shape.text is None else shape.text
-    guidance = {"guidance": torch.empty(shape.rows)} if config.guidance_embeds else {}
+    guidance = {"guidance": make.rows(dtype=torch.float32)} if config.guidance_embeds else {}
     return {
-        "hidden_states": _new(shape, image, config.in_channels),
-        "encoder_hidden_states": _new(shape, text, config.joint_attention_dim),
-        "pooled_projections": _new(shape, config.pooled_projection_dim),
-        "timestep": torch.empty(shape.rows, dtype=shape.dtype),
-        "img_ids": torch.empty(image, 3, dtype=shape.dtype),
-        "txt_ids": torch.empty(text, 3, dtype=shape.dtype),
+        "hidden_states": make.rows(image, config.in_channels),
+        "encoder_hidden_states": make.rows(text, config.joint_attention_dim),
+        "pooled_projections": make.rows(config.pooled_projection_dim),
+        "timestep": make.rows(),
+        "img_ids": make.all(image, 3),
+        "txt_ids": make.all(text, 3),
         **guidance,
     }
 
 
-def _unet(config: Any, shape: CallShape) -> dict[str, Any]:
+def _unet(config: Any, make: _Maker) -> dict[str, Any]:
+    shape = make.shape
     call: dict[str, Any] = {
-        "sample": _new(shape, config.in_channels, shape.height, shape.width),
-        "timestep": torch.empty(shape.rows),
-        "encoder_hidden_states": _new(shape, CLIP_TOKENS, config.cross_attention_dim),
+        "sample": make.rows(config.in_channels, shape.height, shape.width),
+        "timestep": make.rows(dtype=torch.float32),
+        "encoder_hidden_states": make.rows(CLIP_TOKENS, config.cross_attention_dim),
     }
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        call["added_cond_kwargs"] = {"text_embeds": _new(shape, pooled), "time_ids": _new(shape, 6)}
+        call["added_cond_kwargs"] = {"text_embeds": make.rows(pooled), "time_ids": make.rows(6)}
     return call
 
 
@@ -79,9 +98,9 @@ TEXTS = ("encoder_hidden_states", "pooled_projections", "text_embeds")
 
 
 def denoiser_call(denoiser: Any, shape: CallShape) -> dict[str, Any] | None:
-    """Arguments of a call, made on the current default device; None for a class that is not in ``CALLS``."""
+    """Arguments of a call, on the denoiser's device; None for a class that is not in ``CALLS``."""
     row = CALLS.get(type(denoiser).__name__)
-    return None if row is None else row[0](denoiser.config, shape)
+    return None if row is None else row[0](denoiser.config, _Maker(shape, next(denoiser.parameters()).device))
 
 
 def token_grid(denoiser: Any, shape: CallShape) -> tuple[int, int]:
@@ -95,7 +114,3 @@ def text_bytes(call: Mapping[str, Any]) -> int:
     flat = {**call, **call.get("added_cond_kwargs", {})}
     texts = [flat[name] for name in TEXTS if name in flat]
     return sum(t[0].numel() * t.element_size() for t in texts)
-
-
-def _new(shape: CallShape, *size: int) -> torch.Tensor:
-    return torch.empty(shape.rows, *size, dtype=shape.dtype)

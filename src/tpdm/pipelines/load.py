@@ -25,7 +25,9 @@ TEXT_ENCODERS: Parts = "text encoders"
 NO_TEXT_ENCODERS: Parts = "all but text encoders"
 
 
-def load_pipeline(name_or_path: str | Path, dtype: str = "fp32", device: str = "auto", parts: Parts = "all") -> Any:
+def load_pipeline(
+    name_or_path: str | Path, dtype: str = "fp32", device: str | torch.device = "auto", parts: Parts = "all"
+) -> Any:
     """The embedded pipeline, or a diffusers one from a folder or the Hub. Only safetensors weights are read.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor
+
+from tpdm.devices import average_pool
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +39,7 @@ def decode_preview(pipe: Any, latents: Tensor, width: int | None, height: int | 
         return None
     sides = (min(SIDE, latents.shape[2]), min(SIDE, latents.shape[3]))
     config = pipe.vae.config
-    small = F.adaptive_avg_pool2d(latents.float(), sides) / config.scaling_factor + (config.shift_factor or 0.0)
+    small = average_pool(latents.float(), sides) / config.scaling_factor + (config.shift_factor or 0.0)
     pixels = pipe.vae.decode(small.to(pipe.vae.dtype), return_dict=False)[0]
     flagged = False
     if getattr(pipe, "safety_checker", None) is not None:  # as the pipeline treats its image at the end

@@ -64,7 +64,7 @@ def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[f
 
     call = {"prompt": "a", "output_type": "latent", **arguments}
     pipe(**call, num_inference_steps=steps, callback_on_step_end=stop)
-    times: list[float] = pipe.scheduler.sigmas.double().tolist()
+    times: list[float] = pipe.scheduler.sigmas.tolist()
     return times
 
 

@@ -129,10 +129,10 @@ def check_thread(driver: int) -> None:
 def _take(tensor: Tensor, rows: list[int], full: int, active: list[int], images: int) -> Tensor:
     if isinstance(tensor, ImageTimes) and len(tensor) == images:
         # UNets get one time per image even when guidance doubles the rows, and tile it themselves.
-        return tensor[torch.tensor(active, device=tensor.device)]
+        return tensor[_index(active, tensor)]
     if tensor.ndim == 0 or tensor.shape[0] != full:
         return tensor
-    return tensor.index_select(0, torch.tensor(rows, device=tensor.device))
+    return tensor.index_select(0, _index(rows, tensor))
 
 
 def _put_back(tensor: Tensor, rows: list[int], full: int, denoiser: nn.Module) -> Tensor:
@@ -141,7 +141,11 @@ def _put_back(tensor: Tensor, rows: list[int], full: int, denoiser: nn.Module) -
         return tensor
     if tensor.shape[0] != len(rows):
         raise dependent_calls(denoiser, f"{tensor.shape[0]} rows for {len(rows)}")
-    return tensor.new_zeros(full, *tensor.shape[1:]).index_copy(0, torch.tensor(rows, device=tensor.device), tensor)
+    return tensor.new_zeros(full, *tensor.shape[1:]).index_copy(0, _index(rows, tensor), tensor)
+
+
+def _index(rows: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device=like.device)
 
 
 def _put_back_list(items: list[Tensor], rows: list[int], full: int) -> list[Tensor]:

@@ -167,6 +167,6 @@ def _as_map(value: Tensor, rows: int, grid: tuple[int, int], start_B: Tensor | N
     if start_B is None:
         tokens_BND = tokens_BND[:, : height * width]
     else:
-        places_BN = start_B[:, None] + torch.arange(height * width, device=start_B.device)
+        places_BN = start_B[:, None] + torch.arange(height * width, dtype=torch.int64, device=start_B.device)
         tokens_BND = tokens_BND.gather(1, places_BN[:, :, None].expand(-1, -1, tokens_BND.shape[2]))
     return tokens_BND.transpose(1, 2).unflatten(2, grid)

@@ -189,6 +189,6 @@ def _stack(name: str, rows: list[Tensor]) -> dict[str, Tensor]:
     """Rows of one batch; those of different lengths (Qwen-Image) are filled up with zeros, and a mask says where."""
     if len({row.shape for row in rows}) == 1:
         return {name: torch.stack(rows)}
-    mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
+    mask = [torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence
     return {name: padded(rows, batch_first=True), f"{name}_mask": padded(mask, batch_first=True)}

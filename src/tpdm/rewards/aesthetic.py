@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
+from tpdm.devices import without_autocast
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_whole, read_checkpoint
 from tpdm.rewards.heads import make_head
@@ -44,6 +45,7 @@ class AestheticReward:
         """Scores (B,) of RGB images (B, 3, H, W) in [0, 1]; the prompts only say how many."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
 
+    @without_autocast()
     @torch.no_grad()
     def _score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         embeds = self.vision(pixel_values=self.preprocess(images_B3HW, self.device)).image_embeds

@@ -104,7 +104,7 @@ def in_batches(
     """``score`` of ``size`` images at a time, so that memory does not grow with B: (B,) in fp32 on the CPU."""
     starts = range(0, len(prompts), size)
     parts = [score(images_B3HW[i : i + size], prompts[i : i + size]).float().cpu() for i in starts]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float32, device="cpu")
 
 
 def quoted(prompt: str) -> str:

@@ -194,7 +194,8 @@ def fill(make: Callable[[], Model], tensors: Mapping[str, Tensor], reward: str) 
             owner, _, leaf = name.rpartition(".")
             # The only buffers of these models that no file holds: 0, 1, 2 ...
             assert leaf == "position_ids", name
-            setattr(model.get_submodule(owner), leaf, torch.arange(buffer.shape[-1]).expand(buffer.shape))
+            numbers = torch.arange(buffer.shape[-1], dtype=torch.int64, device="cpu")
+            setattr(model.get_submodule(owner), leaf, numbers.expand(buffer.shape))
     return model.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from tpdm.devices import without_autocast
 from tpdm.over_long import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import load_tokenizer, load_whole
@@ -91,6 +92,7 @@ class ClipReward:
         """Scores (B,) of RGB images (B, 3, H, W) in [0, 1] against their prompts."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
 
+    @without_autocast()
     @torch.no_grad()
     def _score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         texts = [self.clean(prompt) for prompt in prompts]
@@ -102,6 +104,7 @@ class ClipReward:
         cosine = (output.image_embeds * output.text_embeds).sum(-1)
         return self.scale * cosine.cpu() + self.shift
 
+    @without_autocast()
     @torch.no_grad()
     def embed(self, images_B3HW: Tensor) -> Tensor:
         """Image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalised."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tpdm.devices import wide
 from tpdm.files import write_json
 from tpdm.over_long import OverLong
 from tpdm.rewards.base import ReadsTokens, Reward, checked_scores
@@ -115,7 +116,7 @@ class CompositeReward:
         """
         standards = {}
         for key, score_B in self.score_parts(images_B3HW, prompts).items():
-            score_B = score_B.double()
+            score_B = wide(score_B)
             standards[key] = Standard(float(score_B.mean()), float(score_B.std(correction=0)))
             if not standards[key].sd > 0:
                 raise RewardError(

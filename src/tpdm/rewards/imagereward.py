@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from tpdm.devices import without_autocast
 from tpdm.over_long import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_tokenizer, read_checkpoint, tokenizer_place
@@ -94,6 +95,7 @@ class ImageReward:
         """How many prompts have more than 35 tokens."""
         return [OverLong(f"reward '{self.name}'", TOKENS, count_over_long(self.tokenizer, TOKENS, prompts))]
 
+    @without_autocast()
     @torch.no_grad()
     def _score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         seen = self.vision(pixel_values=self.preprocess(images_B3HW, self.device)).last_hidden_state

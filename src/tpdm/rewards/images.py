@@ -36,8 +36,8 @@ class Preprocess:
         x = images_B3HW.to(device, torch.float32)
         if x.shape[-2:] != (self.size, self.size):
             x = resize_and_crop(x, self.size) if self.fit == "crop" else resize_and_pad(x, self.size)
-        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         return (x - mean) / std
 
 

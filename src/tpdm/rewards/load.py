@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tpdm.devices import resolve_device
 from tpdm.files import expand
 from tpdm.recipe import RewardConfig
@@ -27,7 +29,7 @@ class _Wish:
 
 
 def load_reward(
-    name: str, device: str = "cpu", batch: int = 64, timeout: float = 60.0, token: str | None = None
+    name: str, device: str | torch.device = "cpu", batch: int = 64, timeout: float = 60.0, token: str | None = None
 ) -> Reward:
     """The reward that a recipe names.
 
@@ -48,13 +50,14 @@ def load_reward(
 
     Raises:
         RewardError: the name is unknown, or its files are missing or damaged.
+        ConfigError: the device is not there.
     """
     kind, colon, place = name.partition(":")
     if kind not in _KINDS or (colon and not place):
         raise RewardError(f"got reward '{name}', expected one of {', '.join(_USAGES)}; correct reward.name")
     if kind not in ("python", "remote"):
         place = expand(place)
-    return _KINDS[kind](_Wish(name, place or None, device, batch, timeout, token))
+    return _KINDS[kind](_Wish(name, place or None, resolve_device(device), batch, timeout, token))
 
 
 def recipe_reward(config: RewardConfig, device: str = "cpu") -> Reward:

@@ -94,7 +94,7 @@ class RemoteReward:
             raise self._error(prompts, 'no JSON object with "scores" in the answer') from error
         if len(numbers) != len(prompts):
             raise self._error(prompts, f"{len(numbers)} scores for {len(prompts)} images")
-        return torch.tensor(numbers, dtype=torch.float32)
+        return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
     def _ask(self, body: bytes, prompts: Sequence[str]) -> bytes:
         """The answer's body; tries again where that may help."""

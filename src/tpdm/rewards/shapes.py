@@ -38,13 +38,13 @@ def reward_shape(name: str) -> RewardShape | None:
 
 def _imagereward() -> RewardShape:
     shape = blip_large()
-    vision, text = BlipVisionModel(shape.vision), BlipTextModel(shape.text, add_pooling_layer=False)
+    vision, text = BlipVisionModel(shape.vision).float(), BlipTextModel(shape.text, add_pooling_layer=False).float()
     return RewardShape(_count(vision, text), lambda images: vision(pixel_values=_ready(images)))
 
 
 def _clip_h() -> RewardShape:
     """CLIP ViT-H/14, which PickScore and HPSv2 both are."""
-    clip = CLIPModel(vit_h_14())
+    clip = CLIPModel(vit_h_14()).float()
     return RewardShape(_count(clip), lambda images: clip.vision_model(pixel_values=_ready(images)))
 
 

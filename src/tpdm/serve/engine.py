@@ -108,7 +108,7 @@ class PipelineEngine:
     ) -> None:
         defaults, said = defaults or {}, said or {}
         check_pictures(pipe)
-        policy = load_policy(tpm) if isinstance(tpm, str | Path) else tpm
+        policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
         trained = None if policy is None else attach(pipe, policy, defaults={**unsaid(defaults, policy), **said})
         defaults = {**defaults, **said}
         self._shared = ContinuousPipeline(pipe, slots)

@@ -136,7 +136,7 @@ def _save(
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
+            tensors |= {f"optimizer.{i}.{j}.{k}": v for k, v in state.items()}
     save_tensors(path, tensors, {"step": str(step)})
     write_json(path.with_suffix(".json"), {"step": step})
 

@@ -158,12 +158,13 @@ def train_preference(scenes: Sequence[Scene], pool: FaultyPool, plan: FitPlan, f
         fulfilled = [[accuracy(a, s) for a in asked] for s in (*chosen, *edited)]
         fulfilled = fulfilled[:CAPTIONS_PER_STEP] + fulfilled
         q = torch.cat([pool.corrupted_quality[rows], pool.unfinished_quality[rows], drawn_quality])
-        utility = torch.tensor(fulfilled) * q[:, None]
+        utility = torch.tensor(fulfilled, dtype=torch.float32, device="cpu") * q[:, None]
         output = model(pixel_values=torch.cat([decoded, drawn]), input_ids=encode_words([a.caption() for a in asked]))
         error = (output.image_embeds @ output.text_embeds.T - utility).square()
         # Every picture against every caption teaches which word means what; the pictures made for a caption (near
         # misses) teach the fine differences that training will meet, and weigh more.
-        own = error[torch.arange(len(scenes_B)), torch.arange(CAPTIONS_PER_STEP).repeat(3)]
+        pictures = torch.arange(len(scenes_B), dtype=torch.int64, device="cpu")
+        own = error[pictures, pictures % CAPTIONS_PER_STEP]
         return 0.3 * error.mean() + 0.7 * own.mean()
 
     fit("preference", model, loss_fn, plan, folder)

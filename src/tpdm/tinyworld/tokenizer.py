@@ -74,8 +74,8 @@ def end_id() -> int:
 def encode_words(captions: Sequence[str]) -> Tensor:
     """Ids (B, 32) of captions made of grammar words: what the tokenizer gives, without its overhead."""
     table = vocabulary()
-    ids = torch.full((len(captions), MAX_TOKENS), end_id(), dtype=torch.int64)
+    ids = torch.full((len(captions), MAX_TOKENS), end_id(), dtype=torch.int64, device="cpu")
     for row, caption in enumerate(captions):
         words = [start_id(), *(table[w + "</w>"] for w in caption.split())]
-        ids[row, : len(words)] = torch.tensor(words)
+        ids[row, : len(words)] = torch.tensor(words, dtype=torch.int64, device="cpu")
     return ids

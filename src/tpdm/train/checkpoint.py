@@ -89,7 +89,7 @@ def save_checkpoint(
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{index}.{name}": torch.as_tensor(value)
+        f"{index}.{name}": value
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }

@@ -31,7 +31,7 @@ def dial_places(config: RewardConfig, gammas_P: Sequence[float] | None) -> Tenso
     """Where the gammas of the prompts stand on the dial, in [-1, 1]; None without a dial."""
     if config.gamma_range is None or gammas_P is None:
         return None
-    return dial_position(torch.tensor(gammas_P, dtype=torch.float64), *config.gamma_range)
+    return dial_position(torch.tensor(gammas_P, dtype=torch.float32, device="cpu"), *config.gamma_range)
 
 
 def dial_points(config: RewardConfig, count: int) -> list[float] | None:

@@ -25,7 +25,8 @@ def keeps_up(objectives: Sequence[float], record: Sequence[float], samples: int 
     Returns:
         True unless the mean difference is more than 1.96 of its standard errors below 0.
     """
-    difference_B = torch.tensor(objectives, dtype=torch.float64) - torch.tensor(record, dtype=torch.float64)
+    now_B, best_B = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (objectives, record))
+    difference_B = now_B - best_B
     mean, difference_P = float(difference_B.mean()), difference_B.view(points, -1, samples).mean((0, 2))
     if mean >= 0 or len(difference_P) < 2:
         return mean >= 0

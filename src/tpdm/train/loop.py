@@ -131,7 +131,7 @@ def _one_update(
     )
     sampled = time.monotonic()
     score_B = rollout.scored.score_B
-    objective_B = priced(score_B, torch.tensor(rollout.steps), recipe.reward, gammas_B)
+    objective_B = priced(score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B)
     objective_PK = objective_B.view(-1, K)
     place_P = dial_places(recipe.reward, gammas_P)
     advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages, place_P).flatten()

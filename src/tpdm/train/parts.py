@@ -74,7 +74,7 @@ def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Seq
     """
     if config.form == "additive":
         return additive_reward(score_B, steps_B, config.step_cost)
-    gamma = config.gamma if gammas_B is None else torch.tensor(gammas_B, dtype=torch.float64, device=score_B.device)
+    gamma = config.gamma if gammas_B is None else torch.tensor(gammas_B, dtype=torch.float64, device="cpu")
     return discounted_reward(score_B, steps_B, gamma, config.offset)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tpdm.core import beta
 from tpdm.core.objective import clipped_objective, trajectory_log_ratio
+from tpdm.devices import without_autocast
 from tpdm.policy import TimePredictor
 from tpdm.portion import Portion
 from tpdm.recipe import RlConfig
@@ -87,7 +88,7 @@ def make_gradient(
     """Makes the gradient of this process's decisions, in parts that fit into memory."""
     if replay is None:  # its trajectories, if any, count with a ratio of 1
         ratios = len(advantage_B) if rl.ratio == "trajectory" else 0
-        return Measured(torch.zeros(ratios), torch.zeros(0), torch.zeros(0))
+        return Measured(*(torch.zeros(n, dtype=torch.float32, device="cpu") for n in (ratios, 0, 0)))
     while True:
         try:
             return _joined(
@@ -124,6 +125,7 @@ def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
     yield first, replay.trajectories
 
 
+@without_autocast()
 def _accumulate(
     policy: TimePredictor,
     whole: Amount,
@@ -144,7 +146,7 @@ def _accumulate(
         share = decision_share
     policy_loss, _ = clipped_objective(log_ratio_X, advantage_X, rl.clip)
     loss = share * policy_loss - rl.entropy_weight * decision_share * entropy_T.mean()
-    kl_T = torch.zeros(len(entropy_T))
+    kl_T = torch.zeros_like(entropy_T)
     if reference is not None:
         with torch.no_grad():
             initial = beta.beta_params(*reference(part.observation))

@@ -54,7 +54,7 @@ def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictor, sh
             taps.entry = replace(taps.entry, grid=lambda arguments, network: grid)
             output = denoiser(**call)
             features = taps.features(images)
-            t_B, index_B = torch.empty(images), torch.empty(images, dtype=torch.int64)
+            t_B, index_B = _shape(images), _shape(images, dtype=torch.int64)
             return output, policy.observe(features, t_B, index_B, index_B)
 
     return peak_of(run)
@@ -70,7 +70,7 @@ def decoding_peak(recipe: Recipe, sizes: PipelineSizes, shape: CallShape) -> int
 
     @torch.no_grad()
     def run() -> object:
-        latents = torch.empty(batch, channels, shape.height, shape.width, dtype=shape.dtype)
+        latents = _shape(batch, channels, shape.height, shape.width, dtype=shape.dtype)
         with decoding_in_slices(SimpleNamespace(vae=vae), recipe.backbone.decode_batch or batch):
             image = vae.decode(latents, return_dict=False)[0]
         return (image * 0.5 + 0.5).clamp(0, 1).float()
@@ -86,7 +86,7 @@ def scoring_peak(recipe: Recipe, reward: RewardShape | None, height: int, width:
 
     @torch.no_grad()
     def run() -> object:
-        return reward.see(torch.empty(images, 3, height, width))
+        return reward.see(_shape(images, 3, height, width))
 
     return peak_of(run)
 
@@ -97,10 +97,10 @@ def learning_peak(recipe: Recipe, shape: TpmShape) -> int:
     decisions = max(recipe.rl.update_batch, recipe.sampling.max_steps)
 
     def run() -> object:
-        maps = torch.empty(decisions, shape.map_channels, shape.grid, shape.grid, dtype=torch.float16)
-        temb = torch.empty(decisions, shape.temb_channels, dtype=torch.float16)
-        t, index = torch.empty(decisions), torch.empty(decisions, dtype=torch.int64)
-        logp_B, _, _ = policy.evaluate(Observation(maps, temb, t, index, index, change_B=t), torch.empty(decisions))
+        maps = _shape(decisions, shape.map_channels, shape.grid, shape.grid, dtype=torch.float16)
+        temb = _shape(decisions, shape.temb_channels, dtype=torch.float16)
+        t, index = _shape(decisions), _shape(decisions, dtype=torch.int64)
+        logp_B, _, _ = policy.evaluate(Observation(maps, temb, t, index, index, change_B=t), _shape(decisions))
         torch.autograd.backward(logp_B.sum())
         return logp_B
 
@@ -109,6 +109,9 @@ def learning_peak(recipe: Recipe, shape: TpmShape) -> int:
 
 def embeddings_bytes(sizes: PipelineSizes, shape: CallShape, texts: int) -> int | None:
     """What the encoded texts take on the disk; None where the denoiser's class is unknown."""
-    with torch.device("meta"):
-        call = denoiser_call(sizes.networks[sizes.denoiser], shape)
+    call = denoiser_call(sizes.networks[sizes.denoiser], shape)
     return None if call is None else texts * text_bytes(call)
+
+
+def _shape(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")

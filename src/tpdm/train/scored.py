@@ -76,7 +76,7 @@ def make_scored(
         judges: score the images besides.
     """
     mine = team.part(len(prompts_B))
-    generated, scored, judged, seconds = None, Scored(torch.empty(0), {}), {}, 0.0
+    generated, scored, judged, seconds = None, Scored(_joined([]), {}), {}, 0.0
     if prompts_B[mine]:
         asked = None if decision_seeds is None else decision_seeds[mine]
         dialled = None if gammas is None else gammas[mine]
@@ -104,4 +104,4 @@ def make_scored(
 
 
 def _joined(scores: Sequence[list[Any]]) -> Tensor:
-    return torch.tensor([score for part in scores for score in part], dtype=torch.float32)
+    return torch.tensor([score for part in scores for score in part], dtype=torch.float32, device="cpu")

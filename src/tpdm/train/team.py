@@ -64,8 +64,9 @@ class Team:
             return x_B
         x_B = x_B.detach().cpu().contiguous()
         with self._together():
-            rows = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(rows, torch.tensor([len(x_B)]), group=self._group)
+            mine = torch.tensor([len(x_B)], dtype=torch.int64, device="cpu")
+            rows = [torch.zeros_like(mine) for _ in range(self.size)]
+            dist.all_gather(rows, mine, group=self._group)
             most = max(int(n) for n in rows)
             padded = torch.cat([x_B, x_B.new_zeros(most - len(x_B), *x_B.shape[1:])])
             found = [torch.empty_like(padded) for _ in range(self.size)]
@@ -89,14 +90,14 @@ class Team:
         if self.size == 1:
             return dict(tensors)
         ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()} if self.leads else {}
-        data = self.gather(_bytes(save(ready)) if self.leads else torch.empty(0, dtype=torch.uint8))
+        data = self.gather(_bytes(save(ready)) if self.leads else torch.empty(0, dtype=torch.uint8, device="cpu"))
         return load(data.numpy().tobytes())
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so; all are asked at the same time, from any of their threads."""
         if self.size == 1:
             return mine
-        said = torch.tensor([int(mine)])
+        said = torch.tensor([int(mine)], dtype=torch.int64, device="cpu")
         with self._together():
             dist.all_reduce(said, group=self._group)
         return bool(said.item())
@@ -166,6 +167,13 @@ def join_team(device: str = "auto") -> Iterator[Team]:
     Raises:
         ConfigError: several processes without accelerate.
     """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("", "no") and os.environ.get("RANK", "0") == "0":
+        _LOG.warning(
+            "accelerate launch was asked for mixed precision (%s), which changes nothing here: the TPM is trained in "
+            "fp32, and the pipeline runs in the dtype of backbone.dtype; set that",
+            precision,
+        )
     if _started(os.environ) == 1:
         if _asked_in_vain(os.environ):
             _LOG.warning(

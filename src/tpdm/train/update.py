@@ -57,7 +57,8 @@ def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
     if config.lr_schedule == "linear":
         return config.lr * (1 - done)
     if config.lr_schedule == "cosine":
-        return config.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done, dtype=torch.float64))))
+        angle = torch.tensor(torch.pi * done, dtype=torch.float64, device="cpu")
+        return config.lr * 0.5 * (1 + float(torch.cos(angle)))
     return config.lr
 
 

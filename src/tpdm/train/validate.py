@@ -39,7 +39,7 @@ def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary
     score_B = rollout.scored.score_B
     if state.update == 0:
         _refuse_constant(score_B, parts.reward.name, prompts_B[0].text)
-    objective_B = priced(score_B, torch.tensor(rollout.steps), recipe.reward, gammas_B)
+    objective_B = priced(score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B)
     objective = float(objective_B.mean())
     row = {
         "score_mean": float(score_B.mean()),
