@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+FLOORS := .venv-floors
 
-.PHONY: help setup demo test test-replicas lint bench clean
+.PHONY: help setup demo test test-floors test-replicas lint bench clean
 
 help:
 	@echo "make demo   train a TPM on the embedded model and write runs/demo/report.html"
 	@echo "make test   lint, types and tests"
+	@echo "make test-floors   the tests at the lowest versions that pyproject.toml allows"
 	@echo "make test-replicas   the tests that need Ray, which make test skips"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  benchmarks (minutes to hours; see benchmarks/README.md)"
@@ -33,6 +35,20 @@ lint: setup
 test: lint
 	$(BIN)/pytest -n auto
 
+# pip keeps torch where constraints.txt wants it, for older CPU builds are not to be had from PyPI; uv finds in seconds
+# whether all other floors go together, and says which do not. Old libraries warn of newer ones: no errors here.
+test-floors: $(FLOORS)/.ready
+	$(FLOORS)/bin/pytest -n auto -W ignore
+
+$(FLOORS)/.ready: pyproject.toml constraints.txt tests/support/floors.py
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --upgrade pip
+	$(FLOORS)/bin/python -m pip install --quiet -c constraints.txt uv torch
+	$(FLOORS)/bin/python tests/support/floors.py pyproject.toml > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python \
+		-c constraints.txt -c $(FLOORS)/floors.txt -e ".[dev]"
+	@touch $(FLOORS)/.ready
+
 test-replicas: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray]"
 	$(BIN)/pytest tests/serve/test_replicas.py
@@ -41,4 +57,4 @@ bench: setup
 	$(BIN)/python benchmarks/all.py
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(FLOORS) runs build dist .pytest_cache .ruff_cache .mypy_cache

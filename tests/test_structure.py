@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 # A room (module or folder of src/tpdm) imports rooms of its own level and of lower ones, lowest first.
 # Besides, rooms never import each other in a circle when they are loaded.
 LEVELS = (
-    {"types", "files", "portion", "devices", "streams"},
+    {"types", "files", "portion", "devices", "streams", "versions"},
     {"core"},
     {
         "policy",

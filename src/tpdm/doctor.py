@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.util import find_spec
 
+from tpdm.versions import misfit, required
+
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+REFUSED = ("diffusers", "transformers")  # where they are too old; others may do
 EXTRAS = {"matplotlib": "eval", "filelock": "eval"}  # module -> the extra of this package that brings it
 # What the demo does without: module -> extra, and what it is for.
 OPTIONAL = {
@@ -68,21 +71,28 @@ def report(echo: Callable[[str], object] = print) -> bool:
 
 def _package(name: str) -> Finding:
     try:
-        return Finding(name, metadata.version(name))
+        return _version(name)
     except metadata.PackageNotFoundError:
         return Finding(name, "missing", f"pip install {name}", stops_demo=True)
 
 
+def _version(name: str) -> Finding:
+    """What is installed, and what to do where it is too old."""
+    wanted, fits = misfit(name), required(name)
+    value = metadata.version(name) + (f" ({fits})" if fits else "")
+    return Finding(name, value, wanted and f"pip install -U '{wanted}'", bool(wanted) and name in REFUSED)
+
+
 def _extra(module: str, extra: str) -> Finding:
     if find_spec(module) is not None:
-        return Finding(module, metadata.version(module))
+        return _version(module)
     # The demo draws its report.
     return Finding(module, "missing", f"pip install 'tpdm[{extra}]'", stops_demo=True)
 
 
 def _optional(module: str, extra: str, use: str) -> Finding:
     if find_spec(module) is not None:
-        return Finding(module, metadata.version(module))
+        return _version(module)
     return Finding(module, f"missing ({use})", f"pip install 'tpdm[{extra}]'")
 
 

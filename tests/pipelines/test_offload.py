@@ -39,6 +39,7 @@ def modules_of(pipe):
 def model_offload(pipe):
     """As ``enable_model_cpu_offload``: each network comes whole when it is called, and drives the one before out."""
     previous, pipe._all_hooks = None, []
+    pipe._offload_device = torch.device("cpu")  # where it sets them up again after a call
     for module in modules_of(pipe).values():
         _, previous = cpu_offload_with_hook(module, "cpu", prev_module_hook=previous)
         pipe._all_hooks.append(previous)

@@ -15,7 +15,7 @@ from diffusers.hooks import FirstBlockCacheConfig
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.pipelines.compiled import compile_denoiser
 from tpdm.schedules import FixedTimes
@@ -36,7 +36,7 @@ def stock(pipe, call, seeds):
     latents = pipe(**call, num_inference_steps=4, generator=generators)[0]
     if find_entry(find_denoiser(pipe)).path == "vp":
         return latents, vp_times(pipe.scheduler, 4)
-    return latents, pipe.scheduler.sigmas.tolist()
+    return latents, flow_times(pipe.scheduler)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,7 +57,7 @@ def test_several_images_per_prompt(name):
     output = attach(pipe, FixedTimes(times))(**call, seeds=range(4))
     assert (output.images - expected).abs().max().item() == 0.0
     uneven = attach(pipe, FixedTimes([TIMES, [1.0, 0.0], times, [0.9, 0.4, 0.0]]))(**call, seeds=range(4))
-    assert uneven.steps == [3, 1, 4, 2]
+    assert uneven.steps == [3, 1, len(times) - 1, 2]
     scale = expected.abs().max().item()
     assert (uneven.images[2] - expected[2]).abs().max().item() <= FAMILIES[name].tolerance * max(1.0, scale)
 
@@ -168,7 +168,8 @@ def test_a_lora_from_a_file_is_used(name, tmp_path):
     type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=layers)
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
     plain = attach(pipe, FixedTimes(TIMES))(**call_of(name), seeds=[0, 1]).images
-    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    file = next(tmp_path.iterdir()).name  # which older versions of diffusers do not look for offline
+    pipe.load_lora_weights(tmp_path, weight_name=file, adapter_name="style")
     expected, times = stock(pipe, call_of(name), [0, 1])
     output = attach(pipe, FixedTimes(times))(**call_of(name), seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0

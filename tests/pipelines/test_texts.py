@@ -6,7 +6,7 @@ import torch
 from tests.support.families import FAMILIES, FLOW_FAMILIES
 from tests.support.tiny_texts import make_speaking_pipe, spoken_arguments
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.load import load_pipeline
 from tpdm.pipelines.texts import ENCODED, TextStore
@@ -57,10 +57,10 @@ def test_a_pipeline_from_disk_with_plain_prompts_is_the_stock_one(name, folders)
     call = {**spoken_arguments(name), **with_negatives(name), "prompt": PROMPTS}
     seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     expected = pipe(**call, num_inference_steps=3, generator=seeds)[0]
-    times = pipe.scheduler.sigmas.tolist() if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
+    times = flow_times(pipe.scheduler) if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
     output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
-    assert output.steps == [3, 3]
+    assert output.steps == [len(times) - 1] * 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,9 +70,9 @@ def test_several_images_of_a_plain_prompt(name, folders):
     call = {**spoken_arguments(name), **with_negatives(name), "prompt": PROMPTS, count: 2}
     seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
     expected = pipe(**call, num_inference_steps=3, generator=seeds)[0]
-    times = pipe.scheduler.sigmas.tolist() if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
+    times = flow_times(pipe.scheduler) if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
     output = attach(pipe, FixedTimes(times))(**call, seeds=range(4))
-    assert output.steps == [3] * 4
+    assert output.steps == [len(times) - 1] * 4
     assert (output.images - expected).abs().max().item() == 0.0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPModel
 
 from tests.support.published import (
     TINY_BLIP,
@@ -21,6 +21,7 @@ from tests.support.published import (
 )
 from tpdm.rewards.aesthetic import FILE as AESTHETIC_FILE
 from tpdm.rewards.checkpoints import fill
+from tpdm.rewards.clip import ImageProcessor
 from tpdm.rewards.hps import FILE as HPS_FILE
 from tpdm.rewards.imagereward import FILE as IMAGEREWARD_FILE
 from tpdm.rewards.imagereward import BlipShape
@@ -89,12 +90,13 @@ def blip_shape(size: BlipSize) -> BlipShape:
 def clip_folder(tmp_path_factory) -> tuple[Path, OpenClip]:
     """A CLIP in transformers' layout with OpenAI's activation, and the independent model with its weights."""
     folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)  # whichever test asks first
     reference = randomise(OpenClip(TINY_CLIP, quick_gelu))
     config = clip_config(TINY_CLIP, "quick_gelu")
     fill(lambda: CLIPModel(config), from_open_clip(reference.state_dict(), "test"), "test").save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     size = {"height": TINY_CLIP.image, "width": TINY_CLIP.image}
-    CLIPImageProcessorPil(size={"shortest_edge": TINY_CLIP.image}, crop_size=size).save_pretrained(folder)
+    ImageProcessor(size={"shortest_edge": TINY_CLIP.image}, crop_size=size).save_pretrained(folder)
     return folder, reference
 
 
@@ -115,8 +117,7 @@ def imagereward_folder(tmp_path_factory) -> tuple[Path, PublishedImageReward]:
     torch.save(reference.state_dict(), folder / IMAGEREWARD_FILE)
     # As published: BERT's tokenizer has two tokens less than BLIP knows.
     fillers = [f"word{n}" for n in range(TINY_BLIP.vocabulary - 2 - len(WORDS))]
-    words = {word: number for number, word in enumerate([*WORDS, *fillers])}
-    BertTokenizer(vocab=words).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join([*WORDS, *fillers]))
     return folder, reference.requires_grad_(False)
 
 
@@ -126,6 +127,7 @@ def aesthetic_folder(tmp_path_factory, clip_folder) -> tuple[Path, Head]:
     folder = tmp_path_factory.mktemp("aesthetic")
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((clip_folder[0] / name).read_bytes())
+    torch.manual_seed(0)
     head = Head(TINY_CLIP.embedding).eval().requires_grad_(False)
     torch.save(head.state_dict(), folder / AESTHETIC_FILE)
     return folder, head

@@ -4,11 +4,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BertTokenizer, CLIPImageProcessorPil
+from transformers import BertTokenizer
 
 from tests.rewards.conftest import PROMPTS, blip_shape, clip_config
 from tests.support.published import TINY_BLIP, TINY_CLIP
 from tpdm.rewards.aesthetic import load_aesthetic
+from tpdm.rewards.clip import ImageProcessor
 from tpdm.rewards.hps import clean_prompt, load_hpsv2
 from tpdm.rewards.imagereward import load_imagereward
 from tpdm.rewards.images import CLIP_MEAN, CLIP_STD, Preprocess, resize_and_pad
@@ -98,9 +99,7 @@ def test_cropping_is_that_of_clip(shape):
     pixels = (F.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)[0] * 255).round().byte()
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     size = {"height": 32, "width": 32}
-    wanted = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)(
-        picture, return_tensors="pt"
-    ).pixel_values
+    wanted = ImageProcessor(size={"shortest_edge": 32}, crop_size=size)(picture, return_tensors="pt").pixel_values
     got = Preprocess(32)(pixels[None].float() / 255, torch.device("cpu"))
     assert float((got - wanted).abs().max()) < 2 / 255 / min(CLIP_STD)
 

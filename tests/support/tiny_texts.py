@@ -57,11 +57,10 @@ def _clip(cls: Any, tokens: int, width: int = WIDTH) -> Any:
 
 def _qwen_vl(tokens: int) -> Any:
     text = {"vocab_size": tokens, **SMALL, "num_attention_heads": 2, "num_key_value_heads": 1}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    # The names of transformers 4, which 5 takes too.
+    rope = {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}, "rope_theta": 1e4}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision)
-    )
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config={**text, **rope}, vision_config=vision))
 
 
 def _mistral(tokens: int) -> Any:

@@ -87,6 +87,15 @@ def path_of_scheduler(scheduler: Any) -> VPPath:
     return vp_path(ddim.alphas_cumprod, final=float(ddim.final_alpha_cumprod))
 
 
+def flow_times(scheduler: Any) -> list[float]:
+    """The schedule that a flow scheduler was last set to, from its first time down to 0.0.
+
+    Z-Image ends with a step from 0 to 0 in diffusers before 0.39: it changes nothing, and is left out.
+    """
+    times: list[float] = scheduler.sigmas.double().tolist()
+    return times[: times.index(0.0) + 1] if 0.0 in times else times
+
+
 def vp_times(scheduler: Any, steps: int) -> list[float]:
     """A diffusion scheduler's own schedule as times: (timestep + 1) / T of each, then 0.0."""
     fresh = type(scheduler).from_config(scheduler.config)

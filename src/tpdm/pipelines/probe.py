@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 from tpdm.types import Decision, Features, Observation
 
@@ -64,8 +64,7 @@ def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[f
 
     call = {"prompt": "a", "output_type": "latent", **arguments}
     pipe(**call, num_inference_steps=steps, callback_on_step_end=stop)
-    times: list[float] = pipe.scheduler.sigmas.tolist()
-    return times
+    return flow_times(pipe.scheduler)
 
 
 def probe_features(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 from tpdm.devices import without_autocast
 from tpdm.over_long import OverLong, count_over_long
@@ -15,6 +15,11 @@ from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import load_tokenizer, load_whole
 from tpdm.rewards.images import Preprocess
 from tpdm.types import RewardError
+
+try:
+    from transformers import CLIPImageProcessorPil as ImageProcessor
+except ImportError:  # transformers 4 and 5.0 have it under this name, which needs torchvision in later ones
+    from transformers import CLIPImageProcessor as ImageProcessor
 
 
 class ClipReward:
@@ -78,7 +83,7 @@ class ClipReward:
         model = load_whole(CLIPModel, path, name)
         tokenizer = load_tokenizer(CLIPTokenizer, processor or path, name, int(model.config.text_config.vocab_size))
         try:
-            pictures = CLIPImageProcessorPil.from_pretrained(processor or path)
+            pictures = ImageProcessor.from_pretrained(processor or path)
         except Exception as error:  # a damaged file may fail in any of three libraries
             reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
             raise RewardError(

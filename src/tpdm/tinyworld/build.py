@@ -15,7 +15,10 @@ from tpdm.tinyworld.denoiser import TextToLatent, latent_cache, train_denoiser
 from tpdm.tinyworld.fit import FitPlan
 from tpdm.tinyworld.pipeline import assemble
 from tpdm.tinyworld.preference import faulty_pool, save_preference, train_preference
+from tpdm.tinyworld.tokenizer import write_vocabulary
 from tpdm.types import ConfigError
+
+ORIGIN = {"_name_or_path", "is_local", "local_files_only"}  # keys of config files
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def build(out: Path, seed: int = 0, quick: bool = False, bf16: bool = False, com
         ``out/weights``, to be put in place of the shipped ones.
 
     Raises:
-        ConfigError: ``out`` holds a build with another plan or seed.
+        ConfigError: ``out`` holds a build with another plan or seed, or torch has no Muon.
     """
+    if not quick and not hasattr(torch.optim, "Muon"):
+        raise ConfigError(f"got torch {torch.__version__} without Muon, expected torch>=2.9: pip install -U torch.")
     plan = replace(quick_plan() if quick else BuildPlan(), bf16=bf16, compiled=compiled)
     out = expand(out)
     work, weights = out / "work", out / "weights"
@@ -78,11 +83,13 @@ def save_weights(vae: AutoencoderKL, model: TextToLatent, clip: torch.nn.Module,
     """Writes ``weights/pipeline`` and ``weights/reward`` in fp16."""
     assemble(vae.half(), model.half()).save_pretrained(weights / "pipeline", safe_serialization=True)
     save_preference(clip, weights / "reward")
-    for path in weights.rglob("config.json"):
+    for path in weights.rglob("*config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         # The libraries write down where a part was loaded from, which is nobody's business but this machine's.
-        if config.pop("_name_or_path", None) is not None:
-            write_json(path, config)
+        if kept := config.keys() & ORIGIN:
+            write_json(path, {key: value for key, value in config.items() if key not in kept})
+        if path.name == "tokenizer_config.json":
+            write_vocabulary(path.parent)  # for other versions of transformers than the one that saved
 
 
 def _autoencoder(plan: BuildPlan, work: Path, seed: int) -> AutoencoderKL:

@@ -16,9 +16,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from tpdm.files import load_tensors, save_tensors
+from tpdm.files import load_tensors, save_tensors, write_json
 from tpdm.tinyworld.autoencoder import decode
 from tpdm.tinyworld.corruption import LATENT_FAULTS, PIXEL_FAULTS, apply_mixture
 from tpdm.tinyworld.data import generator, to_unit_range
@@ -175,7 +175,9 @@ def save_preference(model: CLIPModel, folder: Path) -> None:
     """Writes model, tokenizer and preprocessing, as ``ClipReward.from_folder`` reads them."""
     model.half().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    size = {"shortest_edge": 64}
-    crop = {"height": 64, "width": 64}
-    mean = [0.5, 0.5, 0.5]
-    CLIPImageProcessorPil(size=size, crop_size=crop, image_mean=mean, image_std=mean).save_pretrained(folder)
+    # As a file, for the class that writes it has another name in transformers 4 and 5.
+    steps = {f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}
+    sizes = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    numbers = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "rescale_factor": 1 / 255}
+    processor = {"image_processor_type": "CLIPImageProcessor", **steps, **sizes, **numbers}
+    write_json(folder / "preprocessor_config.json", processor)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from tpdm.files import write_text
 from tpdm.tinyworld.grammar import WORDS
 
 MAX_TOKENS = 32
@@ -58,7 +62,16 @@ def vocabulary() -> dict[str, int]:
 
 def make_tokenizer() -> CLIPTokenizer:
     """The tokenizer; captions of up to 30 words fit its 32 tokens."""
-    return CLIPTokenizer(vocab=vocabulary(), merges=_merges(), model_max_length=MAX_TOKENS)
+    with TemporaryDirectory() as folder:  # the one way in that transformers 4 and 5 have in common
+        write_vocabulary(Path(folder))
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
+    return tokenizer
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Writes ``vocab.json`` and ``merges.txt``, which transformers 4 reads; what 5 saves is ``tokenizer.json``."""
+    write_text(folder / "vocab.json", json.dumps(vocabulary()))
+    write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in _merges()))
 
 
 def start_id() -> int:

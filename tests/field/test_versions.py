@@ -1,0 +1,139 @@
+"""Versions of other packages below the floors of pyproject.toml, and what transformers 4 and 5 do not share.
+
+``pip install`` keeps what a user has. Beside transformers 4, which most environments of this field hold, sampling from
+the embedded model ended in a raw ImportError about protobuf (its tokenizer was shipped in the form of transformers 5
+alone), and every CLIP reward in one about ``CLIPImageProcessorPil``. The kind is old, and public:
+https://github.com/huggingface/diffusers/issues/3028.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tpdm.doctor
+import tpdm.pipelines
+import tpdm.rewards
+from tests.support.floors import FLOOR, floors
+from tpdm.cli import app
+from tpdm.pipelines.axis import flow_times
+from tpdm.schedules import FixedTimes
+from tpdm.tinyworld.build import build
+from tpdm.tinyworld.shipped import weights_folder
+from tpdm.tinyworld.tokenizer import vocabulary
+from tpdm.types import ConfigError, TpdmError
+from tpdm.versions import check_versions, misfit, required
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+IMPORT = re.compile(r"^ *(?:from (\w+)[\w.]* import |import (\w+)[\w.]*(?: as \w+)?$)", re.MULTILINE)
+OLD = {"diffusers": "0.30.0", "transformers": "4.40.0", "numpy": "1.24.0"}
+
+
+@pytest.fixture
+def old(monkeypatch, tmp_path):
+    """A function that makes installed packages look old."""
+
+    def pretend(*packages: str) -> Path:
+        for name in packages:
+            folder = tmp_path / f"{name}-{OLD[name]}.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {OLD[name]}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        return tmp_path
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("room", "package"),
+    [(tpdm.pipelines, "diffusers"), (tpdm.pipelines, "transformers"), (tpdm.rewards, "transformers")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_version_that_is_too_old_is_refused_in_one_sentence(room, package, old):
+    old(package)
+    with pytest.raises(TpdmError, match=f"^got {package} {OLD[package]}, expected {package}>=.*: pip install -U") as e:
+        importlib.reload(room)
+    assert "\n" not in str(e.value)
+
+
+def test_the_command_line_says_it_too(old, tmp_path, monkeypatch):
+    old("transformers")
+    for name in [name for name in sys.modules if name.startswith("tpdm.pipelines")]:
+        monkeypatch.delitem(sys.modules, name)  # as in a new process
+    answer = CliRunner().invoke(app, ["sample", "--prompt", "red circle", "--out", str(tmp_path / "out")])
+    assert (answer.exit_code, answer.output.count("\n")) == (2, 1)
+    assert answer.output.startswith("Error: got transformers 4.40.0, expected transformers>=")
+
+
+def test_the_doctor_names_floors_and_what_is_below_them(old):
+    old("numpy", "diffusers")
+    numpy, diffusers = tpdm.doctor._package("numpy"), tpdm.doctor._package("diffusers")
+    assert numpy.value == f"1.24.0 ({required('numpy')})"
+    assert numpy.mend == f"pip install -U 'numpy{required('numpy')}'"
+    assert not numpy.stops_demo
+    assert diffusers.stops_demo  # its pipelines are refused
+    assert tpdm.doctor._extra("filelock", "eval").mend is None
+
+
+def test_a_development_version_counts_as_the_release_it_leads_to(monkeypatch):
+    floor = required("diffusers").removeprefix(">=")
+    monkeypatch.setattr(metadata, "version", lambda name: f"{floor}.dev0+git1234")
+    assert misfit("diffusers") is None
+
+
+def test_a_package_that_is_not_there_or_is_asked_nothing_of_is_no_misfit():
+    check_versions("no-such-package")
+    assert required("no-such-package") == ""
+
+
+def test_pyproject_has_one_floor_for_each_package():
+    text = PYPROJECT.read_text(encoding="utf-8")
+    for one in FLOOR.finditer(text.split("\n[project.scripts]")[0].split("\ndependencies = ")[1]):
+        assert floors(text)[one["name"]] == one["version"]
+    assert {"torch", "diffusers", "transformers", "accelerate"} <= set(floors(text))
+
+
+def test_every_import_of_the_library_has_a_floor():
+    """What is imported is named in pyproject.toml, not merely brought along by another package."""
+    other_names = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    # These are parts of what brings them, and move with it.
+    other_names |= {"starlette": "fastapi", "pydantic_core": "pydantic", "tokenizers": "transformers"}
+    other_names |= {"prometheus_client": "prometheus-client", "pyarrow": "datasets"}
+    texts = [path.read_text(encoding="utf-8") for path in (PYPROJECT.parent / "src").rglob("*.py")]
+    named = {found[1] or found[2] for text in texts for found in IMPORT.finditer(text)}
+    outside = named - set(sys.stdlib_module_names) - {"tpdm", "__future__"}
+    known = set(floors(PYPROJECT.read_text(encoding="utf-8")))
+    assert {other_names.get(name, name) for name in outside} - known == set()
+
+
+@pytest.mark.parametrize("place", ["pipeline/tokenizer", "pipeline/tokenizer_2", "reward"])
+def test_the_embedded_tokenizers_are_there_for_transformers_4_and_5(place):
+    folder = weights_folder() / place
+    assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == vocabulary()
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    assert model["vocab"] == vocabulary()
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert merges == [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+
+
+def test_a_torch_without_muon_builds_no_embedded_model(monkeypatch, tmp_path):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ConfigError, match=r"without Muon, expected torch>=2\.9: pip install -U torch\.$"):
+        build(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_last_step_from_zero_to_zero_is_none():
+    """Z-Image's pipeline takes one in diffusers before 0.39: fixed lists of its own times were refused."""
+    scheduler = SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0, 0.0]))
+    assert flow_times(scheduler) == [1.0, 0.5, 0.0]
+    assert FixedTimes(flow_times(scheduler)).steps == 2
