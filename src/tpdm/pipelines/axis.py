@@ -92,7 +92,7 @@ def flow_times(scheduler: Any) -> list[float]:
 
     Z-Image ends with a step from 0 to 0 in diffusers before 0.39: it changes nothing, and is left out.
     """
-    times: list[float] = scheduler.sigmas.double().tolist()
+    times: list[float] = scheduler.sigmas.tolist()
     return times[: times.index(0.0) + 1] if 0.0 in times else times
 
 
