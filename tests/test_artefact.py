@@ -232,14 +232,19 @@ def test_wrong_weights_are_refused(folder: Path, change: Any, message: str) -> N
 def test_truncated_weights_are_refused(folder: Path, kept: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    refused(folder, "damaged")
+    refused(folder, r"model\.safetensors, which is (empty|cut short or damaged)")
+
+
+def test_a_git_lfs_pointer_is_said(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(folder, "which is a git-lfs pointer and not the file itself")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_is_never_loaded(folder: Path, zipped: bool) -> None:
     weights = TimePredictor(POOLED).state_dict()
     torch.save(weights, folder / "model.safetensors", _use_new_zipfile_serialization=zipped)
-    refused(folder, "got a pickle")
+    refused(folder, r"model\.safetensors, which is a pickle, which is never loaded")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "got only pytorch_model.bin")
 

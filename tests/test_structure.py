@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 # A room (module or folder of src/tpdm) imports rooms of its own level and of lower ones, lowest first.
 # Besides, rooms never import each other in a circle when they are loaded.
 LEVELS = (
-    {"types", "files", "portion", "devices", "streams", "versions"},
+    {"types", "files", "faults", "portion", "devices", "streams", "versions"},
     {"core"},
     {
         "policy",
@@ -27,10 +27,11 @@ LEVELS = (
         "artefact",
         "artefact_config",
         "convert",
+        "convert_source",
         "dial",
         "error_control",
     }
-    | {"rewards", "prompts", "prompt_files", "prompt_sets", "prompt_columns", "over_long", "config"}
+    | {"rewards", "prompts", "prompt_files", "prompt_sets", "prompt_columns", "over_long", "vocabulary", "config"}
     | {"recipe", "recipe_data", "recipe_model", "recipe_numbers", "recipe_idle"},
     {"stepper", "stepper_checks"},
     {"pipelines"},

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tpdm.artefact_config import CONFIG, FORMAT_VERSION, OPTIONAL, ArtefactConfig, parse_config
+from tpdm.faults import fault
 from tpdm.files import expand, load_tensors, save_tensors, write_json
 from tpdm.policy import TimePredictor
 from tpdm.types import ArtefactError, Policy
@@ -130,17 +130,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         found = f"only {pickles[0]}" if pickles else "none"
         raise ArtefactError(f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained.")
-    try:
-        return load_tensors(path)[0]
-    except (SafetensorError, OSError) as error:
-        reason = str(error)
-    with path.open("rb") as file:
-        head = file.read(8)  # of safetensors: the length of its header, whose upper half is 0
-    if head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and any(head[4:])):
-        raise ArtefactError(
-            f"got a pickle in {path}, expected safetensors; tpdm never loads pickles, convert it first."
-        )
-    raise ArtefactError(f"got {path} damaged ({reason}), expected a safetensors file; download it again.")
+    if said := fault(path):
+        raise ArtefactError(f"got {path}, which {said}, expected whole safetensors; fetch it again.")
+    return load_tensors(path)[0]
 
 
 def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | Path) -> None:

@@ -92,11 +92,17 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     torch.save({"a": torch.rand(200, 20)}, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    assert "expected a " in refusal(path)
+    assert "expected " in refusal(path)
     kept = save_tensors(tmp_path / "x.safetensors", {"a": torch.rand(200, 20)})
     whole = kept.read_bytes()
     kept.write_bytes(whole[: int(len(whole) * share)])
-    assert "expected whole safetensors" in refusal(kept)
+    assert "expected the whole file" in refusal(kept)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_a_pointer_is_no_pickle_that_might_run_code(tmp_path, name):
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "is a git-lfs pointer and not the file itself" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"state_dict": [torch.zeros(1)]}, torch.zeros(2)])
@@ -154,9 +160,18 @@ def test_a_tokenizer_that_is_not_there_is_no_empty_one(clip_folder, tmp_path):
     copy = shutil.copytree(clip_folder[0], tmp_path / "clip")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (copy / name).unlink(missing_ok=True)
-    with pytest.raises(RewardError, match=r"no tokenizer at|got a tokenizer of") as error:
+    with pytest.raises(
+        RewardError, match=r"no tokenizer at|got a tokenizer at .* that has 2 tokens where its model knows"
+    ) as error:
         load_reward(f"clip:{copy}")
     assert "\n" not in str(error.value)
+
+
+def test_a_configuration_that_is_not_there_is_not_made_up(clip_folder, tmp_path):
+    copy = shutil.copytree(clip_folder[0], tmp_path / "copy")
+    (copy / "config.json").unlink()
+    with pytest.raises(RewardError, match=r"got no config\.json in .*copy, expected the whole model"):
+        load_reward(f"clip:{copy}")
 
 
 @pytest.mark.parametrize("kind", ["clip", "aesthetic"])

@@ -45,7 +45,7 @@ def test_a_damaged_clip_folder(clip_folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RewardError, match="no CLIP model at") as e:
+    with pytest.raises(RewardError, match=r"got .*model\.safetensors, which is cut short") as e:
         load_reward(f"clip:{tmp_path}")
     assert "\n" not in str(e.value)
 

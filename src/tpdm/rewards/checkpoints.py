@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from tpdm.faults import fault, first_fault, first_line
 from tpdm.files import expand, load_tensors, save_tensors
 from tpdm.types import RewardError
+from tpdm.vocabulary import vocabulary_fault, vocabulary_files
 
 Model = TypeVar("Model", bound=nn.Module)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -45,7 +46,7 @@ def find_file(place: str, filename: str, reward: str) -> Path:
         return Path(hf_hub_download(place, filename))
     except (OSError, ValueError, EntryNotFoundError) as error:
         raise RewardError(
-            f"reward '{reward}': no {filename} at '{place}' ({_line(error)}); give the file, a folder or a hub id"
+            f"reward '{reward}': no {filename} at '{place}' ({first_line(error)}); give the file, a folder or a hub id"
         ) from error
 
 
@@ -72,13 +73,12 @@ def load_tokenizer(kind: Any, place: str | Path, reward: str, vocabulary: int) -
         tokenizer = kind.from_pretrained(place)
     except Exception as error:  # a damaged file may fail in any of three libraries
         raise RewardError(
-            f"reward '{reward}': no tokenizer at '{place}' ({_line(error)}); put its files beside the weights"
+            f"reward '{reward}': no tokenizer at '{place}' ({first_line(error)}); put its files beside the weights"
         ) from error
-    # BLIP knows two tokens more than BERT's tokenizer has, and some models round their vocabulary up.
-    if not 0.9 * vocabulary < len(tokenizer) <= vocabulary:
+    if said := vocabulary_fault(tokenizer, vocabulary):
         raise RewardError(
-            f"reward '{reward}': got a tokenizer of {len(tokenizer)} tokens at '{place}', expected about {vocabulary}; "
-            "put its files beside the weights, or check the network"
+            f"reward '{reward}': got a tokenizer at '{place}' that {said}, expected its own vocabulary; put "
+            f"{vocabulary_files(tokenizer.vocab_files_names)} beside the weights, or check the network"
         )
     return tokenizer
 
@@ -89,11 +89,19 @@ def load_whole(kind: Any, place: str | Path, reward: str) -> Any:
     Raises:
         RewardError: there is none, or it lacks weights.
     """
+    folder = Path(place)
+    if folder.is_dir() and not (folder / "config.json").is_file():  # transformers would make up that, too
+        raise RewardError(
+            f"reward '{reward}': got no config.json in {folder}, expected the whole model; fetch it again"
+        )
     try:
         model, info = kind.from_pretrained(place, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # a damaged file may fail in any of three libraries
+        files = sorted(folder.glob("*.*")) if folder.is_dir() else []
+        if said := first_fault(path for path in files if path.suffix in (".json", ".safetensors")):
+            raise RewardError(f"reward '{reward}': got {said}, expected the whole file; fetch it again") from error
         raise RewardError(
-            f"reward '{reward}': no CLIP model at '{place}' ({_line(error)}); give a folder or a hub id"
+            f"reward '{reward}': no CLIP model at '{place}' ({first_line(error)}); give a folder or a hub id"
         ) from error
     lacking = sorted(str(name) for kind_of in ("missing_keys", "mismatched_keys") for name in info[kind_of])
     if lacking:
@@ -118,6 +126,7 @@ def read_checkpoint(path: Path, reward: str) -> dict[str, Tensor]:
     kept = path.with_name(f"{path.name}.safetensors")
     if kept.is_file() and kept.stat().st_mtime >= path.stat().st_mtime:
         return _read_safetensors(kept, reward)
+    _check_file(path, reward)
     tensors = _state_dict(_unpickle(path, reward), path, reward)
     try:
         save_tensors(kept, tensors, {"source": path.name})
@@ -127,13 +136,14 @@ def read_checkpoint(path: Path, reward: str) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path, reward: str) -> dict[str, Tensor]:
-    try:
-        return load_tensors(path)[0]
-    except (OSError, SafetensorError) as error:
-        raise RewardError(
-            f"reward '{reward}': got {path}, which cannot be read ({_line(error)}), expected whole safetensors; fetch "
-            "the file again"
-        ) from error
+    _check_file(path, reward)
+    return load_tensors(path)[0]
+
+
+def _check_file(path: Path, reward: str) -> None:
+    """Refuses what is visibly no whole file, of safetensors or of a pickle."""
+    if said := fault(path):
+        raise RewardError(f"reward '{reward}': got {path}, which {said}, expected the whole file; fetch it again")
 
 
 def _unpickle(path: Path, reward: str) -> Any:
@@ -149,8 +159,8 @@ def _unpickle(path: Path, reward: str) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
         raise RewardError(
-            f"reward '{reward}': got {path}, which cannot be read ({_line(error)}), expected a whole PyTorch file; "
-            "fetch the file again"
+            f"reward '{reward}': got {path}, which cannot be read ({first_line(error)}), expected a whole PyTorch "
+            "file; fetch the file again"
         ) from error
 
 
@@ -197,7 +207,3 @@ def fill(make: Callable[[], Model], tensors: Mapping[str, Tensor], reward: str) 
             numbers = torch.arange(buffer.shape[-1], dtype=torch.int64, device="cpu")
             setattr(model.get_submodule(owner), leaf, numbers.expand(buffer.shape))
     return model.eval().requires_grad_(False)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).splitlines()[:1]).rstrip(".:") or type(error).__name__
