@@ -64,6 +64,8 @@ def test_everything_is_handed_over(handed):
         "cpu",
         "--dtype",
         "bf16",
+        "--variant",
+        "fp16",
         "--timeout",
         "9",
         "--max-size",
@@ -78,7 +80,7 @@ def test_everything_is_handed_over(handed):
         "tinyworld",
         "tinyworld",
         {
-            **{"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16", "log_prompts": False},
+            **{"slots": 3, "queue_limit": 5, "device": "cpu", "dtype": "bf16", "variant": "fp16", "log_prompts": False},
             **{"guidance_scale": 3.0, "true_cfg_scale": 2.0},
         },
     )

@@ -24,6 +24,8 @@ class BackboneConfig(Part):
             prompts' negative ones or the empty text; None leaves the pipeline's own. [ours]
         height: pixels; None leaves the pipeline's own. [ours]
         width: pixels; set together with height. [ours]
+        variant: of the pipeline's weight files, as diffusers calls them: ``fp16`` reads ``model.fp16.safetensors``;
+            None reads the plain ones. [ours]
         dtype: of the pipeline's weights; times and the TPM stay fp32. [ours]
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` ... [ours]
         text_encoders: ``stay`` encodes prompts in every call; ``leave`` encodes each prompt of a training run once,
@@ -41,6 +43,7 @@ class BackboneConfig(Part):
     true_cfg_scale: NonNegative | None = None
     height: Positive | None = None
     width: Positive | None = None
+    variant: Text | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Text = "auto"
     text_encoders: Literal["stay", "leave"] = "stay"

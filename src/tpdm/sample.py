@@ -33,6 +33,7 @@ def sample_to_folder(
     steps: int | None = None,
     dtype: str = "fp32",
     device: str = "auto",
+    variant: str | None = None,
     defaults: Mapping[str, object] | None = None,
     gamma: float | None = None,
     quality: float | None = None,
@@ -57,6 +58,7 @@ def sample_to_folder(
         steps: number of steps of the stock schedule; None leaves the pipeline's own. Not with ``tpm``.
         dtype: of the pipeline, ``fp32``, ``bf16`` or ``fp16``.
         device: ``auto``, ``cpu``, ``cuda`` ...
+        variant: of the pipeline's weight files, such as ``fp16``; None reads the plain ones.
         defaults: arguments of the pipeline's call that this backbone wants; those that the TPM was trained with win,
             and the scales over both.
         gamma: price of a step for a TPM with a dial.
@@ -94,10 +96,10 @@ def sample_to_folder(
     # Late, so that a wrong argument is answered before diffusers is imported.
     from tpdm.pipelines.checks import check_pictures
     from tpdm.pipelines.guidance import named_scales
-    from tpdm.pipelines.load import load_pipeline
+    from tpdm.pipelines.load import ALL, load_pipeline
     from tpdm.pipelines.reads import over_long
 
-    pipe = load_pipeline(backbone, dtype, device)
+    pipe = load_pipeline(backbone, dtype, device, ALL, variant)
     named, avoided = named_scales(pipe, **scales)
     given = {"num_inference_steps": steps, "gamma": gamma, "quality": quality}
     options = {**named, **{name: value for name, value in given.items() if value is not None}}

@@ -34,7 +34,7 @@ def test_how_large_a_picture_may_be(tmp_path, family, facts):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(BackboneError, match=r"configuration cannot be used"):
+    with pytest.raises(BackboneError, match=r"whose index diffusers cannot load"):
         call_facts(tmp_path)
     with pytest.raises(ArtefactError):
         describe_model("tinyworld", str(tmp_path / "no"))

@@ -27,6 +27,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for pictures and samples.jsonl.")] = Path("runs/sample"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16; else the plain ones.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="The pipeline's own if left out.")] = None,
     true_cfg_scale: Annotated[
         float | None, typer.Option(min=0, help="Guidance against the negative prompt: FLUX.1, Qwen-Image.")
@@ -77,6 +78,7 @@ def sample(
         steps=steps,
         dtype=dtype,
         device=device,
+        variant=variant,
         gamma=gamma,
         quality=quality,
         defaults=call_defaults(backbone),

@@ -42,6 +42,7 @@ def serve(
     true_cfg_scale: Annotated[
         float | None, typer.Option(min=0, help="The same of guidance against the negative prompt: FLUX.1, Qwen-Image.")
     ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16; else the plain ones.")] = None,
     token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token to ask for.")] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Name clients may call the server by; may be repeated.")
@@ -114,7 +115,9 @@ def serve(
         sizes = {"slots": slots, "queue_limit": queue_limit}
         scales: dict[str, Any] = {"guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale}
         options = {**sizes, **{name: scale for name, scale in scales.items() if scale is not None}}
-        make = partial(make_engine, backbone, tpm, **options, device=device, dtype=dtype, log_prompts=log_prompts)
+        make = partial(
+            make_engine, backbone, tpm, **options, device=device, dtype=dtype, variant=variant, log_prompts=log_prompts
+        )
         words = f"Serving {card.id} at http://{in_url(host)}:{port}"
         if replicas is None:
             engine = make()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpdm.pipelines.backbones import DENOISERS
+from tpdm.pipelines.components import part_config
+from tpdm.pipelines.index import read_index
 from tpdm.pipelines.load import pipeline_folder
-from tpdm.types import BackboneError
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,14 @@ def call_facts(name_or_path: str | Path) -> CallFacts:
     """The facts of "tinyworld", of a pipeline folder or of a Hub name, from its configuration files.
 
     Raises:
-        BackboneError: there is no such pipeline.
+        BackboneError: there is no such pipeline, a configuration file of it is missing or damaged, or the installed
+            diffusers lacks a class of it.
     """
-    import diffusers
-
-    place = pipeline_folder(name_or_path)
-    try:
-        index = diffusers.DiffusionPipeline.load_config(place)
-        cls = getattr(diffusers, index["_class_name"])
-        present = [name for name in (*DENOISERS, "vae") if index.get(name, [None])[0] is not None]
-        configs = [getattr(diffusers, index[name][1]).load_config(place, subfolder=name) for name in present]
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(
-            f"got {str(name_or_path)!r}, whose configuration cannot be used, expected 'tinyworld', a pipeline "
-            f"folder or a Hub name 'owner/model': {reason}"
-        ) from error
+    index = read_index(pipeline_folder(name_or_path), name_or_path)
+    present = [name for name in (*DENOISERS, "vae") if name in index.parts]
+    configs = [part_config(index, name) for name in present]
     known = {key: value for config in configs for key, value in config.items()}
     positions, blocks = known.get("pos_embed_max_size"), known.get("block_out_channels")
     # Each block of the autoencoder but the last halves the picture.
     largest = positions * known["patch_size"] * 2 ** (len(blocks) - 1) if positions and blocks else None
-    return CallFacts(int(inspect.signature(cls.__call__).parameters["num_inference_steps"].default), largest)
+    return CallFacts(index.default_steps(), largest)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from packaging.version import Version
 
 from tpdm.devices import resolve_device
+from tpdm.faults import first_line
 from tpdm.files import expand
 from tpdm.pipelines.backbones import DENOISERS, TAPS
+from tpdm.pipelines.components import load_components, meta_component, part_config
+from tpdm.pipelines.fetch import local_folder, no_such_variant
 from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.index import read_index
 from tpdm.recipe import BackboneConfig
 from tpdm.types import BackboneError, ConfigError
 
@@ -26,7 +33,11 @@ NO_TEXT_ENCODERS: Parts = "all but text encoders"
 
 
 def load_pipeline(
-    name_or_path: str | Path, dtype: str = "fp32", device: str | torch.device = "auto", parts: Parts = "all"
+    name_or_path: str | Path,
+    dtype: str = "fp32",
+    device: str | torch.device = "auto",
+    parts: Parts = "all",
+    variant: str | None = None,
 ) -> Any:
     """The embedded pipeline, or a diffusers one from a folder or the Hub. Only safetensors weights are read.
 
@@ -36,9 +47,12 @@ def load_pipeline(
         device: "auto" (CUDA, then Apple's, then the CPU) or a torch device.
         parts: networks to load; the others are None, as where a pipeline comes without them (for "text encoders" the
             denoiser is there with its shapes and no weights). Tokenizers always come.
+        variant: of the weight files, as diffusers calls them: "fp16" reads ``model.fp16.safetensors``. It says which
+            files are read, and ``dtype`` what they become.
 
     Raises:
-        BackboneError: there is no such pipeline, or it cannot be loaded.
+        BackboneError: there is no such pipeline, a file of it is missing or damaged, or the installed libraries lack a
+            class of it.
         ConfigError: the dtype is unknown, or the device is not there.
     """
     name_or_path = expand(name_or_path)
@@ -48,23 +62,13 @@ def load_pipeline(
     if str(name_or_path) == "tinyworld":
         from tpdm.tinyworld.pipeline import load_tinyworld_pipeline
 
+        if variant is not None:
+            raise BackboneError(no_such_variant("tinyworld", variant, []))
         pipe = load_tinyworld_pipeline(DTYPES[dtype], device)
         for name in [n for n in pipe.components if n.startswith("text_encoder") and parts == "all but text encoders"]:
             setattr(pipe, name, None)
         return pipe
-    if not Path(name_or_path).is_dir() and not _is_hub_name(name_or_path):
-        raise BackboneError(
-            f"got {str(name_or_path)!r}, which is no folder, expected 'tinyworld', a pipeline folder or a "
-            "Hub name 'owner/model': check the path."
-        )
-    try:
-        pipe = from_pretrained(name_or_path, DTYPES[dtype], parts)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(
-            f"got {str(name_or_path)!r}, which diffusers cannot load, expected a complete pipeline with "
-            f"safetensors weights: {reason}"
-        ) from error
+    pipe = from_pretrained(name_or_path, DTYPES[dtype], parts, variant)
     if parts != "text encoders":
         return pipe.to(device)
     for name in [n for n, part in pipe.components.items() if n.startswith("text_encoder") and part is not None]:
@@ -90,7 +94,7 @@ def load_backbone(backbone: BackboneConfig, device: str, parts: Parts = "all") -
             "they are called; set backbone.offload=none, or backbone.device to a GPU"
         )
     waits = backbone.shard or backbone.offload != "none"
-    pipe = load_pipeline(backbone.name_or_path, backbone.dtype, "cpu" if waits else device, parts)
+    pipe = load_pipeline(backbone.name_or_path, backbone.dtype, "cpu" if waits else device, parts, backbone.variant)
     offload(pipe, backbone.offload, device)
     return pipe
 
@@ -103,25 +107,61 @@ def offload(pipe: Any, way: Literal["none", "model", "sequential"], device: str)
         pipe.enable_sequential_cpu_offload(device=device)
 
 
-def from_pretrained(name_or_path: str | Path, dtype: torch.dtype, parts: Parts = "all") -> Any:
-    """Any diffusers pipeline, on the CPU; parts that were saved as None stay None."""
+def from_pretrained(
+    name_or_path: str | Path, dtype: torch.dtype, parts: Parts = "all", variant: str | None = None
+) -> Any:
+    """Any diffusers pipeline, on the CPU; parts that were saved as None stay None.
+
+    Raises:
+        BackboneError: there is no such pipeline, or a part of it cannot be loaded whole.
+    """
     import diffusers
 
-    # The old name warns from 0.42 on; older versions ignore the new one, and would load fp32.
-    keyword = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    index = read_index(name_or_path)
+    takes = inspect.signature(index.pipeline_class().__init__).parameters
+    left_out = [name for name in index.parts if _is_left_out(name, parts)]
+    wanted = [name for name in index.parts if name in takes and name not in left_out]
+    for name in wanted:
+        index.part_class(name)  # one that is not there is known before anything is fetched
+    folder = local_folder(index, left_out, variant)
     # A part that was saved as None (SD3 without T5) is found missing unless it is passed as None again.
-    index = diffusers.DiffusionPipeline.load_config(name_or_path)
-    given: dict[str, Any] = {}
-    for name, part in index.items():
-        if isinstance(part, list) and (part == [None, None] or _is_left_out(name, parts)):
-            given[name] = None
-        if parts == "text encoders" and name in DENOISERS:
-            # Some pipelines ask the denoiser for the width of what they encode.
-            cls = getattr(diffusers, part[1])
-            with torch.device("meta"):
-                shapes = cls.from_config(cls.load_config(name_or_path, subfolder=name))
-            given[name] = torch.nn.Module.to(shapes, dtype)  # diffusers' own `to` warns
-    return diffusers.DiffusionPipeline.from_pretrained(name_or_path, use_safetensors=True, **given, **{keyword: dtype})
+    given: dict[str, Any] = dict.fromkeys([*index.empty, *left_out])
+    if parts == "text encoders":
+        # Some pipelines ask the denoiser for the width of what they encode.
+        shapes = {name: meta_component(index, name) for name in left_out if name in DENOISERS}
+        # diffusers' own `to` warns.
+        given |= {name: torch.nn.Module.to(network, dtype) for name, network in shapes.items() if network is not None}
+    given |= load_components(replace(index, place=folder), wanted, dtype, variant)
+    try:
+        with _putting_together():
+            pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **given)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"got {str(name_or_path)!r}, whose parts diffusers cannot put together ({first_line(error)}), expected a "
+            "whole pipeline: fetch it again."
+        ) from error
+    pipe.register_to_config(_name_or_path=str(name_or_path))
+    return pipe
+
+
+@contextmanager
+def _putting_together() -> Iterator[None]:
+    """Without diffusers' bar of parts, all of which are loaded, nor its warning that it cannot check some of them."""
+    from diffusers.utils import logging as diffusers_logging
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "passed a non-standard module" not in record.getMessage()
+
+    source = logging.getLogger("diffusers.pipelines.pipeline_loading_utils")
+    bars = diffusers_logging.is_progress_bar_enabled()
+    source.addFilter(is_news)
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        source.removeFilter(is_news)
+        if bars:
+            diffusers_logging.enable_progress_bar()
 
 
 def _is_left_out(name: str, parts: Parts) -> bool:
@@ -139,30 +179,13 @@ def pipeline_folder(name_or_path: str | Path) -> str | Path:
     return expand(name_or_path)
 
 
-def pipeline_index(name_or_path: str | Path) -> dict[str, Any]:
-    """``model_index.json`` of the pipeline.
-
-    Raises:
-        BackboneError: there is no such pipeline.
-    """
-    import diffusers
-
-    try:
-        return dict(diffusers.DiffusionPipeline.load_config(pipeline_folder(name_or_path)))
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"got {str(name_or_path)!r}, whose index cannot be read, expected 'tinyworld', a pipeline folder or a Hub "
-            f"name 'owner/model': {str(error).strip().splitlines()[0]}"
-        ) from error
-
-
 def pipeline_class(name_or_path: str | Path) -> str:
     """Name of the pipeline's class, from its index alone.
 
     Raises:
         BackboneError: there is no such pipeline.
     """
-    return str(pipeline_index(name_or_path)["_class_name"])
+    return read_index(pipeline_folder(name_or_path), name_or_path).class_name
 
 
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
@@ -193,19 +216,16 @@ def guidance_of(name_or_path: str | Path) -> Guidance | None:
         None where its denoiser has no entry.
 
     Raises:
-        BackboneError: there is no such pipeline.
+        BackboneError: there is no such pipeline, or the installed diffusers lacks a class of it.
     """
-    import diffusers
-
-    index = pipeline_index(name_or_path)
-    pipeline: Any = getattr(diffusers, index["_class_name"], None)
-    part = next((name for name in DENOISERS if index.get(name, [None])[0] is not None), None)
-    denoiser: Any = None if part is None else getattr(diffusers, index[part][1], None)
+    index = read_index(pipeline_folder(name_or_path), name_or_path)
+    part = next((name for name in DENOISERS if name in index.parts), None)
+    denoiser = None if part is None else index.part_class(part)
     entry = next((TAPS[c.__name__] for c in getattr(denoiser, "__mro__", ()) if c.__name__ in TAPS), None)
-    if pipeline is None or entry is None:
+    if part is None or entry is None:
         return None
-    config = denoiser.load_config(pipeline_folder(name_or_path), subfolder=part)
-    return Guidance.made(pipeline, denoiser.__name__, entry, config, index)
+    made = (index.pipeline_class(), index.parts[part][1], entry)
+    return Guidance.made(*made, part_config(index, part), index.content)
 
 
 def guidance_arguments(backbone: BackboneConfig) -> dict[str, Any]:
@@ -236,7 +256,3 @@ def pinned_arguments(pipe: Any, arguments: Mapping[str, Any], negatives: bool = 
     """
     guidance = Guidance.find(pipe)
     return dict(arguments) if guidance is None else guidance.pinned(arguments, negatives)
-
-
-def _is_hub_name(name: str | Path) -> bool:
-    return isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from tpdm.pipelines.backbones import DENOISERS, find_entry, token_width
+from tpdm.pipelines.components import meta_component
+from tpdm.pipelines.index import read_index
 from tpdm.pipelines.load import pipeline_folder
 from tpdm.types import BackboneError
 
@@ -65,56 +64,8 @@ def meta_networks(name_or_path: str | Path) -> dict[str, nn.Module]:
     """Every network of a pipeline on the meta device, by its name there.
 
     Raises:
-        BackboneError: there is no such pipeline.
+        BackboneError: there is no such pipeline, or the installed libraries lack a class of it.
     """
-    import diffusers
-
-    place = pipeline_folder(name_or_path)
-    try:
-        index = diffusers.DiffusionPipeline.load_config(place)
-        parts = {name: part for name, part in index.items() if isinstance(part, list) and part[0]}
-        networks = {name: _on_meta(place, name, *part) for name, part in parts.items()}
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(
-            f"got {str(name_or_path)!r}, whose configuration cannot be read, expected 'tinyworld', a pipeline folder "
-            f"or a Hub name 'owner/model': {reason}"
-        ) from error
+    index = read_index(pipeline_folder(name_or_path), name_or_path)
+    networks = {name: meta_component(index, name) for name in index.parts}
     return {name: network for name, network in networks.items() if network is not None}
-
-
-def default_steps(name_or_path: str | Path) -> int:
-    """Steps of the pipeline's call where the caller says nothing.
-
-    Raises:
-        BackboneError: there is no such pipeline.
-    """
-    import diffusers
-
-    try:
-        index = diffusers.DiffusionPipeline.load_config(pipeline_folder(name_or_path))
-        cls = getattr(diffusers, index["_class_name"])
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(
-            f"got {str(name_or_path)!r}, whose model_index.json cannot be used, expected 'tinyworld', a pipeline "
-            f"folder or a Hub name 'owner/model': {reason}"
-        ) from error
-    return int(inspect.signature(cls.__call__).parameters["num_inference_steps"].default)
-
-
-def _on_meta(path: str | Path, name: str, library: str, cls_name: str) -> nn.Module | None:
-    """The part with its shapes and without its numbers; None for what is no network (tokenizer, scheduler)."""
-    import diffusers
-    import transformers
-
-    found: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), cls_name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        return None
-    cls: Any = found
-    with torch.device("meta"):
-        if library == "diffusers":
-            network: nn.Module = cls.from_config(cls.load_config(path, subfolder=name))
-        else:
-            network = cls(cls.config_class.from_pretrained(path, subfolder=name))
-    return network

@@ -74,7 +74,7 @@ class TextStore:
     Attributes:
         folder: of the files.
         pipeline: class of the pipeline, in ``ENCODED``.
-        encoder: what else the embeddings depend on, in words: name and dtype of the pipeline.
+        encoder: what else the embeddings depend on, in words: name, variant and dtype of the pipeline.
         arguments: of the pipeline's call (``max_sequence_length`` ...).
     """
 
@@ -106,7 +106,8 @@ class TextStore:
         # Its sizes and its guidance change no text, and a negative one is a text of its own.
         others = ("height", "width", "guidance_scale", "true_cfg_scale", "negative_prompt")
         kept = {k: v for k, v in arguments.items() if k not in others}
-        return cls(folder, pipeline, f"{backbone.name_or_path} in {backbone.dtype}", kept)
+        files = "" if backbone.variant is None else f" of the variant {backbone.variant}"
+        return cls(folder, pipeline, f"{backbone.name_or_path}{files} in {backbone.dtype}", kept)
 
     @property
     def apart(self) -> bool:

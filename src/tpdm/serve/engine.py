@@ -49,6 +49,7 @@ def make_engine(
     queue_limit: int = 64,
     device: str = "auto",
     dtype: str = "fp32",
+    variant: str | None = None,
     log_prompts: bool = False,
     guidance_scale: float | None = None,
     true_cfg_scale: float | None = None,
@@ -62,6 +63,7 @@ def make_engine(
         queue_limit: requests that may wait.
         device: "auto", "cpu", "cuda" ...
         dtype: "fp32", "bf16" or "fp16".
+        variant: of the pipeline's weight files, such as "fp16"; None reads the plain ones.
         log_prompts: lets libraries log warnings, some of which quote prompts.
         guidance_scale, true_cfg_scale: of requests that give none, as in ``ImageRequest``; None leaves those of the
             TPM's training, or the pipeline's own.
@@ -71,10 +73,10 @@ def make_engine(
     """
     from tpdm.pipelines.arguments import merge_arguments
     from tpdm.pipelines.guidance import named_scales
-    from tpdm.pipelines.load import call_defaults, load_pipeline
+    from tpdm.pipelines.load import ALL, call_defaults, load_pipeline
 
     few_arenas()
-    pipe = load_pipeline(backbone, dtype, device)
+    pipe = load_pipeline(backbone, dtype, device, ALL, variant)
     if not log_prompts:
         quiet_libraries()  # after loading, whose warnings are of no prompt
     named, avoided = named_scales(pipe, guidance_scale, true_cfg_scale)

@@ -51,6 +51,7 @@ FREE = frozenset(
 # Keys that came later, with the value that runs from before had: left out at that value, so that those runs go on.
 LATER: dict[str, Any] = {
     "backbone.true_cfg_scale": None,
+    "backbone.variant": None,
     "reward.gamma_range": None,
     "tpm.fast_steps": None,
     "tpm.time_only": False,

@@ -47,7 +47,8 @@ def encode_texts(
     """
     store = TextStore.of(folder / FOLDER, recipe.backbone, arguments)
     if store.missing(texts):
-        pipe = load_pipeline(recipe.backbone.name_or_path, recipe.backbone.dtype, device, parts=TEXT_ENCODERS)
+        backbone = recipe.backbone
+        pipe = load_pipeline(backbone.name_or_path, backbone.dtype, device, TEXT_ENCODERS, backbone.variant)
         store.add(pipe, texts)
         del pipe
         gc.collect()  # a pipeline holds itself in circles
