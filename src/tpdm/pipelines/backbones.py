@@ -202,11 +202,33 @@ def find_entry(denoiser: nn.Module) -> TapEntry:
         if cls.__name__ in TAPS:
             return TAPS[cls.__name__]
     name = type(denoiser).__name__
+    if inner := _wrapped(denoiser):
+        raise BackboneError(f"got a {name} around {inner}.")
     raise BackboneError(
         f"got denoiser class {name}, expected one of {', '.join(TAPS)}: add TAPS[{name!r}] = TapEntry(first="
         "<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
         "guidance=...) to tpdm.pipelines.backbones, or set it from your own code (docs/pipelines.md)."
     )
+
+
+def _wrapped(denoiser: nn.Module) -> str | None:
+    """The known denoiser inside a wrapper, what is expected instead and how to get there; None where there is none.
+
+    Wrappers stay: what they do is in calls of their own, and hooks of a policy on what is inside may never run.
+    """
+    found = [(path, type(module).__name__) for path, module in denoiser.named_modules() if path]
+    inside = next(((path, name) for path, name in found if name in TAPS), None)
+    if inside is None:
+        return None
+    path, name = inside
+    place = "pipe.unet" if "UNet" in name else "pipe.transformer"
+    if hasattr(denoiser, "merge_and_unload"):  # peft's models
+        cure = f"set {place} = {place}.merge_and_unload(), or load the adapter with pipe.load_lora_weights"
+    elif path.startswith("_"):  # FSDP's, whose inside is no network of its own
+        cure = "load the pipeline without that wrapper (tpdm train shares a denoiser with backbone.shard=true)"
+    else:
+        cure = f"set {place} = {place}." + (path if path.isidentifier() else f"get_submodule({path!r})")
+    return f"a {name}, expected the {name} itself: {cure}"
 
 
 def token_width(denoiser: nn.Module) -> int:

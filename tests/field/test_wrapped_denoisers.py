@@ -1,0 +1,81 @@
+"""A user put a wrapper around the denoiser and was told to write a table entry, which is no cure.
+
+https://github.com/huggingface/diffusers/issues/10928
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.backbones import find_entry
+from tpdm.schedules import FixedTimes
+from tpdm.types import BackboneError
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"net": inner})
+
+
+class Sharded(nn.Module):
+    """As FSDP keeps what it wraps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self._fsdp_wrapped_module = inner
+
+
+def with_lora(denoiser: Any) -> Any:
+    return get_peft_model(denoiser, LoraConfig(target_modules=["to_q"]))
+
+
+@pytest.mark.parametrize(("family", "place"), [("SD3", "pipe.transformer"), ("SD1.5", "pipe.unet")])
+@pytest.mark.parametrize(
+    ("wrap", "cure"),
+    [
+        (with_lora, "set {0} = {0}.merge_and_unload(), or load the adapter with pipe.load_lora_weights."),
+        (nn.DataParallel, "set {0} = {0}.module."),
+        (nn.Sequential, "set {0} = {0}.get_submodule('0')."),
+        (Wrapper, "set {0} = {0}.get_submodule('parts.net')."),
+        (Sharded, "load the pipeline without that wrapper (tpdm train shares a denoiser with backbone.shard=true)."),
+    ],
+)
+def test_a_wrapper(wrap: Callable[[Any], Any], cure: str, family: str, place: str) -> None:
+    pipe = copy.deepcopy(tiny_pipe(family))
+    name = place.removeprefix("pipe.")
+    inner = getattr(pipe, name)
+    setattr(pipe, name, wrap(inner))
+    with pytest.raises(BackboneError) as caught:
+        attach(pipe, FixedTimes([1.0, 0.0]))
+    cls = type(inner).__name__
+    assert str(caught.value).endswith(f" around a {cls}, expected the {cls} itself: {cure.format(place)}")
+
+
+def test_the_cure_for_an_adapter_works() -> None:
+    pipe = copy.deepcopy(tiny_pipe("SD3"))
+    plain = attach(pipe, FixedTimes([1.0, 0.0]))
+    call = {**FAMILIES["SD3"].text(1), **FAMILIES["SD3"].arguments(), "seeds": [0]}
+    before = plain(**call).images
+    wrapped = with_lora(pipe.transformer)
+    with torch.no_grad():
+        for name, value in wrapped.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.1)
+    pipe.transformer = wrapped.merge_and_unload()
+    after = attach(pipe, FixedTimes([1.0, 0.0]))(**call).images
+    assert not torch.equal(before, after)
+
+
+def test_a_class_that_is_not_known_is_still_told_of_the_table() -> None:
+    with pytest.raises(BackboneError, match=r"add TAPS\['Linear'\]"):
+        find_entry(nn.Linear(2, 2))
