@@ -124,8 +124,8 @@ def damage(path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("truncated", "no whole safetensors"),
-        ("pickle", "no whole safetensors"),
+        ("truncated", "is cut short or damaged"),
+        ("pickle", "is a pickle, which is never loaded"),
         ("no tpm", "none of a TPM, the first is 'transformer.weight'"),
         ("a tensor missing", "no tensor 'fc2.bias'"),
         ("one too many", "unknown tensor 'fc3.bias'"),

@@ -59,10 +59,21 @@ def test_python_blocks_run(page, body, tmp_path):
     assert run.returncode == 0, f"{page}: {run.stderr}"
 
 
+def put_release(folder):
+    """The published checkpoint as a file, in a folder, and in the hub's cache, where it stands for the download."""
+    cached = folder / "hub" / "models--MAPLE-WestLake-AIGC--TPDM"
+    for place in (folder, folder / "downloads" / "TPDM" / "sd3", cached / "snapshots" / ("a" * 40) / "sd3"):
+        place.mkdir(parents=True, exist_ok=True)
+        save_file(make_checkpoint(16, 16), place / "tpm-sd3.safetensors")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+
+
 @pytest.mark.parametrize("page", sorted({page for page, _ in commands()}))
-def test_commands_run_in_their_order(page, tmp_path):
+def test_commands_run_in_their_order(page, tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
-    save_file(make_checkpoint(16, 16), tmp_path / "tpm-sd3.safetensors")  # stands for the download
+    put_release(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for _, line in (c for c in commands() if c[0] == page):
         words = [sys.executable, "-m", "tpdm.cli", *shlex.split(line)[1:]]
         run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tpdm.artefact import load_strict, read_config, save_pretrained
 from tpdm.artefact_config import ArtefactConfig
+from tpdm.convert_source import find_checkpoint
+from tpdm.faults import fault
 from tpdm.files import expand
 from tpdm.policy import TimePredictor
 from tpdm.policy_shape import TpmShape
@@ -30,6 +32,8 @@ def convert(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    subfolder: str | None = None,
+    revision: str | None = None,
     backbone: str = SD3_MEDIUM,
     guidance_scale: float = 7.0,
     size: int = 1024,
@@ -39,8 +43,11 @@ def convert(
     """Writes the folder of a TPM from a checkpoint of the release; the rest of the file is not even read.
 
     Args:
-        checkpoint: ``.safetensors`` file, with or without the frozen backbone's weights.
+        checkpoint: ``.safetensors`` file, with or without the frozen backbone's weights; a folder that holds it (or its
+            shards), or a hub id: "owner/name" or "owner/name/folder".
         out: folder to write.
+        subfolder: of the folder or the repository.
+        revision: branch, tag or commit on the hub.
         backbone: hub id or folder of the pipeline it belongs to.
         guidance_scale: of the pipeline (release: 7.0 for SD3, 3.5 for SD3.5).
         size: side of the images in pixels; the folded layout is bound to it (release: 1024).
@@ -51,9 +58,9 @@ def convert(
         The folder, ready for ``attach``.
 
     Raises:
-        ArtefactError: no such file, no safetensors, or no whole TPM in it.
-        ConfigError: a size that the folded layout cannot have, a limit out of range, or a folder that holds something
-            else.
+        ArtefactError: no such place, not one checkpoint in it, no safetensors, or no whole TPM in it.
+        ConfigError: a subfolder of a file, a revision of what is not on the hub, a size that the folded layout cannot
+            have, a limit out of range, or a folder that holds something else.
     """
     if size < 1 or size % (2 * SD3_PATCH):
         raise ConfigError(
@@ -63,9 +70,12 @@ def convert(
         raise ConfigError(
             f"got stop_below {stop_below:g} and max_steps {max_steps}, expected a time in [0, 1) and at least 1 step."
         )
-    path, out = Path(expand(checkpoint)), Path(expand(out))
-    _check_target(out, path)
-    tensors = read_release(path)
+    checkpoint, out = expand(checkpoint), Path(expand(out))
+    _check_target(out, Path(checkpoint))  # before anything is downloaded
+    source = find_checkpoint(checkpoint, subfolder, revision, PREFIXES)
+    for path in source.files:
+        _check_target(out, path)
+    tensors = {name: tensor for path in source.files for name, tensor in read_release(path).items()}
     shape = shape_of(tensors, (size // SD3_PATCH, size // SD3_PATCH), path)
     policy = TimePredictor(shape)
     load_strict(policy, tensors, path)
@@ -83,7 +93,7 @@ def convert(
         max_steps=max_steps,
         stop_below=stop_below,
         call_defaults={"guidance_scale": guidance_scale, "height": size, "width": size},
-        trained={"converted_from": path.name, "sha256": _sha256(path)},
+        trained={"converted_from": source.called, "sha256": ", ".join(_sha256(path) for path in source.files)},
     )
     return save_pretrained(policy, config, out)
 
@@ -109,19 +119,13 @@ def read_release(path: Path) -> dict[str, Tensor]:
     """The TPM's tensors of a release's file under our names, in fp32.
 
     Raises:
-        ArtefactError: no such file, no safetensors, or no tensor of a TPM in it.
+        ArtefactError: a damaged file, no safetensors, or no tensor of a TPM in it.
     """
-    if not path.is_file():
-        raise ArtefactError(f"got {path}, which is no file, expected a .safetensors checkpoint; correct the path.")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = {name: _ours(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            tensors = {ours: file.get_tensor(name).float() for name, ours in names.items() if ours}
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(
-            f"got {path}, which is no whole safetensors file ({error}), expected the release's checkpoint; download "
-            "it again (pickles are never loaded)."
-        ) from None
+    if said := fault(path):
+        raise ArtefactError(f"got {path}, which {said}, expected the release's checkpoint; download it again.")
+    with safe_open(str(path), framework="pt") as file:
+        names = {name: _ours(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {ours: file.get_tensor(name).float() for name, ours in names.items() if ours}
     if not tensors:
         some = f", the first is {min(names)!r}" if names else ""
         raise ArtefactError(

@@ -58,8 +58,12 @@ def push(
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.safetensors", help="A file of the release.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a folder that holds it, or a hub id.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the converted TPM.")],
+    subfolder: Annotated[str | None, typer.Option(help="Of the folder or the repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     backbone: Annotated[str, typer.Option(help="Pipeline it belongs to.")] = (
         "stabilityai/stable-diffusion-3-medium-diffusers"
     ),
@@ -72,6 +76,7 @@ def convert(
 
     \b
     Example:
+      tpdm convert MAPLE-WestLake-AIGC/TPDM --subfolder sd3 --out tpm-sd3
       tpdm convert tpm-sd3.safetensors --out tpm-sd3
     """
     from tpdm.convert import convert as run
@@ -79,6 +84,8 @@ def convert(
     folder = run(
         checkpoint,
         out,
+        subfolder=subfolder,
+        revision=revision,
         backbone=backbone,
         guidance_scale=guidance_scale,
         size=size,

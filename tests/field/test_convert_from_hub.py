@@ -1,0 +1,166 @@
+"""The published checkpoint is on the hub, in a folder of its repository, and ``tpdm convert`` took a file alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from tests.support.release import make_checkpoint
+from tpdm.artefact import from_pretrained
+from tpdm.cli import app
+from tpdm.convert import convert
+from tpdm.types import ArtefactError, ConfigError
+
+REPO, SHA = "MAPLE-WestLake-AIGC/TPDM", "a" * 40
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A repository as it lies on a disk: the checkpoint in a folder, and what else there may be."""
+    folder = tmp_path / "release"
+    (folder / "sd3").mkdir(parents=True)
+    (folder / "README.md").write_text("TPDM")
+    (folder / "sd3/config.json").write_text("{}")
+    save_file(make_checkpoint(16, 16), folder / "sd3/model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def hub(release, monkeypatch):
+    """The hub with that repository; its list is of what was asked."""
+    asked: list[Any] = []
+
+    def names(self: Any, repository: str, revision: str | None = None) -> list[str]:
+        asked.append((repository, revision))
+        if repository != REPO:
+            raise huggingface_hub.errors.OfflineModeIsEnabled(f"cannot reach {repository}")
+        return [path.relative_to(release).as_posix() for path in release.glob("**/*") if path.is_file()]
+
+    def download(repository: str, name: str, revision: str | None = None) -> str:
+        asked.append((repository, name, revision))
+        return str(release / name)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", names)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return from_pretrained(folder)[0].conv1.weight
+
+
+def refusal(tmp_path: Path, place: Any, kind: type[Exception] = ArtefactError, **options: Any) -> str:
+    with pytest.raises(kind, match=r"^got .*, expected ") as caught:
+        convert(place, tmp_path / "tpm", **options)
+    assert not (tmp_path / "tpm").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["convert", *words])
+
+
+@pytest.mark.parametrize("words", [[REPO, "--subfolder", "sd3"], [f"{REPO}/sd3"]])
+def test_a_folder_of_a_repository(words: list[str], hub: list[Any], release: Path, tmp_path: Path) -> None:
+    answer = run(*words, "--revision", "v1", "--out", str(tmp_path / "tpm"))
+    assert answer.exit_code == 0, answer.output
+    assert hub == [(REPO, "v1"), (REPO, "sd3/model.safetensors", "v1")]
+    by_file = convert(release / "sd3/model.safetensors", tmp_path / "by-file")
+    assert torch.equal(weights(tmp_path / "tpm"), weights(by_file))
+    trained = json.loads((tmp_path / "tpm/config.json").read_text())["trained"]
+    assert trained["converted_from"] == f"{REPO}/sd3/model.safetensors"
+    assert trained["sha256"] == json.loads((by_file / "config.json").read_text())["trained"]["sha256"]
+
+
+@pytest.mark.parametrize(("place", "options"), [("release", {"subfolder": "sd3"}), ("release/sd3", {})])
+def test_a_folder_on_this_machine(place: str, options: dict[str, str], release: Path, tmp_path: Path) -> None:
+    convert(str(tmp_path / place), tmp_path / "tpm", **options)
+    assert torch.equal(weights(tmp_path / "tpm"), weights(convert(release / "sd3/model.safetensors", tmp_path / "b")))
+
+
+def test_of_shards_those_with_the_tpm(hub: list[Any], release: Path, tmp_path: Path) -> None:
+    whole = convert(release / "sd3/model.safetensors", tmp_path / "whole")
+    (release / "sd3/model.safetensors").unlink()
+    tensors = make_checkpoint(16, 16)
+    parts = {"frozen": {"agent_model.transformer.w": torch.zeros(2)}}
+    parts |= {"a": dict(list(tensors.items())[:3]), "b": dict(list(tensors.items())[3:])}
+    for name, part in parts.items():
+        save_file(part, release / f"sd3/{name}.safetensors")
+    places = {key: f"{name}.safetensors" for name, part in parts.items() for key in part}
+    (release / "sd3/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    for place in (f"{REPO}/sd3", release / "sd3"):
+        assert torch.equal(weights(convert(place, tmp_path / "tpm")), weights(whole))
+    assert (REPO, "sd3/frozen.safetensors", None) not in hub
+    (release / "sd3/model.safetensors.index.json").write_text("[")
+    assert "is no list of shards" in refusal(tmp_path / "other", release / "sd3")
+
+
+def test_none_and_several(hub: list[Any], release: Path, tmp_path: Path) -> None:
+    for place in (REPO, str(release)):
+        assert "got no .safetensors file in " in refusal(tmp_path, place)
+        assert refusal(tmp_path, place).endswith("give --subfolder sd3.")
+        assert f"{place}/flux" in refusal(tmp_path, place, subfolder="flux")
+    save_file({"a": torch.zeros(1)}, release / "sd3/other.safetensors")
+    for place in (REPO, str(release)):
+        assert "(sd3/model.safetensors, sd3/other.safetensors)" in refusal(tmp_path, place, subfolder="sd3")
+    for path in (release / "sd3").glob("*.safetensors"):
+        path.unlink()
+    assert refusal(tmp_path, release).endswith("correct the place.")
+    (release / "sd3/pytorch_model.bin").write_bytes(b"\x80")
+    assert "got sd3/pytorch_model.bin alone" in refusal(tmp_path, REPO, subfolder="sd3")
+    assert "pickles are never loaded" in refusal(tmp_path, release / "sd3/pytorch_model.bin")
+
+
+def test_what_cannot_be_had(hub: list[Any], release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("nobody/nothing", "nobody/nothing/sd3"):
+        answer = run(place, "--out", str(tmp_path / "tpm"))
+        assert answer.exit_code == 2
+        assert answer.output.startswith(
+            "Error: got 'nobody/nothing', which is no file or folder here and cannot be had"
+        )
+        assert "OfflineModeIsEnabled" in answer.output
+    assert "which is no file or folder here" in refusal(tmp_path, "nothing")
+    assert "which is no file or folder here" in refusal(tmp_path, f"{REPO}/sd3", subfolder="sd3")
+    assert "which is no file, expected" in refusal(tmp_path, "runs/first/tpm.safetensors")
+    assert "which is no file, expected" in refusal(tmp_path, Path("runs/first"))
+    assert "got subfolder 'sd3' for the file" in refusal(
+        tmp_path, release / "sd3/model.safetensors", ConfigError, subfolder="sd3"
+    )
+    assert "got revision 'v1' for" in refusal(tmp_path, release, ConfigError, revision="v1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
+
+
+def test_a_file_that_breaks_off_on_its_way(
+    hub: list[Any], release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = release / "sd3/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "which is cut short or damaged" in refusal(tmp_path, REPO, subfolder="sd3")
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    assert "cannot be had from the hub (ConnectionError)" in refusal(tmp_path, REPO, subfolder="sd3")
+
+
+def test_without_a_network_what_was_fetched_before(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / f"models--{REPO.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text(SHA)
+    (cached / "snapshots").mkdir()
+    release.rename(cached / "snapshots" / SHA)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = convert(REPO, tmp_path / "tpm", subfolder="sd3")
+    assert from_pretrained(folder)[1].trained["converted_from"] == f"{REPO}/sd3/model.safetensors"
