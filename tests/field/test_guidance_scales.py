@@ -32,7 +32,7 @@ from tpdm.prompts import Prompt
 from tpdm.schedules import FixedTimes
 from tpdm.serve.engine import make_engine
 from tpdm.serve.requests import ImageRequest
-from tpdm.serve.settings import Limits, ModelCard
+from tpdm.serve.settings import ModelCard, Settings
 from tpdm.serve.wire import parse
 from tpdm.train.build import build_parts, check_negatives
 from tpdm.train.identity import run_identity
@@ -247,7 +247,7 @@ def test_a_run_from_before_goes_on():
 
 def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
     card = ModelCard("m", learned=False, dial=False, default_steps=28)
-    asked = parse(b'{"prompt": "a", "true_cfg_scale": 2.5, "guidance_scale": 3}', Limits(), card)
+    asked = parse(b'{"prompt": "a", "true_cfg_scale": 2.5, "guidance_scale": 3}', Settings(), card)
     assert (asked.images[0].true_cfg_scale, asked.images[0].guidance_scale) == (2.5, 3.0)
     calls = []
     monkeypatch.setattr("tpdm.sample.sample_to_folder", lambda **options: calls.append(options))
