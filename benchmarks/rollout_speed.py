@@ -82,8 +82,8 @@ SHAPES = {
 class Staying(ActiveRows):
     """Finished images stay in the call, as in the release."""
 
-    def __init__(self, denoiser: Any, read_active: Any) -> None:
-        super().__init__(denoiser, lambda: (read_active()[0], list(range(read_active()[0]))))
+    def __init__(self, denoiser: Any, read_active: Any, guided: bool = True) -> None:
+        super().__init__(denoiser, lambda: (read_active()[0], list(range(read_active()[0]))), guided)
 
 
 def build(shape: Shape, device: str) -> tuple[Any, dict[str, Any]]:
@@ -141,7 +141,7 @@ def rollout(shape: Shape, pipe: Any, call: dict[str, Any], device: str) -> dict[
         return driven(**call, seeds=seeds)
 
     def stay() -> Any:
-        with mock.patch("tpdm.pipelines.attach.ActiveRows", Staying):
+        with mock.patch("tpdm.pipelines.driving.ActiveRows", Staying):
             return driven(**call, seeds=seeds)
 
     rows = {"leave": leave().nfe_rows, "stay": stay().nfe_rows}  # these warm up, too

@@ -59,7 +59,7 @@ class _FullTaps(FeatureTaps):
 def all_rows_computed():
     """While it lasts, ``attach`` cuts no finished rows. For pipelines with one denoiser call per step."""
     with (
-        mock.patch.object(attach_module, "ActiveRows", _AllRows),
+        mock.patch("tpdm.pipelines.driving.ActiveRows", _AllRows),
         mock.patch.object(attach_module, "FeatureTaps", _FullTaps),
     ):
         yield

@@ -42,7 +42,8 @@ CHANGING = {
     "max_steps": ({}, 1, 2),
     "fixed_steps": ({"max_steps": None}, 2, 3),
 }
-REFUSED = {"model": "another", "background": "transparent"}
+# The embedded model has one scale; pipelines that know the other are served in tests/field/test_guidance_scales.py.
+REFUSED = {"model": "another", "background": "transparent", "true_cfg_scale": 4.0}
 VOLATILE = ("created", "created_at", "id", "seconds", "queued_seconds")
 
 
@@ -96,7 +97,8 @@ def test_what_is_taken_changes_the_answer(client, field):
 def test_what_cannot_be_done_is_refused(client, field):
     answer = client.post("/v1/images/generations", json={**BASE, field: REFUSED[field]})
     assert 400 <= answer.status_code < 500
-    assert answer.json()["error"]["param"] == field
+    error = answer.json()["error"]
+    assert error["param"] == field or field in error["message"]
 
 
 @pytest.mark.parametrize("field", GenerationRequest.model_fields)

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from tpdm.train.team import ALONE, Team, join_team
 # What rounding leaves after ten updates: gradients are summed in another order, matrices have other numbers of rows.
 WEIGHTS = {"rtol": 1e-5, "atol": 1e-5}
 NUMBERS = {"rel": 1e-5, "abs": 2e-5}
-# On a pipeline the features differ already: a matrix product of other rows rounds otherwise.
-WEIGHTS_OF_PIPELINE = {"rtol": 1e-4, "atol": 1e-4}
+# On a pipeline the features differ already: a matrix product of other rows rounds otherwise. Adam makes a step of the
+# learning rate of it where a gradient is next to nothing, so that single weights may part; all together they may not.
+PARTED_WEIGHTS, PARTED_WEIGHT = 5e-5, 1e-3  # mean of |difference|, and the largest: two updates at 5e-4
 NUMBERS_OF_PIPELINE = {"rel": 1e-3, "abs": 1e-4}
 EXACT = ("update", "lr", "steps_mean", "steps_sd", "steps_min", "steps_max")
 
@@ -47,13 +49,23 @@ def newest(folder: Path) -> Path:
     return sorted((folder / "checkpoints").iterdir())[-1]
 
 
-def assert_same_run(folder: Path, expected: Path, weights: dict = WEIGHTS, numbers: dict = NUMBERS) -> None:
+def same_weights(got: torch.Tensor, wanted: torch.Tensor, key: str) -> None:
+    torch.testing.assert_close(got, wanted, **WEIGHTS, msg=lambda m: f"{key}: {m}")
+
+
+def same_weights_of_pipeline(got: torch.Tensor, wanted: torch.Tensor, key: str) -> None:
+    apart = (got.float() - wanted.float()).abs()
+    assert float(apart.mean()) <= PARTED_WEIGHTS, key
+    assert float(apart.max()) <= PARTED_WEIGHT, key
+
+
+def assert_same_run(folder: Path, expected: Path, check: Callable = same_weights, numbers: dict = NUMBERS) -> None:
     assert newest(folder).name == newest(expected).name
     for name in ("policy", "average", "optimizer"):
         got, wanted = (load_tensors(newest(f) / f"{name}.safetensors")[0] for f in (folder, expected))
         assert got.keys() == wanted.keys()
         for key in wanted:
-            torch.testing.assert_close(got[key], wanted[key], **weights, msg=lambda m, k=key: f"{k}: {m}")
+            check(got[key], wanted[key], f"{name}: {key}")
     rows, wanted_rows = read_metrics(folder / "metrics.jsonl"), read_metrics(expected / "metrics.jsonl")
     assert [(r["kind"], r["update"]) for r in rows] == [(r["kind"], r["update"]) for r in wanted_rows]
     for got, wanted in zip(rows, wanted_rows, strict=True):
@@ -125,7 +137,7 @@ def train_tinyworld(folder: Path, launcher: list[str]) -> None:
 def test_torchrun_on_a_real_pipeline(tmp_path):
     train_tinyworld(tmp_path / "one", [])
     train_tinyworld(tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
-    assert_same_run(tmp_path / "two", tmp_path / "one", WEIGHTS_OF_PIPELINE, NUMBERS_OF_PIPELINE)
+    assert_same_run(tmp_path / "two", tmp_path / "one", same_weights_of_pipeline, NUMBERS_OF_PIPELINE)
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
 
 
