@@ -93,4 +93,4 @@ def test_without_the_extra(tmp_path, monkeypatch):
     path = write(tmp_path, prompt=["a"])
     for module, source in (("pyarrow.parquet", path), ("datasets", "hub:owner/name")):
         monkeypatch.setitem(sys.modules, module, None)
-        assert "pip install 'tpdm[data]'" in refusal(source)
+        assert "pip install -U 'tpdm[data]'" in refusal(source)

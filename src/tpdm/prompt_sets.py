@@ -20,12 +20,12 @@ def read_parquet(path: Path, columns: Columns) -> Rows:
         columns: that are read; all others, pictures for example, are left unread.
 
     Raises:
-        PromptError: pyarrow is not installed, the file is damaged, or it has no such column.
+        PromptError: pyarrow cannot be imported, the file is damaged, or it has no such column.
     """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # also one that is too new for another package
         raise PromptError(_missing(str(path), error)) from error
     number = 0
     try:
@@ -48,13 +48,13 @@ def read_hub(name: str, columns: Columns, subset: str | None = None, split: str 
         split: of the data set.
 
     Raises:
-        PromptError: ``datasets`` is not installed, the data set cannot be had, or it has no such column.
+        PromptError: ``datasets`` cannot be imported, the data set cannot be had, or it has no such column.
     """
     source, number = f"hub:{name}", 0
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # also one that is too new for another package
         raise PromptError(_missing(source, error)) from error
     try:
         rows = load_dataset(name, subset, split=split, streaming=True)
@@ -71,10 +71,14 @@ def _wanted(columns: Columns, names: Sequence[str]) -> list[str]:
     return [name for name in columns.choose(names) if name is not None]
 
 
-def _missing(source: str, error: ModuleNotFoundError) -> str:
-    return f"{source}: got no package {error.name}, which parquet files and data sets need: pip install 'tpdm[data]'."
+def _missing(source: str, error: ImportError) -> str:
+    found = f"no package {error.name}" if isinstance(error, ModuleNotFoundError) else f"'{_first_line(error)}'"
+    return f"{source}: got {found}, expected the packages of parquet files and data sets: pip install -U 'tpdm[data]'."
 
 
 def _unreadable(source: str, rows: int, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{source}: cannot be read after {rows} rows ({reason}): give another source."
+    return f"{source}: cannot be read after {rows} rows ({_first_line(error)}): give another source."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -249,12 +249,8 @@ NAMES = [
     Name("diffusers:DDIMScheduler.from_config", "pipelines.axis", "to read the betas of any diffusion scheduler"),
     Name("diffusers:DDIMScheduler", "pipelines.axis", "to read the path", says="self.final_alpha_cumprod ="),
     Name("diffusers:DDIMScheduler", "pipelines.axis", "to read the path", says="self.alphas_cumprod ="),
-    Name(
-        "diffusers:AutoencoderKL.decode",
-        "pipelines.decode_desk",
-        "which stands in for it",
-        frozenset({"z", "return_dict", "generator"}),
-    ),
+    # Of the class, for older versions wrap decode in a function that hides its arguments.
+    Name("diffusers:AutoencoderKL", "pipelines.decode_desk", "to take its place", says="return_dict: bool = True, gen"),
     Name("diffusers:AutoencoderKL.__init__", "pipelines.decode_desk", "to size", frozenset({"block_out_channels"})),
     Name("diffusers:AutoencoderKL.__init__", "pipelines.preview", "not to cast", frozenset({"force_upcast"})),
     Name(

@@ -14,10 +14,11 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 import tpdm.doctor
@@ -26,11 +27,14 @@ import tpdm.rewards
 from tests.support.floors import FLOOR, floors
 from tpdm.cli import app
 from tpdm.pipelines.axis import flow_times
+from tpdm.prompt_columns import Columns
+from tpdm.prompt_sets import read_parquet
 from tpdm.schedules import FixedTimes
 from tpdm.tinyworld.build import build
 from tpdm.tinyworld.shipped import weights_folder
 from tpdm.tinyworld.tokenizer import vocabulary
-from tpdm.types import ConfigError, TpdmError
+from tpdm.train.disk import full_disk_told
+from tpdm.types import ConfigError, PromptError, TpdmError, TrainingError
 from tpdm.versions import check_versions, misfit, required
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -107,7 +111,7 @@ def test_every_import_of_the_library_has_a_floor():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
     # These are parts of what brings them, and move with it.
     other_names |= {"starlette": "fastapi", "pydantic_core": "pydantic", "tokenizers": "transformers"}
-    other_names |= {"prometheus_client": "prometheus-client", "pyarrow": "datasets"}
+    other_names |= {"prometheus_client": "prometheus-client"}
     texts = [path.read_text(encoding="utf-8") for path in (PYPROJECT.parent / "src").rglob("*.py")]
     named = {found[1] or found[2] for text in texts for found in IMPORT.finditer(text)}
     outside = named - set(sys.stdlib_module_names) - {"tpdm", "__future__"}
@@ -130,6 +134,19 @@ def test_a_torch_without_muon_builds_no_embedded_model(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"without Muon, expected torch>=2\.9: pip install -U torch\.$"):
         build(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_known_in_the_words_of_old_and_new_safetensors(tmp_path):
+    for words in ("I/O error: No space left (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"):
+        with pytest.raises(TrainingError, match="got no more room"), full_disk_told(tmp_path):
+            raise SafetensorError(words)
+
+
+def test_a_package_that_others_are_too_old_for_is_told_in_one_sentence(monkeypatch, tmp_path):
+    """New pyarrow beside numpy 1: pip installs both, and the import fails."""
+    monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))  # lacks every name
+    with pytest.raises(PromptError, match=r"got 'cannot import name .*: pip install -U 'tpdm\[data\]'\.$"):
+        next(read_parquet(tmp_path / "prompts.parquet", Columns("prompts.parquet")))
 
 
 def test_a_last_step_from_zero_to_zero_is_none():

@@ -55,6 +55,7 @@ def write_recipe(recipe: Recipe, file: Path) -> Path:
 def assert_same_training(folder: Path, expected: Path) -> None:
     """Equal steps of every update and validation; trained weights to 1e-5, scores to 1e-4.
 
+    One weight in a hundred may be off by a step of the optimizer: rounding decides the sign of a gradient of 0.
     What a TPM measures once of its features may differ more: they are kept in fp16, where a last bit is 1e-3.
     """
     rows, wanted = (read_metrics(run / "metrics.jsonl") for run in (folder, expected))
@@ -62,6 +63,8 @@ def assert_same_training(folder: Path, expected: Path) -> None:
     assert [row["score_mean"] for row in rows] == pytest.approx([row["score_mean"] for row in wanted], abs=1e-4)
     trained, other = (load_policy(run / "last") for run in (folder, expected))
     for (name, one), two in zip(trained.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        off = ~torch.isclose(one, two, rtol=1e-5, atol=1e-5)
+        assert off.float().mean() <= 0.01, f"{name}: {(one - two).abs().max()}"
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
     for one, two in zip(trained.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3)

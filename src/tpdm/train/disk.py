@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from tpdm.types import TrainingError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the size that a file may have
-_SAFETENSORS = re.compile(r"os error (\d+)")  # its errors hold the number in their text alone
+# Its errors hold the number in their text alone: "(os error 28)", "Os { code: 28, ..." in old ones.
+_SAFETENSORS = re.compile(r"(?:os error|Os \{ code:) (\d+)")
 
 
 @contextmanager
