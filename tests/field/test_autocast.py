@@ -20,7 +20,7 @@ from tests.field.test_default_dtypes import assert_same, learned, shipped_reward
 from tests.support.families import FAMILIES, VP_FAMILIES, tiny_pipe
 from tpdm.core.solvers import Euler
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.schedules import FixedTimes
 from tpdm.stepper import Stepper
 from tpdm.train.team import join_team
@@ -46,7 +46,7 @@ def draw(pipe: Any, name: str, **more: Any) -> tuple[torch.Tensor, torch.Tensor]
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     stock = pipe(**call, num_inference_steps=STEPS, generator=generators)[0]
     vp = name in VP_FAMILIES
-    times = vp_times(pipe.scheduler, STEPS) if vp else pipe.scheduler.sigmas.tolist()
+    times = vp_times(pipe.scheduler, STEPS) if vp else flow_times(pipe.scheduler)
     return stock, attach(pipe, FixedTimes(times))(**call, seeds=[0, 1]).images
 
 

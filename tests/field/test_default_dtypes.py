@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.gaussian_problem import SHAPE as GAUSSIAN
@@ -38,6 +40,10 @@ from tpdm.train.log import read_metrics
 from tpdm.train.run import train
 from tpdm.train.update import make_optimizer, update_policy
 
+# The stock pipeline fails there as well.
+BY_TRANSFORMERS_4 = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5"), reason="transformers 4 makes CLIP's mask in the default dtype"
+)
 DTYPES = (torch.bfloat16, torch.float16, torch.float64)
 # Families whose own pipelines run where the default device holds no numbers.
 SAY_THEIR_DEVICE = ("SD3", "Qwen-Image", "Sana", "SD1.5")
@@ -162,6 +168,7 @@ def shipped_weights(images_B3HW: torch.Tensor) -> list[Any]:
     return [tensor for part in parts for tensor in part.state_dict().values()]
 
 
+@BY_TRANSFORMERS_4
 @pytest.mark.parametrize(
     ("run", "dtypes"), [(shipped_reward, DTYPES), (shipped_engine, DTYPES[:1]), (shipped_weights, DTYPES[:1])]
 )
@@ -173,6 +180,7 @@ def test_the_shipped_model(run: Callable[[torch.Tensor], list[Any]], dtypes: tup
             assert_same(run(images), expected)
 
 
+@BY_TRANSFORMERS_4
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tpdm.train.calibrate.CALIBRATION_PROMPTS", 2)
     pipe = tiny_pipeline(tmp_path)

@@ -24,7 +24,7 @@ from tests.support.families import FAMILIES, FLOW_FAMILIES, tiny_pipe
 from tests.support.tiny_texts import SPOKEN, make_speaking_pipe, spoken_arguments
 from tpdm.config import make_recipe
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.pipelines.load import pipeline_arguments
 from tpdm.prompts import Prompt
 from tpdm.rollout_ways import choose_sampler
@@ -110,7 +110,7 @@ class Ways:
             call = {**self.base, "prompt": ["cat"], **arguments, "generator": [torch.Generator().manual_seed(seed)]}
             latents = self.pipe(**call, num_inference_steps=STEPS, output_type="latent")[0].flatten()
             scheduler = self.pipe.scheduler
-            times = scheduler.sigmas.tolist() if self.name in FLOW_FAMILIES else vp_times(scheduler, STEPS)
+            times = flow_times(scheduler) if self.name in FLOW_FAMILIES else vp_times(scheduler, STEPS)
             self.found[key] = latents, times
         latents, self.times = self.found[key]
         return latents

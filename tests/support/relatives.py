@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.axis import vp_times
+from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.pipelines.backbones import find_denoiser, find_entry
 
 OFF = {"requires_safety_checker": False, "add_watermarker": False, "requires_aesthetics_score": False}
@@ -36,7 +36,7 @@ def stock(pipe: Any, call: dict[str, Any], seeds: Any, steps: int = 4) -> tuple[
     latents = pipe(**call, num_inference_steps=steps, generator=generators)[0]
     if find_entry(find_denoiser(pipe)).path == "vp":
         return latents, vp_times(pipe.scheduler, steps)
-    return latents, pipe.scheduler.sigmas.tolist()
+    return latents, flow_times(pipe.scheduler)
 
 
 def control_net(unet: Any) -> ControlNetModel:
