@@ -1,7 +1,6 @@
 """The benchmark at real size, on tiny shapes: what it counts is there and in proportion."""
 
 import json
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.processes import run_python
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = BENCHMARKS / "real_size.py"
 GB = 1e9
 
 
 def test_real_size_counts_the_denoiser_and_the_tpm():
-    run = subprocess.run([sys.executable, SCRIPT, "--tiny"], capture_output=True, text=True, timeout=120)
+    run = run_python([SCRIPT, "--tiny"])
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout)
     assert [row["name"] for row in rows] == ["SD3, tiny", "FLUX.1, tiny"]
@@ -42,9 +43,9 @@ SERVING = Path(__file__).parents[1] / "benchmarks" / "serving.py"
 @pytest.mark.slow
 def test_serving_compares_the_ways_and_tries_mixes(tmp_path):
     out = tmp_path / "serving.json"
-    common = [sys.executable, SERVING, "--slots", "2", "--out", out]
+    common = [SERVING, "--slots", "2", "--out", out]
     for options in (["--images", "4", "--repeats", "1", "--loads", "1.5"], ["--images", "1", "--mixes", "1"]):
-        run = subprocess.run([*common, *options], capture_output=True, text=True, timeout=900)
+        run = run_python([*common, *options], small=True)
         assert run.returncode == 0, run.stderr
     facts = json.loads(out.read_text(encoding="utf-8"))
     (run,) = facts["runs"]
@@ -60,8 +61,8 @@ def test_serving_compares_the_ways_and_tries_mixes(tmp_path):
 def test_serving_at_a_shape_of_random_weights_takes_assigned_steps_at_every_size(tmp_path):
     out = tmp_path / "serving.json"
     few = ["--images", "3", "--slots", "2", "--repeats", "1", "--loads", "--sizes", "32", "48", "--device", "cpu"]
-    words = [sys.executable, SERVING, "--shape", "tiny", "--out", out, *few]
-    run = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    words = [SERVING, "--shape", "tiny", "--out", out, *few]
+    run = run_python(words)
     assert run.returncode == 0, run.stderr
     runs = json.loads(out.read_text(encoding="utf-8"))["runs"]
     assert [one["side"] for one in runs] == [32, 48]
@@ -78,7 +79,7 @@ def test_serving_at_a_shape_of_random_weights_takes_assigned_steps_at_every_size
 
 def test_latency_can_be_measured_again_with_more_images(tmp_path):
     out = tmp_path / "serving.json"
-    words = [sys.executable, SERVING, "--shape", "tiny", "--out", out, "--slots", "2", "--device", "cpu"]
+    words = [SERVING, "--shape", "tiny", "--out", out, "--slots", "2", "--device", "cpu"]
     size = ["--sizes", "32"]
     first = ["--images", "2", "--repeats", "1", "--loads", "1.5", "--arrivals", "poisson", *size]
     again = [
@@ -95,7 +96,7 @@ def test_latency_can_be_measured_again_with_more_images(tmp_path):
         "steps",
     ]
     for options in (first, again):
-        run = subprocess.run([*words, *options], capture_output=True, text=True, timeout=600)
+        run = run_python([*words, *options])
         assert run.returncode == 0, run.stderr
     facts = json.loads(out.read_text(encoding="utf-8"))
     (run,) = facts["runs"]
@@ -109,8 +110,8 @@ def test_latency_can_be_measured_again_with_more_images(tmp_path):
 
 
 def test_serving_at_the_published_shape_wants_a_gpu():
-    words = [sys.executable, SERVING, "--shape", "sd3-medium", "--device", "cpu", "--out", "-"]
-    run = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    words = [SERVING, "--shape", "sd3-medium", "--device", "cpu", "--out", "-"]
+    run = run_python(words)
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1].startswith("got --shape sd3-medium on cpu, expected a GPU")
 
@@ -126,7 +127,7 @@ def test_the_page_on_serving_shows_the_committed_results():
 @pytest.mark.slow
 def test_the_plans_of_sd3_medium_and_flux_stay_within_common_cards():
     script = BENCHMARKS / "memory_plan.py"
-    run = subprocess.run([sys.executable, script, "--print"], capture_output=True, text=True, timeout=300)
+    run = run_python([script, "--print"])
     assert run.returncode == 0, run.stderr
     sd3, flux = json.loads(run.stdout)
     assert (sd3["recipe"], flux["recipe"]) == ("sd3-medium", "flux1-dev")
@@ -144,7 +145,7 @@ def test_the_plans_of_sd3_medium_and_flux_stay_within_common_cards():
 def test_training_beside_a_plain_loop_has_the_same_numbers():
     script = SCRIPT.with_name("training.py")
     few = ["--shape", "tiny", "--repeats", "1", "--processes", "1", "--device", "cpu"]
-    run = subprocess.run([sys.executable, script, *few], capture_output=True, text=True, timeout=300)
+    run = run_python([script, *few])
     assert run.returncode == 0, run.stderr
     facts = json.loads(run.stdout)
     (row,) = facts["beside_a_plain_loop"]
@@ -173,8 +174,8 @@ def test_a_whole_training_is_the_integral_over_its_stages():
 
 
 def test_rollout_speed_counts_the_rows_that_leave():
-    command = [sys.executable, BENCHMARKS / "rollout_speed.py", "--shape", "tiny"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [BENCHMARKS / "rollout_speed.py", "--shape", "tiny"]
+    run = run_python(command)
     assert run.returncode == 0, run.stderr
     results = json.loads(run.stdout)
     steps, rows = results["rollout"]["steps"], results["rollout"]["rows"]
@@ -189,7 +190,6 @@ def test_rollout_speed_counts_the_rows_that_leave():
 @pytest.mark.slow
 def test_rollouts_that_wait_and_that_do_not_compute_the_same_rows():
     words = [
-        sys.executable,
         BENCHMARKS / "rollout_ways.py",
         "--images",
         "6",
@@ -199,7 +199,7 @@ def test_rollouts_that_wait_and_that_do_not_compute_the_same_rows():
         "1",
         "--printed",
     ]
-    run = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    run = run_python(words)
     assert run.returncode == 0, run.stderr
     facts = json.loads(run.stdout)
     assert facts["images_whose_steps_differ"] == 0

@@ -9,7 +9,7 @@ from tpdm import demo
 
 
 @pytest.mark.slow
-def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys):
+def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys, small_tinyworld):
     full = demo.demo_recipe
 
     def small_recipe(out, seed):

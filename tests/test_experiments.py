@@ -4,12 +4,11 @@ import importlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run_python
 from tpdm.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -42,9 +41,9 @@ def run(script, folder, *words):
     if not page.exists():
         shown = (ROOT / "docs" / "frontier.md").read_text(encoding="utf-8")
         page.write_text(GENERATED.sub(r"\1\n\2", shown), encoding="utf-8")  # or what is committed would be found in it
-    command = [sys.executable, ROOT / "benchmarks" / script, "--runs", folder / "runs", "--page", page]
+    command = [ROOT / "benchmarks" / script, "--runs", folder / "runs", "--page", page]
     command += ["--out", folder / "results.json", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = run_python(command, small=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tpdm
+from tests.support.processes import Process
 from tpdm.cli import app
 from tpdm.train.log import read_metrics
 
@@ -41,8 +40,7 @@ def tpdm_command(*words):
 
 def train_until(folder, update):
     """Starts training and presses Ctrl-C once so many updates are written; returns what it said."""
-    command = [sys.executable, "-c", LISTENING, *TRAIN]
-    child = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    child = Process(["-c", LISTENING, *TRAIN], folder, small=True)
     metrics = folder / "runs" / "first" / "metrics.jsonl"
     while child.poll() is None and not any(row["update"] >= update for row in read_metrics(metrics)):
         time.sleep(0.01)
@@ -52,7 +50,7 @@ def train_until(folder, update):
 
 
 @pytest.mark.slow
-def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_path, monkeypatch):
+def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_path, monkeypatch, small_tinyworld):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
     run = Path("runs/first")

@@ -14,6 +14,7 @@ from tpdm.evals.unseen import check_unseen
 from tpdm.train.run import train
 from tpdm.types import ArtefactError, ConfigError
 
+pytestmark = pytest.mark.usefixtures("small_tinyworld")
 SMALL = [
     "tpm.channels=8",
     "tpm.grid=2",
@@ -43,7 +44,7 @@ def small(folder, name, *changes):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, small_tinyworld):
     folder = tmp_path_factory.mktemp("eval")
     train(small(folder, "fixed", "tpm.time_only=true"))
     train(small(folder, "first"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from tests.serve.conftest import parse_events, until
 from tests.serve.nginx import CONFIG, find, nginx
 from tests.serve.test_draining import answers, free_port
+from tests.support.processes import Process, run_python
 from tpdm.serve.settings import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -48,23 +48,21 @@ def container_command() -> list[str]:
     return [*json.loads(instruction("ENTRYPOINT")), *run[run.index("tpdm") + 1 :]]
 
 
-def started(command: list[str], log: Path) -> subprocess.Popen:
+def started(command: list[str]) -> Process:
     assert command[0] == "tpdm"
-    environment = {**os.environ, "TPDM_TOKEN": TOKEN}
-    with log.open("w", encoding="utf-8") as out:
-        return subprocess.Popen([sys.executable, "-m", "tpdm.cli", *command[1:]], stderr=out, env=environment)
+    return Process(["-m", "tpdm.cli", *command[1:]], env={"TPDM_TOKEN": TOKEN})
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server():
     """The container's command on a free port; a client that asks it past the proxy."""
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    process = started([*container_command(), "--port", str(port), "--allowed-host", "pictures.example.org"], log)
+    port = free_port()
+    process = started([*container_command(), "--port", str(port), "--allowed-host", "pictures.example.org"])
     headers = {"Authorization": f"Bearer {TOKEN}", "Host": "pictures.example.org"}
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=120) as client:
             until(lambda: process.poll() is not None or answers(client), 300)
-            assert process.poll() is None, log.read_text(encoding="utf-8")
+            assert process.poll() is None, process.stderr
             yield client
     finally:
         process.kill()
@@ -161,8 +159,7 @@ def test_commands_of_container_unit_and_guide_are_taken():
     (start,) = re.findall(r"^ExecStart=\S+/(tpdm .*)$", unit, re.MULTILINE)
     defaults = [*json.loads(instruction("ENTRYPOINT")), *json.loads(instruction("CMD"))]
     for command in (shlex.split(start), defaults, container_command()):
-        words = [sys.executable, "-m", "tpdm.cli", *command[1:], "--help"]
-        run = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        run = run_python(["-m", "tpdm.cli", *command[1:], "--help"])
         assert run.returncode == 0, run.stderr
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.conftest import Client, until
+from tests.support.processes import Process
 
 SERVER = """
 import sys
@@ -37,15 +36,14 @@ def free_port():
 @contextmanager
 def process(seconds=30):
     port = free_port()
-    command = [sys.executable, "-c", SERVER, str(port), str(seconds)]
-    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    server = Process(["-c", SERVER, port, seconds])
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
             until(lambda: answers(client), 90)
             yield server, client
     finally:
         server.kill()
-        server.communicate()
+        server.wait()
 
 
 def answers(client):
@@ -80,7 +78,7 @@ def test_an_idle_server_ends_at_once(one):
         server.send_signal(one)
         assert server.wait(60) == 0
         assert time.monotonic() - start < 20  # of the 30 that it had
-        assert "Traceback" not in server.stderr.read()
+        assert "Traceback" not in server.stderr
 
 
 def test_a_second_signal_does_not_wait():

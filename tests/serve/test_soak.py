@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "serving_soak.py"
@@ -16,8 +16,8 @@ MEMORY = "memory flat"  # a run of seconds is all warm-up
 
 @pytest.mark.slow
 def test_a_small_soak():
-    command = [sys.executable, SCRIPT, "--requests", "40", "--bad", "120", "--out", "-", "--seed", "1"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    command = [SCRIPT, "--requests", "40", "--bad", "120", "--out", "-", "--seed", "1"]
+    run = run_python(command, timeout=600)
     assert run.stdout, run.stderr
     result = json.loads(run.stdout)
     assert {name: kept for name, kept in result["promises"].items() if name != MEMORY and not kept} == {}, run.stdout

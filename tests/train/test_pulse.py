@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.support.interrupted import files
-from tests.support.processes import ROOT, finish, free_port, start
+from tests.support.processes import Process, finish, free_port, start
 from tpdm.train import pulse
 from tpdm.train.log import read_metrics
 from tpdm.train.pulse import Pulse
@@ -94,14 +92,12 @@ def test_a_killed_process_ends_the_others(tmp_path):
         assert "goes on from the last checkpoint" in last
 
 
-def agent(folder: Path, updates: int, port: int) -> subprocess.Popen[str]:
+def agent(folder: Path, updates: int, port: int) -> Process:
     """One of two "nodes": a torchrun of its own, which meets the other at an address."""
     words = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     words += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test", "--local-addr", "127.0.0.1"]
     words += ["-m", "tests.support.long_run", str(folder), str(updates)]
-    return subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Process(words)
 
 
 @pytest.mark.slow

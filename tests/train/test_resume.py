@@ -4,14 +4,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.interrupted import InterruptingReward, files, run
+from tests.support.processes import Process
 from tpdm.train.log import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +67,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path, whole):
     moment = random.Random(os.getpid())
     killed = 0
     for _ in range(3):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+        child = Process(["-c", CHILD, tmp_path])
         rows = len(read_metrics(tmp_path / "metrics.jsonl"))
         while child.poll() is None and len(read_metrics(tmp_path / "metrics.jsonl")) == rows:
             time.sleep(0.002)

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support.interrupted import CLOCKS, files
-from tests.support.processes import ROOT, finish, start
+from tests.support.processes import ROOT, finish, run_python, start
 from tests.support.shared_runs import CASES, run_case
 from tpdm.cli import app
 from tpdm.files import load_tensors
@@ -127,8 +125,8 @@ SMALL += ["prompts.limit=400", "rl.rollout_batch=4", "backbone.device=cpu"]
 
 
 def train_tinyworld(folder: Path, launcher: list[str]) -> None:
-    command = [sys.executable, *launcher, "-m", "tpdm", "train", str(ROOT / "src/tpdm/recipes/tinyworld.yaml")]
-    run = subprocess.run([*command, f"output={folder}", *SMALL], capture_output=True, text=True, timeout=120)
+    command = [*launcher, "-m", "tpdm", "train", str(ROOT / "src/tpdm/recipes/tinyworld.yaml")]
+    run = run_python([*command, f"output={folder}", *SMALL])
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("Trained: see") == 1
 

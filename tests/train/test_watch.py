@@ -4,8 +4,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.support.interrupted import InterruptingReward, run
+from tests.support.processes import Process
 from tpdm.cli import app
 from tpdm.train.log import read_metrics
 from tpdm.train.view import read_run
@@ -101,7 +100,7 @@ train_loop(*make_small_problem(Path(sys.argv[1]), Slow()), Path(sys.argv[1]))
 
 
 def test_another_process_trains_and_this_one_sees_it_to_its_end(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    child = Process(["-c", CHILD, tmp_path])
     try:
         while not read_metrics(tmp_path / "metrics.jsonl"):
             assert child.poll() is None

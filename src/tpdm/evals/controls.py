@@ -62,27 +62,30 @@ def tuned_schedules(policy: TimePredictor) -> dict[int, FixedTimes]:
     """
     if not policy.shape.time_only:
         raise ConfigError("got a TPM that looks at images, expected one trained with tpm.time_only=true; give that.")
-    if policy.shape.gamma_range is None:
-        times = _unrolled(policy, None)
-        return {len(times) - 1: FixedTimes(times)}
+    dial = policy.shape.gamma_range
+    gammas = [None] if dial is None else spread_gammas(DIAL_TRIES, *dial)
     by_steps: dict[int, list[list[float]]] = {}
-    for gamma in spread_gammas(DIAL_TRIES, *policy.shape.gamma_range):
-        times = _unrolled(policy, gamma)
+    for times in _unrolled(policy, gammas):
         by_steps.setdefault(len(times) - 1, []).append(times)
     return {n: FixedTimes(found[len(found) // 2]) for n, found in sorted(by_steps.items())}
 
 
-def _unrolled(policy: TimePredictor, gamma: float | None) -> list[float]:
-    """The schedule that a TPM without eyes follows, by the stepper's own rules."""
+def _unrolled(policy: TimePredictor, gammas: Sequence[float | None]) -> list[list[float]]:
+    """The schedules that a TPM without eyes follows, one for each gamma, by the stepper's own rules."""
     trained = policy.artefact
     assert trained is not None
+    given = [gamma for gamma in gammas if gamma is not None]
     stepper = Stepper(
-        set_dial(policy, 1, gamma), Euler(), images=1, max_steps=trained.max_steps, stop_below=trained.stop_below
+        set_dial(policy, len(gammas), given or None),
+        Euler(),
+        images=len(gammas),
+        max_steps=trained.max_steps,
+        stop_below=trained.stop_below,
     )
-    still = torch.zeros(1, 1, dtype=torch.float32, device="cpu")
+    still = torch.zeros(len(gammas), 1, dtype=torch.float32, device="cpu")
     while not stepper.done:
         stepper.advance(still, still, None)
-    return stepper.times[0]
+    return stepper.times
 
 
 def blend(name: str, pair: Sequence[Result], steps: float) -> Result:

@@ -1,0 +1,14 @@
+"""What a process of ``tests.support.processes`` has imported when it begins: ten seconds of every command."""
+
+import accelerate  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import torch.distributed.fsdp  # noqa: F401
+import uvicorn  # noqa: F401
+from diffusers import StableDiffusion3Pipeline  # noqa: F401
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
+
+import tpdm.cli.commands
+import tpdm.evals.run
+import tpdm.pipelines.continuous
+import tpdm.serve.app
+import tpdm.train.run  # noqa: F401
