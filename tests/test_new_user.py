@@ -17,10 +17,10 @@ from tpdm.train.log import read_metrics
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "name=first",
-    "rl.updates=24",
+    "rl.updates=12",
     "rl.prompts_per_update=2",
     "rl.samples_per_prompt=2",
-    "validation.every=12",
+    "validation.every=6",
     "validation.prompts=4",
     "validation.pictures=4",
     "checkpoint.every=1",
@@ -58,15 +58,15 @@ def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_pa
         code, said = train_until(tmp_path, update)
         assert (code, "the same command goes on from the last checkpoint" in said) == (130, True), said
         done = max(row["update"] for row in read_metrics(run / "metrics.jsonl"))
-        assert update <= done < 24
-        assert f"{done} of 24" in tpdm_command("watch", run, "--once")
+        assert update <= done < 12
+        assert f"{done} of 12" in tpdm_command("watch", run, "--once")
     tpdm_command(*TRAIN)
     frame = tpdm_command("watch", run, "--once")
     assert "finished" in frame
-    assert "24 of 24" in frame
+    assert "12 of 12" in frame
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
-    assert [row["update"] for row in rows] == list(range(1, 25))
-    assert {p.name for p in (run / "pictures").glob("*.png")} == {f"update-{n:06d}.png" for n in (0, 12, 24)}
+    assert [row["update"] for row in rows] == list(range(1, 13))
+    assert {p.name for p in (run / "pictures").glob("*.png")} == {f"update-{n:06d}.png" for n in (0, 6, 12)}
 
     # 960 images by each of a dozen policies take minutes.
     few = ("prompts=4", "tuning_prompts=2", "grid=[2,3]", "grid_prompts=2")
@@ -80,7 +80,7 @@ def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_pa
     said = json.loads(tpdm_command("inspect", "published", "--json"))
     assert said["sound"]
     assert said["notes"] == []
-    assert said["config"]["trained"]["updates"] == 24
+    assert said["config"]["trained"]["updates"] == 12
     fast = tpdm.attach(tpdm.load_pipeline("tinyworld"), "published")
     out = fast("object and ring", seeds=[0])
     assert len(out.images) == len(out.steps) == 1

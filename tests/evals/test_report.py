@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -167,8 +168,9 @@ def test_judges_of_the_recipe_are_shown_beside_the_reward(tmp_path):
 def test_large_pictures_keep_their_shape_and_make_no_large_page(tmp_path):
     folder = write_folder(tmp_path / "run")
     noise = np.random.default_rng(0).integers(0, 256, (768, 1024, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
     for path in (folder / "pictures").rglob("*.png"):
-        Image.fromarray(noise).save(path)
+        shutil.copy(tmp_path / "noise.png", path)
     page = write_report(folder, "large")
     photos = [a["src"] for a in read(page.read_text(encoding="utf-8")).attributes if a.get("class") == "photo"]
     assert len(photos) == len(POLICIES) * 2 * len(CHOSEN)

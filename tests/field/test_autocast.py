@@ -12,9 +12,11 @@ import logging
 from functools import cache
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from packaging.version import Version
 
 from tests.field.test_default_dtypes import assert_same, learned, shipped_reward
 from tests.support.families import FAMILIES, VP_FAMILIES, tiny_pipe
@@ -56,6 +58,8 @@ def distance(images: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sampling_is_as_near_to_fp32_as_the_stock_pipeline_is(name):
+    if name == "Z-Image" and Version(diffusers.__version__) < Version("0.38"):
+        pytest.skip("the stock pipeline of diffusers 0.37 fails inside autocast")
     pipe = stock_pipe(name)
     exact, _ = draw(pipe, name)
     with torch.autocast(**HALVES):

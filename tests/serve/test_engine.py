@@ -67,7 +67,7 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def pipe(small_tinyworld):
     return load_pipeline("tinyworld", device="cpu")
 
 

@@ -99,7 +99,10 @@ def test_a_body_without_an_end(bounded):
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     with socket.create_connection((host, port), timeout=60) as slow:
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-        assert b"the body was not there within 0.3 s" in slow.recv(10_000)
+        answer = slow.recv(10_000)
+        while b"error" not in answer and (more := slow.recv(10_000)):  # older uvicorn sends head and body apart
+            answer += more
+        assert b"the body was not there within 0.3 s" in answer
     with socket.create_connection((host, port), timeout=60) as long:
         long.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode() + b"x" * 2000)
         assert b" 413 " in long.recv(10_000)

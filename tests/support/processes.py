@@ -144,11 +144,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def start(size: int, words: Sequence[Any], **variables: str) -> list[Process]:
+def start(size: int, words: Sequence[Any], small: bool = False, **variables: str) -> list[Process]:
     """So many processes with gloo between them, as torchrun starts them, but without its agent."""
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"} | variables
-    return [Process(words, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(size)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    return [Process(words, env=shared | rank, small=small) for rank in ranks]
 
 
 def finish(processes: Sequence[Process], timeout: float = 100) -> list[tuple[int, str]]:

@@ -98,7 +98,7 @@ def test_decoding_in_slices_gives_the_same_pictures(name, folders):
     handle = pipe.vae.decoder.register_forward_hook(lambda m, args, out: decoded.append(len(out)))
     sliced = replace(whole, decode_batch=2)(["a", "b", "c"], [0, 1, 2])
     assert decoded == [2, 1]
-    torch.testing.assert_close(sliced.images_B3HW, expected.images_B3HW, atol=1e-6, rtol=0)
+    torch.testing.assert_close(sliced.images_B3HW, expected.images_B3HW, atol=5e-6, rtol=0)
     whole(["a", "b", "c"], [0, 1, 2])
     handle.remove()
     assert decoded == [2, 1, 3]

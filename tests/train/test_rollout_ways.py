@@ -33,7 +33,7 @@ SEEDS, DECISIONS = list(range(7)), list(range(10, 17))
 
 
 @pytest.fixture(scope="module")
-def pipe_folder(tmp_path_factory):
+def pipe_folder(tmp_path_factory, small_tinyworld):
     return tiny_pipeline(tmp_path_factory.mktemp("pipe"))
 
 
@@ -173,13 +173,13 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
     words = ["-m", "tpdm", "train", str(write_recipe(recipes["killed"], tmp_path / "killed.yaml"))]
     train(recipes["whole"])
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    (child,) = start(1, words)
+    (child,) = start(1, words, small=True)
     while child.poll() is None and (not metrics.exists() or len(read_metrics(metrics)) < 4):
         time.sleep(0.01)
     child.send_signal(SIGKILL)
     child.communicate()
     assert child.returncode == -SIGKILL
-    ((code, said),) = finish(start(1, words), timeout=300)
+    ((code, said),) = finish(start(1, words, small=True), timeout=300)
     assert code == 0, said
     left = {k: v for k, v in without_recipe(tmp_path / "killed").items() if not k.startswith((".", "run.json"))}
     assert left == {k: v for k, v in without_recipe(tmp_path / "whole").items() if k != "run.json"}
@@ -188,6 +188,6 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_are_one_that_waits(pipe_folder, waiting, tmp_path):
     file = write_recipe(continuous(pipe_folder, tmp_path / "run"), tmp_path / "recipe.yaml")
-    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)]), timeout=300):
+    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
         assert code == 0, said
     assert_same_training(tmp_path / "run", waiting)

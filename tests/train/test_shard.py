@@ -34,7 +34,7 @@ def pipe_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(pipe_folder, tmp_path_factory):
+def whole(pipe_folder, tmp_path_factory, small_tinyworld):
     folder = tmp_path_factory.mktemp("whole")
     train(tiny_recipe(pipe_folder, folder, rl={"prompts_per_update": 5}, reward=COMPOSITE))
     return folder
@@ -47,7 +47,7 @@ def test_two_processes_that_share_the_weights_train_the_same_tpm(pipe_folder, wh
     rl = {"prompts_per_update": 5, "rollout_batch": 2, "rollout": way}
     recipe = tiny_recipe(pipe_folder, tmp_path / "run", rl=rl, backbone={"shard": True}, reward=COMPOSITE)
     file = write_recipe(recipe, tmp_path / "recipe.yaml")
-    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)]), timeout=300):
+    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
         assert code == 0, said
     assert_same_training(tmp_path / "run", whole)
 

@@ -23,7 +23,7 @@ NUMBERS = {"rel": 1e-5, "abs": 2e-5}
 # On a pipeline the features differ already: a matrix product of other rows rounds otherwise. Adam makes a step of the
 # learning rate of it where a gradient is next to nothing, so that single weights may part; all together they may not.
 PARTED_WEIGHTS, PARTED_WEIGHT = 5e-5, 1e-3  # mean of |difference|, and the largest: two updates at 5e-4
-NUMBERS_OF_PIPELINE = {"rel": 1e-3, "abs": 1e-4}
+NUMBERS_OF_PIPELINE = {"rel": 5e-3, "abs": 1e-4}
 EXACT = ("update", "lr", "steps_mean", "steps_sd", "steps_min", "steps_max")
 
 
@@ -125,7 +125,7 @@ SMALL += ["prompts.limit=400", "rl.rollout_batch=4", "backbone.device=cpu"]
 
 
 def train_tinyworld(folder: Path, launcher: list[str]) -> None:
-    command = [*launcher, "-m", "tpdm", "train", str(ROOT / "src/tpdm/recipes/tinyworld.yaml")]
+    command = [*launcher, "-m", "tests.support.small_command", "train", str(ROOT / "src/tpdm/recipes/tinyworld.yaml")]
     run = run_python([*command, f"output={folder}", *SMALL])
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("Trained: see") == 1
