@@ -35,7 +35,7 @@ def check_unseen(recipe: Recipe, tuning: Task, test: Task) -> None:
     if not path.is_file():
         return
     made = load_recipe(path)
-    before, now = _asked(made), _asked(recipe)
+    before, now = _asked_of_training(made), _asked_of_training(recipe)
     if before != now and (seen := _known(made)):
         asked = [*tuning.prompts, *test.prompts]
         common = sum(prompt in seen for prompt in asked)
@@ -49,7 +49,7 @@ def check_unseen(recipe: Recipe, tuning: Task, test: Task) -> None:
         _LOG.warning("evaluated otherwise than trained: %s", differences(before, now, most=9))
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
+def _asked_of_training(recipe: Recipe) -> dict[str, Any]:
     """What decides which prompts are held out, and which of these a validation has."""
     prompts = {f"prompts.{key}": value for key, value in asdict(recipe.prompts).items()}
     return {**prompts, "validation.prompts": recipe.validation.prompts}

@@ -31,7 +31,7 @@ def measures_of(summary: Mapping[str, Any]) -> list[str]:
 
 def effect(measure: str, interval: Sequence[float] | None) -> str:
     """``better``, ``worse``, ``unclear`` (zero lies in the interval) or ``unknown`` (there is no interval)."""
-    if not _exists(interval):
+    if not is_interval(interval):
         return "unknown"
     _, low, high = interval
     if low <= 0 <= high:
@@ -79,7 +79,7 @@ def agreement(summary: Mapping[str, Any]) -> str:
 def _apart(judge: str, found: Mapping[str, Sequence[float]]) -> str | None:
     """How sure a judge is where it contradicts the reward; None where it does not."""
     reward, other = found.get("reward"), found.get(judge)
-    if not (_exists(reward) and _exists(other)):
+    if not (is_interval(reward) and is_interval(other)):
         return None
     gain = -other[0] if judge in LESS_IS_BETTER else other[0]
     if reward[0] * gain >= 0:
@@ -124,7 +124,7 @@ def _finding(measure: str, interval: Sequence[float] | None) -> str:
 
 def signed_interval(interval: Sequence[float] | None) -> str:
     """``+0.031 [+0.010, +0.052]``; a dash where there is none."""
-    if not _exists(interval):
+    if not is_interval(interval):
         return "–"
     width = abs(interval[2] - interval[1])
     # Two figures of what is not known: cosines differ in the fourth decimal.
@@ -138,7 +138,7 @@ def signed(value: float, decimals: int = DECIMALS) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def _exists(interval: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
+def is_interval(interval: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
     return interval is not None and len(interval) == 3 and all(x is not None and math.isfinite(x) for x in interval)
 
 
