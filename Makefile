@@ -51,7 +51,7 @@ $(FLOORS)/.ready: pyproject.toml constraints.txt tests/support/floors.py
 
 test-replicas: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray]"
-	$(BIN)/pytest tests/serve/test_replicas.py
+	$(BIN)/pytest tests/serving/test_replicas.py
 
 bench: setup
 	$(BIN)/python benchmarks/all.py

@@ -23,17 +23,15 @@ import torch
 
 from ablations_page import draw, part
 from experiment import RESULTS, ROOT, column, recipe_of, trained, training_hash, write_part
-from tpdm.artefact import load_policy
-from tpdm.core.objective import discounted_reward
-from tpdm.evals.compare import run_policy
-from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
-from tpdm.evals.provenance import provenance
-from tpdm.evals.store import Store
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json, write_text
-from tpdm.recipe import Recipe
-from tpdm.recipe_data import RewardConfig
-from tpdm.train.log import read_metrics
+from tpdm.config.data import RewardConfig
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import read_metrics, write_json, write_text
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.runner import run_policy
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.pretrained import load_policy
+from tpdm.training.objective import discounted_reward
 
 SETTINGS = ("rl.updates=80", "validation.every=10", "evaluation.prompts=1024")
 PUBLISHED_START = ("tpm.start_steps=null", "tpm.start_shift=null")  # equal ratios: the folded layout has no other

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiment import column, objective_difference, origin, priced, signed, table
-from tpdm.files import write_atomically
+from tpdm.core.io import write_atomically
 
 Run = Mapping[str, Any]  # of one variant and seed; ``curve`` has a point for every validation
 Axes = Mapping[str, Mapping[str, Sequence[str]]]  # changes to the recipe, of every variant of every axis

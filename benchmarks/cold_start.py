@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from soak.server import Server, machine
-from tpdm.files import write_json
+from tpdm.core.io import write_json
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "cold-start.json"
 RUNS = 5

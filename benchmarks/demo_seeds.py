@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tpdm.demo import run_demo
-from tpdm.evals.seeds import render_results
-from tpdm.files import write_json
+from tpdm.cli.demo import run_demo
+from tpdm.core.io import write_json
+from tpdm.evaluation.seeds import render_results
 from tpdm.tinyworld.showcase import labelled_grid
 
 ROOT = Path(__file__).parents[1]

@@ -39,28 +39,30 @@ from experiment import (
     training_hash,
     write_part,
 )
-from tpdm.artefact import load_policy
-from tpdm.evals.compare import Task, run_policy
-from tpdm.evals.controls import best_of_family
-from tpdm.evals.fingerprint import fingerprint
-from tpdm.evals.provenance import provenance
-from tpdm.evals.statistics import paired_bootstrap, two_way_bootstrap
-from tpdm.evals.store import Store
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_json
+from tpdm.core.types import Decision, Observation
+from tpdm.evaluation.baselines import best_of_family
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.runner import Task, run_policy
+from tpdm.evaluation.statistics import paired_bootstrap, two_way_bootstrap
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, make_tasks
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.standin import make_twin
-from tpdm.policy import TimePredictor
-from tpdm.recipe import Recipe
-from tpdm.rollout import PipelineSampler, Replay, make_replay
-from tpdm.schedules import FixedTimes
-from tpdm.train.build import build_parts
-from tpdm.train.calibrate import calibrate_policy
-from tpdm.train.parts import over_the_dial
-from tpdm.types import Decision, Observation
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.pretrained import load_policy
+from tpdm.policies.tpm import TimePredictor
+from tpdm.sampling.batching.proxy import make_twin
+from tpdm.sampling.samplers import PipelineSampler
+from tpdm.training.build import build_parts
+from tpdm.training.components import over_the_dial
+from tpdm.training.initialization import calibrate_policy
+from tpdm.training.rollout import Replay, make_replay
 
 STEPS = (3, 4, 5, 6, 8, 10, 14, 20, 28)
-TEACHING = 9  # seeds of the taught images; as it stands it is no stream of tpdm.streams, and results follow from it
+TEACHING = (
+    9  # seeds of the taught images; as it stands it is no stream of tpdm.core.seeding, and results follow from it
+)
 PASSES, BATCH, RATE = 20, 512, 1e-3
 UNSEEN = 0.1  # share of the images that the fit does not see
 WAYS = ("trained", "taught", "taught, then trained")

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tpdm.config import load_recipe
-from tpdm.core.objective import discounted_reward
-from tpdm.evals.compare import Result
-from tpdm.evals.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
-from tpdm.files import write_atomically, write_text
-from tpdm.recipe import EvaluationConfig, Recipe
-from tpdm.train.run import train
+from tpdm.config.loader import load_recipe
+from tpdm.config.recipe import EvaluationConfig, Recipe
+from tpdm.core.io import write_atomically, write_text
+from tpdm.evaluation.runner import Result
+from tpdm.evaluation.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
+from tpdm.training.objective import discounted_reward
+from tpdm.training.train import train
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -45,7 +45,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def recipe_of(name: str, place: Path, seed: int, changes: Sequence[str], base: str) -> Recipe:
     """A shipped recipe with a place, a seed and changes."""
-    path = Path(str(resources.files("tpdm") / "recipes" / f"{base}.yaml"))
+    path = Path(str(resources.files("tpdm.config") / "recipes" / f"{base}.yaml"))
     return load_recipe(path, [f"name={name}", f"output={place}", f"seed={seed}", *changes])
 
 

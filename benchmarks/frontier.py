@@ -24,11 +24,10 @@ import numpy as np
 
 from experiment import MEASURES, RESULTS, ROOT, Rows, column, difference, keep, options, recipe_of, trained
 from frontier_page import write_page
-from tpdm.evals.provenance import provenance
-from tpdm.evals.run import evaluate
-from tpdm.files import write_json
-from tpdm.recipe import Recipe
-from tpdm.train.log import read_metrics
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import read_metrics, write_json
+from tpdm.evaluation.evaluate import evaluate
+from tpdm.evaluation.summary import provenance
 
 STATIC = "static-28"
 OWN = (  # at the TPM's own gamma: what is left of it when something is taken away

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiment import BETTER, origin, signed, table, write_part
-from tpdm.evals.style import FIXED, LEARNED, OTHERS
-from tpdm.files import write_atomically
+from tpdm.core.io import write_atomically
+from tpdm.evaluation.report.plot_style import FIXED, LEARNED, OTHERS
 
 GRID, TUNED, DEFAULT = (
     "best grid, equal steps",

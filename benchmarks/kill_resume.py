@@ -31,15 +31,14 @@ from typing import Any
 import diffusers
 import torch
 
-import tpdm.train.loop
-from tpdm.config import load_recipe
-from tpdm.files import write_json
-from tpdm.train.build import build_parts
-from tpdm.train.log import read_metrics
-from tpdm.train.loop import train_loop
+import tpdm.training.loop
+from tpdm.config.loader import load_recipe
+from tpdm.core.io import read_metrics, write_json
+from tpdm.training.build import build_parts
+from tpdm.training.loop import train_loop
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "src" / "tpdm" / "recipes" / "tinyworld.yaml"
+RECIPE = ROOT / "src" / "tpdm" / "config" / "recipes" / "tinyworld.yaml"
 PARTS = ("other", "rollout", "reward", "update", "checkpoint")
 CLOCKS = ("seconds", "learn_seconds")
 SMALL = ["rl.prompts_per_update=4", "rl.samples_per_prompt=3", "prompts.limit=400"]
@@ -94,7 +93,7 @@ def run(folder: Path, page: Page, updates: int, seconds: dict[str, list[float]] 
     def times(part: str) -> list[float] | None:
         return None if seconds is None else seconds.setdefault(part, [])
 
-    loop: Any = tpdm.train.loop
+    loop: Any = tpdm.training.loop
     update, save = loop.update_policy, loop.save_checkpoint
     loop.update_policy = page.around("update", update, times("update"))
     loop.save_checkpoint = page.around("checkpoint", save, times("checkpoint"))

@@ -17,10 +17,10 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
-from tpdm.config import load_recipe
-from tpdm.files import write_json
-from tpdm.train.memory import GIB, memory_peaks
-from tpdm.train.plan import Plan, make_plan
+from tpdm.config.loader import load_recipe
+from tpdm.core.io import write_json
+from tpdm.training.planning.memory import GIB, memory_peaks
+from tpdm.training.planning.plan import Plan, make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pipelines.md"
@@ -104,7 +104,7 @@ def plan_of(name: str) -> Plan:
     with tempfile.TemporaryDirectory() as place:
         write_folder(name, Path(place))
         changes = [f"backbone.name_or_path={place}", "prompts.source=tinyworld", "prompts.limit=10000"]
-        return make_plan(load_recipe(ROOT / "src" / "tpdm" / "recipes" / f"{name}.yaml", changes))
+        return make_plan(load_recipe(ROOT / "src" / "tpdm" / "config" / "recipes" / f"{name}.yaml", changes))
 
 
 def facts_of(name: str) -> dict[str, Any]:

@@ -31,19 +31,19 @@ from experiment import (
     trained,
     write_part,
 )
-from tpdm.artefact import load_policy
-from tpdm.core.dial import quality_to_gamma
-from tpdm.dial import quality_for
-from tpdm.evals.compare import Result, Task, run_policy
-from tpdm.evals.controls import best_of_family, blend, family
-from tpdm.evals.match import whole
-from tpdm.evals.oracle import search_schedules
-from tpdm.evals.provenance import provenance
-from tpdm.evals.statistics import paired_bootstrap
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json
-from tpdm.recipe import Recipe
-from tpdm.schedules import FixedTimes
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_json
+from tpdm.evaluation.baselines import best_of_family, blend, family
+from tpdm.evaluation.comparison import whole
+from tpdm.evaluation.oracle import search_schedules
+from tpdm.evaluation.runner import Result, Task, run_policy
+from tpdm.evaluation.statistics import paired_bootstrap
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import make_tasks
+from tpdm.policies.conditioned import quality_for
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.gamma import quality_to_gamma
+from tpdm.policies.pretrained import load_policy
 
 
 def search(task: Task, tuning: Task, steps: int, candidates: int, rounds: int) -> dict[str, Any]:

@@ -18,15 +18,14 @@ from typing import Any
 from experiment import RESULTS, Rows, column, difference, options, origin, recipe_of, trained, write_part
 from frontier import FIXED
 from frontier_page import GRID, TUNED, along, judges, verdicts
-from tpdm.artefact import load_policy
-from tpdm.evals.compare import Result, Task
-from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
-from tpdm.evals.match import Match
-from tpdm.evals.provenance import provenance
-from tpdm.evals.store import Store
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json
-from tpdm.recipe import Recipe
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_json
+from tpdm.evaluation.comparison import Match
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.runner import Result, Task
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.pretrained import load_policy
 
 LIMIT = 60_000  # prompts that the source is asked for, so that enough are held out; training sees the first 20,000
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from tpdm.evals.controls import default_schedule
+from tpdm.evaluation.baselines import default_schedule
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults, load_pipeline
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 from tpdm.tinyworld.captions import make_captions
 
 STEPS, BATCH, REPEATS = 14, 16, 9

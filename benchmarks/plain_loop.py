@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from tpdm.core.beta import ACTION_MAX, ACTION_MIN, RAW_LIMIT
-from tpdm.core.objective import clipped_objective
-from tpdm.policy import TimePredictor
-from tpdm.types import Features
+from tpdm.core.types import Features
+from tpdm.policies.beta import ACTION_MAX, ACTION_MIN, RAW_LIMIT
+from tpdm.policies.tpm import TimePredictor
+from tpdm.training.objective import clipped_objective
 
 
 @dataclass

@@ -19,10 +19,10 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tpdm.files import write_json
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.types import Observation
+from tpdm.core.io import write_json
+from tpdm.core.types import Observation
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pipelines.md"

@@ -28,15 +28,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SD3Transformer2DModel
 
 from memory_plan import flux1_dev, sd3_medium, vae
-from tpdm.files import write_json
+from tpdm.config.recipe import OptimizerConfig, RlConfig
+from tpdm.core.io import write_json
+from tpdm.pipelines.active_rows import ActiveRows
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.rows import ActiveRows
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.recipe import OptimizerConfig, RlConfig
-from tpdm.rollout import make_replay
-from tpdm.schedules import FixedTimes
-from tpdm.train.update import make_optimizer, update_policy
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.training.policy_update import make_optimizer, update_policy
+from tpdm.training.rollout import make_replay
 
 ROOT = Path(__file__).parents[1]
 CURVES = ROOT / "docs" / "results" / "demo-curves.json"

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from tpdm.artefact import load_policy
-from tpdm.files import write_json
+from tpdm.core.io import write_json
+from tpdm.core.seeding import derive_seed
+from tpdm.data.prompts import load_source
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.prompts import load_source
-from tpdm.rollout import Generated, PipelineSampler
-from tpdm.rollout_continuous import ContinuousSampler
-from tpdm.streams import derive_seed
-from tpdm.tinyworld.shipped import weights_folder
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.policies.pretrained import load_policy
+from tpdm.sampling.base import Generated
+from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
+from tpdm.tinyworld.pipeline import weights_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 
 from experiment import RESULTS, column, difference, keep, options, origin, recipe_of, signed, table, trained, write_part
-from tpdm.artefact import load_policy
-from tpdm.dial import quality_for
-from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
-from tpdm.evals.match import Match
-from tpdm.evals.provenance import provenance
-from tpdm.evals.store import Store
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json
-from tpdm.recipe import Recipe
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_json
+from tpdm.evaluation.comparison import Match
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.conditioned import quality_for
+from tpdm.policies.pretrained import load_policy
 
 EULER, GRID = "static-28, euler", "best grid, equal steps"
 LIMIT = 7.0  # a quarter of 28

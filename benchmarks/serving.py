@@ -23,9 +23,9 @@ from serving_parts.bench import ARRIVALS, WAYS, Bench, latency, saturated
 from serving_parts.mixes import try_mixes
 from serving_parts.tables import page
 from shapes import SERVED
-from tpdm.demo import demo_recipe
-from tpdm.evals.provenance import provenance
-from tpdm.files import write_json, write_text
+from tpdm.cli.demo import demo_recipe
+from tpdm.core.io import write_json, write_text
+from tpdm.evaluation.summary import provenance
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "serving.md"

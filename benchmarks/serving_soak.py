@@ -26,7 +26,7 @@ from soak.bodies import explore, fuzz
 from soak.clients import PATH, Tally, run_clients
 from soak.server import MemoryWatch, Server, machine
 from soak.table import table
-from tpdm.files import write_json, write_text
+from tpdm.core.io import write_json, write_text
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "serving-soak.json"
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "serve.md"

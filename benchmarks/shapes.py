@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpdm.pipelines.load import call_defaults, load_pipeline
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 from training_shapes import Shape, make_pipeline
 
 CURVES = Path(__file__).parents[1] / "docs" / "results" / "demo-curves.json"

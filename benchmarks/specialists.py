@@ -32,15 +32,14 @@ from experiment import (
     write_part,
 )
 from specialists_page import part
-from tpdm.artefact import load_policy
-from tpdm.core.dial import gamma_at
-from tpdm.evals.fingerprint import fingerprint, learned_fingerprint
-from tpdm.evals.match import Match
-from tpdm.evals.provenance import provenance
-from tpdm.evals.store import Store
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json, write_text
-from tpdm.recipe import Recipe
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_json, write_text
+from tpdm.evaluation.comparison import Match
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.gamma import gamma_at
+from tpdm.policies.pretrained import load_policy
 
 KEYS = ("steps", *MEASURES.values())
 ALONE = "specialist"

@@ -18,10 +18,9 @@ import numpy as np
 
 from experiment import RESULTS, column, difference, keep, options, origin, recipe_of, table, trained, write_part
 from second_order import EULER, judged
-from tpdm.evals.provenance import provenance
-from tpdm.files import write_json
-from tpdm.recipe import Recipe
-from tpdm.train.log import read_metrics
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import read_metrics, write_json
+from tpdm.evaluation.summary import provenance
 
 SETTINGS = ("rl.updates=280",)
 ALLOWED = 0.02  # share of the best validation's objective

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tpdm.demo import demo_recipe
-from tpdm.evals.compare import run_policy
-from tpdm.evals.controls import default_schedule
-from tpdm.evals.judge import to_bytes
-from tpdm.evals.provenance import provenance
-from tpdm.evals.statistics import paired_bootstrap
-from tpdm.evals.tasks import make_tasks
-from tpdm.files import write_json
+from tpdm.cli.demo import demo_recipe
+from tpdm.core.images import to_bytes
+from tpdm.core.io import write_json
+from tpdm.evaluation.baselines import default_schedule
+from tpdm.evaluation.runner import run_policy
+from tpdm.evaluation.statistics import paired_bootstrap
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import make_tasks
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults
+from tpdm.pipelines.loading.load import call_defaults
 from tpdm.tinyworld.grammar import describe, sample_scene
-from tpdm.tinyworld.matching import matched_objects
-from tpdm.tinyworld.reader import read_scenes
+from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
 from tpdm.tinyworld.showcase import labelled_grid
 
 ROOT = Path(__file__).parents[1]

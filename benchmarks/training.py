@@ -27,10 +27,10 @@ import torch
 from diffusers.utils import logging
 
 from plain_loop import Captured
-from tpdm.devices import resolve_device
-from tpdm.files import write_json
-from tpdm.policy import TimePredictor
-from tpdm.train.team import join_team
+from tpdm.core.device import resolve_device
+from tpdm.core.io import write_json
+from tpdm.policies.tpm import TimePredictor
+from tpdm.training.distributed.context import join_team
 from training_bench import PASSES, ROOT, Bench, Clock
 from training_shapes import SHAPES, memory_rows
 from training_table import write_page

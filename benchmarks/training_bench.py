@@ -11,29 +11,29 @@ from typing import Any
 import torch
 
 from plain_loop import Captured, PlainLoop
-from tpdm.artefact import load_policy
-from tpdm.config import load_recipe
-from tpdm.core.objective import rloo_advantages
-from tpdm.files import load_tensors
+from tpdm.config.loader import load_recipe
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import load_tensors
+from tpdm.core.seeding import derive_seed
+from tpdm.data.prompts import load_source
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.prompts import load_source
-from tpdm.recipe import Recipe
-from tpdm.rewards.load import load_reward
-from tpdm.rollout import PipelineSampler
-from tpdm.streams import derive_seed
-from tpdm.tinyworld.shipped import weights_folder
-from tpdm.train.fresh import make_policy, start_times
-from tpdm.train.parts import priced
-from tpdm.train.run import train
-from tpdm.train.scored import make_scored
-from tpdm.train.team import ALONE, Team
-from tpdm.train.update import make_optimizer, update_policy
+from tpdm.policies.pretrained import load_policy
+from tpdm.policies.tpm import TimePredictor
+from tpdm.rewards.loading import load_reward
+from tpdm.sampling.samplers import PipelineSampler
+from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.training.components import priced
+from tpdm.training.distributed.context import ALONE, Team
+from tpdm.training.initialization import make_policy, start_times
+from tpdm.training.objective import rloo_advantages
+from tpdm.training.policy_update import make_optimizer, update_policy
+from tpdm.training.rollout import make_scored
+from tpdm.training.train import train
 from training_shapes import SHAPES, make_pipeline
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "src" / "tpdm" / "recipes" / "tinyworld.yaml"
+RECIPE = ROOT / "src" / "tpdm" / "config" / "recipes" / "tinyworld.yaml"
 PASSES = 4  # the release's
 EVERY = 20  # updates between the stages of a training
 ARGUMENTS = {"guidance_scale": 1.0, "max_sequence_length": 0}

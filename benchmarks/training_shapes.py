@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from tpdm.core.paths import shifted
+from tpdm.core.grids import shifted
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import load_pipeline
+from tpdm.pipelines.loading.load import load_pipeline
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.rollout import make_replay
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 from tpdm.tinyworld.captions import make_captions
+from tpdm.training.rollout import make_replay
 
 
 @dataclass(frozen=True)

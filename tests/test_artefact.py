@@ -12,8 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm import artefact
-from tpdm.artefact import (
+from tpdm.core.errors import ArtefactError
+from tpdm.core.io import load_tensors, save_tensors
+from tpdm.core.types import Features
+from tpdm.policies import pretrained as artefact
+from tpdm.policies.pretrained import (
     ArtefactConfig,
     check_backbone,
     from_pretrained,
@@ -21,11 +24,9 @@ from tpdm.artefact import (
     parse_config,
     save_pretrained,
 )
-from tpdm.artefact_config import OPTIONAL
-from tpdm.files import load_tensors, save_tensors
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.types import ArtefactError, Features
+from tpdm.policies.pretrained_config import OPTIONAL
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 POOLED = TpmShape(6, 5, channels=8, grid=4)
 FOLDED = TpmShape(6, 5, channels=8, layout="folded", token_grid=(4, 6))

@@ -13,20 +13,20 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import tpdm.doctor
-import tpdm.pipelines.load
+import tpdm.cli.doctor
+import tpdm.pipelines.loading.load
 from tests.support.tiny_sd3 import make_tiny_sd3
 from tests.test_artefact import config_of
-from tpdm.artefact import save_pretrained
 from tpdm.cli import app
-from tpdm.doctor import Finding
+from tpdm.cli.doctor import Finding
+from tpdm.core.errors import BackboneError, ConfigError, PromptError, TrainingError
+from tpdm.data.prompts import Prompt
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.prompts import Prompt
-from tpdm.sample import BATCH, sample_to_folder
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError, PromptError, TrainingError
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.pretrained import save_pretrained
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.sampling.generate import BATCH, sample_to_folder
 
 COMMANDS = ["train", "sample", "eval", "demo", "doctor", "watch", "inspect", "push", "tinyworld build", "reward serve"]
 
@@ -50,7 +50,7 @@ def library(monkeypatch):
 
         fake = ModuleType(module)
         setattr(fake, function, record)
-        # Parents as well: `from tpdm.train.run import train` looks each of them up.
+        # Parents as well: `from tpdm.training.train import train` looks each of them up.
         parent = module.rpartition(".")[0]
         if parent not in ("tpdm", "tpdm.tinyworld"):
             monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
@@ -104,7 +104,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_train_hands_over_the_recipe_with_its_overrides(library, recipe):
-    calls = library("tpdm.train.run", "train")
+    calls = library("tpdm.training.train", "train")
     answer = run("train", recipe, "rl.updates=3", "seed=5")
     assert answer.exit_code == 0, answer.output
     ((handed,), options) = calls[0]
@@ -113,22 +113,22 @@ def test_train_hands_over_the_recipe_with_its_overrides(library, recipe):
 
 
 def test_eval_hands_over_the_recipe(library, recipe):
-    calls = library("tpdm.evals.run", "evaluate")
+    calls = library("tpdm.evaluation.evaluate", "evaluate")
     assert run("eval", recipe, "name=other").exit_code == 0
     assert calls[0][0][0].name == "other"
 
 
 def test_demo_and_build(library, tmp_path):
-    demo = library("tpdm.demo", "run_demo")
+    demo = library("tpdm.cli.demo", "run_demo")
     assert run("demo", "--out", tmp_path, "--seed", 3).exit_code == 0
     assert demo == [((), {"out": tmp_path, "seed": 3})]
-    build = library("tpdm.tinyworld.build", "build")
+    build = library("tpdm.tinyworld.build.stages", "build")
     assert run("tinyworld", "build", "--out", tmp_path, "--quick").exit_code == 0
     assert build == [((), {"out": tmp_path, "seed": 0, "quick": True})]
 
 
 def test_a_bad_override_never_reaches_training(library, recipe):
-    calls = library("tpdm.train.run", "train")
+    calls = library("tpdm.training.train", "train")
     answer = run("train", recipe, "rl.update=3")
     assert answer.exit_code == 2
     assert "did you mean rl.updates?" in answer.output
@@ -137,7 +137,7 @@ def test_a_bad_override_never_reaches_training(library, recipe):
 
 @pytest.mark.parametrize(("error", "code"), [(TrainingError("all is lost"), 2), (KeyboardInterrupt(), 130)])
 def test_errors_and_interruptions_of_the_library(library, recipe, error, code):
-    library("tpdm.train.run", "train", error=error)
+    library("tpdm.training.train", "train", error=error)
     answer = run("train", recipe)
     assert answer.exit_code == code
     expected = "Error: all is lost" if code == 2 else "goes on from the last checkpoint"
@@ -147,7 +147,7 @@ def test_errors_and_interruptions_of_the_library(library, recipe, error, code):
 
 @pytest.mark.parametrize("command", ["sample --prompt a --out", "push tinyworld --folder"])
 def test_a_path_that_cannot_be_written_is_said_before_anything_is_done(monkeypatch, tmp_path, command):
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
     (tmp_path / "file").write_text("", encoding="utf-8")
     answer = run(*command.split(), tmp_path / "file" / "x")
     assert answer.exit_code == 2
@@ -174,7 +174,7 @@ def test_what_would_have_been_passed_over_or_failed_later_is_refused(monkeypatch
 @pytest.mark.parametrize("command", ["report somewhere", "eval RECIPE", "demo"])
 def test_a_report_without_its_packages_says_what_to_install(monkeypatch, recipe, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in [name for name in sys.modules if name.startswith(("tpdm.evals", "tpdm.demo"))]:
+    for name in [name for name in sys.modules if name.startswith(("tpdm.evaluation", "tpdm.cli.demo"))]:
         monkeypatch.delitem(sys.modules, name)
     answer = run(*command.replace("RECIPE", str(recipe)).split())
     assert answer.exit_code == 2
@@ -182,45 +182,45 @@ def test_a_report_without_its_packages_says_what_to_install(monkeypatch, recipe,
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(library, recipe):
-    library("tpdm.train.run", "train", error=ZeroDivisionError())
+    library("tpdm.training.train", "train", error=ZeroDivisionError())
     assert isinstance(run("train", recipe).exception, ZeroDivisionError)
 
 
 def test_the_doctor_says_how_to_mend(monkeypatch):
-    monkeypatch.setattr(tpdm.doctor, "_weights", lambda: Finding("tinyworld", "no weights", "build", True))
+    monkeypatch.setattr(tpdm.cli.doctor, "_weights", lambda: Finding("tinyworld", "no weights", "build", True))
     answer = run("doctor")
     assert answer.exit_code == 1
     assert "no weights  -> build" in answer.output
     assert "torch" in answer.output
-    monkeypatch.setattr(tpdm.doctor, "_weights", lambda: Finding("tinyworld", "weights are there"))
-    monkeypatch.setattr(tpdm.doctor, "_extra", lambda module, extra: Finding(module, "1.0"))
-    monkeypatch.setattr(tpdm.doctor, "_disk", lambda: Finding("disk", "9 GB free"))
+    monkeypatch.setattr(tpdm.cli.doctor, "_weights", lambda: Finding("tinyworld", "weights are there"))
+    monkeypatch.setattr(tpdm.cli.doctor, "_extra", lambda module, extra: Finding(module, "1.0"))
+    monkeypatch.setattr(tpdm.cli.doctor, "_disk", lambda: Finding("disk", "9 GB free"))
     answer = run("doctor")
     assert answer.exit_code == 0
     assert "The demo can run" in answer.output
 
 
 def test_the_doctor_finds_what_is_missing():
-    assert tpdm.doctor._package("no-such-package").mend == "pip install no-such-package"
-    assert tpdm.doctor._extra("no_such_module", "train").mend == "pip install 'tpdm[train]'"
-    optional = tpdm.doctor._optional("no_such_module", "serve", "serving")
+    assert tpdm.cli.doctor._package("no-such-package").mend == "pip install no-such-package"
+    assert tpdm.cli.doctor._extra("no_such_module", "train").mend == "pip install 'tpdm[train]'"
+    optional = tpdm.cli.doctor._optional("no_such_module", "serve", "serving")
     assert (optional.mend, optional.stops_demo) == ("pip install 'tpdm[serve]'", False)
 
 
 def test_the_doctor_looks_at_every_extra_that_users_install():
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     section = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    named = {extra for extra, _ in tpdm.doctor.OPTIONAL.values()} | set(tpdm.doctor.EXTRAS.values())
+    named = {extra for extra, _ in tpdm.cli.doctor.OPTIONAL.values()} | set(tpdm.cli.doctor.EXTRAS.values())
     assert named == set(re.findall(r"^(\w+) = \[", section, re.MULTILINE)) - {"dev"}
 
 
 def test_the_doctor_looks_for_the_embedded_pipeline(monkeypatch, tmp_path):
-    monkeypatch.setattr(tpdm.doctor.resources, "files", lambda package: tmp_path)
-    assert tpdm.doctor._weights().stops_demo
+    monkeypatch.setattr(tpdm.cli.doctor.resources, "files", lambda package: tmp_path)
+    assert tpdm.cli.doctor._weights().stops_demo
     pipeline = tmp_path / "tinyworld" / "weights" / "pipeline"
     pipeline.mkdir(parents=True)
     (pipeline / "model_index.json").write_text("{}", encoding="utf-8")
-    assert tpdm.doctor._weights() == Finding("tinyworld", "weights are there")
+    assert tpdm.cli.doctor._weights() == Finding("tinyworld", "weights are there")
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def sd3(tmp_path_factory):
 @pytest.fixture
 def tiny(monkeypatch, sd3):
     """Any backbone is a real SD3 pipeline of random weights."""
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: sd3)
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: sd3)
 
 
 def test_sample_writes_pictures_and_lines(tiny, tmp_path):
@@ -288,7 +288,7 @@ def test_an_interrupted_run_leaves_lines_of_the_pictures_that_are_there(tiny, sd
         raise KeyboardInterrupt
 
     broken.components = {}  # type: ignore[attr-defined]
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: broken)
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: broken)
     with pytest.raises(KeyboardInterrupt):
         sample_to_folder("a/b", None, ["b"], 0, tmp_path)
     assert not (tmp_path / "samples.jsonl").exists()  # it would speak of pictures of another run
@@ -310,7 +310,7 @@ def test_a_prompt_that_stands_twice_in_a_file_is_drawn_twice(tiny, tmp_path):
 
 
 def test_sample_hands_over_device_and_dtype(library):
-    calls = library("tpdm.sample", "sample_to_folder", [])
+    calls = library("tpdm.sampling.generate", "sample_to_folder", [])
     assert run("sample", "--prompt", "a", "--device", "cpu", "--dtype", "bf16").exit_code == 0
     [(_, options)] = calls
     assert (options["device"], options["dtype"]) == ("cpu", "bf16")
@@ -328,7 +328,7 @@ def test_the_stock_pipeline_is_not_asked_for_what_it_does_not_know(monkeypatch, 
             pytest.fail("called")
 
     for pipe, words in ((Pictures(), "got negative_prompt for Pictures, whose call"), (Videos(), "which makes videos")):
-        monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names, pipe=pipe: pipe)
+        monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names, pipe=pipe: pipe)
         with pytest.raises(BackboneError, match=words):
             sample_to_folder("a/b", None, [Prompt("a", "blur")], 0, tmp_path)
 
@@ -354,7 +354,7 @@ def calls_of_pipe(monkeypatch):
     pipe.scheduler = SimpleNamespace(  # type: ignore[attr-defined]
         config=SimpleNamespace(num_train_timesteps=1000), timesteps=[1000.0, 500.0]
     )
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pipe)
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: pipe)
     return calls
 
 
@@ -411,15 +411,15 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(tiny, s
     ],
 )
 def test_sampling_refuses_before_it_loads(monkeypatch, tmp_path, tpm, prompts, options, error):
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
     with pytest.raises(error):
         sample_to_folder("a/b", tpm, prompts, **{"seed": 0, **options}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
-    calls = library("tpdm.serve.reward", "serve")
-    places = library("tpdm.serve.listener", "reserved", result=nullcontext("sockets"))
+    calls = library("tpdm.serving.reward_server", "serve")
+    places = library("tpdm.serving.http.sockets", "reserved", result=nullcontext("sockets"))
     monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
     options = ["--host", "0.0.0.0", "--port", "8081", "--device", "cpu"]
     answer = run("reward", "serve", "--reward", "python:math:hypot", *options, "--token-env", "TPDM_TEST_TOKEN")
@@ -441,8 +441,8 @@ def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
     ],
 )
 def test_what_cannot_be_served(library, options, words):
-    calls = library("tpdm.serve.reward", "serve")
-    library("tpdm.serve.listener", "reserved", result=nullcontext("sockets"))
+    calls = library("tpdm.serving.reward_server", "serve")
+    library("tpdm.serving.http.sockets", "reserved", result=nullcontext("sockets"))
     answer = run("reward", "serve", *options)
     assert answer.exit_code == 2
     assert words in answer.output
@@ -451,8 +451,8 @@ def test_what_cannot_be_served(library, options, words):
 
 def test_serving_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.delitem(sys.modules, "tpdm.serve.reward", raising=False)
-    monkeypatch.setattr("tpdm.serve.listener.reserved", lambda host, port: nullcontext("sockets"))
+    monkeypatch.delitem(sys.modules, "tpdm.serving.reward_server", raising=False)
+    monkeypatch.setattr("tpdm.serving.http.sockets.reserved", lambda host, port: nullcontext("sockets"))
     answer = run("reward", "serve", "--reward", "python:math:hypot")
     assert answer.exit_code == 2
     assert "pip install 'tpdm[serve]'" in answer.output

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tpdm.cli import app
-from tpdm.serve.settings import LOOPBACK, Limits, Settings
+from tpdm.serving.http.settings import LOOPBACK, Limits, Settings
 
 
 def run(*arguments):
@@ -40,10 +40,10 @@ def handed(monkeypatch):
         found.reserved = host, port
         yield "sockets"
 
-    stand_in("tpdm.serve.listener", reserved=reserved)
-    stand_in("tpdm.serve.engine", make_engine=make_engine)
-    stand_in("tpdm.serve.replicas", start_replicas=start_replicas, ReplicaPlan=lambda *values: values)
-    stand_in("tpdm.serve.run", serve=lambda *values: setattr(found, "run", values))
+    stand_in("tpdm.serving.http.sockets", reserved=reserved)
+    stand_in("tpdm.serving.engine.engine", make_engine=make_engine)
+    stand_in("tpdm.serving.engine.ray_replicas", start_replicas=start_replicas, ReplicaPlan=lambda *values: values)
+    stand_in("tpdm.serving.http.server", serve=lambda *values: setattr(found, "run", values))
     monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
     return found
 
@@ -159,7 +159,8 @@ def test_what_cannot_be_served(handed, options, words):
 
 
 @pytest.mark.parametrize(
-    ("module", "package", "extra"), [("tpdm.serve.run", "uvicorn", "serve"), ("tpdm.serve.replicas", "ray", "ray")]
+    ("module", "package", "extra"),
+    [("tpdm.serving.http.server", "uvicorn", "serve"), ("tpdm.serving.engine.ray_replicas", "ray", "ray")],
 )
 def test_missing_packages_say_what_to_install(handed, monkeypatch, module, package, extra):
     monkeypatch.delitem(sys.modules, module)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tpdm.config import dump_recipe, load_recipe, make_recipe, recipe_hash
-from tpdm.recipe import OptimizerConfig, Recipe, RlConfig
-from tpdm.types import ConfigError
+from tpdm.config.loader import dump_recipe, load_recipe, make_recipe, recipe_hash
+from tpdm.config.recipe import OptimizerConfig, Recipe, RlConfig
+from tpdm.core.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:

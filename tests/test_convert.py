@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from tests.support.release import make_checkpoint, released_times
 from tests.support.tiny_sd3 import WIDTH, make_tiny_sd3
-from tpdm.artefact import from_pretrained
 from tpdm.cli import app
-from tpdm.convert import PREFIXES, convert
+from tpdm.core.errors import ArtefactError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.types import ArtefactError, ConfigError
+from tpdm.policies.conversion import PREFIXES, convert
+from tpdm.policies.pretrained import from_pretrained
 
 D = 16
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tpdm import demo
+from tpdm.cli import demo
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tpdm.devices import choose_device, resolve_device
-from tpdm.recipe import RewardConfig
-from tpdm.rewards.load import reward_device
-from tpdm.types import ConfigError
+from tpdm.config.recipe import RewardConfig
+from tpdm.core.device import choose_device, resolve_device
+from tpdm.core.errors import ConfigError
+from tpdm.rewards.loading import reward_device
 
 
 def test_auto_is_the_best_one_and_others_stay_what_they_are():

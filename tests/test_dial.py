@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.test_artefact import config_of
-from tpdm.dial import Dialled, quality_for, set_dial
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError, Features
+from tpdm.core.errors import BackboneError, ConfigError
+from tpdm.core.types import Features
+from tpdm.policies.conditioned import Dialled, quality_for, set_dial
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 LOW, HIGH = 0.95, 0.999
 SHAPE = TpmShape(

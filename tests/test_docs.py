@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from tests.support.processes import Process, run_python
 from tests.support.release import make_checkpoint
-from tpdm.serve.metrics import COUNTERS, GAUGES
-from tpdm.serve.wire import GenerationRequest
+from tpdm.serving.http.metrics import COUNTERS, GAUGES
+from tpdm.serving.http.protocol import GenerationRequest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,7 +58,7 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "body"), [block for block in blocks("python") if block[0] != SERVING.name])
 def test_python_blocks_run(page, body, tmp_path):
-    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
+    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "config" / "recipes")
     run = run_python(["-c", body], tmp_path, small="train(" in body)
     assert run.returncode == 0, f"{page}: {run.stderr}"
 
@@ -75,7 +75,7 @@ def put_release(folder):
 
 @pytest.mark.parametrize("page", sorted({page for page, _ in commands()}))
 def test_commands_run_in_their_order(page, tmp_path, monkeypatch):
-    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
+    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "config" / "recipes")
     put_release(tmp_path)
     for _, line in (c for c in commands() if c[0] == page):
         words = ["-m", "tpdm.cli", *shlex.split(line)[1:]]

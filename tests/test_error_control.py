@@ -7,10 +7,10 @@ import torch
 
 from tests.support.gaussian_problem import EASY, HARD, noise_pool
 from tests.support.mixture import Mixture
+from tpdm.core.errors import ConfigError
 from tpdm.core.solvers import Euler
-from tpdm.error_control import FIRST, LONGEST, SHORTEST, ErrorControlled
-from tpdm.stepper import Stepper
-from tpdm.types import ConfigError
+from tpdm.core.stepper import Stepper
+from tpdm.policies.error_control import FIRST, LONGEST, SHORTEST, ErrorControlled
 
 
 def run(mixture: Mixture, tolerance: float, images: int = 64) -> Stepper:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import run_python
-from tpdm.files import write_text
+from tpdm.core.io import write_text
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

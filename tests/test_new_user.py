@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import tpdm
 from tests.support.processes import Process
 from tpdm.cli import app
-from tpdm.train.log import read_metrics
+from tpdm.core.io import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -52,7 +52,7 @@ def train_until(folder, update):
 @pytest.mark.slow
 def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_path, monkeypatch, small_tinyworld):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "recipes")
+    (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "config" / "recipes")
     run = Path("runs/first")
     for update in (1, 3):
         code, said = train_until(tmp_path, update)

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm.core import beta
-from tpdm.policy import TIME_KNOTS, TimePredictor
-from tpdm.policy_layers import RATIO_RANGE, fold_tokens, hat_basis, normalise, schedule_logit
-from tpdm.policy_shape import TpmShape
-from tpdm.types import BackboneError, ConfigError, Decision, Features, Observation, Policy
+from tpdm.core.errors import BackboneError, ConfigError
+from tpdm.core.types import Decision, Features, Observation, Policy
+from tpdm.policies import beta
+from tpdm.policies.layers import RATIO_RANGE, fold_tokens, hat_basis, normalise, schedule_logit
+from tpdm.policies.tpm import TIME_KNOTS, TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 D, E = 12, 10
 SMALL = TpmShape(D, E, channels=16, grid=4)
@@ -291,7 +292,7 @@ USERS = [
 ]
 SCRIPT = """
 import operator, torch
-from tpdm.policy_layers import full_precision
+from tpdm.policies.layers import full_precision
 
 modern = ("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision")
 legacy = ("cuda.matmul.allow_tf32", "cudnn.allow_tf32")

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tpdm.prompts import Prompt, load_prompts, load_source
-from tpdm.types import PromptError
+from tpdm.core.errors import PromptError
+from tpdm.data.prompts import Prompt, load_prompts, load_source
 
 
 def write(folder, name="p.parquet", **columns):

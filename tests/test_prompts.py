@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpdm.prompts import Prompt, is_held_out, load_prompts, split_by_hash
-from tpdm.types import PromptError
+from tpdm.core.errors import PromptError
+from tpdm.data.prompts import Prompt, is_held_out, load_prompts, split_by_hash
 
 
 def write(folder, name, content):

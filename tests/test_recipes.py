@@ -13,15 +13,15 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from tests.support.tiny_families import make_sd15
 from tests.support.tiny_flux import make_tiny_flux
 from tests.support.tiny_sd3 import WIDTH, make_text_encoder, make_tiny_sd3, make_tokenizer
-from tpdm.artefact import read_config
-from tpdm.config import load_recipe
+from tpdm.config.loader import load_recipe
+from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import backbone_facts, find_denoiser
-from tpdm.pipelines.load import load_pipeline
-from tpdm.train.log import read_metrics
-from tpdm.train.run import train
+from tpdm.pipelines.loading.load import load_pipeline
+from tpdm.pipelines.registry import backbone_facts, find_denoiser
+from tpdm.policies.pretrained import read_config
+from tpdm.training.train import train
 
-RECIPES = Path(__file__).parents[1] / "src" / "tpdm" / "recipes"
+RECIPES = Path(__file__).parents[1] / "src" / "tpdm" / "config" / "recipes"
 
 
 def tiny_sd35(folder: Path) -> Any:
@@ -77,7 +77,7 @@ SMALL = [
 
 
 def test_every_recipe_is_tried():
-    elsewhere = {"tinyworld", "tinyworld-dial"}  # by tests/test_demo.py and tests/evals/test_evaluate.py
+    elsewhere = {"tinyworld", "tinyworld-dial"}  # by tests/test_demo.py and tests/evaluation/test_evaluate.py
     assert {p.stem for p in RECIPES.glob("*.yaml")} == {*TINY, *elsewhere}
 
 

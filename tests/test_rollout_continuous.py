@@ -5,11 +5,11 @@ import threading
 import pytest
 import torch
 
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.rollout import PipelineSampler, make_replay
-from tpdm.rollout_continuous import ContinuousSampler
-from tpdm.types import BackboneError
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
+from tpdm.training.rollout import make_replay
 
 PROMPTS = ["red circle top", "blue ring and small dotted green square", "object", "large striped red circle top left"]
 SEEDS, DECISIONS = [0, 1, 2, 3], [10, 11, 12, 13]

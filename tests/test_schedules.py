@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tpdm.schedules import FixedTimes
-from tpdm.types import ConfigError
+from tpdm.core.errors import ConfigError
+from tpdm.policies.fixed import FixedTimes
 
 
 def decide(policy, t, index, rows):

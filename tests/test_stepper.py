@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from tests.support.policies import LookingPolicy
+from tpdm.core.errors import ConfigError, TpdmError
 from tpdm.core.solvers import SOLVERS
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.stepper import Stepper
-from tpdm.types import ConfigError, Decision, Features, TpdmError
+from tpdm.core.stepper import Stepper
+from tpdm.core.types import Decision, Features
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 EULER = SOLVERS["euler"]
 

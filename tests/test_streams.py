@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tpdm.streams import Stream, derive_seed, stream_generator
+from tpdm.core.seeding import Stream, derive_seed, stream_generator
 
 # As they were drawn for the results in docs/results.
 FIXED = {

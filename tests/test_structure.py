@@ -73,7 +73,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name: ``tpdm.core.beta`` or ``diffusers.AutoencoderKL``, and when it happens."""
+    """One imported name: ``tpdm.policies.beta`` or ``diffusers.AutoencoderKL``, and when it happens."""
 
     name: str
     lazy: bool  # inside a function
@@ -165,13 +165,13 @@ def test_rooms_do_not_load_each_other_in_a_circle():
 @pytest.mark.parametrize(
     ("module", "source", "allowed"),
     [
-        ("core.beta", "import torch\nfrom tpdm.types import ConfigError", True),
-        ("core.beta", "from tpdm.policy import TimePredictor", False),
-        ("core.beta", "def f():\n    import tpdm.stepper", False),
+        ("core.beta", "import torch\nfrom tpdm.core.types import ConfigError", True),
+        ("core.beta", "from tpdm.policies.tpm import TimePredictor", False),
+        ("core.beta", "def f():\n    import tpdm.core.stepper", False),
         ("core.beta", "from diffusers import AutoencoderKL", False),
         ("core.beta", "from ..stepper import Stepper", False),
         ("core.beta", "from . import paths\nfrom .paths import uniform\nfrom .. import types", True),
-        ("stepper", "from tpdm import schedules", True),
+        ("stepper", "from tpdm.policies import fixed as schedules", True),
         ("stepper", "from tpdm import attach", False),
         ("stepper", "import tpdm", False),
         ("rewards.clip", "import transformers", True),
@@ -181,9 +181,9 @@ def test_rooms_do_not_load_each_other_in_a_circle():
         ("pipelines.load", "def f():\n    from tpdm.tinyworld.pipeline import load", True),
         ("pipelines.load", "from tpdm.tinyworld.pipeline import load", False),
         ("pipelines.loader", "def f():\n    import tpdm.tinyworld", False),
-        ("tinyworld.build", "from tpdm.pipelines.load import load_pipeline", True),
-        ("tinyworld.build", "from tpdm.recipe import Recipe", False),
-        ("newroom", "import tpdm.types", False),
+        ("tinyworld.build", "from tpdm.pipelines.loading.load import load_pipeline", True),
+        ("tinyworld.build", "from tpdm.config.recipe import Recipe", False),
+        ("newroom", "import tpdm.core.types", False),
         ("", "from tpdm.pipelines.attach import attach", True),
         ("", "import tpdm.tinyworld", False),
     ],

@@ -10,8 +10,8 @@ from serving_parts.load import at_once, bursts, poisson
 from serving_parts.ways import all_rows_computed, serve_batches, serve_steps
 from shapes import SERVED, assigned_dial, assigned_policy, serve_shape
 from tpdm.pipelines.attach import attach
-from tpdm.serve.engine import PipelineEngine
-from tpdm.serve.requests import ImageRequest
+from tpdm.serving.engine.engine import PipelineEngine
+from tpdm.serving.engine.interface import ImageRequest
 from tpdm.tinyworld.captions import make_captions
 
 ARRIVALS = ("poisson", "bursts")

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tpdm.pipelines.load import call_defaults
-from tpdm.sample import sample_to_folder
-from tpdm.serve.engine import PipelineEngine
-from tpdm.serve.requests import Failed, ImageDone
+from tpdm.pipelines.loading.load import call_defaults
+from tpdm.sampling.generate import sample_to_folder
+from tpdm.serving.engine.engine import PipelineEngine
+from tpdm.serving.engine.interface import Failed, ImageDone
 
 MIX = 12  # requests of a mix at most
 

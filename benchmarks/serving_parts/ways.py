@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
+from tpdm.core.types import Features
 from tpdm.pipelines import attach as attach_module
-from tpdm.pipelines.backbones import bind_arguments
-from tpdm.pipelines.rows import ActiveRows
-from tpdm.pipelines.taps import FeatureTaps
-from tpdm.serve.requests import Failed, ImageDone, ImageRequest
-from tpdm.types import Features
+from tpdm.pipelines.active_rows import ActiveRows
+from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.registry import bind_arguments
+from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest
 
 
 @dataclass(frozen=True)

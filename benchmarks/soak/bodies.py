@@ -138,7 +138,7 @@ def _blocks(count: int) -> Iterator[int]:
 
 
 def _openapi() -> dict[str, Any]:
-    from tpdm.serve.wire import GenerationRequest
+    from tpdm.serving.http.protocol import GenerationRequest
 
     body = {"application/json": {"schema": GenerationRequest.model_json_schema()}}
     post = {"requestBody": {"required": True, "content": body}, "responses": {"200": {"description": "pictures"}}}

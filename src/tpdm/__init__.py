@@ -9,26 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpdm.artefact import load_policy
-    from tpdm.config import load_recipe
+    from tpdm.config.loader import load_recipe
+    from tpdm.core.errors import TpdmError
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline, attach
-    from tpdm.pipelines.load import load_pipeline
-    from tpdm.policy import TimePredictor
-    from tpdm.rewards.load import load_reward
-    from tpdm.schedules import FixedTimes
-    from tpdm.types import TpdmError
+    from tpdm.pipelines.loading.load import load_pipeline
+    from tpdm.policies.fixed import FixedTimes
+    from tpdm.policies.pretrained import load_policy
+    from tpdm.policies.tpm import TimePredictor
+    from tpdm.rewards.loading import load_reward
 
 _HOMES = {
     "AdaptiveOutput": "tpdm.pipelines.attach",
     "AdaptivePipeline": "tpdm.pipelines.attach",
-    "FixedTimes": "tpdm.schedules",
-    "TimePredictor": "tpdm.policy",
-    "TpdmError": "tpdm.types",
+    "FixedTimes": "tpdm.policies.fixed",
+    "TimePredictor": "tpdm.policies.tpm",
+    "TpdmError": "tpdm.core.types",
     "attach": "tpdm.pipelines.attach",
-    "load_pipeline": "tpdm.pipelines.load",
-    "load_policy": "tpdm.artefact",
-    "load_recipe": "tpdm.config",
-    "load_reward": "tpdm.rewards.load",
+    "load_pipeline": "tpdm.pipelines.loading.load",
+    "load_policy": "tpdm.policies.pretrained",
+    "load_recipe": "tpdm.config.loader",
+    "load_reward": "tpdm.rewards.loading",
 }
 
 __all__ = [

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Beta, kl_divergence
 
-from tpdm.core import beta
-from tpdm.types import ConfigError
+from tpdm.core.errors import ConfigError
+from tpdm.policies import beta
 
 RAW = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=5)
 quick = settings(deadline=None, max_examples=40)

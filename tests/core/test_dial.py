@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpdm.core.dial import check_range, dial_position, gamma_at, quality_to_gamma, spread_gammas, steps_to_quality
-from tpdm.types import ConfigError
+from tpdm.core.errors import ConfigError
+from tpdm.policies.gamma import check_range, dial_position, gamma_at, quality_to_gamma, spread_gammas, steps_to_quality
 
 LOW, HIGH = 0.98, 0.9995
 shares = st.floats(0, 1)

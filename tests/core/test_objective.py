@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm.core import objective
-from tpdm.types import ConfigError
+from tpdm.core.errors import ConfigError
+from tpdm.training import objective
 
 quick = settings(deadline=None, max_examples=60)
 

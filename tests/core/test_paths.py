@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpdm.core import paths
-from tpdm.core.vp_path import VPPath, vp_path
-from tpdm.types import ConfigError
+from tpdm.core.errors import ConfigError
+from tpdm.core.paths import VPPath, vp_path
 
 TIMES = st.lists(st.floats(1 / 64, 63 / 64, width=32), min_size=1, max_size=6)
 quick = settings(deadline=None, max_examples=40)

@@ -5,9 +5,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from tpdm.core import paths
-from tpdm.core.solvers import SOLVERS, Solver, euler
-from tpdm.core.vp_path import VPPath, vp_path
-from tpdm.core.vp_solvers import DDIM, VPDpmpp2M
+from tpdm.core.paths import VPPath, vp_path
+from tpdm.core.solvers import DDIM, SOLVERS, Solver, VPDpmpp2M, euler
 
 # diffusers 0.42 hands a tensor to numpy without the copy keyword; nothing that we call or could mend.
 QUIET = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

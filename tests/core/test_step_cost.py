@@ -1,11 +1,11 @@
-"""The two rewards of ``tpdm.core.objective``: what a step costs, and that none ever pays."""
+"""The two rewards of ``tpdm.training.objective``: what a step costs, and that none ever pays."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm.core import objective
+from tpdm.training import objective
 
 quick = settings(deadline=None, max_examples=60)
 

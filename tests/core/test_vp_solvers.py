@@ -3,8 +3,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from tests.core.test_solvers import QUIET, SD, noise, run, toy_network
-from tpdm.core.vp_path import vp_path
-from tpdm.core.vp_solvers import DDIM, VPDpmpp2M
+from tpdm.core.paths import vp_path
+from tpdm.core.solvers import DDIM, VPDpmpp2M
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

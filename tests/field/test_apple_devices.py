@@ -15,16 +15,16 @@ import torch
 from tests.field.test_default_dtypes import call_of, widths
 from tests.support.families import tiny_pipe
 from tests.support.pretended_mps import pretended_mps
-from tpdm.core import beta
-from tpdm.core.objective import additive_reward, discounted_reward, rloo_advantages
 from tpdm.pipelines.attach import AdaptiveOutput, attach
-from tpdm.pipelines.load import call_defaults, load_pipeline
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.pipelines.probe import default_times
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.rewards.images import Preprocess
-from tpdm.rollout import make_replay
-from tpdm.schedules import FixedTimes
+from tpdm.policies import beta
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.rewards.preprocessing import Preprocess
+from tpdm.training.objective import additive_reward, discounted_reward, rloo_advantages
+from tpdm.training.rollout import make_replay
 
 # One of each kind of denoiser and path, without Lumina2: its rotary positions are in float64, unless PyTorch says that
 # the machine has such a device.

@@ -21,11 +21,11 @@ from packaging.version import Version
 from tests.field.test_default_dtypes import assert_same, learned, shipped_reward
 from tests.support.families import FAMILIES, VP_FAMILIES, tiny_pipe
 from tpdm.core.solvers import Euler
+from tpdm.core.stepper import Stepper
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import flow_times, vp_times
-from tpdm.schedules import FixedTimes
-from tpdm.stepper import Stepper
-from tpdm.train.team import join_team
+from tpdm.pipelines.time_mapping import flow_times, vp_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.training.distributed.context import join_team
 
 # Of PyTorch, in models whose norms stay fp32; the stock pipeline has it as well.
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -17,12 +17,12 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tests.support.tiny_families import DIFFUSION
 from tests.test_artefact import config_of
+from tpdm.core.errors import ArtefactError, BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import find_denoiser, token_width
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.types import ArtefactError, BackboneError
+from tpdm.pipelines.registry import find_denoiser, token_width
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 TIMES = FixedTimes([1.0, 0.6, 0.0])
 

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tests.support.release import make_checkpoint
-from tpdm.artefact import from_pretrained
 from tpdm.cli import app
-from tpdm.convert import convert
-from tpdm.types import ArtefactError, ConfigError
+from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.policies.conversion import convert
+from tpdm.policies.pretrained import from_pretrained
 
 REPO, SHA = "MAPLE-WestLake-AIGC/TPDM", "a" * 40
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm import types
+from tpdm.core import types
+from tpdm.core.errors import NumbersError, TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.serve.requests import QueueFull
-from tpdm.types import NumbersError, TpdmError
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.serving.engine.interface import QueueFull
 
 
 def pickled(value: Any) -> Any:

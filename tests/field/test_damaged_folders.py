@@ -21,12 +21,11 @@ from packaging.version import Version
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from tests.support.tiny_texts import make_speaking_pipe
-from tpdm.files import load_tensors, save_tensors
-from tpdm.pipelines import components
-from tpdm.pipelines.facts import call_facts
-from tpdm.pipelines.load import TEXT_ENCODERS, load_pipeline, pipeline_class
-from tpdm.pipelines.sizes import pipeline_sizes
-from tpdm.types import BackboneError
+from tpdm.core.errors import BackboneError
+from tpdm.core.io import load_tensors, save_tensors
+from tpdm.pipelines.loading import components
+from tpdm.pipelines.loading.load import TEXT_ENCODERS, load_pipeline, pipeline_class
+from tpdm.pipelines.metadata import call_facts, pipeline_sizes
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
 TEXT, UNET, VAE = (

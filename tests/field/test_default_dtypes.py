@@ -25,20 +25,20 @@ from tests.support.gaussian_problem import SHAPE as GAUSSIAN
 from tests.support.gaussian_problem import GaussianSampler, prompts
 from tests.support.policies import LookingPolicy
 from tests.support.tiny_runs import tiny_pipeline, tiny_recipe
-from tpdm.artefact import load_policy
+from tpdm.config.recipe import OptimizerConfig, RlConfig
+from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.recipe import OptimizerConfig, RlConfig
-from tpdm.rewards.load import load_reward
-from tpdm.rollout import make_replay
-from tpdm.schedules import FixedTimes
-from tpdm.serve.engine import PipelineEngine
-from tpdm.serve.requests import ImageDone, ImageRequest, StepEvent
-from tpdm.train.log import read_metrics
-from tpdm.train.run import train
-from tpdm.train.update import make_optimizer, update_policy
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.pretrained import load_policy
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.rewards.loading import load_reward
+from tpdm.serving.engine.engine import PipelineEngine
+from tpdm.serving.engine.interface import ImageDone, ImageRequest, StepEvent
+from tpdm.training.policy_update import make_optimizer, update_policy
+from tpdm.training.rollout import make_replay
+from tpdm.training.train import train
 
 # The stock pipeline fails there as well.
 BY_TRANSFORMERS_4 = pytest.mark.skipif(
@@ -182,7 +182,7 @@ def test_the_shipped_model(run: Callable[[torch.Tensor], list[Any]], dtypes: tup
 
 @BY_TRANSFORMERS_4
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tpdm.train.calibrate.CALIBRATION_PROMPTS", 2)
+    monkeypatch.setattr("tpdm.training.initialization.CALIBRATION_PROMPTS", 2)
     pipe = tiny_pipeline(tmp_path)
     small: dict[str, dict[str, Any]] = {
         "sampling": {"max_steps": 3},

@@ -10,14 +10,14 @@ import torch
 
 from tests.field.test_default_dtypes import call_of, widths
 from tests.support.families import tiny_pipe
-from tpdm.devices import resolve_device
+from tpdm.core.device import resolve_device
+from tpdm.core.errors import ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import load_pipeline
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.rewards.load import load_reward
-from tpdm.schedules import FixedTimes
-from tpdm.types import ConfigError
+from tpdm.pipelines.loading.load import load_pipeline
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.rewards.loading import load_reward
 
 
 def cast(call: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -14,24 +14,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import tpdm.pipelines.load
+import tpdm.pipelines.loading.load
 from tests.support.gaussian_problem import make_small_problem
 from tests.support.tiny_sd3 import make_tiny_sd3
 from tests.test_artefact import config_of
-from tpdm.artefact import save_pretrained
 from tpdm.cli import app
-from tpdm.cli.pictures import sample
-from tpdm.config import _KEYS, _SECTIONS, make_recipe
-from tpdm.pipelines.load import pipeline_arguments
+from tpdm.cli.sample import sample
+from tpdm.config.loader import _KEYS, _SECTIONS, make_recipe
+from tpdm.config.unused_keys import _IDLE, idle_keys, tell_idle
+from tpdm.core.errors import TpdmError
+from tpdm.data.prompts import load_source
+from tpdm.pipelines.loading.load import pipeline_arguments
 from tpdm.pipelines.probe import FeatureWidths, probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.prompts import load_source
-from tpdm.recipe_idle import _IDLE, idle_keys, tell_idle
-from tpdm.train.fresh import make_policy, start_times
-from tpdm.train.identity import FREE
-from tpdm.train.loop import train_loop
-from tpdm.types import TpdmError
+from tpdm.policies.pretrained import save_pretrained
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.training.initialization import make_policy, start_times
+from tpdm.training.loop import train_loop
+from tpdm.training.run_identity import FREE
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def drawn(monkeypatch, sd3, tmp_path, places):
         loaded.append((names, options))
         return sd3
 
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", load)
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", load)
     monkeypatch.chdir(tmp_path)
 
     def draw(*words, out="runs/sample"):
@@ -351,30 +351,30 @@ def test_every_sentence_is_tried():
 
 # Tested where a whole run or an evaluation is at hand; the file names the key.
 ELSEWHERE = {
-    "backbone.name_or_path": "tests/train/test_plan.py",
+    "backbone.name_or_path": "tests/training/test_plan.py",
     "backbone.dtype": "tests/pipelines/test_load.py",
     "backbone.true_cfg_scale": "tests/field",
     "backbone.variant": "tests/field",
-    "tpm.init_from": "tests/train/test_fresh.py",
-    "tpm.fast_steps": "tests/evals/test_evaluate.py",
+    "tpm.init_from": "tests/training/test_fresh.py",
+    "tpm.fast_steps": "tests/evaluation/test_evaluate.py",
     "sampling.solver": "tests/pipelines/test_attach.py",
     "sampling.max_steps": "tests/pipelines/test_attach.py",
     "sampling.stop_below": "tests/pipelines/test_attach.py",
     "reward.name": "tests/rewards/test_load.py",
-    "reward.parts": "tests/train/test_composite.py",
-    "prompts.held_out_fraction": "tests/evals/test_evaluate.py",
-    "validation.prompts": "tests/evals/test_evaluate.py",
-    "evaluation.prompts": "tests/evals/test_evaluate.py",
-    "evaluation.tuning_prompts": "tests/evals/test_evaluate.py",
-    "evaluation.grid": "tests/evals/test_evaluate.py",
-    "evaluation.grid_prompts": "tests/evals/test_evaluate.py",
-    "evaluation.tuned": "tests/evals/test_evaluate.py",
-    "evaluation.controls": "tests/evals/test_evaluate.py",
-    "evaluation.judges": "tests/evals/test_evaluate.py",
-    "evaluation.dial_points": "tests/evals/test_evaluate.py",
-    "evaluation.samples_per_prompt": "tests/evals",
-    "evaluation.features": "tests/evals/test_evaluate.py",
-    "evaluation.reference": "tests/evals/test_evaluate.py",
+    "reward.parts": "tests/training/test_composite.py",
+    "prompts.held_out_fraction": "tests/evaluation/test_evaluate.py",
+    "validation.prompts": "tests/evaluation/test_evaluate.py",
+    "evaluation.prompts": "tests/evaluation/test_evaluate.py",
+    "evaluation.tuning_prompts": "tests/evaluation/test_evaluate.py",
+    "evaluation.grid": "tests/evaluation/test_evaluate.py",
+    "evaluation.grid_prompts": "tests/evaluation/test_evaluate.py",
+    "evaluation.tuned": "tests/evaluation/test_evaluate.py",
+    "evaluation.controls": "tests/evaluation/test_evaluate.py",
+    "evaluation.judges": "tests/evaluation/test_evaluate.py",
+    "evaluation.dial_points": "tests/evaluation/test_evaluate.py",
+    "evaluation.samples_per_prompt": "tests/evaluation",
+    "evaluation.features": "tests/evaluation/test_evaluate.py",
+    "evaluation.reference": "tests/evaluation/test_evaluate.py",
 }
 
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from tests.test_artefact import FOLDED, POOLED, config_of
-from tpdm.artefact import from_pretrained, save_pretrained
-from tpdm.artefact_config import FORMAT_VERSION
-from tpdm.files import load_tensors, save_tensors
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.publish.inspection import inspect_tpm
-from tpdm.types import ArtefactError
+from tpdm.core.errors import ArtefactError
+from tpdm.core.io import load_tensors, save_tensors
+from tpdm.policies.hub.inspect import inspect_tpm
+from tpdm.policies.pretrained import from_pretrained, save_pretrained
+from tpdm.policies.pretrained_config import FORMAT_VERSION
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 
 def first_format(folder: Path, shape: TpmShape) -> dict[str, torch.Tensor]:

@@ -21,23 +21,23 @@ from tests.support.tiny_runs import SECTIONS
 from tests.support.tiny_texts import make_speaking_pipe
 from tests.test_artefact import config_of
 from tpdm.cli import app
-from tpdm.config import make_recipe
+from tpdm.config.loader import make_recipe
+from tpdm.core.errors import BackboneError, ConfigError
+from tpdm.data.prompts import Prompt
 from tpdm.pipelines.attach import attach, feature_guidance
-from tpdm.pipelines.backbones import TAPS
 from tpdm.pipelines.guidance import Guidance
-from tpdm.pipelines.load import guidance_of, load_pipeline, pinned_arguments
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.prompts import Prompt
-from tpdm.schedules import FixedTimes
-from tpdm.serve.engine import make_engine
-from tpdm.serve.requests import ImageRequest
-from tpdm.serve.settings import ModelCard, Settings
-from tpdm.serve.wire import parse
-from tpdm.train.build import build_parts, check_negatives
-from tpdm.train.identity import run_identity
-from tpdm.train.plan import make_plan
-from tpdm.types import BackboneError, ConfigError
+from tpdm.pipelines.loading.load import guidance_of, load_pipeline, pinned_arguments
+from tpdm.pipelines.registry import TAPS
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.serving.engine.engine import make_engine
+from tpdm.serving.engine.interface import ImageRequest
+from tpdm.serving.http.protocol import parse
+from tpdm.serving.http.settings import ModelCard, Settings
+from tpdm.training.build import build_parts, check_negatives
+from tpdm.training.planning.plan import make_plan
+from tpdm.training.run_identity import run_identity
 
 FIXED = FixedTimes([1.0, 0.5, 0.0])
 SIZE = {"height": 32, "width": 32}
@@ -250,7 +250,7 @@ def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
     asked = parse(b'{"prompt": "a", "true_cfg_scale": 2.5, "guidance_scale": 3}', Settings(), card)
     assert (asked.images[0].true_cfg_scale, asked.images[0].guidance_scale) == (2.5, 3.0)
     calls = []
-    monkeypatch.setattr("tpdm.sample.sample_to_folder", lambda **options: calls.append(options))
+    monkeypatch.setattr("tpdm.sampling.generate.sample_to_folder", lambda **options: calls.append(options))
     assert CliRunner().invoke(app, ["sample", "--prompt", "a", "--true-cfg-scale", "2.5"]).exit_code == 0
     assert calls[0]["true_cfg_scale"] == 2.5
 
@@ -265,7 +265,7 @@ def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
 )
 def test_a_server_has_a_scale_for_requests_that_give_none(monkeypatch, options, asked, scale):
     pipe = tiny_pipe("SD3")
-    monkeypatch.setattr("tpdm.pipelines.load.load_pipeline", lambda *names: pipe)
+    monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *names: pipe)
     policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2))
     policy.artefact = config_of(policy.shape, call_defaults={"guidance_scale": 7.0})
     engine = make_engine("a/b", policy, slots=1, **options)
@@ -278,7 +278,7 @@ def test_a_server_has_a_scale_for_requests_that_give_none(monkeypatch, options, 
 
 def test_a_server_refuses_a_scale_without_effect_at_its_start(monkeypatch):
     for name, options in (("FLUX.1 schnell", {"guidance_scale": 3.0}), ("SD3", {"true_cfg_scale": 3.0})):
-        monkeypatch.setattr("tpdm.pipelines.load.load_pipeline", lambda *names, name=name: tiny_pipe(name))
+        monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *names, name=name: tiny_pipe(name))
         with pytest.raises(BackboneError, match=f"got (argument ')?{next(iter(options))}"):
             make_engine("a/b", None, **options)
 

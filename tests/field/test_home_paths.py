@@ -12,32 +12,32 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-import tpdm.demo
-import tpdm.pipelines.load
-import tpdm.tinyworld.build
+import tpdm.cli.demo
+import tpdm.pipelines.loading.load
+import tpdm.tinyworld.build.stages
 from tests.support.release import make_checkpoint
-from tpdm.artefact import load_policy, read_config, save_pretrained
 from tpdm.cli import app
-from tpdm.config import dump_recipe, load_recipe, make_recipe
-from tpdm.convert import convert
-from tpdm.evals.features import load_extractor
-from tpdm.evals.report import write_report
-from tpdm.evals.results import load_results
-from tpdm.files import expand
-from tpdm.pipelines.load import call_defaults, load_pipeline, pipeline_class
-from tpdm.pipelines.sizes import pipeline_sizes
-from tpdm.prompts import load_prompts, load_source
-from tpdm.publish.inspection import inspect_tpm
-from tpdm.publish.push import publish_to_folder
-from tpdm.recipe import Recipe
+from tpdm.config.loader import dump_recipe, load_recipe, make_recipe
+from tpdm.config.recipe import Recipe
+from tpdm.core.errors import ConfigError, TpdmError
+from tpdm.core.io import expand
+from tpdm.data.prompts import load_prompts, load_source
+from tpdm.evaluation.distribution import load_extractor
+from tpdm.evaluation.report.build import write_report
+from tpdm.evaluation.report.results import load_results
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline, pipeline_class
+from tpdm.pipelines.metadata import pipeline_sizes
+from tpdm.policies.conversion import convert
+from tpdm.policies.hub.inspect import inspect_tpm
+from tpdm.policies.hub.push import publish_to_folder
+from tpdm.policies.pretrained import load_policy, read_config, save_pretrained
 from tpdm.rewards.checkpoints import find_file
-from tpdm.rewards.load import load_reward
-from tpdm.sample import sample_to_folder
-from tpdm.serve.card import describe_model
-from tpdm.tinyworld.shipped import weights_folder
-from tpdm.train.run import train
-from tpdm.train.watch import watch
-from tpdm.types import ConfigError, TpdmError
+from tpdm.rewards.loading import load_reward
+from tpdm.sampling.generate import sample_to_folder
+from tpdm.serving.http.settings import describe_model
+from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.training.monitoring.dashboard import watch
+from tpdm.training.train import train
 
 GONE = "~/gone/x"
 
@@ -238,9 +238,9 @@ def test_the_demo_and_a_build_lie_in_the_home_folder(home, monkeypatch):
     def enough(*args, **options):
         raise Enough(str(args[0].output) if isinstance(args[0], Recipe) else str(args[0]))
 
-    monkeypatch.setattr(tpdm.demo, "train", enough)
+    monkeypatch.setattr(tpdm.cli.demo, "train", enough)
     with pytest.raises(Enough, match=f"^{home}/demo/train$"):
-        tpdm.demo.run_demo(Path("~/demo"))
-    monkeypatch.setattr(tpdm.tinyworld.build, "_same_plan", enough)
+        tpdm.cli.demo.run_demo(Path("~/demo"))
+    monkeypatch.setattr(tpdm.tinyworld.build.stages, "_same_plan", enough)
     with pytest.raises(Enough, match=f"^{home}/build/work/"):
-        tpdm.tinyworld.build.build(out=Path("~/build"))
+        tpdm.tinyworld.build.stages.build(out=Path("~/build"))

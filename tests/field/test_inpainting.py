@@ -18,9 +18,9 @@ from diffusers import (
 
 from tests.support.families import tiny_pipe
 from tests.support.relatives import call_of, control_net, relative, stock
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.policies.fixed import FixedTimes
 
 CASES = {
     "SD1.5": StableDiffusionInpaintPipeline,

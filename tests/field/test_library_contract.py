@@ -20,9 +20,9 @@ import pytest
 from torch import nn
 
 from tests.support.families import FAMILIES, FLOW_FAMILIES, tiny_pipe
-from tpdm.pipelines.backbones import TAPS, find_denoiser, find_entry
+from tpdm.pipelines.registry import TAPS, find_denoiser, find_entry
 from tpdm.pipelines.scheduler import AdaptiveScheduler
-from tpdm.pipelines.texts import ENCODED
+from tpdm.sampling.prompt_embeddings import ENCODED
 
 PIPELINES = {type(tiny_pipe(name)): name for name in FAMILIES}  # class -> a family of it
 DENOISERS = {type(find_denoiser(tiny_pipe(name))): name for name in FAMILIES}

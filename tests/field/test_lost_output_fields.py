@@ -18,9 +18,9 @@ import torch
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_texts import make_speaking_pipe, spoken_arguments
 from tpdm.pipelines.attach import attach
-from tpdm.rollout import PipelineSampler
-from tpdm.sample import sample_to_folder
-from tpdm.schedules import FixedTimes
+from tpdm.policies.fixed import FixedTimes
+from tpdm.sampling.generate import sample_to_folder
+from tpdm.sampling.samplers import PipelineSampler
 
 TIMES = FixedTimes([1.0, 0.5, 0.0])
 
@@ -76,7 +76,7 @@ def test_a_checker_that_comes_after_attach_is_heard(checked: Any) -> None:
 def test_samples_jsonl_and_its_reader_say_it(
     checked: Any, tpm: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tpdm.pipelines.load.load_pipeline", lambda *_, **__: checked)
+    monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *_, **__: checked)
     steps = 2 if tpm is None else None
     told: list[dict[str, Any]] = []
     sample_to_folder("any", tpm, ["abc", "zyx"], 0, tmp_path, steps=steps, defaults=defaults(), tell=told.append)

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer
 
 from tests.support.tiny_sd3 import make_tokenizer
 from tests.support.tiny_texts import make_speaking_pipe
-from tpdm.pipelines import components
-from tpdm.pipelines.components import _check_tokenizer
-from tpdm.pipelines.index import read_index
-from tpdm.pipelines.load import load_pipeline
-from tpdm.types import BackboneError
-from tpdm.vocabulary import vocabulary_fault
+from tpdm.core.errors import BackboneError
+from tpdm.core.vocabulary import vocabulary_fault
+from tpdm.pipelines.loading import components
+from tpdm.pipelines.loading.components import _check_tokenizer
+from tpdm.pipelines.loading.load import load_pipeline
+from tpdm.pipelines.loading.model_index import read_index
 
 FAMILIES = (
     ("SD1.5", None),

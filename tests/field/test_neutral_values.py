@@ -10,9 +10,9 @@ from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
 
 from tests.support.families import tiny_pipe
 from tests.support.relatives import call_of, control_net, relative, stock
+from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError
+from tpdm.policies.fixed import FixedTimes
 
 FIXED = FixedTimes([1.0, 0.5, 0.0])
 

@@ -17,10 +17,10 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import CARD, Client, serving
-from tests.serve.fake import FakeEngine, picture
-from tpdm.serve.requests import ImageRequest
-from tpdm.serve.settings import ANY, Limits, Settings
+from tests.serving.conftest import CARD, Client, serving
+from tests.serving.fake import FakeEngine, picture
+from tpdm.serving.engine.interface import ImageRequest
+from tpdm.serving.http.settings import ANY, Limits, Settings
 
 ALIASES = ("dall-e-2", "dall-e-3", "gpt-image-1")
 WIDE = Limits(side=2048)
@@ -210,7 +210,7 @@ def test_another_model_is_refused_with_the_way_to_allow_it(official, by_url):
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_compression_changes_the_file(aliased, kind, monkeypatch):
-    monkeypatch.setattr("tests.serve.fake.picture", lambda request: Image.radial_gradient("L").convert("RGB"))
+    monkeypatch.setattr("tests.serving.fake.picture", lambda request: Image.radial_gradient("L").convert("RGB"))
     asked = {"prompt": "red circle", "output_format": kind, "seed": 1}
     sizes = [len(post(aliased, **asked, output_compression=value)["data"][0]["b64_json"]) for value in (0, 100)]
     assert sizes[0] < sizes[1]

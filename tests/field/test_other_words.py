@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.cli import app
+from tpdm.core.errors import TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
-from tpdm.types import TpdmError
+from tpdm.policies.fixed import FixedTimes
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import io
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import CARD, Client, serving
-from tests.serve.fake import FakeEngine
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.serve.calls import Calls
-from tpdm.serve.engine import PipelineEngine
-from tpdm.serve.requests import ImageRequest, StepEvent
-from tpdm.serve.settings import Settings
+from tests.serving.conftest import CARD, Client, serving
+from tests.serving.fake import FakeEngine
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.serving.engine.engine import PipelineEngine
+from tpdm.serving.engine.interface import ImageRequest, StepEvent
+from tpdm.serving.http.request_tracker import Calls
+from tpdm.serving.http.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_of_a_client_that_falls_behind_all_wait():
 
 def test_previews_that_cannot_be_made_are_missed_aloud(client, monkeypatch):
     """As of the latents of a video, or of a decoder that is not of the kind that small pictures are made with."""
-    monkeypatch.setattr("tpdm.serve.previews.decode_preview", lambda *latents: None)
+    monkeypatch.setattr("tpdm.serving.engine.previews.decode_preview", lambda *latents: None)
     found = events(client, partial_images=2, fixed_steps=4)
     assert previews(found) == []
     assert found[-1]["warnings"] == ["partial_images: 2 previews could not be made of this pipeline's latents"]

@@ -11,7 +11,13 @@ from typer.testing import CliRunner
 
 from tpdm.cli import app
 
-LATER = ("tpdm.rewards.load", "tpdm.serve.engine", "tpdm.serve.replicas", "tpdm.serve.run", "tpdm.serve.reward")
+LATER = (
+    "tpdm.rewards.loading",
+    "tpdm.serving.engine.engine",
+    "tpdm.serving.engine.ray_replicas",
+    "tpdm.serving.http.server",
+    "tpdm.serving.reward_server",
+)
 
 
 @pytest.fixture
@@ -41,6 +47,6 @@ def test_so_is_a_host_of_another_machine(port, host):
 
 
 def test_taking_the_port_loads_no_torch():
-    code = "import sys, tpdm.cli, tpdm.serve.listener; print('torch' in sys.modules)"
+    code = "import sys, tpdm.cli, tpdm.serving.http.sockets; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "False\n"

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from tests.support.tiny_runs import SECTIONS
 from tpdm.cli import app
-from tpdm.config import make_recipe
-from tpdm.prompts import Prompt, load_prompts, load_source
-from tpdm.train.build import choose_prompts
-from tpdm.types import PromptError
+from tpdm.config.loader import make_recipe
+from tpdm.core.errors import PromptError
+from tpdm.data.prompts import Prompt, load_prompts, load_source
+from tpdm.training.build import choose_prompts
 
 SETS = Path(__file__).parents[3] / "shared" / "prompts"
 HEADERS = [
@@ -176,7 +176,7 @@ def texts_of_calls(monkeypatch, tmp_path):
     def sample_to_folder(**options):
         seen.extend((prompt.text, prompt.negative) for prompt in options["prompts"])
 
-    monkeypatch.setattr("tpdm.sample.sample_to_folder", sample_to_folder)
+    monkeypatch.setattr("tpdm.sampling.generate.sample_to_folder", sample_to_folder)
     return seen
 
 

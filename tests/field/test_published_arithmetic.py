@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.support.release import make_checkpoint, released_ratio
-from tpdm.artefact import from_pretrained
-from tpdm.convert import PREFIXES, convert
-from tpdm.types import ArtefactError, Features
+from tpdm.core.errors import ArtefactError
+from tpdm.core.types import Features
+from tpdm.policies.conversion import PREFIXES, convert
+from tpdm.policies.pretrained import from_pretrained
 
 GOLDEN = Path(
     os.environ.get("TPDM_GOLDEN", Path(__file__).parents[3] / "shared" / "golden" / "published_tpm.safetensors")

@@ -16,10 +16,10 @@ import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.checks import REFUSED_PIPELINES
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.pipelines.compatibility import REFUSED_PIPELINES
+from tpdm.policies.fixed import FixedTimes
 
 PAG = {
     "SD3": "StableDiffusion3PAGPipeline",

@@ -15,11 +15,11 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from tests.serve.conftest import CARD, Client, serving
-from tests.serve.fake import FakeEngine
+from tests.serving.conftest import CARD, Client, serving
+from tests.serving.fake import FakeEngine
 from tests.support.tiny_texts import make_speaking_pipe
-from tpdm.serve.engine import PipelineEngine
-from tpdm.serve.settings import Settings
+from tpdm.serving.engine.engine import PipelineEngine
+from tpdm.serving.http.settings import Settings
 
 ASKED = {"prompt": "a cat", "seed": 3, "fixed_steps": 3}
 FIELD = "nsfw_content_detected"

@@ -18,22 +18,22 @@ import torch
 from PIL import Image
 
 import tpdm.pipelines.guidance
-import tpdm.pipelines.load
+import tpdm.pipelines.loading.load
 from tests.support.drawn import drawing, numbers
 from tests.support.families import FAMILIES, FLOW_FAMILIES, tiny_pipe
 from tests.support.tiny_texts import SPOKEN, make_speaking_pipe, spoken_arguments
-from tpdm.config import make_recipe
+from tpdm.config.loader import make_recipe
+from tpdm.core.errors import TpdmError
+from tpdm.data.prompts import Prompt
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import flow_times, vp_times
-from tpdm.pipelines.load import pipeline_arguments
-from tpdm.prompts import Prompt
-from tpdm.rollout_ways import choose_sampler
-from tpdm.sample import sample_to_folder
-from tpdm.schedules import FixedTimes
-from tpdm.serve.engine import PipelineEngine
-from tpdm.serve.requests import Failed, ImageDone, ImageRequest
-from tpdm.train.build import build_parts, check_negatives
-from tpdm.types import TpdmError
+from tpdm.pipelines.loading.load import pipeline_arguments
+from tpdm.pipelines.time_mapping import flow_times, vp_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.sampling.generate import sample_to_folder
+from tpdm.sampling.samplers import choose_sampler
+from tpdm.serving.engine.engine import PipelineEngine
+from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest
+from tpdm.training.build import build_parts, check_negatives
 
 STEPS, SCALE, OFF = 2, 3.0, {"Z-Image": 0.0}  # the scale at which nothing is guided is 1 elsewhere
 WITHIN = 1e-5  # of the largest value: texts are encoded, and rows computed, beside those of others
@@ -179,8 +179,8 @@ def ways(tmp_path_factory):
     def find(name):
         if name not in made:
             made[name] = Ways(name, tmp_path_factory.mktemp("ways"))
-        patch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: made[name].pipe)
-        patch.setattr(tpdm.pipelines.load, "call_defaults", lambda name_or_path: dict(made[name].base))
+        patch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: made[name].pipe)
+        patch.setattr(tpdm.pipelines.loading.load, "call_defaults", lambda name_or_path: dict(made[name].base))
         return made[name]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -277,8 +277,8 @@ def test_both_scales_of_flux_act_at_once(ways, entry):
 
 def test_videos_are_refused_where_pictures_are_made(monkeypatch, tmp_path):
     pipe = tiny_pipe(VIDEOS)
-    monkeypatch.setattr(tpdm.pipelines.load, "load_pipeline", lambda *names: pipe)
-    monkeypatch.setattr("tpdm.train.build.load_backbone", lambda *names: pipe)
+    monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: pipe)
+    monkeypatch.setattr("tpdm.training.build.load_backbone", lambda *names: pipe)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join("abcdefgh"))
     values = {"prompts": {"source": str(prompts), "held_out_fraction": 0.5}, "backbone": {"device": "cpu"}}

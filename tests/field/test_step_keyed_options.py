@@ -24,9 +24,9 @@ from diffusers.callbacks import (
 from tests.support.families import tiny_pipe
 from tests.support.relatives import call_of, relative, stock
 from tests.support.tiny_families import make_unet
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.policies.fixed import FixedTimes
 
 FIXED = FixedTimes([1.0, 0.5, 0.0])
 CUTOFFS = {"SD1.5": SDCFGCutoffCallback, "SDXL": SDXLCFGCutoffCallback, "SD3": SD3CFGCutoffCallback}

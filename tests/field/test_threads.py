@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.policies.fixed import FixedTimes
 
 TIMES = FixedTimes([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
 

@@ -15,11 +15,11 @@ import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import find_denoiser, forward_signature
-from tpdm.pipelines.continuous import ContinuousPipeline
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.pipelines.registry import find_denoiser, forward_signature
+from tpdm.policies.fixed import FixedTimes
+from tpdm.sampling.batching.pipeline import ContinuousPipeline
 
 FOUR = ("SD1.5", "SD3", "Z-Image", "Qwen-Image")
 

@@ -21,21 +21,21 @@ import torch
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-import tpdm.doctor
+import tpdm.cli.doctor
 import tpdm.pipelines
 import tpdm.rewards
 from tests.support.floors import FLOOR, floors
 from tpdm.cli import app
-from tpdm.pipelines.axis import flow_times
-from tpdm.prompt_columns import Columns
-from tpdm.prompt_sets import read_parquet
-from tpdm.schedules import FixedTimes
-from tpdm.tinyworld.build import build
-from tpdm.tinyworld.shipped import weights_folder
+from tpdm.core.errors import ConfigError, PromptError, TpdmError, TrainingError
+from tpdm.core.versions import check_versions, misfit, required
+from tpdm.data.columns import Columns
+from tpdm.data.readers import read_parquet
+from tpdm.pipelines.time_mapping import flow_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.tinyworld.build.stages import build
+from tpdm.tinyworld.pipeline import weights_folder
 from tpdm.tinyworld.tokenizer import vocabulary
-from tpdm.train.disk import full_disk_told
-from tpdm.types import ConfigError, PromptError, TpdmError, TrainingError
-from tpdm.versions import check_versions, misfit, required
+from tpdm.training.train import full_disk_told
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 IMPORT = re.compile(r"^ *(?:from (\w+)[\w.]* import |import (\w+)[\w.]*(?: as \w+)?$)", re.MULTILINE)
@@ -80,12 +80,12 @@ def test_the_command_line_says_it_too(old, tmp_path, monkeypatch):
 
 def test_the_doctor_names_floors_and_what_is_below_them(old):
     old("numpy", "diffusers")
-    numpy, diffusers = tpdm.doctor._package("numpy"), tpdm.doctor._package("diffusers")
+    numpy, diffusers = tpdm.cli.doctor._package("numpy"), tpdm.cli.doctor._package("diffusers")
     assert numpy.value == f"1.24.0 ({required('numpy')})"
     assert numpy.mend == f"pip install -U 'numpy{required('numpy')}'"
     assert not numpy.stops_demo
     assert diffusers.stops_demo  # its pipelines are refused
-    assert tpdm.doctor._extra("filelock", "eval").mend is None
+    assert tpdm.cli.doctor._extra("filelock", "eval").mend is None
 
 
 def test_a_development_version_counts_as_the_release_it_leads_to(monkeypatch):

@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 
 from tests.support.tiny_sd3 import make_tiny_sd3
 from tpdm.cli import app
-from tpdm.config import make_recipe
-from tpdm.evals.fingerprint import fingerprint
-from tpdm.pipelines.load import NO_TEXT_ENCODERS, load_backbone, load_pipeline
-from tpdm.pipelines.texts import TextStore
-from tpdm.pipelines.weights import variant_of, variants
-from tpdm.recipe_model import BackboneConfig
-from tpdm.train.identity import run_identity
-from tpdm.types import BackboneError
+from tpdm.config.loader import make_recipe
+from tpdm.config.model import BackboneConfig
+from tpdm.core.errors import BackboneError
+from tpdm.evaluation.tasks import fingerprint
+from tpdm.pipelines.loading.load import NO_TEXT_ENCODERS, load_backbone, load_pipeline
+from tpdm.pipelines.loading.weight_files import variant_of, variants
+from tpdm.sampling.prompt_embeddings import TextStore
+from tpdm.training.run_identity import run_identity
 
 NAMED = r"of the variant fp16 alone, expected .* pass variant='fp16' \(--variant fp16, backbone\.variant=fp16\)"
 

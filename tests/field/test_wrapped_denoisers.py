@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.support.families import FAMILIES, tiny_pipe
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import find_entry
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.pipelines.registry import find_entry
+from tpdm.policies.fixed import FixedTimes
 
 
 class Wrapper(nn.Module):

@@ -7,12 +7,12 @@ from torch import nn
 
 from tests.support.policies import LookingPolicy
 from tests.test_artefact import config_of
+from tpdm.core.errors import ArtefactError, BackboneError, ConfigError, TpdmError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.types import ArtefactError, BackboneError, ConfigError, TpdmError
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 CALL = {"max_sequence_length": 4, "output_type": "latent"}
 TIMES = [[1.0, 0.5, 0.0], [1.0, 0.8, 0.4, 0.0]]

@@ -7,7 +7,7 @@ from tests.support.policies import LookingPolicy
 from tests.support.tiny_flux import text
 from tpdm.core.solvers import SOLVERS
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
+from tpdm.policies.fixed import FixedTimes
 
 PROMPTS = ["a", "red cat", "blue", "two dogs", "green", "night"]
 STEPS = [2, 4, 7, 5, 3, 6]

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.backbones import bind_arguments, find_denoiser, find_entry
-from tpdm.pipelines.call_kind import call_kind, token_grid
-from tpdm.pipelines.merge import CallReader
+from tpdm.pipelines.registry import bind_arguments, find_denoiser, find_entry
+from tpdm.sampling.batching.batch_key import call_kind, token_grid
+from tpdm.sampling.batching.collate import CallReader
 
 UNTOLD = {"Wan 2.1"}  # frames count as height
 SCALES = (0.0, 0.5, 1.0, 1.5, 4.0)

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tpdm.pipelines.cohort import Cohort
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.types import BackboneError, Observation
+from tpdm.core.errors import BackboneError
+from tpdm.core.types import Observation
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.sampling.batching.policy import Cohort
 
 
 class CountingPredictor(TimePredictor):

@@ -8,14 +8,14 @@ import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
+from tpdm.core.errors import BackboneError, TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import find_denoiser
-from tpdm.pipelines.continuous import ContinuousPipeline
 from tpdm.pipelines.probe import default_times
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, TpdmError
+from tpdm.pipelines.registry import find_denoiser
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.sampling.batching.pipeline import ContinuousPipeline
 
 # Of each kind of call: guided in one and in two calls, lists, masks, UNets, position ids.
 SOME = ["SD3", "FLUX.1 dev, true CFG", "SD1.5"]

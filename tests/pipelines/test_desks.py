@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from tpdm.core.errors import TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.continuous import ContinuousPipeline
-from tpdm.pipelines.decode_desk import DecodeDesk, can_share_decoder
-from tpdm.pipelines.desk import Desk
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.pipelines.text_desk import TextDesk
-from tpdm.schedules import FixedTimes
-from tpdm.types import TpdmError
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.policies.fixed import FixedTimes
+from tpdm.sampling.batching.micro_batcher import Desk
+from tpdm.sampling.batching.pipeline import ContinuousPipeline
+from tpdm.sampling.batching.text_encoder import TextDesk
+from tpdm.sampling.batching.vae_decoder import DecodeDesk, can_share_decoder
 
 PROMPTS = ["red circle", "blue ring and red circle", "green square top", "red circle"]
 ROUNDING = 1e-5

@@ -9,17 +9,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.support.families import FAMILIES, FLOW_FAMILIES, VP_FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
-from tpdm.core.vp_solvers import VP_SOLVERS
+from tpdm.config.recipe import OptimizerConfig, RlConfig
+from tpdm.core.solvers import VP_SOLVERS
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
-from tpdm.pipelines.backbones import TAPS, find_denoiser, find_entry
 from tpdm.pipelines.probe import default_times, probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.recipe import OptimizerConfig, RlConfig
-from tpdm.rollout import make_replay
-from tpdm.schedules import FixedTimes
-from tpdm.train.update import make_optimizer, update_policy
+from tpdm.pipelines.registry import TAPS, find_denoiser, find_entry
+from tpdm.pipelines.time_mapping import vp_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.training.policy_update import make_optimizer, update_policy
+from tpdm.training.rollout import make_replay
 
 TIMES = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]
 LISTS = [[1.0, 0.4, 0.0], [1.0, 0.9, 0.6, 0.2, 0.0], [1.0, 0.5, 0.3, 0.0]]

@@ -18,12 +18,12 @@ from diffusers import (
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tests.test_artefact import config_of
+from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import vp_times
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError
+from tpdm.pipelines.time_mapping import vp_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 CLASSES = {
     "SD3": StableDiffusion3Img2ImgPipeline,

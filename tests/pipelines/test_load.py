@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from tests.support.tiny_families import make_sd15
+from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import load_pipeline, pinned_arguments
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError, ConfigError
+from tpdm.pipelines.loading.load import load_pipeline, pinned_arguments
+from tpdm.policies.fixed import FixedTimes
 
 
 def test_a_saved_pipeline_comes_back(sd3, tmp_path):

@@ -13,16 +13,16 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.config import make_recipe
+from tpdm.config.loader import make_recipe
+from tpdm.config.recipe import BackboneConfig
+from tpdm.core.errors import ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import load_backbone, load_pipeline, offload
+from tpdm.pipelines.loading.load import load_backbone, load_pipeline, offload
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.recipe import BackboneConfig
-from tpdm.rollout import PipelineSampler
-from tpdm.schedules import FixedTimes
-from tpdm.types import ConfigError
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.sampling.samplers import PipelineSampler
 
 NAMES = ["SD3", "FLUX.1 dev", "SD1.5"]
 LISTS = [[1.0, 0.6, 0.2, 0.0], [1.0, 0.5, 0.0]]

@@ -14,12 +14,12 @@ from diffusers.hooks import FirstBlockCacheConfig
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import flow_times, vp_times
-from tpdm.pipelines.backbones import find_denoiser, find_entry
-from tpdm.pipelines.compiled import compile_denoiser
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.pipelines.feature_hooks import compile_denoiser
+from tpdm.pipelines.registry import find_denoiser, find_entry
+from tpdm.pipelines.time_mapping import flow_times, vp_times
+from tpdm.policies.fixed import FixedTimes
 
 NAMES = ["SD3", "FLUX.1 dev"]
 SIZES = [{"height": 16, "width": 48}, {"height": 40, "width": 8}]

@@ -5,7 +5,7 @@ import torch
 
 from tests.support.tiny_flux import text
 from tpdm.pipelines.attach import attach
-from tpdm.schedules import FixedTimes
+from tpdm.policies.fixed import FixedTimes
 
 SD3_CALL = {"prompt": ["a red cat", "blue"], "max_sequence_length": 4}
 SD3_CASES = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.preview import decode_preview
+from tpdm.pipelines.vae import decode_preview
 
 
 @pytest.mark.parametrize(

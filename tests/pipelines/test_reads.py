@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.over_long import OverLong
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.pipelines.reads import over_long
-from tpdm.rewards.load import load_reward
-from tpdm.train.build import tell_over_long
+from tpdm.data.truncation import OverLong
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.pipelines.truncation import over_long
+from tpdm.rewards.loading import load_reward
+from tpdm.training.build import tell_over_long
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMSchedu
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_families import DIFFUSION
 from tests.test_artefact import config_of
+from tpdm.core.errors import ArtefactError, BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import path_of_scheduler, vp_times
-from tpdm.pipelines.backbones import backbone_facts, find_denoiser
 from tpdm.pipelines.probe import probe_features
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.schedules import FixedTimes
-from tpdm.types import ArtefactError, BackboneError, ConfigError
+from tpdm.pipelines.registry import backbone_facts, find_denoiser
+from tpdm.pipelines.time_mapping import path_of_scheduler, vp_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 
 FIXED = FixedTimes([1.0, 0.0])
 

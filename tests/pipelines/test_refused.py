@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.refused import is_refusal
+from tpdm.pipelines.arguments import is_refusal
 
 ODD = {"height": 17, "width": 17}
 

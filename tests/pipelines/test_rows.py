@@ -1,9 +1,9 @@
 import torch
 from torch import nn
 
-from tpdm.pipelines import rows as rows_module
-from tpdm.pipelines.backbones import TAPS
-from tpdm.pipelines.rows import ActiveRows
+from tpdm.pipelines import active_rows as rows_module
+from tpdm.pipelines.active_rows import ActiveRows
+from tpdm.pipelines.registry import TAPS
 
 
 class Denoiser(nn.Module):

@@ -5,14 +5,13 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from tests.support.tiny_families import DIFFUSION
+from tpdm.core.errors import BackboneError
 from tpdm.core.solvers import SOLVERS
-from tpdm.pipelines.axis import choose_axis
-from tpdm.pipelines.backbones import TAPS
-from tpdm.pipelines.image_times import ImageTimes
+from tpdm.core.stepper import Stepper
+from tpdm.pipelines.registry import TAPS
 from tpdm.pipelines.scheduler import AdaptiveScheduler
-from tpdm.schedules import FixedTimes
-from tpdm.stepper import Stepper
-from tpdm.types import BackboneError
+from tpdm.pipelines.time_mapping import ImageTimes, choose_axis
+from tpdm.policies.fixed import FixedTimes
 
 
 def make_scheduler(lists=((1.0, 0.5, 0.0), (1.0, 0.8, 0.4, 0.0)), max_steps=5):

@@ -12,8 +12,8 @@ from pathlib import Path
 import diffusers
 
 from tpdm.pipelines.arguments import REFUSED
-from tpdm.pipelines.backbones import TAPS
-from tpdm.pipelines.checks import REFUSED_PIPELINES
+from tpdm.pipelines.compatibility import REFUSED_PIPELINES
+from tpdm.pipelines.registry import TAPS
 from tpdm.pipelines.step_keyed import STEP_KEYED
 
 # What decides the same at every step, whatever their number.

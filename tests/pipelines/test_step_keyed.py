@@ -12,10 +12,10 @@ from diffusers import (
 )
 
 from tests.support.relatives import call_of, relative
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.step_keyed import told_steps, without_step_keys
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.policies.fixed import FixedTimes
 
 
 def told(cls, **arguments):

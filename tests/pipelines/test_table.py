@@ -6,7 +6,7 @@ import pytest
 
 from tests.pipelines import test_families
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.backbones import TAPS, find_denoiser, find_entry
+from tpdm.pipelines.registry import TAPS, find_denoiser, find_entry
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
 IN_ONE_BATCH = test_families.test_three_schedules_in_one_batch_equal_the_three_alone

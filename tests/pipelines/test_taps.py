@@ -6,11 +6,11 @@ from torch import nn
 
 from tests.support.policies import LookingPolicy
 from tests.support.tiny_flux import text
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.backbones import TAPS, find_entry
-from tpdm.pipelines.standin import SeenByTaps
-from tpdm.pipelines.taps import FeatureTaps
-from tpdm.types import BackboneError
+from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.registry import TAPS, find_entry
+from tpdm.sampling.batching.proxy import SeenByTaps
 
 CALL = {"max_sequence_length": 4, "output_type": "latent"}
 

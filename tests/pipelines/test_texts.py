@@ -5,13 +5,13 @@ import torch
 
 from tests.support.families import FAMILIES, FLOW_FAMILIES
 from tests.support.tiny_texts import make_speaking_pipe, spoken_arguments
+from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import flow_times, vp_times
 from tpdm.pipelines.guidance import Guidance
-from tpdm.pipelines.load import load_pipeline
-from tpdm.pipelines.texts import ENCODED, TextStore
-from tpdm.schedules import FixedTimes
-from tpdm.types import BackboneError
+from tpdm.pipelines.loading.load import load_pipeline
+from tpdm.pipelines.time_mapping import flow_times, vp_times
+from tpdm.policies.fixed import FixedTimes
+from tpdm.sampling.prompt_embeddings import ENCODED, TextStore
 
 NAMES = [name for name in FAMILIES if not name.endswith("v-prediction")]
 PROMPTS = ["a red cat", "blue"]

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from tpdm.pipelines.turns import Turns
+from tpdm.sampling.batching.micro_batcher import Turns
 
 
 def test_turns_go_in_the_order_of_arrival_one_at_a_time():

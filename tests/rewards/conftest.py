@@ -22,10 +22,10 @@ from tests.support.published import (
 from tpdm.rewards.aesthetic import FILE as AESTHETIC_FILE
 from tpdm.rewards.checkpoints import fill
 from tpdm.rewards.clip import ImageProcessor
-from tpdm.rewards.hps import FILE as HPS_FILE
+from tpdm.rewards.hpsv2 import FILE as HPS_FILE
 from tpdm.rewards.imagereward import FILE as IMAGEREWARD_FILE
 from tpdm.rewards.imagereward import BlipShape
-from tpdm.rewards.keymaps import from_open_clip
+from tpdm.rewards.key_mapping import from_open_clip
 from tpdm.tinyworld.tokenizer import make_tokenizer
 
 PROMPTS = ["large red circle", "blue ring top left and green square", "object", "red &amp;amp; “blue” ring"]

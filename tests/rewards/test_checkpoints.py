@@ -10,12 +10,12 @@ from torch import nn
 
 from tests.rewards.conftest import PROMPTS, blip_shape, clip_config
 from tests.support.published import TINY_BLIP, TINY_CLIP
-from tpdm.files import load_tensors, save_tensors
+from tpdm.core.errors import RewardError
+from tpdm.core.io import load_tensors, save_tensors
 from tpdm.rewards.checkpoints import fill, find_file, read_checkpoint, tokenizer_place
-from tpdm.rewards.hps import FILE, load_hpsv2
+from tpdm.rewards.hpsv2 import FILE, load_hpsv2
 from tpdm.rewards.imagereward import load_imagereward
-from tpdm.rewards.load import load_reward
-from tpdm.types import RewardError
+from tpdm.rewards.loading import load_reward
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(2.0)}
 

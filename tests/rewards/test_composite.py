@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tpdm.core.errors import RewardError
 from tpdm.rewards.composite import CompositeReward, RewardPart, Standard, judge, run_reward, save_standards
-from tpdm.types import RewardError
 
 
 @dataclass(frozen=True)

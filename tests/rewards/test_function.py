@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
+from tpdm.core.errors import RewardError
 from tpdm.rewards.base import checked_scores
-from tpdm.rewards.function import FunctionReward
-from tpdm.rewards.load import load_reward
-from tpdm.types import RewardError
+from tpdm.rewards.custom import FunctionReward
+from tpdm.rewards.loading import load_reward
 
 MODULE = """
 VALUE = 3

@@ -5,11 +5,11 @@ import torch
 from transformers import BlipTextModel, BlipVisionModel, CLIPModel
 
 from tests.support.published import BLIP_LARGE, TINY_CLIP, VIT_H_14, OpenClip, PublishedImageReward
-from tpdm.rewards.heads import make_head
-from tpdm.rewards.hps import vit_h_14
+from tpdm.core.errors import RewardError
+from tpdm.rewards.aesthetic import make_head
+from tpdm.rewards.hpsv2 import vit_h_14
 from tpdm.rewards.imagereward import blip_large
-from tpdm.rewards.keymaps import below, from_blip_vit, from_med_bert, from_open_clip
-from tpdm.types import RewardError
+from tpdm.rewards.key_mapping import below, from_blip_vit, from_med_bert, from_open_clip
 
 
 def shapes(tensors):

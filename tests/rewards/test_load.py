@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.rewards.conftest import PROMPTS
-from tpdm.config import dump_recipe, load_recipe, make_recipe
-from tpdm.recipe import RewardConfig, RewardPartConfig
+from tpdm.config.loader import dump_recipe, load_recipe, make_recipe
+from tpdm.config.recipe import RewardConfig, RewardPartConfig
+from tpdm.core.errors import ConfigError, RewardError
 from tpdm.rewards.composite import CompositeReward
-from tpdm.rewards.load import load_judges, load_reward, read_token, recipe_reward, reward_device
-from tpdm.types import ConfigError, RewardError
+from tpdm.rewards.loading import load_judges, load_reward, read_token, recipe_reward, reward_device
 
 PARTS = [{"name": "tinyworld", "weight": 2}, {"name": "python:math:hypot"}]
 
@@ -113,7 +113,7 @@ def test_judges_are_loaded_as_the_reward_is(monkeypatch):
     remote = judges["remote:http://127.0.0.1:1"]
     assert (remote.timeout, remote.batch) == (600.0, 3)
     assert "secret" in str(remote._headers)
-    monkeypatch.setattr("tpdm.rewards.load.resolve_device", lambda name: name)  # on a machine that has it
+    monkeypatch.setattr("tpdm.rewards.loading.resolve_device", lambda name: name)  # on a machine that has it
     assert reward_device(config, "cuda:0") == "cuda:1"
     assert reward_device(RewardConfig(), "cuda:0") == "cuda:0"
     monkeypatch.delenv("JUDGE_TOKEN")

@@ -10,10 +10,10 @@ from tests.rewards.conftest import PROMPTS, blip_shape, clip_config
 from tests.support.published import TINY_BLIP, TINY_CLIP
 from tpdm.rewards.aesthetic import load_aesthetic
 from tpdm.rewards.clip import ImageProcessor
-from tpdm.rewards.hps import clean_prompt, load_hpsv2
+from tpdm.rewards.hpsv2 import clean_prompt, load_hpsv2
 from tpdm.rewards.imagereward import load_imagereward
-from tpdm.rewards.images import CLIP_MEAN, CLIP_STD, Preprocess, resize_and_pad
-from tpdm.rewards.load import load_reward
+from tpdm.rewards.loading import load_reward
+from tpdm.rewards.preprocessing import CLIP_MEAN, CLIP_STD, Preprocess, resize_and_pad
 from tpdm.tinyworld.tokenizer import make_tokenizer
 
 WITHIN = 1e-5

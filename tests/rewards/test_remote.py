@@ -15,13 +15,13 @@ import pytest
 import torch
 import uvicorn
 
-from tpdm.recipe import RewardConfig
+from tpdm.config.recipe import RewardConfig
+from tpdm.core.errors import RewardError
 from tpdm.rewards.base import checked_scores
-from tpdm.rewards.load import recipe_reward
+from tpdm.rewards.loading import recipe_reward
 from tpdm.rewards.remote import RemoteReward
-from tpdm.rewards.wire import encode_images
-from tpdm.serve.reward import make_app
-from tpdm.types import RewardError
+from tpdm.rewards.remote_protocol import encode_images
+from tpdm.serving.reward_server import make_app
 
 IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(2)) / 255
 PROMPTS = ["one", "two words", "drei", "四", "5"]

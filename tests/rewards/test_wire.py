@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tpdm.rewards import wire
-from tpdm.rewards.wire import decode_images, encode_images
+from tpdm.rewards import remote_protocol as wire
+from tpdm.rewards.remote_protocol import decode_images, encode_images
 
 
 def packed(image, kind="PNG"):

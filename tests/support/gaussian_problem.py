@@ -18,21 +18,21 @@ import torch
 from torch import Tensor
 
 from tests.support.mixture import Mixture, integrate
-from tpdm.artefact import save_pretrained
-from tpdm.artefact_config import ArtefactConfig
-from tpdm.config import make_recipe
+from tpdm.config.loader import make_recipe
+from tpdm.config.recipe import Recipe
 from tpdm.core.solvers import AB2, Euler
-from tpdm.dial import set_dial
-from tpdm.policy import TimePredictor
-from tpdm.policy_shape import TpmShape
-from tpdm.prompts import Prompt
-from tpdm.recipe import Recipe
+from tpdm.core.stepper import Stepper
+from tpdm.core.types import Features, Policy
+from tpdm.data.prompts import Prompt
+from tpdm.policies.conditioned import set_dial
+from tpdm.policies.pretrained import save_pretrained
+from tpdm.policies.pretrained_config import ArtefactConfig
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
 from tpdm.rewards.base import Reward
-from tpdm.rollout import Generated
-from tpdm.stepper import Stepper
-from tpdm.train.dial import calibration
-from tpdm.train.parts import Parts
-from tpdm.types import Features, Policy
+from tpdm.sampling.base import Generated
+from tpdm.training.components import Parts
+from tpdm.training.monitoring.metrics import calibration
 
 EASY = Mixture((1.0,), ((1.0, 0.5),), (0.0,))
 HARD = Mixture((0.5, 0.5), ((2.0, 2.0), (-2.0, -2.0)), (0.1, 0.1))

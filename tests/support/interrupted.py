@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from tests.support.gaussian_problem import DistanceReward, make_small_problem
+from tpdm.core.io import read_metrics
 from tpdm.rewards.base import Reward
-from tpdm.train.checkpoint import RunState
-from tpdm.train.log import read_metrics
-from tpdm.train.loop import train_loop
+from tpdm.training.checkpoint import RunState
+from tpdm.training.loop import train_loop
 
 CLOCKS = ("seconds", "reward_seconds", "learn_seconds")
 

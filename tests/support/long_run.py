@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from tests.support.gaussian_problem import make_small_problem
-from tpdm.train.beating import beating
-from tpdm.train.loop import train_loop
-from tpdm.train.team import join_team
-from tpdm.types import TpdmError
+from tpdm.core.errors import TpdmError
+from tpdm.training.distributed.context import join_team
+from tpdm.training.distributed.heartbeat import beating
+from tpdm.training.loop import train_loop
 
 
 def main(folder: Path, updates: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tpdm.types import Decision, Features, Observation
+from tpdm.core.types import Decision, Features, Observation
 
 
 class LookingPolicy:

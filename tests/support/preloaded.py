@@ -7,8 +7,8 @@ import uvicorn  # noqa: F401
 from diffusers import StableDiffusion3Pipeline  # noqa: F401
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
 
-import tpdm.cli.commands
-import tpdm.evals.run
-import tpdm.pipelines.continuous
-import tpdm.serve.app
-import tpdm.train.run  # noqa: F401
+import tpdm.cli.app
+import tpdm.evaluation.evaluate
+import tpdm.sampling.batching.pipeline
+import tpdm.serving.http.app
+import tpdm.training.train  # noqa: F401

@@ -9,8 +9,8 @@ import torch
 from diffusers import ControlNetModel
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.axis import flow_times, vp_times
-from tpdm.pipelines.backbones import find_denoiser, find_entry
+from tpdm.pipelines.registry import find_denoiser, find_entry
+from tpdm.pipelines.time_mapping import flow_times, vp_times
 
 OFF = {"requires_safety_checker": False, "add_watermarker": False, "requires_aesthetics_score": False}
 ABSENT = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))

@@ -15,8 +15,8 @@ import torch
 from tests.support.gaussian_problem import make_small_problem
 from tests.support.interrupted import InterruptingReward
 from tpdm.rewards.base import Reward
-from tpdm.train.loop import train_loop
-from tpdm.train.team import ALONE, Team, join_team
+from tpdm.training.distributed.context import ALONE, Team, join_team
+from tpdm.training.loop import train_loop
 
 RATE = {"lr": 1e-3}
 CASES: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from diffusers import SD3Transformer2DModel
 
-from tpdm.tinyworld import shipped
-from tpdm.train import calibrate
+from tpdm.tinyworld import pipeline as shipped
+from tpdm.training import initialization as calibrate
 
 PROMPTS = 4  # to calibrate on
 

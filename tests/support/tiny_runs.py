@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.artefact import load_policy
-from tpdm.config import dump_recipe, make_recipe
-from tpdm.recipe import Recipe
-from tpdm.train.log import read_metrics
+from tpdm.config.loader import dump_recipe, make_recipe
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import read_metrics
+from tpdm.policies.pretrained import load_policy
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "backbone": {"device": "cpu", "height": 16, "width": 16},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tpdm.tinyworld.fit import FitPlan, fit, learning_rate
+from tpdm.tinyworld.build.fit import FitPlan, fit, learning_rate
 
 
 def make_net() -> nn.Module:

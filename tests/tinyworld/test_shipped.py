@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from tpdm.core.paths import uniform
-from tpdm.evals.controls import default_schedule
-from tpdm.evals.judge import to_bytes
-from tpdm.evals.statistics import paired_bootstrap
+from tpdm.core.grids import uniform
+from tpdm.core.images import to_bytes
+from tpdm.evaluation.baselines import default_schedule
+from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.load import call_defaults, load_pipeline
-from tpdm.rewards.load import load_reward
-from tpdm.schedules import FixedTimes
-from tpdm.tinyworld.corruption import blur, latent_noise, pixel_noise
-from tpdm.tinyworld.data import generator, to_unit_range
+from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.policies.fixed import FixedTimes
+from tpdm.rewards.loading import load_reward
+from tpdm.tinyworld.build.reward import blur, latent_noise, pixel_noise
+from tpdm.tinyworld.captions import generator, to_unit_range
 from tpdm.tinyworld.grammar import COLOURS, describe, sample_scene
-from tpdm.tinyworld.matching import matched_objects
-from tpdm.tinyworld.reader import read_scenes
+from tpdm.tinyworld.pipeline import weights_folder
 from tpdm.tinyworld.render import render
-from tpdm.tinyworld.shipped import weights_folder
+from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
 
 IMAGES = 48
 

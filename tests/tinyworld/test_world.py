@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm.tinyworld.captions import make_captions
-from tpdm.tinyworld.data import generator, scene_batch
+from tpdm.tinyworld.captions import generator, make_captions, scene_batch
 from tpdm.tinyworld.grammar import (
     ATTRIBUTES,
     MAX_OBJECTS,
@@ -20,9 +19,8 @@ from tpdm.tinyworld.grammar import (
     perturb,
     sample_scene,
 )
-from tpdm.tinyworld.matching import accuracy, matched_objects
-from tpdm.tinyworld.reader import read_scenes
 from tpdm.tinyworld.render import render
+from tpdm.tinyworld.scene_reader import accuracy, matched_objects, read_scenes
 from tpdm.tinyworld.tokenizer import MAX_TOKENS, encode_words, make_tokenizer
 
 seeds = st.integers(0, 2**32 - 1)

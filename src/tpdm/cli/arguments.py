@@ -55,7 +55,7 @@ def bringing(extra: str, use: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        from tpdm.types import ConfigError
+        from tpdm.core.errors import ConfigError
 
         raise ConfigError(f"got no package {error.name}, which {use} needs; pip install 'tpdm[{extra}]'") from error
 

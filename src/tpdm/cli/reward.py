@@ -23,15 +23,15 @@ def serve(
     Example:
       tpdm reward serve --reward pickscore --host 127.0.0.1 --port 8080 --token-env REWARD_TOKEN
     """
-    from tpdm.serve.listener import reserved
+    from tpdm.serving.http.sockets import reserved
 
     with reserved(host, port) as sockets:  # before anything is loaded
-        from tpdm.rewards.load import load_reward, read_token
+        from tpdm.rewards.loading import load_reward, read_token
 
         token = read_token(token_env)
         with bringing("serve", "serving"):
-            from tpdm.serve.reward import serve as run
-        from tpdm.devices import resolve_device
+            from tpdm.serving.reward_server import serve as run
+        from tpdm.core.device import resolve_device
 
         loaded = load_reward(reward, resolve_device(device), batch)
         if token is None and host not in ("127.0.0.1", "localhost", "::1"):

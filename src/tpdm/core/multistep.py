@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpdm.core.device import wide
 from tpdm.core.paths import rows
-from tpdm.devices import wide
 
 
 @dataclass(frozen=True)

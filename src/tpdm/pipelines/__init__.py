@@ -1,5 +1,5 @@
 """The only place that knows diffusers pipelines: hooks, the lazy scheduler, and the call that joins them."""
 
-from tpdm.versions import check_versions
+from tpdm.core.versions import check_versions
 
 check_versions("diffusers", "transformers")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Container, Iterable, Mapping, Sequence
 from numbers import Integral, Number, Real
 from typing import Any
 
 import torch
 
+from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.guidance import settle
-from tpdm.pipelines.misnamed import meant
+from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.pipelines.step_keyed import without_step_keys
-from tpdm.types import BackboneError, ConfigError
 
 DECIDED = "the policy decides the times; limit the number of steps with max_steps"
+
 REFUSED: dict[str, str] = {
     "num_inference_steps": DECIDED,
     "sigmas": DECIDED,
@@ -26,6 +29,7 @@ REFUSED: dict[str, str] = {
     "skip_guidance_layers": "it is keyed on the index of a fixed schedule; leave skip-layer guidance out",
     "return_dict": "the call always returns an AdaptiveOutput; leave it out",
 }
+
 # Their values that ask for what is done anyway.
 NEUTRAL: dict[str, float] = {"eta": 0.0, "denoising_end": 1.0}
 
@@ -149,3 +153,62 @@ def deciding_seeds(
     if deciding is None:
         raise ConfigError("got sample=True without seeds, expected one integer per image: pass seeds=[...].")
     return deciding
+
+
+def is_refusal(error: ValueError, pipe: Any) -> bool:
+    """Whether a pipeline says so of the arguments of its call, and not a tokenizer, an encoder or a decoder of its own.
+
+    Args:
+        error: that its call raised.
+        pipe: whose class checks arguments in ``check_inputs``, or in its call itself (Z-Image).
+    """
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    call = inspect.unwrap(type(pipe).__call__).__code__
+    return codes[-1] is call or any(code.co_name == "check_inputs" for code in codes)
+
+
+SEEDS = "seeds=[...], one integer per image"
+
+STEPS = "max_steps, for the policy decides the times"
+
+# Words of other libraries and of the command line, and what they are in a call of an adaptive pipeline.
+MEANT = {
+    "seed": SEEDS,
+    "generators": "generator",
+    "steps": STEPS,
+    "num_steps": STEPS,
+    "sample_steps": STEPS,
+    "prompts": "prompt",
+    "negative": "negative_prompt",
+    "negative_prompts": "negative_prompt",
+    "n": "num_images_per_prompt",
+    "num_images": "num_images_per_prompt",
+    "batch_size": "num_images_per_prompt",
+}
+
+GUIDANCE = ("cfg", "cfg_scale", "guidance", "guidance_scale", "true_cfg_scale", "true_cfg", "scale")
+
+
+def meant(pipe: Any, name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an argument that the pipeline does not know.
+
+    Args:
+        pipe: of the call.
+        name: of the argument.
+        known: names of the pipeline's arguments.
+    """
+    names = list(known)
+    found = _guidance(pipe, names) if name in GUIDANCE else MEANT.get(name)
+    near = difflib.get_close_matches(name, names, n=1)
+    if found is None and not near:
+        return "see its __call__ for the names"
+    likely = found or near[0]
+    return f"did you mean {repr(likely) if likely.isidentifier() else likely}?"
+
+
+def _guidance(pipe: Any, known: Container[str]) -> str | None:
+    try:
+        name = find_entry(find_denoiser(pipe)).guidance_scale
+    except BackboneError:
+        return None
+    return name if name in known else None

@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from tpdm.artefact import check_backbone, load_policy
 from tpdm.core.solvers import Solver
-from tpdm.dial import quality_for, set_dial
+from tpdm.core.stepper import Stepper
+from tpdm.core.stepper_checks import check_limits
+from tpdm.core.types import Policy, Trajectory
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
-from tpdm.pipelines.axis import TimeAxis, choose_axis
-from tpdm.pipelines.backbones import backbone_facts, find_denoiser, token_width
-from tpdm.pipelines.call_kind import may_double
-from tpdm.pipelines.checks import check_pipe
+from tpdm.pipelines.compatibility import check_pipe
 from tpdm.pipelines.driving import driven, own_scheduler
+from tpdm.pipelines.feature_hooks import FeatureTaps
 from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.registry import backbone_facts, find_denoiser, token_width
 from tpdm.pipelines.step_keyed import told_steps
-from tpdm.pipelines.taps import FeatureTaps
-from tpdm.policy import TimePredictor
-from tpdm.schedules import FixedTimes
-from tpdm.stepper import Stepper
-from tpdm.stepper_checks import check_limits
-from tpdm.types import Policy, Trajectory
+from tpdm.pipelines.time_mapping import TimeAxis, choose_axis
+from tpdm.policies.conditioned import quality_for, set_dial
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.pretrained import check_backbone, load_policy
+from tpdm.policies.tpm import TimePredictor
+from tpdm.sampling.batching.batch_key import may_double
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class AdaptivePipeline:
         )
 
     def quality_for(self, mean_steps: float) -> float:
-        """The ``quality`` at which the TPM takes so many steps on average; see ``tpdm.dial.quality_for``."""
+        """The ``quality`` at which the TPM takes so many steps on average; see ``tpdm.policies.conditioned.quality_for``."""
         return quality_for(self.policy, mean_steps)
 
 

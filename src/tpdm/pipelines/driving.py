@@ -15,12 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from tpdm.pipelines.axis import TimeAxis
-from tpdm.pipelines.rows import ActiveRows, dependent_calls
+from tpdm.core.errors import BackboneError
+from tpdm.core.stepper import Stepper
+from tpdm.core.types import Features
+from tpdm.pipelines.active_rows import ActiveRows, dependent_calls
+from tpdm.pipelines.feature_hooks import FeatureTaps
 from tpdm.pipelines.scheduler import AdaptiveScheduler
-from tpdm.pipelines.taps import FeatureTaps
-from tpdm.stepper import Stepper
-from tpdm.types import BackboneError, Features
+from tpdm.pipelines.time_mapping import TimeAxis
 
 
 class _Lock:

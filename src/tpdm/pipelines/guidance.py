@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from tpdm.pipelines.backbones import TapEntry, find_denoiser, find_entry
-from tpdm.types import BackboneError, ConfigError
+from tpdm.core.errors import BackboneError, ConfigError
+from tpdm.pipelines.registry import TapEntry, find_denoiser, find_entry
 
 OWN, TRUE = "guidance_scale", "true_cfg_scale"
 NEGATIVE = "negative_prompt"

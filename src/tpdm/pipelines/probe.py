@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpdm.core.types import Decision, Features, Observation
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.axis import flow_times, vp_times
-from tpdm.pipelines.backbones import find_denoiser, find_entry
-from tpdm.types import Decision, Features, Observation
+from tpdm.pipelines.registry import find_denoiser, find_entry
+from tpdm.pipelines.time_mapping import flow_times, vp_times
 
 
 @dataclass(frozen=True)

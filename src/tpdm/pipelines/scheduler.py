@@ -17,12 +17,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor
 
+from tpdm.core.errors import BackboneError
 from tpdm.core.paths import rows
-from tpdm.pipelines.axis import TimeAxis
-from tpdm.pipelines.image_times import ImageTimes
-from tpdm.pipelines.rows import check_thread
-from tpdm.stepper import Stepper
-from tpdm.types import BackboneError, Features
+from tpdm.core.stepper import Stepper
+from tpdm.core.types import Features
+from tpdm.pipelines.active_rows import check_thread
+from tpdm.pipelines.time_mapping import ImageTimes, TimeAxis
 
 
 class LazyTimesteps:

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from tpdm.types import BackboneError
+from tpdm.core.errors import BackboneError
 
 # Option -> its values that mean the same at any number of steps: always, or never.
 STEP_KEYED: dict[str, tuple[float, ...]] = {

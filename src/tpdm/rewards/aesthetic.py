@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from tpdm.devices import without_autocast
+from tpdm.core.device import without_autocast
+from tpdm.core.errors import RewardError
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_whole, read_checkpoint
-from tpdm.rewards.heads import make_head
-from tpdm.rewards.images import Preprocess
-from tpdm.rewards.keymaps import below
-from tpdm.types import RewardError
+from tpdm.rewards.key_mapping import below
+from tpdm.rewards.preprocessing import Preprocess
 
 NAME, FILE = "LAION aesthetic", "sac+logos+ava1-l14-linearMSE.pth"
+
 BACKBONE = "openai/clip-vit-large-patch14"
+
 HOME = "github.com/christophschuhmann/improved-aesthetic-predictor"
 
 
@@ -72,3 +73,20 @@ def load_aesthetic(place: str | None, device: str = "cpu", batch: int = 64) -> A
     width = int(vision.config.projection_dim)
     head = fill(lambda: make_head(width), below(read_checkpoint(weights, NAME), "layers."), NAME)
     return AestheticReward(vision, head, device, batch)
+
+
+def make_head(width: int) -> nn.Sequential:
+    """(B, width) -> (B, 1). Published with dropout between the linear layers and no non-linearity.
+
+    The places where dropout was keep their numbers, which are part of the published names (0, 2, 4, 6, 7).
+    """
+    return nn.Sequential(
+        nn.Linear(width, 1024),
+        nn.Identity(),
+        nn.Linear(1024, 128),
+        nn.Identity(),
+        nn.Linear(128, 64),
+        nn.Identity(),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )

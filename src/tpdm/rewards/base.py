@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tpdm.over_long import OverLong
-from tpdm.types import RewardError
+from tpdm.core.errors import RewardError
+from tpdm.data.truncation import OverLong
 
 
 class Reward(Protocol):

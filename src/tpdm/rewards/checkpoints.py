@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tpdm.faults import fault, first_fault, first_line
-from tpdm.files import expand, load_tensors, save_tensors
-from tpdm.types import RewardError
-from tpdm.vocabulary import vocabulary_fault, vocabulary_files
+from tpdm.core.errors import RewardError
+from tpdm.core.file_errors import fault, first_fault, first_line
+from tpdm.core.io import expand, load_tensors, save_tensors
+from tpdm.core.vocabulary import vocabulary_fault, vocabulary_files
 
 Model = TypeVar("Model", bound=nn.Module)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")

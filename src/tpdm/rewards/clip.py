@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from tpdm.devices import without_autocast
-from tpdm.over_long import OverLong, count_over_long
+from tpdm.core.device import without_autocast
+from tpdm.core.errors import RewardError
+from tpdm.data.truncation import OverLong, count_over_long
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import load_tokenizer, load_whole
-from tpdm.rewards.images import Preprocess
-from tpdm.types import RewardError
+from tpdm.rewards.preprocessing import Preprocess
 
 try:
     from transformers import CLIPImageProcessorPil as ImageProcessor
@@ -119,3 +119,27 @@ class ClipReward:
         """How many prompts have more tokens than the text tower reads."""
         texts = [self.clean(prompt) for prompt in prompts]
         return [OverLong(f"reward '{self.name}'", self.tokens, count_over_long(self.tokenizer, self.tokens, texts))]
+
+
+NAME, HUB = "PickScore", "yuvalkirstain/PickScore_v1"
+
+# The model's own page names this processor.
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def load_pickscore(place: str = HUB, device: str = "cpu", batch: int = 64) -> ClipReward:
+    """PickScore as published: exp(logit_scale) x cosine (about 18 to 24).
+
+    Args:
+        place: folder or hub id of the model. A folder that holds tokenizer and preprocessing too needs no other
+            place; else they come from ``PROCESSOR``.
+        device: where it runs, in fp32.
+        batch: images at a time.
+
+    Raises:
+        RewardError: something is missing or damaged.
+    """
+    complete = (Path(place) / "preprocessor_config.json").is_file()
+    return ClipReward.from_folder(
+        place, NAME, scale=None, device=device, batch=batch, processor=None if complete else PROCESSOR
+    )

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tpdm.devices import wide
-from tpdm.files import write_json
-from tpdm.over_long import OverLong
+from tpdm.core.device import wide
+from tpdm.core.errors import RewardError
+from tpdm.core.io import write_json
+from tpdm.data.truncation import OverLong
 from tpdm.rewards.base import ReadsTokens, Reward, checked_scores
-from tpdm.types import RewardError
 
 STANDARDS = "reward-statistics.json"
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from tpdm.devices import without_autocast
-from tpdm.over_long import OverLong, count_over_long
+from tpdm.core.device import without_autocast
+from tpdm.data.truncation import OverLong, count_over_long
+from tpdm.rewards.aesthetic import make_head
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_tokenizer, read_checkpoint, tokenizer_place
-from tpdm.rewards.heads import make_head
-from tpdm.rewards.images import Preprocess
-from tpdm.rewards.keymaps import below, from_blip_vit, from_med_bert
+from tpdm.rewards.key_mapping import below, from_blip_vit, from_med_bert
+from tpdm.rewards.preprocessing import Preprocess
 
 NAME, HUB, FILE = "ImageReward", "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "bert-base-uncased"

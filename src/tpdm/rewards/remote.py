@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from tpdm.core.errors import RewardError
 from tpdm.rewards.base import in_batches, quoted
-from tpdm.rewards.wire import MAX_ANSWER, MAX_BODY, encode_images
-from tpdm.types import RewardError
+from tpdm.rewards.remote_protocol import MAX_ANSWER, MAX_BODY, encode_images
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

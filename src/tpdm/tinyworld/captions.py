@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from tpdm.tinyworld.data import generator
-from tpdm.tinyworld.grammar import describe, sample_scene
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpdm.tinyworld.grammar import Scene, describe, sample_scene
+from tpdm.tinyworld.render import render
 
 # How much of its scene a prompt tells. People mix the precise and the vague: three in four tell all that fits.
 PROMPT_LEVELS = (*(1.0,) * 6, 0.45, 0.15)
@@ -17,3 +23,19 @@ def make_captions(count: int, seed: int = 0) -> list[str]:
         level = PROMPT_LEVELS[rng.integers(len(PROMPT_LEVELS))]
         captions[describe(sample_scene(rng), rng, level).caption()] = None
     return list(captions)
+
+
+def generator(seed: int, name: str, step: int) -> np.random.Generator:
+    """A generator that depends on these three alone, so that resuming needs no saved state."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), step])
+
+
+def scene_batch(rng: np.random.Generator, size: int, count: int | None = None) -> tuple[list[Scene], Tensor]:
+    """``size`` scenes (of ``count`` objects, where given) and their pictures, (B, 3, 64, 64) in [-1, 1]."""
+    scenes = [sample_scene(rng, count) for _ in range(size)]
+    return scenes, to_unit_range(np.stack([render(s) for s in scenes]))
+
+
+def to_unit_range(images_BHWC: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

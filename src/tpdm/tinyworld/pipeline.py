@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiff
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from tpdm.tinyworld.denoiser import TextToLatent
-from tpdm.tinyworld.shipped import weights_folder
+from tpdm.core.errors import BackboneError
+from tpdm.tinyworld.build.denoiser import TextToLatent
 from tpdm.tinyworld.tokenizer import make_tokenizer
-from tpdm.types import BackboneError
 
 # What the stock pipeline is called with where the caller says nothing else. The T5 slot is empty, so its tokens
 # (256 zero vectors by default) are switched off; the denoiser was trained without them. Guidance is off, as in
@@ -59,9 +59,17 @@ def load_tinyworld_pipeline(dtype: torch.dtype = torch.float32, device: str = "c
     path = folder or weights_folder() / "pipeline"
     if not (path / "model_index.json").exists():
         raise BackboneError(f"no tinyworld pipeline in {path}; make one with `tpdm tinyworld build`")
-    from tpdm.pipelines.load import from_pretrained
+    from tpdm.pipelines.loading.load import from_pretrained
 
     with quiet_loading():
         pipe = from_pretrained(path, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+WEIGHTS = Path(str(resources.files("tpdm.tinyworld") / "weights"))
+
+
+def weights_folder() -> Path:
+    """Folder with ``pipeline/``, ``reward/`` and ``tpm/`` inside the installed package."""
+    return WEIGHTS

@@ -9,7 +9,7 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tpdm.files import write_atomically
+from tpdm.core.io import write_atomically
 
 _SCALE, _COLUMNS, _TEXT_HEIGHT, _GAP = 3, 5, 62, 10
 

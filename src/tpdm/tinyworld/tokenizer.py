@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from tpdm.files import write_text
+from tpdm.core.io import write_text
 from tpdm.tinyworld.grammar import WORDS
 
 MAX_TOKENS = 32

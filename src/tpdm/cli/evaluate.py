@@ -1,0 +1,48 @@
+"""``tpdm eval`` and ``tpdm report``: what a TPM is worth, and the page that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpdm.cli.arguments import Overrides, RecipePath, bringing
+
+
+def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Evaluate a trained TPM against every schedule it has to beat, or go on where that was interrupted.
+
+    \b
+    Example:
+      tpdm eval recipe.yaml backbone.device=cpu
+    """
+    from tpdm.config.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    with bringing("eval", "an evaluation"):
+        from tpdm.evaluation.evaluate import evaluate as run
+
+    run(loaded)
+    typer.echo(f"Evaluated: see {loaded.output}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an evaluation: OUTPUT/eval, or runs/demo.")],
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "tpdm",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of policies as Markdown.")] = False,
+) -> None:
+    """Write the report of an evaluation again, from its results.
+
+    \b
+    Example:
+      tpdm report runs/demo --title "tpdm on tinyworld"
+    """
+    with bringing("eval", "a report"):
+        from tpdm.evaluation.report.build import markdown_table, write_report
+        from tpdm.evaluation.report.results import load_results
+
+    path = write_report(folder, title)
+    if markdown:
+        typer.echo(markdown_table(load_results(folder).summary), nl=False)
+    typer.echo(f"Written: {path}", err=markdown)

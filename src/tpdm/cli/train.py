@@ -1,0 +1,73 @@
+"""``tpdm train``, ``watch`` and ``demo``: a TPM is trained, here or under the eyes of another terminal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpdm.cli.arguments import Overrides, RecipePath, bringing
+
+
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; load no weights, write nothing.")] = False,
+) -> None:
+    """Train a TPM, or go on where a run was interrupted.
+
+    \b
+    Example:
+      tpdm train recipe.yaml rl.updates=50 optimizer.lr=3e-5
+      tpdm train recipe.yaml --dry-run
+      torchrun --nproc-per-node 2 -m tpdm train recipe.yaml
+    """
+    from tpdm.config.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])  # a wrong recipe is answered before the rest is loaded
+    if dry_run:
+        from tpdm.training.planning.plan import describe, make_plan
+
+        typer.echo(describe(make_plan(loaded), loaded))
+        return
+    from tpdm.training.train import train as run
+
+    run(loaded, resume="auto")
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        typer.echo(f"Trained: see {loaded.output}")
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a training run.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and return.")] = False,
+) -> None:
+    """Show a run while it trains, in this terminal or another; a finished or interrupted one too.
+
+    \b
+    Example:
+      tpdm watch runs/first
+      tpdm watch runs/first --once
+    """
+    from tpdm.training.monitoring.dashboard import watch as run_watch
+
+    run_watch(run, every, once)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the whole run.")] = 0,
+) -> None:
+    """Train and evaluate on the embedded model.
+
+    \b
+    Example:
+      tpdm demo --out runs/demo --seed 1
+    """
+    with bringing("eval", "the demo"):
+        from tpdm.cli.demo import run_demo
+
+    run_demo(out=out, seed=seed)
+    typer.echo(f"Done: see {out}")

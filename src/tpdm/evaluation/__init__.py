@@ -1,0 +1,1 @@
+"""Evaluation of policies at equal numbers of steps."""

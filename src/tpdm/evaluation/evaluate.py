@@ -1,0 +1,203 @@
+"""``tpdm eval``: a trained TPM beside every schedule it has to beat, on held-out prompts and the same noise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tpdm.config.recipe import Recipe
+from tpdm.config.unused_keys import tell_idle
+from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.io import expand, write_atomically, write_json, write_text
+from tpdm.core.seeding import Stream
+from tpdm.evaluation.baselines import difficulty
+from tpdm.evaluation.comparison import FIRST_ORDER, Match
+from tpdm.evaluation.distribution import Extractor, check_enough, distribution_summary, folder_features, load_extractor
+from tpdm.evaluation.oracle import allocation, at_steps
+from tpdm.evaluation.report.build import write_report
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.runner import Result
+from tpdm.evaluation.summary import point_summary, provenance, summarise
+from tpdm.evaluation.tasks import check_unseen, fingerprint, learned_fingerprint, make_tasks, run_device
+from tpdm.policies.pretrained import load_policy
+
+DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
+DEFAULTS = (28, 14, 10)  # steps of the pipeline's own schedule that a TPM is shown beside
+
+
+def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
+    """Evaluates ``output/best`` of a trained recipe and writes results, pictures, summary and report.
+
+    What was measured before a kill is kept: the same call goes on behind it.
+
+    Args:
+        recipe: that was trained.
+        out: folder for the results; ``output/eval`` if not given.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ArtefactError: the recipe has not been trained.
+        PromptError: too few held-out prompts.
+        ConfigError: ``evaluation.tuned`` is no TPM that sees only the time, ``evaluation.controls`` holds those of
+            another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of the prompts.
+    """
+    began = time.monotonic()
+    run, wanted = Path(recipe.output), recipe.evaluation
+    out = expand(out) if out else run / "eval"
+    if not (run / "best").is_dir():
+        raise ArtefactError(
+            f"got output {run}, which holds no trained TPM, expected one in {run / 'best'}; train first."
+        )
+    if wanted.reference and not Path(wanted.reference).is_dir():
+        raise ConfigError(f"got evaluation.reference {wanted.reference}, which is no folder, expected one of pictures.")
+    tell_idle(recipe, "evaluation.")
+    policy = load_policy(run / "best").to(run_device(recipe))
+    tuned = load_policy(wanted.tuned) if wanted.tuned else None
+    tuning, test = make_tasks(recipe)
+    check_unseen(recipe, tuning, test)
+    ruler = _ruler(recipe, len(test.prompts))  # before hours of pictures are made
+    common = fingerprint(recipe, tuning, test)
+    store = Store(out, {**common, **learned_fingerprint(recipe)})
+    controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
+    match = Match(test, tuning, policy, tuned, store, controls)
+    results = compare_all(match)
+    points = [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points)
+    grid = [match.best_grid(n, test.first(wanted.grid_prompts)) for n in wanted.grid]
+    needed_B, margin = difficulty(grid, wanted.grid, DIFFICULTY_SHARE)
+    summary = summarise(results, needed_B, margin, wanted.grid)
+    summary |= {
+        "points": [{"quality": p.quality, "gamma": p.gamma, **point_summary(*p.results)} for p in points],
+        "oracle": head_room(grid, results[0]),
+        "grids": match.chosen,
+        "fixed_grid": [[f"fixed {r.rows[0]['steps']}", float(r.column("score").mean())] for r in grid],
+        "eval_seconds": round(time.monotonic() - began, 1),
+        "seeds": {"training": recipe.seed, "test_noise_stream": int(Stream.TEST)},
+        **json.loads((run / "run.json").read_text(encoding="utf-8")),
+        **provenance(recipe),
+    }
+    if ruler is not None:
+        summary["distribution"] = _distribution(recipe, out, results, test.prompts, *ruler)
+    _save(out, results, points, run / "metrics.jsonl")
+    write_json(out / "summary.json", summary)
+    write_report(out, f"tpdm on {recipe.backbone.name_or_path}")
+    return summary
+
+
+def compare_all(match: Match) -> list[Result]:
+    """The TPM at its own gamma, the pipeline's own schedule, and every control at the TPM's number of steps."""
+    tpdm = match.learned("tpdm")
+    steps = float(tpdm.column("steps").mean())
+    shown = [tpdm, *(match.default(n) for n in DEFAULTS)]
+    if match.test.solver != FIRST_ORDER:
+        shown.append(match.default_first_order(DEFAULTS[0]))
+    return [*shown, *match.at_equal_steps(steps), *match.own_schedules(tpdm)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A TPM with a dial at one quality, and fixed schedules at its mean number of steps.
+
+    Attributes:
+        quality, gamma: how the dial is set.
+        results: the TPM's, then those of the controls.
+    """
+
+    quality: float
+    gamma: float
+    results: tuple[Result, list[Result]]
+
+
+def dial_points(match: Match, count: int) -> list[Point]:
+    """The TPM at ``count`` values of quality from 0 to 1."""
+    points = []
+    for i in range(count):
+        quality = i / (count - 1)
+        gamma = match.gamma(quality)
+        learned = match.learned(f"tpdm, quality {quality:g}", gamma)
+        controls = match.at_equal_steps(float(learned.column("steps").mean()))
+        points.append(Point(quality, gamma, (learned, controls)))
+    return points
+
+
+def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any] | None:
+    """What a perfect choice among the best fixed schedules would give the images that all of them were tried on.
+
+    ``share`` is the part of it that the TPM has, above a fixed schedule of as many steps; None where there is none.
+    No answer where the TPM takes fewer steps than any of them, or more.
+    """
+    score_NB = np.stack([r.column("score") for r in grid])
+    steps_N = [int(r.rows[0]["steps"]) for r in grid]
+    images = score_NB.shape[1]
+    steps = float(tpdm.column("steps")[:images].mean())
+    if not steps_N[0] <= steps <= steps_N[-1]:
+        return None
+    best = at_steps(allocation(score_NB, steps_N), steps)
+    fixed = float(np.interp(steps, steps_N, score_NB.mean(axis=1)))
+    reached = float(tpdm.column("score")[:images].mean())
+    return {
+        "images": images,
+        "steps": steps,
+        "oracle": best,
+        "fixed": fixed,
+        "tpdm": reached,
+        "share": (reached - fixed) / (best - fixed) if best > fixed else None,
+        "curve": allocation(score_NB, steps_N),
+    }
+
+
+def _ruler(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None] | None:
+    """The extractor of features, and those of the pictures that distances are measured from, if any were given."""
+    wanted = recipe.evaluation
+    if not wanted.features:
+        return None
+    check_enough(images)
+    extract = load_extractor(wanted.features, run_device(recipe))
+    if not wanted.reference:
+        return extract, None
+    reference_NF = folder_features(Path(wanted.reference), extract, recipe.reward.batch)
+    check_enough(len(reference_NF))
+    return extract, reference_NF
+
+
+def _distribution(
+    recipe: Recipe,
+    out: Path,
+    results: Sequence[Result],
+    prompts: Sequence[str],
+    extract: Extractor,
+    reference_NF: Tensor | None,
+) -> dict[str, Any]:
+    """Distances and diversity of the policies whose pictures were kept."""
+    batch = recipe.reward.batch
+    names = [r.name for r in results if (out / "pictures" / r.name).is_dir()]
+    features = {name: folder_features(out / "pictures" / name, extract, batch) for name in names}
+    if reference_NF is not None:
+        return distribution_summary(reference_NF, features, prompts)
+    own = f"static-{DEFAULTS[0]}"
+    found = distribution_summary(features[own], features, prompts)
+    # How far it is from itself is no news, and would look like the best of all.
+    found[own] = {key: value if key == "diversity" else None for key, value in found[own].items()}
+    return found
+
+
+def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Path) -> None:
+    """results.jsonl, points.jsonl with a dial, and the training curves where the report looks for them."""
+    rows = [json.dumps(row) for r in results for row in r.rows]
+    write_text(out / "results.jsonl", "\n".join(rows) + "\n")
+    if points:
+        turned = [(p.quality, r) for p in points for r in (p.results[0], *p.results[1])]
+        rows = [json.dumps({"quality": quality, **row}) for quality, r in turned for row in r.rows]
+        write_text(out / "points.jsonl", "\n".join(rows) + "\n")
+    curves = out / "train" / "metrics.jsonl"
+    if metrics.exists() and metrics.resolve() != curves.resolve():
+        write_atomically(curves, lambda p: shutil.copyfile(metrics, p))

@@ -1,0 +1,179 @@
+"""The report: one HTML file rendered from a demo's results, nothing typed by hand, nothing fetched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tpdm.core.formatting import signed_interval
+from tpdm.core.io import write_text
+from tpdm.evaluation.report.conclusions import agreement, effect, measures_of, verdict
+from tpdm.evaluation.report.html import Markup, element, join, page, table
+from tpdm.evaluation.report.results import LEARNED, REFERENCE, Results, gains, load_results
+from tpdm.evaluation.report.sections import (
+    SIGNS,
+    dial_section,
+    distribution_section,
+    gain_section,
+    picture_section,
+    plot_section,
+    training_section,
+)
+from tpdm.evaluation.statistics import quantile_of_difference, samples_of
+
+NOTES = {
+    "reward": "Reward: what was trained on.",
+    "accuracy": "Accuracy: share of the prompt found in the picture, read from its pixels.",
+    "residual": "Residual: RMS distance (0 to 255) to the nearest picture the renderer can draw; lower is better.",
+}
+
+
+def write_report(folder: Path, title: str) -> Path:
+    """Renders ``folder/report.html`` from the folder's files; results.py says which.
+
+    Args:
+        folder: holds summary.json, results.jsonl, and, where they were made, train/metrics.jsonl and
+            pictures/<policy>/<index>.png.
+        title: heading of the page.
+
+    Raises:
+        ConfigError: the folder is no finished demo.
+    """
+    results = load_results(Path(folder))
+    body = join(
+        element("h1", title),
+        element("p", verdict(results.summary), class_="verdict"),
+        _policies(results.summary),
+        _differences(results),
+        gain_section(results.summary),
+        dial_section(results.summary),
+        distribution_section(results.summary),
+        plot_section(results),
+        training_section(results),
+        picture_section(results),
+        _footer(results.summary),
+    )
+    return write_text(results.folder / "report.html", page(title, body))
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """The table of policies for the README, as Markdown."""
+    head = _columns(summary)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *_policy_cells(summary)]
+    return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
+
+
+def _columns(summary: Mapping[str, Any]) -> list[str]:
+    return ["policy", "steps", "s / image", *measures_of(summary)]
+
+
+def _policy_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    _, *judged = measures_of(summary)
+    return [
+        [
+            row["name"],
+            f"{row['steps_mean']:.1f} ± {row['steps_sd']:.1f}",
+            *(_number(row.get(key)) for key in ("seconds_per_image", "reward_mean", *judged)),
+        ]
+        for row in summary["rows"]
+    ]
+
+
+def _policies(summary: Mapping[str, Any]) -> Markup:
+    learned = {i for i, row in enumerate(summary["rows"]) if row["name"] == LEARNED}
+    return element(
+        "section",
+        element("h2", "Policies"),
+        table(_columns(summary), _policy_cells(summary), learned),
+        element(
+            "p",
+            "Steps: network evaluations per image, mean ± standard deviation over images. s / image: seconds to make "
+            "it, a share of its batch's; of controls at equal steps, which are mixtures, what the mixture would take. "
+            + " ".join(NOTES.get(m, f"{m}: a judge that training never saw.") for m in measures_of(summary)),
+            class_="note",
+        ),
+    )
+
+
+def _differences(results: Results) -> Markup:
+    paired, measures = results.summary.get("paired", {}), measures_of(results.summary)
+    cells = [
+        [
+            name,
+            *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in measures),
+        ]
+        for name, found in paired.items()
+    ]
+    return element(
+        "section",
+        element("h2", "tpdm minus each control"),
+        table(["control", *measures], cells),
+        element("p", agreement(results.summary)),
+        element(
+            "p",
+            "Same prompt and same initial noise; mean [95 % bootstrap interval over prompts]. ▲ better, "
+            f"▼ worse, ≈ the interval contains zero. {_wins(results.summary)} {_tail(results)}",
+            class_="note",
+        ),
+    )
+
+
+def _wins(summary: Mapping[str, Any]) -> str:
+    """How often, beside by how much."""
+    rate = summary.get("paired", {}).get(REFERENCE, {}).get("win_rate")
+    if rate is None:
+        return ""
+    share, low, high = (100 * x for x in rate)
+    return (
+        f"The reward of {LEARNED} is above that of {REFERENCE} in {share:.0f} % [{low:.0f}, {high:.0f}] of the images "
+        "(equal ones count half)."
+    )
+
+
+def _tail(results: Results) -> str:
+    """What the mean hides: the worst-served tenth, and the single worst hundredth."""
+    found = gains(results.rows_of)
+    if len(found) < 2:
+        return ""
+    gain, samples = [*found.values()], samples_of([results.rows_of[LEARNED][i]["prompt"] for i in found])
+    value, low, high = quantile_of_difference(gain, 0.1, samples=samples)
+    worst = quantile_of_difference(gain, 0.01, samples=samples)
+    return (
+        f"In the worst-served tenth of the images the reward of {LEARNED} minus that of {REFERENCE} is "
+        f"{signed_interval((value, low, high))} or lower, in the worst hundredth {signed_interval(worst)} or lower."
+    )
+
+
+def _footer(summary: Mapping[str, Any]) -> Markup:
+    facts = {
+        "seeds": summary.get("seeds"),
+        "versions": summary.get("versions"),
+        "git revision": summary.get("git_revision"),
+        "hardware": summary.get("hardware"),
+        "command": summary.get("command"),
+        "training": _duration(summary.get("train_seconds")),
+        "in all": _duration(summary.get("total_seconds")),
+    }
+    lines = [join(element("dt", key), element("dd", _plain(value))) for key, value in facts.items() if value]
+    return element("footer", element("h2", "How this was made"), element("dl", *lines))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value)
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
+def _number(value: float | None) -> str:
+    """Four figures: scores that are cosines differ in the last ones."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{4 if abs(value) < 1 else 3}f}".replace("-", "−")

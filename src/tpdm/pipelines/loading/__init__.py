@@ -1,0 +1,1 @@
+"""Pipelines from folders and the Hub, checked file by file."""

@@ -1,0 +1,1 @@
+"""Policies: what decides the times of an image."""

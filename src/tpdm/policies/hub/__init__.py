@@ -1,0 +1,1 @@
+"""TPM folders for others: model cards, checks and uploads."""

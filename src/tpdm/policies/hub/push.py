@@ -1,0 +1,146 @@
+"""A TPM with its card, in a folder of its own or on the hub."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from tpdm.core.errors import ArtefactError
+from tpdm.core.io import expand, write_json, write_text
+from tpdm.policies.hub.model_card import model_card
+from tpdm.policies.hub.provenance import Facts, read_facts
+from tpdm.policies.pretrained import HUB_ID, WEIGHTS, from_pretrained, locate, read_config
+from tpdm.policies.pretrained_config import CONFIG
+
+CARD, DIGESTS = "README.md", "sha256.json"
+CURVES = ("objective", "steps", "score")  # of the plots that a report draws, by the words of their captions
+WRITTEN = {WEIGHTS, CONFIG, CARD, DIGESTS, *(f"{word}.png" for word in CURVES)}
+
+
+def publish_to_folder(source: str | Path, target: str | Path, place: str | None = None) -> Path:
+    """Writes the TPM of ``source`` with card, curves and digests to ``target``, whole or not at all.
+
+    Args:
+        source: folder of a TPM, as a rule ``best/`` of a run, from which the card is written.
+        target: folder; an older one of a TPM is replaced, any other, or one with files of yours, is refused.
+        place: what the card tells readers to load; the name of ``target`` if not given.
+
+    Raises:
+        ArtefactError: the TPM is unsound, or ``target`` holds something else.
+    """
+    target = Path(expand(target)).resolve()
+    folder = locate(source)
+    if target == folder.resolve():
+        raise ArtefactError(f"got {target} as source and target, expected two folders; choose another target.")
+    _check_replaceable(target)
+    from_pretrained(folder)  # nothing unsound is handed on
+    with _beside(target) as new:
+        for name in (WEIGHTS, CONFIG):
+            shutil.copyfile(folder / name, new / name)
+        facts = read_facts(folder)
+        curves = _draw_curves(facts, new)
+        title = target.name if place is None else place.split("/")[-1]
+        write_text(new / CARD, model_card(facts, title, place or target.name, curves))
+        write_json(new / DIGESTS, {p.name: sha256(p) for p in sorted(new.iterdir())})
+    return target
+
+
+def push_to_hub(source: str | Path, repo_id: str, private: bool = False) -> str:
+    """Uploads the TPM of ``source`` with card, curves and digests; the repository is made where there is none.
+
+    Args:
+        source: as for ``publish_to_folder``.
+        repo_id: "owner/name".
+        private: for a repository that is new.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ArtefactError: the TPM is unsound, the name is none, or the hub refuses.
+    """
+    if not HUB_ID.fullmatch(repo_id):
+        raise ArtefactError(f"got the repository {repo_id!r}, expected owner/name; correct it.")
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as room:
+        folder = publish_to_folder(source, Path(room) / "tpm", place=repo_id)
+        api = HfApi()
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A TPM, its card and curves")
+        except Exception as error:  # as in artefact.locate: the hub raises a dozen unrelated types
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ArtefactError(
+                f"got a refusal of the hub for '{repo_id}' ({type(error).__name__}: {reason}), expected to write there;"
+                " log in with `hf auth login`, or correct the name."
+            ) from error
+    return str(commit.commit_url)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuses to replace what cannot be written again: all that lies in a folder goes with it.
+
+    Raises:
+        ArtefactError: ``target`` holds no TPM, or something beside one.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        read_config(target)  # models of diffusers and transformers have a config.json too
+    except ArtefactError:
+        raise ArtefactError(
+            f"got {target}, which holds no TPM, expected a new folder; choose another target."
+        ) from None
+    others = sorted(path.name for path in target.iterdir() if path.name not in WRITTEN or path.is_dir())
+    if others:
+        raise ArtefactError(
+            f"got {target} with {others[0]!r}, which would be deleted, expected a TPM alone; move it away or choose"
+            " another target."
+        )
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``target`` when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    new, old = room / "new", room / "old"
+    new.mkdir()
+    try:
+        yield new
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(room)
+
+
+def _draw_curves(facts: Facts, folder: Path) -> list[str]:
+    """PNG files of the training curves; none where there is no run, or no matplotlib (the table says it too)."""
+    if not facts.metrics or find_spec("matplotlib") is None:
+        return []
+    from tpdm.evaluation.report.curves import training_curves
+
+    names = []
+    for caption, uri in training_curves(facts.metrics, facts.config.trained.get("update"), file_format="png"):
+        word = next((word for word in CURVES if word in caption.lower()), None)
+        if word is not None:
+            (folder / f"{word}.png").write_bytes(base64.b64decode(uri.split(",", 1)[1]))
+            names.append(f"{word}.png")
+    return names

@@ -1,0 +1,189 @@
+"""Rewards by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tpdm.config.recipe import RewardConfig
+from tpdm.core.device import resolve_device
+from tpdm.core.errors import RewardError
+from tpdm.core.io import expand
+from tpdm.rewards.base import Reward
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a reward is loaded with; ``place`` is None where the name gives none."""
+
+    name: str
+    place: str | None
+    device: str
+    batch: int
+    timeout: float
+    token: str | None
+
+
+def load_reward(
+    name: str, device: str | torch.device = "cpu", batch: int = 64, timeout: float = 60.0, token: str | None = None
+) -> Reward:
+    """The reward that a recipe names.
+
+    Args:
+        name: one of
+
+            - ``tinyworld``: the embedded one;
+            - ``clip:PLACE``: CLIP score, 100 x cosine;
+            - ``pickscore[:PLACE]``, ``hpsv2[:PLACE]``, ``imagereward[:PLACE]``, ``aesthetic:PLACE``: as published;
+            - ``python:package.module:function``: a function of your own;
+            - ``remote:http://host:port``: a server.
+
+            PLACE is a folder, a file or a hub id; without it the authors' own place on the hub.
+        device: where it runs, in fp32.
+        batch: images at a time, >= 1; memory only, never the result but for rounding.
+        timeout: seconds to wait for a server's answer.
+        token: for a server that asks for one.
+
+    Raises:
+        RewardError: the name is unknown, or its files are missing or damaged.
+        ConfigError: the device is not there.
+    """
+    kind, colon, place = name.partition(":")
+    if kind not in _KINDS or (colon and not place):
+        raise RewardError(f"got reward '{name}', expected one of {', '.join(_USAGES)}; correct reward.name")
+    if kind not in ("python", "remote"):
+        place = expand(place)
+    return _KINDS[kind](_Wish(name, place or None, resolve_device(device), batch, timeout, token))
+
+
+def recipe_reward(config: RewardConfig, device: str = "cpu") -> Reward:
+    """The reward of a recipe; a composite still has to be calibrated.
+
+    Raises:
+        RewardError: as ``load_reward``; or the token's environment variable is not set.
+    """
+    from tpdm.rewards.composite import CompositeReward, RewardPart
+
+    token = read_token(config.token_env)
+
+    def load(name: str) -> Reward:
+        return load_reward(name, device, config.batch, config.timeout, token)
+
+    if not config.parts:
+        return load(config.name)
+    return CompositeReward(tuple(RewardPart(part.name, load(part.name), part.weight) for part in config.parts))
+
+
+def load_judges(names: Sequence[str], config: RewardConfig, device: str = "cpu") -> dict[str, Reward]:
+    """Rewards that only look on, by name, loaded as the recipe's own: its batch, timeout and token.
+
+    Raises:
+        RewardError: as ``recipe_reward``.
+    """
+    token = read_token(config.token_env) if names else None
+    return {name: load_reward(name, device, config.batch, config.timeout, token) for name in names}
+
+
+def reward_device(config: RewardConfig, backbone: str) -> str:
+    """Where rewards and judges run: ``reward.device``, or with the backbone.
+
+    Raises:
+        ConfigError: that device is not there.
+    """
+    return backbone if config.device == "auto" else resolve_device(config.device)
+
+
+def read_token(variable: str | None) -> str | None:
+    """The token in an environment variable; None where no variable is named.
+
+    Raises:
+        RewardError: the variable is not set, or empty.
+    """
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise RewardError(f"got no token in the environment variable '{variable}', expected one; export {variable}=...")
+    return token
+
+
+def _tinyworld(wish: _Wish) -> Reward:
+    from tpdm.rewards.clip import ClipReward
+    from tpdm.tinyworld.pipeline import quiet_loading, weights_folder
+
+    if wish.place is not None:
+        raise RewardError(f"got reward '{wish.name}', expected 'tinyworld' alone, it is shipped; correct reward.name")
+    with quiet_loading():
+        # All images at once, whatever the batch: it is tiny, and its published runs stay what they are to the bit.
+        return ClipReward.from_folder(weights_folder() / "reward", "tinyworld", device=wish.device, batch=2**20)
+
+
+def _clip(wish: _Wish) -> Reward:
+    from tpdm.rewards.clip import ClipReward
+
+    if wish.place is None:
+        raise RewardError("got reward 'clip', expected clip:FOLDER_OR_HUB_ID; say which CLIP model")
+    name = f"CLIP score ({Path(wish.place).name})"
+    return ClipReward.from_folder(wish.place, name, scale=100.0, device=wish.device, batch=wish.batch)
+
+
+def _pickscore(wish: _Wish) -> Reward:
+    from tpdm.rewards.clip import HUB, load_pickscore
+
+    return load_pickscore(wish.place or HUB, wish.device, wish.batch)
+
+
+def _hpsv2(wish: _Wish) -> Reward:
+    from tpdm.rewards.hpsv2 import HUB, load_hpsv2
+
+    return load_hpsv2(wish.place or HUB, wish.device, wish.batch)
+
+
+def _imagereward(wish: _Wish) -> Reward:
+    from tpdm.rewards.imagereward import HUB, load_imagereward
+
+    return load_imagereward(wish.place or HUB, wish.device, wish.batch)
+
+
+def _aesthetic(wish: _Wish) -> Reward:
+    from tpdm.rewards.aesthetic import load_aesthetic
+
+    return load_aesthetic(wish.place, wish.device, wish.batch)
+
+
+def _python(wish: _Wish) -> Reward:
+    from tpdm.rewards.custom import load_function
+
+    return load_function(wish.place or "", wish.device, wish.batch)
+
+
+def _remote(wish: _Wish) -> Reward:
+    from tpdm.rewards.remote import RemoteReward
+
+    return RemoteReward(wish.place or "", wish.token, wish.timeout, batch=wish.batch)
+
+
+_KINDS: dict[str, Callable[[_Wish], Reward]] = {
+    "tinyworld": _tinyworld,
+    "clip": _clip,
+    "pickscore": _pickscore,
+    "hpsv2": _hpsv2,
+    "imagereward": _imagereward,
+    "aesthetic": _aesthetic,
+    "python": _python,
+    "remote": _remote,
+}
+_USAGES = (
+    "tinyworld",
+    "clip:FOLDER_OR_HUB_ID",
+    "pickscore[:PLACE]",
+    "hpsv2[:PLACE]",
+    "imagereward[:PLACE]",
+    "aesthetic:PLACE",
+    "python:package.module:function",
+    "remote:http://host:port",
+)

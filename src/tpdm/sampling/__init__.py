@@ -1,0 +1,1 @@
+"""Images from prompts, one call or many at once."""

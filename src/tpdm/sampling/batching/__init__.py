@@ -1,0 +1,1 @@
+"""Denoiser calls of several images computed as one."""

@@ -1,0 +1,182 @@
+"""Rollout (images with their recorded decisions) and replay (those decisions as one flat batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tpdm.config.recipe import Recipe
+from tpdm.core.errors import BackboneError, TpdmError
+from tpdm.sampling.base import Album, Asked, Generated, Sampler, naming
+from tpdm.sampling.batch_size import Portion
+
+if TYPE_CHECKING:
+    from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
+    from tpdm.sampling.batching.pipeline import ContinuousRun
+    from tpdm.sampling.prompt_embeddings import TextStore
+
+
+@dataclass(frozen=True)
+class PipelineSampler:
+    """A ``Sampler`` on an attached pipeline.
+
+    Attributes:
+        pipeline: made by ``attach``.
+        batch: images in flight at once, fewer where memory is short; memory and speed only, never the result.
+        arguments: of the pipeline call (guidance_scale, height ...).
+        texts: embeddings made before, of all prompts that will come; None lets the pipeline encode them.
+        decode_batch: images decoded at once; None decodes the batch.
+    """
+
+    pipeline: AdaptivePipeline
+    batch: int
+    arguments: dict[str, Any]
+    texts: TextStore | None = None
+    decode_batch: int | None = None
+    _portion: Portion = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_portion", Portion(self.batch, "rl.rollout_batch", "images"))
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+        negatives: Sequence[str] | None = None,
+        gammas: Sequence[float] | None = None,
+    ) -> Generated:
+        """See ``Sampler``."""
+        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
+        album, done = Album(len(prompts)), 0
+        while done < len(prompts):
+            part = slice(done, done + self._portion.size)
+            output = self._try(asked, part)
+            if output is None:
+                self._portion.halve(len(prompts[part]))
+                continue
+            album.put(part, output)
+            done += len(output.steps)
+        return album.generated(record)
+
+    @property
+    def in_flight(self) -> int:
+        """Images in flight from now on: ``batch``, or what memory turned out to hold."""
+        return self._portion.size
+
+    def _decoding(self) -> AbstractContextManager[None]:
+        if self.decode_batch is None:
+            return nullcontext()
+        from tpdm.pipelines.vae import decoding_in_slices
+
+        return decoding_in_slices(self.pipeline.pipe, self.decode_batch)
+
+    def _try(self, asked: Asked, part: slice) -> AdaptiveOutput | None:
+        """One call of the pipeline; None where memory does not hold it, and then nothing of it is held any more."""
+        device = None if self.texts is None else self.pipeline.pipe._execution_device
+        call = asked.call(part, self.texts, device)
+        try:
+            with naming(asked.prompts[part], asked.seeds[part]), self._decoding():
+                return self.pipeline(**call)
+        except torch.OutOfMemoryError:
+            return None
+
+
+@dataclass(frozen=True)
+class ContinuousSampler:
+    """A ``Sampler`` on an attached pipeline, one run per image (``pipelines.continuous``).
+
+    All images of a call go through the same places: those of an update, whatever their prompt. They enter in their
+    order, so the same call gives the same bits. The images are those of ``PipelineSampler``: bit by bit where calls
+    have as many rows (``places`` and ``batch`` of 1), else to the rounding of calls with another number of rows. A
+    static batch makes E[max N over the batch] calls for its images, this about E[N]; what that is worth depends on
+    how the time of a call grows with its rows (docs/serving.md). Images are encoded and decoded one at a time.
+
+    Attributes:
+        pipeline: made by ``attach``.
+        places: images in flight at once, fewer where memory is short; memory and speed only, never the result.
+        arguments: of the pipeline call (guidance_scale, height ...).
+        texts: embeddings made before, of all prompts that will come; None lets the pipeline encode them.
+    """
+
+    pipeline: AdaptivePipeline
+    places: int
+    arguments: dict[str, Any]
+    texts: TextStore | None = None
+    _portion: Portion = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_portion", Portion(self.places, "rl.rollout_batch", "images"))
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+        negatives: Sequence[str] | None = None,
+        gammas: Sequence[float] | None = None,
+    ) -> Generated:
+        """See ``Sampler``."""
+        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
+        album = Album(len(prompts))
+        while album.missing:
+            if not self._try(asked, album):
+                self._portion.halve(min(len(album.missing), self._portion.size))
+        return album.generated(record)
+
+    def _try(self, asked: Asked, album: Album) -> bool:
+        """Makes what the album lacks.
+
+        Returns:
+            False where memory did not hold so many images at once; the others are made, and nothing more is held.
+        """
+        from tpdm.sampling.batching.pipeline import ContinuousPipeline
+
+        device = None if self.texts is None else self.pipeline.pipe._execution_device
+
+        def make(row: int, run: ContinuousRun) -> None:
+            part = slice(row, row + 1)
+            with naming(asked.prompts[part], asked.seeds[part]):
+                album.put(part, run(self.pipeline, **asked.call(part, self.texts, device)))
+
+        places = self._portion.size
+        shared = ContinuousPipeline(self.pipeline.pipe, places, in_order=True)
+        # All have their place in the order before the first one asks for it.
+        runs = [(row, shared.run()) for row in album.missing]
+        # As many again, whose texts are encoded while the others run, or that are decoded.
+        pool = ThreadPoolExecutor(2 * places, thread_name_prefix="tpdm-rollout")
+        try:
+            for future in as_completed([pool.submit(make, *run) for run in runs]):
+                future.result()
+        except (torch.OutOfMemoryError, BackboneError) as error:
+            if not any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__cause__)):
+                raise
+            return False
+        finally:
+            # After an error, or an interruption, the others end at their next step.
+            shared.close(TpdmError("got an end of the rollout before this image was done, expected none."))
+            pool.shutdown(cancel_futures=True)
+        return True
+
+
+def choose_sampler(
+    recipe: Recipe, pipeline: AdaptivePipeline, arguments: dict[str, Any], texts: TextStore | None
+) -> Sampler:
+    """The sampler that ``rl.rollout`` names.
+
+    Args:
+        recipe: of the run.
+        pipeline: made by ``attach``.
+        arguments: of every pipeline call.
+        texts: embeddings of all prompts of the run; None lets the pipeline encode them.
+    """
+    if recipe.rl.rollout == "continuous":
+        return ContinuousSampler(pipeline, recipe.rl.rollout_batch, arguments, texts)
+    return PipelineSampler(pipeline, recipe.rl.rollout_batch, arguments, texts, recipe.backbone.decode_batch)

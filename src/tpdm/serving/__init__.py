@@ -1,0 +1,1 @@
+"""The server: an engine and its HTTP front."""

@@ -1,0 +1,105 @@
+"""What every request passes on its way in and out: host, token, headers, the log, and no trace of our mistakes."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tpdm.serving.http.errors import ApiError, internal_error
+from tpdm.serving.http.metrics import Metrics
+from tpdm.serving.http.settings import Settings
+from tpdm.serving.process import describe
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+# Health checks come from machines that know no token; a page asks for the token itself; an image's name is its token.
+HEALTH = ("/healthz", "/readyz")  # by address, whatever name the server answers to; they say nothing of anybody
+OPEN = ("/", *HEALTH)
+OPEN_FOLDERS = ("/static/", "/v1/images/files/")
+
+CLIENT_LEFT = 499  # nginx's number for it: nobody is there to read one
+
+log = logging.getLogger("tpdm.serving")
+
+
+class Guard:
+    """The middleware around the application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's call."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 0
+        request_id = scope.setdefault("state", {})["request_id"] = f"req-{secrets.token_hex(8)}"
+        head = scope["method"] == "HEAD"
+        asked = {**scope, "method": "GET"} if head else scope  # HEAD is GET without the body, at every address
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in {**HEADERS, "X-Request-Id": request_id}.items():
+                    headers.setdefault(name, value)
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            self._check(scope["path"], Headers(scope=scope))
+            await self._app(asked, receive, send_guarded)
+        except ApiError as error:
+            await error.response()(scope, receive, send_guarded)
+        except ClientDisconnect:
+            status = CLIENT_LEFT
+        except Exception as error:
+            log.error("%s %s", request_id, describe(error, self._settings.log_prompts))
+            if status == 0:
+                await internal_error(request_id).response()(scope, receive, send_guarded)
+        finally:
+            route = getattr(asked.get("route"), "path", "other")
+            self._metrics.response(route, status)
+            log.info("%s %s %s %d %.3fs", request_id, scope["method"], route, status, time.monotonic() - started)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        hosts = self._settings.hosts
+        if path not in HEALTH and hosts is not None and _host(headers.get("host", "")) not in hosts:
+            raise ApiError(
+                400,
+                f"the server is not called that, expected one of {', '.join(hosts)}; see --allowed-host",
+                "bad_host",
+            )
+        if self._settings.token is None or path in OPEN or path.startswith(OPEN_FOLDERS):
+            return
+        expected = f"Bearer {self._settings.token}"
+        # In constant time: how long a refusal takes must not say how much of a guess was right.
+        if not hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode()):
+            raise ApiError(401, "no or a wrong token; send it as Authorization: Bearer", "invalid_api_key")
+
+
+def _host(header: str) -> str:
+    """The name without its port; brackets of an IPv6 address left out."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()

@@ -1,1 +1,0 @@
-"""Training a Time Prediction Module by reinforcement learning; the denoiser stays frozen."""

@@ -1,0 +1,1 @@
+"""Training of TPMs by reinforcement learning."""

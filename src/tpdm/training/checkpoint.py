@@ -1,0 +1,200 @@
+"""Atomic checkpoints of a run: everything that the next update depends on, and nothing else.
+
+Prompts, noise and decisions of an update follow from the recipe's seed and the number of the update, so that
+the weights, the optimizer and that number are the whole state. Under its final name a checkpoint is whole,
+wherever the process was killed; what a kill leaves behind is called ``.writing-*``, never read, and removed by
+the next save. What a disk does to it afterwards shows in the sha256 of each file, and then the one before is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tpdm.core.errors import TrainingError
+from tpdm.core.io import load_tensors, save_tensors, write_json
+from tpdm.policies.tpm import TimePredictor
+from tpdm.training.distributed.context import ALONE, Team
+from tpdm.training.ema import WeightAverage
+from tpdm.training.run_identity import differences
+
+_LOG = logging.getLogger(__name__)
+_DIGESTS = "sha256.json"
+_NAME = re.compile(r"update-(\d{6})")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is.
+
+    Attributes:
+        update: updates done.
+        best_objective: validation objective of what best/ holds; None before the first validation.
+        best_update: after how many updates that was.
+        seconds: training time so far.
+        record: objectives of the validation images when their mean was highest.
+    """
+
+    update: int
+    best_objective: float | None = None
+    best_update: int | None = None
+    seconds: float = 0.0
+    record: tuple[float, ...] | None = None
+
+
+def save_checkpoint(
+    folder: Path,
+    policy: TimePredictor,
+    average: WeightAverage,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    identity: Mapping[str, Any],
+    keep: int,
+) -> None:
+    """Writes ``folder/update-NNNNNN`` under another name, renames it, and removes all but the last ``keep``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"update-{state.update:06d}"
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    try:
+        save_tensors(temporary / "policy.safetensors", dict(policy.state_dict()))
+        save_tensors(temporary / "average.safetensors", average.weights)
+        save_tensors(temporary / "optimizer.safetensors", _flat(optimizer))
+        write_json(temporary / "state.json", asdict(state))
+        write_json(temporary / "identity.json", identity)
+        write_json(temporary / _DIGESTS, {p.name: _sha256(p) for p in sorted(temporary.iterdir())})
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # still there after an error: a full disk, for one
+    for old in _existing(folder)[:-keep]:
+        shutil.rmtree(old)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _existing(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("update-*") if _NAME.fullmatch(p.name))
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A whole checkpoint as read; ``tensors`` have the file's name before their own."""
+
+    state: RunState
+    tensors: dict[str, Tensor]
+
+
+def load_checkpoint(
+    folder: Path,
+    policy: TimePredictor,
+    average: WeightAverage,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    team: Team = ALONE,
+) -> RunState | None:
+    """Restores the newest whole checkpoint into policy, average and optimizer; None where there is none.
+
+    A damaged one is named in the log, and the one before it is used. The leading process alone reads.
+
+    Raises:
+        TrainingError: no checkpoint is whole, or the newest belongs to another run (see ``run_identity``).
+    """
+    found = _newest_whole(folder, identity) if team.leads else None
+    facts = team.from_lead(None if found is None else asdict(found.state))
+    if facts is None:
+        return None
+    _restore(team.tensors_from_lead({} if found is None else found.tensors), policy, average, optimizer)
+    return _state(facts)
+
+
+def _newest_whole(folder: Path, identity: Mapping[str, Any]) -> _Checkpoint | None:
+    reasons = []
+    for path in reversed(_existing(folder)):
+        try:
+            before, checkpoint = _read(path)
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+            reasons.append(reason)
+            _LOG.warning("%s is damaged (%s): the checkpoint before it is used, if there is one", path, reason)
+            continue
+        changed = differences(before, identity)
+        if changed:
+            raise TrainingError(
+                f"got a recipe that differs from the one of {path} ({changed}), expected the same; change it back to "
+                "go on, or choose another output"
+            )
+        return checkpoint
+    if reasons:
+        raise TrainingError(
+            f"got {folder}, where every checkpoint is damaged (the newest: {reasons[0]}), expected a whole one; remove "
+            "that folder to train from the beginning"
+        )
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], _Checkpoint]:
+    """The identity and the content of a checkpoint.
+
+    Raises:
+        ValueError: a file is not what was written; and whatever a file that is missing or no JSON makes Python raise.
+    """
+    for name, digest in json.loads((path / _DIGESTS).read_text(encoding="utf-8")).items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} has another sha256 than when it was written")
+    tensors = {
+        f"{name}.{key}": value
+        for name in ("policy", "average", "optimizer")
+        for key, value in load_tensors(path / f"{name}.safetensors")[0].items()
+    }
+    identity = json.loads((path / "identity.json").read_text(encoding="utf-8"))
+    return identity, _Checkpoint(_state(json.loads((path / "state.json").read_text(encoding="utf-8"))), tensors)
+
+
+def _state(facts: dict[str, Any]) -> RunState:
+    record = facts["record"]
+    return RunState(**facts | {"record": None if record is None else tuple(record)})
+
+
+def _restore(
+    tensors: Mapping[str, Tensor], policy: TimePredictor, average: WeightAverage, optimizer: torch.optim.Optimizer
+) -> None:
+    by_file: dict[str, dict[str, Tensor]] = {"policy": {}, "average": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        file, name = key.split(".", 1)
+        by_file[file][name] = value
+    packed = optimizer.state_dict()
+    packed["state"] = {}
+    for key, value in by_file["optimizer"].items():
+        index, name = key.split(".", 1)
+        packed["state"].setdefault(int(index), {})[name] = value
+    policy.load_state_dict(by_file["average"])  # strict: refuses another shape
+    average.weights = {k: v.detach().clone() for k, v in policy.state_dict().items()}
+    policy.load_state_dict(by_file["policy"])
+    optimizer.load_state_dict(packed)

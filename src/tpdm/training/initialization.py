@@ -1,0 +1,155 @@
+"""What is measured once, on images of the untrained policy, before the first update: features and reward parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tpdm.config.recipe import Recipe, TpmConfig
+from tpdm.core.errors import ConfigError
+from tpdm.core.grids import shifted
+from tpdm.core.seeding import Stream, derive_seed
+from tpdm.data.prompts import Prompt
+from tpdm.pipelines.probe import FeatureWidths, default_times
+from tpdm.policies.pretrained import load_policy
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.rewards.base import Reward
+from tpdm.rewards.composite import CompositeReward, Standard, run_reward, save_standards
+from tpdm.sampling.base import Generated
+from tpdm.training.batch_sampler import deal_prompts
+from tpdm.training.distributed.context import ALONE, Team
+from tpdm.training.rollout import MakeImages, make_replay
+
+CALIBRATION_PROMPTS = 64
+
+
+def calibrate_policy(policy: TimePredictor, make: MakeImages, prompts: Sequence[Prompt], seed: int) -> None:
+    """Shows the untrained policy what features look like: the same ones whenever the run is started or resumed."""
+    if not policy.reads_features:
+        return
+    policy.eval()
+    _, generated = _first_images(make, prompts, seed, record=True)
+    assert generated.trajectories is not None
+    policy.calibrate(make_replay(generated.trajectories).observation)
+
+
+def calibrated_reward(
+    reward: Reward,
+    make: MakeImages,
+    prompts: Sequence[Prompt],
+    seed: int,
+    folder: Path,
+    fresh: bool,
+    team: Team = ALONE,
+    everyone: bool = False,
+) -> Reward:
+    """The reward that a run uses from its first image to its last.
+
+    Args:
+        reward: a composite gets its statistics; any other comes back as it is.
+        make: images of the untrained policy, where the run is fresh.
+        prompts: training prompts.
+        seed: of the run.
+        folder: of the run; the statistics stand in ``reward-statistics.json`` there.
+        fresh: measures and writes them; a run that goes on reads them, so that its objective stays the same.
+        team: its leading process alone measures or reads, and tells the others.
+        everyone: all processes make the images, though one is enough: a sharded denoiser needs all of them.
+
+    Raises:
+        RewardError: a part fails or tells no image from another; the statistics of a run that goes on are missing.
+    """
+    if not isinstance(reward, CompositeReward):
+        return reward
+    if fresh and (team.leads or everyone):
+        texts, generated = _first_images(make, prompts, seed, record=False)
+        if team.leads:
+            reward = reward.calibrated(generated.images_B3HW, texts)
+            save_standards(reward, folder)
+    elif team.leads:
+        reward = run_reward(reward, folder)
+    assert isinstance(reward, CompositeReward)
+    known = None if reward.standards is None else {key: asdict(one) for key, one in reward.standards.items()}
+    return replace(reward, standards={key: Standard(**one) for key, one in team.from_lead(known).items()})
+
+
+def _first_images(
+    make: MakeImages, train_prompts: Sequence[Prompt], seed: int, record: bool
+) -> tuple[list[str], Generated]:
+    prompts = deal_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)
+    noise, decisions = ([derive_seed(seed, Stream.CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
+    return [p.text for p in prompts], make(prompts, noise, decisions, record)
+
+
+SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "maps", "change")
+
+
+def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
+    """The fixed schedule that the untrained TPM follows; None where the recipe names none."""
+    return None if tpm.start_steps is None else _schedule(tpm.start_steps, tpm, pipe, arguments)
+
+
+def fast_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
+    """The same at the low end of the dial; None where the recipe names none."""
+    return None if tpm.fast_steps is None else _schedule(tpm.fast_steps, tpm, pipe, arguments)
+
+
+def _schedule(steps: int, tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...]:
+    if tpm.start_shift is None:
+        return tuple(default_times(pipe, steps, arguments))
+    return tuple(shifted(steps, tpm.start_shift).tolist())
+
+
+def make_policy(
+    recipe: Recipe,
+    widths: FeatureWidths,
+    start: tuple[float, ...] | None = None,
+    fast: tuple[float, ...] | None = None,
+) -> TimePredictor:
+    """A fresh TPM for features of these widths, or the one the recipe starts from.
+
+    Raises:
+        ConfigError: the recipe asks for another shape than that one has.
+    """
+    if recipe.tpm.init_from:
+        policy = load_policy(recipe.tpm.init_from)
+        _check_shape(recipe, policy.shape)
+        return policy.train()
+    folded = recipe.tpm.layout == "folded"
+    shape = TpmShape(
+        feature_channels=widths.feature_channels,
+        temb_channels=widths.temb_channels,
+        layout=recipe.tpm.layout,
+        features=recipe.tpm.features,
+        channels=recipe.tpm.channels,
+        grid=recipe.tpm.grid,
+        init_alpha=recipe.tpm.init_alpha,
+        init_beta=recipe.tpm.init_beta,
+        start_times=start,
+        gamma_range=recipe.reward.gamma_range,
+        fast_times=fast,
+        time_only=recipe.tpm.time_only,
+        maps=recipe.tpm.maps,
+        change=recipe.tpm.change and not recipe.tpm.time_only,
+        token_grid=widths.token_grid if folded else None,
+    )
+    return TimePredictor(shape, seed=derive_seed(recipe.seed, Stream.WEIGHTS) % 2**31)
+
+
+def _check_shape(recipe: Recipe, shape: TpmShape) -> None:
+    """A TPM that is trained on keeps its shape: what a recipe says of it must not be passed over.
+
+    A key at its default is taken for not said; the dial has to be the same, since the price of a step and what the TPM
+    is told of it go together.
+    """
+    wanted, plain = asdict(recipe.tpm), asdict(TpmConfig())
+    said = {f"tpm.{k}": (wanted[k], asdict(shape)[k]) for k in SHAPE_KEYS if wanted[k] != plain[k]}
+    said["reward.gamma_range"] = (recipe.reward.gamma_range, shape.gamma_range)
+    for key, (asked, has) in said.items():
+        if asked != has:
+            raise ConfigError(
+                f"got {key}={asked} and tpm.init_from={recipe.tpm.init_from}, a TPM that has {has}, expected them to "
+                f"agree; give {key} that value, or start from another TPM or from none"
+            )

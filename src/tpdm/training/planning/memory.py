@@ -1,0 +1,247 @@
+"""How much memory a run will take, by part, place and phase, before anything is loaded.
+
+Weights, records and optimizer are counted exactly. Activations are counted on shapes (``pipelines.activations``),
+without workspaces of kernels. Two parts are assumed, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tpdm.config.recipe import Recipe
+from tpdm.core.types import Observation
+from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.loading.load import DTYPES, pipeline_arguments
+from tpdm.pipelines.metadata import PipelineSizes
+from tpdm.pipelines.registry import find_entry
+from tpdm.pipelines.vae import decoding_in_slices
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.training.planning.meta import CALLS, CallShape, denoiser_call, peak_of, text_bytes, token_grid
+from tpdm.training.planning.reward_meta import RewardShape, reward_shape
+
+GIB = 2**30
+
+ADAM = 4  # weights, gradients and two moments
+
+CONTEXT = 1 * GIB  # assumed: what CUDA and the kernels' libraries take of a GPU before the first tensor
+
+PROCESS = 3 * GIB  # assumed: Python, PyTorch with CUDA, and transformers, on the host
+
+Place = Literal["device", "host", "disk"]
+
+Phase = Literal["always", "encoding", "loading", "training", "rollout", "decoding", "scoring", "learning"]
+
+BEFORE: tuple[Phase, ...] = ("encoding", "loading")
+
+RUNNING: tuple[Phase, ...] = ("rollout", "decoding", "scoring", "learning")
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One part of the estimate.
+
+    Attributes:
+        name: in words.
+        size: bytes; None is not counted.
+        place: "device" (the GPU), "host" or "disk".
+        phase: when it is there. "encoding" is over before "loading" begins, and that before the
+            phases of "training" do.
+    """
+
+    name: str
+    size: int | None
+    place: Place
+    phase: Phase
+
+
+def memory_peaks(parts: Sequence[MemoryPart], place: Place) -> dict[str, int]:
+    """Bytes of each phase in which something is there, by the phase's name."""
+    phases: dict[str, int] = {}
+    for phase in (*BEFORE, *RUNNING):
+        there = {"always", phase} | ({"training"} if phase in RUNNING else set())
+        sizes = [part.size or 0 for part in parts if part.place == place and part.phase in there]
+        if phase in RUNNING or any((part.phase, part.place) == (phase, place) for part in parts):
+            phases[phase] = sum(sizes)
+    return phases
+
+
+def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[MemoryPart]:
+    """The parts of a run.
+
+    Args:
+        recipe: of the run.
+        sizes: of its pipeline.
+        texts: distinct prompts that it draws.
+    """
+    shape = TpmShape(
+        feature_channels=sizes.feature_channels,
+        temb_channels=sizes.temb_channels,
+        channels=recipe.tpm.channels,
+        grid=recipe.tpm.grid,
+    )
+    policy, reward = TimePredictor(shape), reward_shape(recipe.reward.name)
+    weights = None if reward is None else 4 * reward.parameters
+    judges: Place = "host" if recipe.reward.device == "cpu" else "device"
+    tpm = sum(p.numel() for p in policy.parameters())
+    replay = replay_bytes(recipe, sizes.feature_channels, sizes.temb_channels)
+    call = rollout_call(recipe, sizes)
+    height, width = call.height * 8, call.width * 8
+    trajectories = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt
+    looks = 1 if recipe.reward.gamma_range is None else recipe.validation.dial_points
+    images = max(trajectories, recipe.validation.prompts * recipe.validation.samples_per_prompt * looks)
+    parts = [
+        *_weights(recipe, sizes),
+        MemoryPart("TPM, gradients and optimizer", tpm * 4 * ADAM, "device", "training"),
+        MemoryPart(f"reward {recipe.reward.label}", weights, judges, "training"),
+        MemoryPart("CUDA context and libraries (assumed)", CONTEXT, "device", "always"),
+        MemoryPart("denoiser activations", rollout_peak(recipe, sizes, policy, call), "device", "rollout"),
+        MemoryPart("decoder activations", decoding_peak(recipe, sizes, call), "device", "decoding"),
+        MemoryPart("reward activations", scoring_peak(recipe, reward, height, width), judges, "scoring"),
+        MemoryPart("TPM activations", learning_peak(recipe, shape), "device", "learning"),
+        MemoryPart("Python and libraries (assumed)", PROCESS, "host", "always"),
+        MemoryPart("pictures of an update or a validation", 4 * 3 * height * width * images, "host", "training"),
+        MemoryPart("replay of one update, at most", replay, "host", "training"),
+        MemoryPart("its flat copy, while passes run", replay, "host", "learning"),
+    ]
+    if recipe.backbone.text_encoders == "leave":
+        parts.append(MemoryPart("embeddings of all prompts", embeddings_bytes(sizes, call, texts), "disk", "training"))
+    return parts
+
+
+def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
+    """Bytes that the decisions of one update take if every image runs to the cap: independent of the image's size."""
+    maps = 2 if recipe.tpm.maps == "first_last" else 1
+    observation = maps * feature_channels * recipe.tpm.grid**2 + temb_channels
+    decisions = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt * recipe.sampling.max_steps
+    return 2 * observation * decisions  # fp16
+
+
+def _weights(recipe: Recipe, sizes: PipelineSizes) -> list[MemoryPart]:
+    """Frozen networks; all pass the host when they are loaded."""
+    leave, size = recipe.backbone.text_encoders == "leave", DTYPES[recipe.backbone.dtype].itemsize
+    parts, stay = [], {}
+    for name, count in sizes.parameters.items():
+        encodes = name.startswith("text_encoder") and leave
+        if encodes or recipe.backbone.offload == "none":
+            parts.append(MemoryPart(f"{name} (frozen)", count * size, "device", "encoding" if encodes else "training"))
+            parts.append(MemoryPart(f"{name}, on its way", count * size, "host", "encoding" if encodes else "loading"))
+        else:
+            stay[name] = count * size
+    return [*parts, *_offloaded(recipe, stay)]
+
+
+def _offloaded(recipe: Recipe, weights: dict[str, int]) -> list[MemoryPart]:
+    """Networks (bytes by name) that stay on the host; one of them, or one layer, is on the device at a time."""
+    if not weights:
+        return []
+    parts = [MemoryPart(f"{name} (frozen, offloaded)", size, "host", "training") for name, size in weights.items()]
+    if recipe.backbone.offload == "sequential":
+        return [*parts, MemoryPart("one layer of a network", None, "device", "training")]
+    decoder = weights.get("vae", 0)
+    largest = max([size for name, size in weights.items() if name != "vae"], default=0)
+    return [
+        *parts,
+        MemoryPart("largest network but the decoder, while called", largest, "device", "rollout"),
+        MemoryPart("decoder, while called", decoder, "device", "decoding"),
+    ]
+
+
+def rollout_call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
+    """One denoiser call of a rollout, when every image is active."""
+    backbone, denoiser = recipe.backbone, sizes.networks[sizes.denoiser]
+    entry = find_entry(denoiser)
+    arguments = pipeline_arguments(backbone)
+    # Flow transformers of packed tokens know no size of their own: their pipelines draw 1024 pixels.
+    own = getattr(denoiser.config, "sample_size", None) or 128
+    height = backbone.height // 8 if backbone.height else own
+    width = backbone.width // 8 if backbone.width else own
+    scale = arguments.get(entry.guidance_scale)
+    guided = entry.guidance != "two_calls" and (scale is None or scale > entry.guided_above)
+    text = arguments.get("max_sequence_length")
+    rows = recipe.rl.rollout_batch * (2 if guided else 1)
+    return CallShape(rows, height, width, text, DTYPES[backbone.dtype])
+
+
+def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictor, shape: CallShape) -> int | None:
+    """The denoiser, the features that hooks keep of it, and what the TPM pools of them."""
+    denoiser = nn.Module.to(sizes.networks[sizes.denoiser], shape.dtype).eval()  # diffusers' own `to` warns
+    if type(denoiser).__name__ not in CALLS:
+        return None
+    images, grid = recipe.rl.rollout_batch, token_grid(denoiser, shape)
+
+    @torch.no_grad()
+    def run() -> object:
+        call = denoiser_call(denoiser, shape)
+        assert call is not None
+        with FeatureTaps(denoiser) as taps:
+            taps.entry = replace(taps.entry, grid=lambda arguments, network: grid)
+            output = denoiser(**call)
+            features = taps.features(images)
+            t_B, index_B = _shape(images), _shape(images, dtype=torch.int64)
+            return output, policy.observe(features, t_B, index_B, index_B)
+
+    return peak_of(run)
+
+
+def decoding_peak(recipe: Recipe, sizes: PipelineSizes, shape: CallShape) -> int | None:
+    """The decoder on its slices, and the pictures of a batch until they are on the host in fp32."""
+    vae: Any = sizes.networks.get("vae")
+    if type(vae).__name__ != "AutoencoderKL":
+        return None
+    nn.Module.to(vae, shape.dtype).eval()
+    batch, channels = recipe.rl.rollout_batch, vae.config.latent_channels
+
+    @torch.no_grad()
+    def run() -> object:
+        latents = _shape(batch, channels, shape.height, shape.width, dtype=shape.dtype)
+        with decoding_in_slices(SimpleNamespace(vae=vae), recipe.backbone.decode_batch or batch):
+            image = vae.decode(latents, return_dict=False)[0]
+        return (image * 0.5 + 0.5).clamp(0, 1).float()
+
+    return peak_of(run)
+
+
+def scoring_peak(recipe: Recipe, reward: RewardShape | None, height: int, width: int) -> int | None:
+    """The reward on one batch of pictures; None where its shape is unknown."""
+    if reward is None:
+        return None
+    images = min(recipe.reward.batch, recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt)
+
+    @torch.no_grad()
+    def run() -> object:
+        return reward.see(_shape(images, 3, height, width))
+
+    return peak_of(run)
+
+
+def learning_peak(recipe: Recipe, shape: TpmShape) -> int:
+    """One forward and backward pass over a micro-batch; a trajectory is never cut, so it may be one longer."""
+    policy = TimePredictor(shape).to("meta")
+    decisions = max(recipe.rl.update_batch, recipe.sampling.max_steps)
+
+    def run() -> object:
+        maps = _shape(decisions, shape.map_channels, shape.grid, shape.grid, dtype=torch.float16)
+        temb = _shape(decisions, shape.temb_channels, dtype=torch.float16)
+        t, index = _shape(decisions), _shape(decisions, dtype=torch.int64)
+        logp_B, _, _ = policy.evaluate(Observation(maps, temb, t, index, index, change_B=t), _shape(decisions))
+        torch.autograd.backward(logp_B.sum())
+        return logp_B
+
+    return peak_of(run)
+
+
+def embeddings_bytes(sizes: PipelineSizes, shape: CallShape, texts: int) -> int | None:
+    """What the encoded texts take on the disk; None where the denoiser's class is unknown."""
+    call = denoiser_call(sizes.networks[sizes.denoiser], shape)
+    return None if call is None else texts * text_bytes(call)
+
+
+def _shape(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")

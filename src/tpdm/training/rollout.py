@@ -1,0 +1,181 @@
+"""Images of an update or a validation: made by all processes, each its own, and scored; everyone knows all scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tpdm.core.errors import TrainingError
+from tpdm.core.types import Observation, Trajectory
+from tpdm.data.prompts import Prompt
+from tpdm.rewards.base import Reward, checked_scores
+from tpdm.rewards.composite import Scored, judge
+from tpdm.sampling.base import Generated
+from tpdm.training.distributed.context import Team
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Replay:
+    """All decisions of n trajectories, flat; what the update passes read.
+
+    Attributes:
+        observation: of T decisions.
+        action_T: as sampled, fp32.
+        logp_T: as scored then.
+        segment_T: the trajectory of each, int64, ascending.
+        trajectories: n.
+    """
+
+    observation: Observation
+    action_T: Tensor
+    logp_T: Tensor
+    segment_T: Tensor
+    trajectories: int
+
+    def part(self, first: int, last: int) -> Replay:
+        """Trajectories first <= n < last alone, renumbered from 0; views, nothing is copied."""
+        edges = torch.tensor([first, last], dtype=torch.int64, device="cpu")
+        begin, end = torch.searchsorted(self.segment_T, edges).tolist()
+        rows = slice(begin, end)
+        return Replay(
+            self.observation.rows(rows),
+            self.action_T[rows],
+            self.logp_T[rows],
+            self.segment_T[rows] - first,
+            last - first,
+        )
+
+
+def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
+    """Flattens trajectories; decisions that the cap overruled are left out.
+
+    Raises:
+        TrainingError: the cap overruled all of them.
+    """
+    steps = [(n, s) for n, trajectory in enumerate(trajectories) for s in trajectory.steps if s.counts]
+    if not steps:
+        raise TrainingError(
+            f"got no decision that counts in {len(trajectories)} trajectories, expected at least one that the "
+            "cap did not overrule; raise sampling.max_steps"
+        )
+    seen = [s.observation for _, s in steps]
+    maps = [o.map_BCHW for o in seen if o.map_BCHW is not None]
+    tembs = [o.temb_BE for o in seen if o.temb_BE is not None]
+    gammas = [o.gamma_B for o in seen if o.gamma_B is not None]
+    changes = [o.change_B for o in seen if o.change_B is not None]
+    observation = Observation(
+        map_BCHW=torch.cat(maps) if maps else None,
+        temb_BE=torch.cat(tembs) if tembs else None,
+        t_B=torch.cat([o.t_B for o in seen]),
+        index_B=torch.cat([o.index_B for o in seen]),
+        row_B=torch.cat([o.row_B for o in seen]),
+        gamma_B=torch.cat(gammas) if gammas else None,
+        change_B=torch.cat(changes) if changes else None,
+    )
+    return Replay(
+        observation,
+        torch.tensor([s.action for _, s in steps], dtype=torch.float32, device="cpu"),
+        torch.tensor([s.logp for _, s in steps], dtype=torch.float32, device="cpu"),
+        torch.tensor([n for n, _ in steps], dtype=torch.int64, device="cpu"),
+        len(trajectories),
+    )
+
+
+# (prompts, seeds, decision seeds, whether to record) -> images
+MakeImages = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool], Generated]
+
+# ... and the gamma of each image, where there is a dial
+MakeDialled = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool, Sequence[float] | None], Generated]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What came of B images.
+
+    Attributes:
+        scored: of all B, in the order they were asked for, whoever made them.
+        steps: network evaluations of all B.
+        mine: the images of this process, among the B.
+        generated: those images; None where the process had none to make.
+        judged: scores of all B by judges that training does not see.
+        score_seconds: wall-clock time that the reward and the judges took of this process.
+    """
+
+    scored: Scored
+    steps: list[int]
+    mine: slice
+    generated: Generated | None
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
+    score_seconds: float = 0.0
+
+    def replay(self) -> Replay | None:
+        """This process's decisions; None where none of them counts."""
+        trajectories = (self.generated.trajectories if self.generated else None) or []
+        counts = any(step.counts for trajectory in trajectories for step in trajectory.steps)
+        return make_replay(trajectories) if counts else None
+
+
+def make_scored(
+    team: Team,
+    make: MakeDialled,
+    reward: Reward,
+    prompts_B: Sequence[Prompt],
+    seeds: Sequence[int],
+    decision_seeds: Sequence[int] | None = None,
+    gammas: Sequence[float] | None = None,
+    judges: Mapping[str, Reward] = MappingProxyType({}),
+) -> Rollout:
+    """Makes and scores this process's share of B images, and tells the scores to the others.
+
+    The share is a run of consecutive images. Groups stay whole where the processes divide the prompts; elsewhere one
+    may end on the next process, which changes nothing: advantages are taken of all scores, by everyone.
+
+    Args:
+        team: the processes.
+        make: images of prompts.
+        reward: scores them.
+        prompts_B: one per image.
+        seeds: of the initial noise.
+        decision_seeds: samples and records the decisions; None takes the policy's mode.
+        gammas: one per image where there is a dial.
+        judges: score the images besides.
+    """
+    mine = team.part(len(prompts_B))
+    generated, scored, judged, seconds = None, Scored(_joined([]), {}), {}, 0.0
+    if prompts_B[mine]:
+        asked = None if decision_seeds is None else decision_seeds[mine]
+        dialled = None if gammas is None else gammas[mine]
+        generated = make(prompts_B[mine], seeds[mine], asked, asked is not None, dialled)
+        images, texts = generated.images_B3HW, [p.text for p in prompts_B[mine]]
+        began = time.monotonic()
+        scored = judge(reward, images, texts, seeds[mine])
+        judged = {name: checked_scores(other, images, texts, seeds[mine]) for name, other in judges.items()}
+        seconds = time.monotonic() - began
+    said = {
+        "score": scored.score_B.tolist(),
+        "parts": {key: part_B.tolist() for key, part_B in scored.parts.items()},
+        "judged": {name: score_B.tolist() for name, score_B in judged.items()},
+        "steps": generated.steps if generated else [],
+    }
+    heard = team.gather_json(said)
+    # The last process has images where any has.
+    parts, others = (
+        {key: _joined([one[kind].get(key, []) for one in heard]) for key in heard[-1][kind]}
+        for kind in ("parts", "judged")
+    )
+    steps = [n for one in heard for n in one["steps"]]
+    scored = Scored(_joined([one["score"] for one in heard]), parts)
+    return Rollout(scored, steps, mine, generated, others, seconds)
+
+
+def _joined(scores: Sequence[list[Any]]) -> Tensor:
+    return torch.tensor([score for part in scores for score in part], dtype=torch.float32, device="cpu")

@@ -1,0 +1,181 @@
+"""Baselines that are made from a policy's own schedules, and the measure of difficulty."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import tpdm.evaluation.runner as compare
+from tpdm.core.images import to_bytes
+from tpdm.evaluation.baselines import difficulty, mean_schedule, shuffled_schedules
+from tpdm.evaluation.runner import Result
+from tpdm.evaluation.seeds import BEGIN, END, render_results
+from tpdm.pipelines.attach import AdaptiveOutput
+
+
+def result_of(times: list[list[float]], scores: list[float] | None = None) -> Result:
+    rows = [
+        {"policy": "p", "index": i, "times": t, "steps": len(t) - 1, "score": (scores or [0.0] * len(times))[i]}
+        for i, t in enumerate(times)
+    ]
+    return Result("p", rows)
+
+
+def test_the_mean_of_equal_schedules_is_that_schedule():
+    times = [1.0, 0.7, 0.2, 0.0]
+    assert mean_schedule(result_of([times] * 5)).lists == [pytest.approx(times)]
+
+
+def test_the_mean_schedule_has_the_mean_number_of_steps():
+    mean = mean_schedule(result_of([[1.0, 0.0], [1.0, 0.75, 0.5, 0.25, 0.1, 0.0], [1.0, 0.5, 0.0]])).lists[0]
+    assert len(mean) - 1 == 3  # (1 + 5 + 2) / 3 rounded
+    assert mean[0] == 1.0
+    assert mean[-1] == 0.0
+    assert all(a > b for a, b in pairwise(mean))
+
+
+def test_shuffled_schedules_are_the_same_schedules():
+    times = [[1.0, x, 0.0] for x in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    shuffled = shuffled_schedules(result_of(times)).lists
+    assert sorted(map(tuple, shuffled)) == sorted(map(tuple, (np.float32(t).tolist() for t in times))) or sorted(
+        map(tuple, shuffled)
+    ) == sorted(map(tuple, times))
+    assert shuffled != times
+
+
+def test_difficulty_is_where_the_score_stays_near_its_best():
+    # Rows: N = 2, 4, 8. The second image touches its best early and loses it again; the third needs everything.
+    scores = {2: [0.9, 1.0, 0.0], 4: [1.0, 0.2, 0.5], 8: [1.0, 1.0, 1.0]}
+    results = [result_of([[1.0, 0.0]] * 3, s) for s in scores.values()]
+    needed, margin = difficulty(results, grid=(2, 4, 8), share=0.1)
+    assert margin == pytest.approx(0.1 * (0.1 + 0.8 + 1.0) / 3)
+    assert needed.tolist() == [4, 8, 8]
+
+
+def test_bytes_round_and_clip():
+    import torch
+
+    images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert to_bytes(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_the_results_section_is_replaced_and_computed():
+    def run(seed: int, reward: float) -> dict:
+        row = {"steps_mean": 8.0 + seed, "steps_sd": 1.0, "reward_mean": reward, "accuracy": 0.9, "residual": 4.0}
+        return {
+            "rows": [{"name": "tpdm", **row}, {"name": "static-28", **row, "steps_mean": 28.0}],
+            "paired": {"static-28": {"reward": [0.01, -0.01, 0.03 + seed], "accuracy": [0.0, -0.1, 0.1]}},
+            "images": 512,
+            "steps_vs_difficulty": {"correlation": 0.4, "low": 0.3, "high": 0.5},
+            "train_seconds": 100.0,
+            "total_seconds": 200.0,
+            "hardware": "2 threads",
+            "versions": {"torch": "2", "diffusers": "0"},
+        }
+
+    page = f"before\n{BEGIN}\nold\n{END}\nafter"
+    rendered = render_results(page, [run(0, 0.5), run(2, 0.7)])
+    assert "old" not in rendered
+    assert rendered.startswith("before")
+    assert rendered.endswith("after")
+    assert "| tpdm | 9.0 ± 1.4 | 0.6000 ± 0.1414 | 0.900 |" in rendered
+    assert "+0.0100 [-0.0100, +2.0300]" in rendered
+    assert "512 held-out prompts; training seeds: 2 " in rendered
+    assert render_results(rendered, [run(0, 0.5), run(2, 0.7)]) == rendered
+    with pytest.raises(ValueError, match="once each"):
+        render_results("no markers", [])
+
+
+def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_none(monkeypatch):
+    import torch
+
+    from tpdm.policies.fixed import FixedTimes
+    from tpdm.rewards.composite import CompositeReward, RewardPart, Standard
+    from tpdm.sampling.base import Generated
+
+    class Mean:
+        name = "mean"
+
+        def score(self, images_B3HW, prompts):
+            return images_B3HW.mean((1, 2, 3))
+
+    class Sampler:
+        in_flight = 2
+
+        def __init__(self, *arguments, decode_batch):
+            pass
+
+        def __call__(self, *asked, **options):
+            return generated
+
+    images = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    generated = Generated(images, [1, 1], [[1.0, 0.0]] * 2, None)
+    monkeypatch.setattr(compare, "attach", lambda *arguments, **options: None)
+    monkeypatch.setattr(compare, "PipelineSampler", Sampler)
+    reward = CompositeReward((RewardPart("mean", Mean(), 2.0),), {"mean": Standard(0.5, 0.25)})
+    task = compare.Task(["a", "b"], [0, 1], None, {}, reward, None)
+    rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
+    assert [row["parts"] for row in rows] == [{"mean": 0.25}, {"mean": 0.75}]
+    assert [row["score"] for row in rows] == [-2.0, 2.0]
+    plain = compare.run_policy("p", FixedTimes([1.0, 0.0]), compare.Task(["a", "b"], [0, 1], None, {}, Mean(), None))
+    assert all("parts" not in row for row in plain.rows)
+
+
+def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipes_slices(monkeypatch):
+
+    import torch
+
+    from tpdm.policies.fixed import FixedTimes
+    from tpdm.sampling.samplers import PipelineSampler
+
+    sizes, sliced = [], []
+
+    def pipeline(prompt, seeds, **call):
+        sizes.append(len(prompt))
+        if len(prompt) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        images = torch.tensor(seeds).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 10
+        return AdaptiveOutput(images, [1] * len(seeds), [[1.0, 0.0]] * len(seeds), None, nfe_rows=len(seeds))
+
+    def sampler(*arguments, decode_batch):
+        sliced.append(decode_batch)
+        return PipelineSampler(*arguments)
+
+    class Red:
+        name = "red"
+
+        def score(self, images_B3HW, prompts):
+            return images_B3HW[:, 0, 0, 0]
+
+    monkeypatch.setattr(compare, "attach", lambda *arguments, **options: pipeline)
+    monkeypatch.setattr(compare, "PipelineSampler", sampler)
+    task = compare.Task(["a"] * 7, list(range(7)), None, {}, Red(), None, batch=4, decode_batch=5)
+    rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
+    assert [row["score"] for row in rows] == pytest.approx([i / 10 for i in range(7)])
+    assert sizes == [4, 2, 2, 2, 1]
+    assert set(sliced) == {5}
+
+
+def test_the_first_prompts_come_with_all_their_images():
+    task = compare.Task(["a", "a", "b", "b", "c", "c"], [*range(6)], None, {}, None, None, negatives=[*"xxyyzz"])
+    first = task.first(2)
+    assert (first.prompts, first.seeds, first.negatives) == (["a", "a", "b", "b"], [0, 1, 2, 3], [*"xxyy"])
+    assert compare.Task(["a", "a", "b"], [0, 1, 2], None, {}, None, None).first(2).seeds == [0, 1]
+
+
+def test_an_oracle_is_not_asked_beyond_the_schedules_it_may_choose_from():
+    from tpdm.evaluation.evaluate import head_room
+
+    grid = [result_of([[1.0] * n + [0.0]] * 3, [0.1 * n, 0.2, 0.3]) for n in (3, 5)]
+    for steps, known in ((2, False), (3, True), (4, True), (5, True), (6, False)):
+        assert (head_room(grid, result_of([[1.0] * steps + [0.0]] * 3)) is not None) == known
+
+
+def test_judges_of_one_name_keep_their_own_columns():
+    from types import SimpleNamespace
+
+    from tpdm.evaluation.tasks import _labelled
+
+    named = {"clip:one/m": "CLIP score (m)", "clip:two/m": "CLIP score (m)", "pickscore": "PickScore"}
+    labelled = _labelled({name: SimpleNamespace(name=shown) for name, shown in named.items()})
+    assert [*labelled] == ["clip:one/m", "clip:two/m", "PickScore"]

@@ -1,0 +1,54 @@
+"""What an evaluation is measured anew for, and what not."""
+
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from tpdm.config.loader import load_recipe
+from tpdm.evaluation.runner import Task
+from tpdm.evaluation.tasks import fingerprint
+from tpdm.rewards.composite import CompositeReward, RewardPart, Standard
+from tpdm.rewards.custom import FunctionReward
+
+NUMBERS = FunctionReward("numbers", lambda images, prompts: images[:, 0, 0, 0])
+ASKED = ["red ring", "blue dot", "green ring", "one circle", "two circles"]
+
+
+def recipe(*changes):
+    return load_recipe(Path(str(resources.files("tpdm.config") / "recipes" / "tinyworld.yaml")), changes)
+
+
+def tasks(split=2, reward=NUMBERS, negatives=None):
+    every = Task(ASKED, list(range(5)), None, {}, reward, None, negatives=negatives)
+    rest = None if negatives is None else negatives[split:]
+    return every.first(split), replace(every, prompts=ASKED[split:], seeds=every.seeds[split:], negatives=rest)
+
+
+def composite(mean):
+    return CompositeReward((RewardPart("numbers", NUMBERS, 1.0),), {"numbers": Standard(mean, 1.0)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["backbone.decode_batch=2", "backbone.offload=model", "backbone.text_encoders=leave", "reward.batch=3"],
+)
+def test_what_moves_memory_alone_keeps_the_rows(change):
+    assert fingerprint(recipe(change), *tasks()) == fingerprint(recipe(), *tasks())
+
+
+def test_a_border_that_moved_between_the_same_prompts_does_not():
+    assert fingerprint(recipe(), *tasks(2)) != fingerprint(recipe(), *tasks(3))
+
+
+def test_other_negative_prompts_do_not():
+    bare, blurred, dark = (fingerprint(recipe(), *tasks(negatives=n)) for n in (None, ["blur"] * 5, ["dark"] * 5))
+    assert bare != blurred
+    assert blurred != dark
+
+
+def test_another_scale_of_a_composite_does_not():
+    one, two = (fingerprint(recipe(), *tasks(reward=composite(mean))) for mean in (0.0, 0.5))
+    assert one["reward"] == two["reward"]
+    assert one != two

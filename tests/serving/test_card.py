@@ -1,0 +1,40 @@
+"""What a server tells of its model."""
+
+import pytest
+
+from tests.support.families import FAMILIES
+from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.core.errors import ArtefactError, BackboneError
+from tpdm.pipelines.metadata import CallFacts, call_facts
+from tpdm.serving.http.settings import describe_model
+from tpdm.tinyworld.grammar import WORDS
+
+
+def test_the_embedded_model():
+    card = describe_model("tinyworld", "tinyworld")
+    assert (card.id, card.learned, card.dial, card.default_steps) == ("tinyworld", True, False, 28)
+    assert card.largest_side == 256  # of 16 positions, 2 latents each, 8 pixels each
+    assert all(word in WORDS for _, prompt in card.examples for word in prompt.split())
+    assert not describe_model("tinyworld", None).learned
+
+
+def test_a_folder_shows_its_name_and_not_its_place(tmp_path):
+    make_tiny_sd3(tmp_path / "parts").save_pretrained(tmp_path / "mine")
+    card = describe_model(str(tmp_path / "mine"), None)
+    assert (card.id, card.default_steps) == ("mine", 28)
+
+
+@pytest.mark.parametrize(
+    ("family", "facts"),
+    [("SD3", CallFacts(28, 64)), ("FLUX.2", CallFacts(50, None)), ("SD1.5", CallFacts(50, None))],
+)
+def test_how_large_a_picture_may_be(tmp_path, family, facts):
+    FAMILIES[family].build().save_pretrained(tmp_path)
+    assert call_facts(tmp_path) == facts
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(BackboneError, match=r"whose index diffusers cannot load"):
+        call_facts(tmp_path)
+    with pytest.raises(ArtefactError):
+        describe_model("tinyworld", str(tmp_path / "no"))

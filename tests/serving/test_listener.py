@@ -1,0 +1,87 @@
+"""Addresses that a server may listen at, and the one sentence about those that it may not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pytest
+
+from tests.serving.test_draining import free_port
+from tpdm.core.errors import ConfigError
+from tpdm.serving.http.sockets import listen, reserved
+
+
+def test_clients_are_turned_away_until_it_listens():
+    port = free_port()
+    with reserved("127.0.0.1", port) as sockets:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        listen(sockets)
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    with reserved("127.0.0.1", port):  # its connection of a moment ago keeps nothing
+        pass
+    assert all(one.fileno() == -1 for one in sockets)
+
+
+def test_a_name_brings_all_its_addresses(monkeypatch):
+    port = free_port()
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+    off = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.1", port))  # of no machine
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: [*found, found[0], off])
+    with reserved("localhost", port) as sockets:
+        assert [one.getsockname() for one in sockets] == [("127.0.0.1", port), ("127.0.0.2", port)]
+
+
+@pytest.mark.parametrize("begin", ["before", "since"])
+def test_a_port_in_use(begin):
+    """Found when it is reserved, or, where two begin in the same moment, when the second listens."""
+    port, words = free_port(), r"got --port \d+, where another program listens, expected a free one; stop that"
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        if begin == "before":
+            other.listen()
+            with pytest.raises(ConfigError, match=words), reserved("127.0.0.1", port):
+                pass
+        else:
+            with reserved("127.0.0.1", port) as sockets:
+                other.listen()
+                with pytest.raises(ConfigError, match=words):
+                    listen(sockets)
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        (
+            "203.0.113.1",
+            "got --host 203.0.113.1 (Cannot assign requested address), expected an address of this machine",
+        ),
+        ("no.such.host.invalid", "got --host no.such.host.invalid ("),
+        ("x" * 70, f"got --host {'x' * 70} ("),
+        ("1.2.3.4.5", "got --host 1.2.3.4.5 ("),
+    ],
+)
+def test_a_host_that_is_none_of_this_machine(host, words, monkeypatch):
+    real = socket.getaddrinfo
+
+    def offline(name, *args, **options):
+        return real(name, *args, **options, family=socket.AF_INET)
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    with pytest.raises(ConfigError) as refusal, reserved(host, free_port()):
+        pass
+    assert words in str(refusal.value)
+    assert "give 127.0.0.1 for this machine alone, or 0.0.0.0 for all." in str(refusal.value)
+
+
+def test_a_port_of_root(monkeypatch):
+    def bind(self, address):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("socket.socket.bind", bind)
+    words = "got --port 80, which this user may not listen at, expected one from 1024 on"
+    with pytest.raises(ConfigError, match=words), reserved("127.0.0.1", 80):
+        pass

@@ -1,0 +1,76 @@
+"""What a run deals: prompts in turn, and noise that a group shares or does not."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support.gaussian_problem import make_small_problem, prompts
+from tpdm.core.errors import PromptError
+from tpdm.training.batch_sampler import deal_prompts
+from tpdm.training.initialization import CALIBRATION_PROMPTS
+from tpdm.training.loop import train_loop
+
+
+@pytest.mark.parametrize(("count", "available"), [(4, 10), (5, 10), (10, 10), (7, 3), (1, 1)])
+def test_every_prompt_comes_once_an_epoch(count, available):
+    pool = prompts(available)
+    dealt = [p for update in range(available * 2) for p in deal_prompts(pool, count, 3, update)]
+    assert len(dealt) == 2 * available * count
+    for start in range(0, len(dealt), available):
+        assert Counter(dealt[start : start + available]) == Counter(pool)
+
+
+def test_the_deal_depends_on_seed_and_update_alone():
+    pool = prompts(50)
+    again = [deal_prompts(pool, 8, 1, update) for update in (9, 2, 5)]
+    assert again == [deal_prompts(pool, 8, 1, 9), deal_prompts(pool, 8, 1, 2), deal_prompts(pool, 8, 1, 5)]
+    assert deal_prompts(pool, 8, 1, 0) != deal_prompts(pool, 8, 2, 0)
+    assert deal_prompts(pool, 50, 1, 0) != deal_prompts(pool, 50, 1, 1)  # each epoch has its own order
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(PromptError, match="got no training prompts"):
+        deal_prompts([], 4, 0, 0)
+
+
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+def test_noise_within_a_group(tmp_path, noise):
+    recipe, parts = make_small_problem(tmp_path, rl={"noise": noise, "updates": 2})
+    calls = []
+
+    def spy(prompts, seeds, decision_seeds=None, record=False):
+        generated = parts.sampler(prompts, seeds, decision_seeds, record)
+        calls.append((prompts, seeds, decision_seeds, generated))
+        return generated
+
+    train_loop(recipe, replace(parts, sampler=spy), tmp_path)
+    calibration, *rollouts = [call for call in calls if call[3].trajectories is not None]
+    assert len(calibration[0]) == CALIBRATION_PROMPTS
+    assert len(rollouts) == 2
+    for texts, seeds, decision_seeds, generated in rollouts:
+        assert len(set(decision_seeds)) == 16
+        assert len(set(seeds)) == (4 if noise == "shared" else 16)
+        for first in range(0, 16, 4):
+            assert len(set(texts[first : first + 4])) == 1
+            assert len(set(seeds[first : first + 4])) == (1 if noise == "shared" else 4)
+            ends = generated.images_B3HW[first : first + 4, 1]  # where the exact flow goes from that noise
+            hard = texts[first].startswith("hard")
+            assert torch.equal(ends, ends[:1].expand(4, -1)) or (noise == "independent" and hard)
+    assert not set(rollouts[0][1]) & set(rollouts[1][1])  # new noise in every update
+
+
+def test_validation_takes_the_mode_on_the_same_noise_each_time(tmp_path):
+    recipe, parts = make_small_problem(tmp_path, validation={"every": 1, "samples_per_prompt": 2}, rl={"updates": 2})
+    calls = []
+
+    def spy(prompts, seeds, decision_seeds=None, record=False):
+        calls.append((list(prompts), list(seeds), decision_seeds))
+        return parts.sampler(prompts, seeds, decision_seeds, record)
+
+    train_loop(recipe, replace(parts, sampler=spy), tmp_path)
+    seen = [call for call in calls if call[2] is None]
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+    assert len(set(seen[0][1])) == 2 * len(parts.validation_prompts)

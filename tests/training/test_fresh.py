@@ -1,0 +1,50 @@
+"""The TPM that a run begins with."""
+
+from dataclasses import replace
+
+import pytest
+
+from tpdm.config.loader import make_recipe
+from tpdm.core.errors import ConfigError
+from tpdm.pipelines.probe import FeatureWidths
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.training import initialization as fresh
+
+WIDTHS = FeatureWidths(12, 16, (4, 4))
+DIAL = (0.97, 0.999)
+
+
+def begun(monkeypatch, gamma_range=None, gamma=0.97, loaded=None, **tpm):
+    """What a recipe with tpm.init_from begins with, where that TPM has ``channels`` 8 and ``loaded``."""
+    policy = TimePredictor(TpmShape(feature_channels=12, temb_channels=16, channels=8, grid=2, **(loaded or {})))
+    monkeypatch.setattr(fresh, "load_policy", lambda place: policy)
+    recipe = make_recipe({"name": "on"})
+    reward = replace(recipe.reward, gamma=gamma, gamma_range=gamma_range)
+    asked = replace(recipe, tpm=replace(recipe.tpm, init_from="tpms/older", **tpm), reward=reward)
+    return policy, fresh.make_policy(asked, WIDTHS)
+
+
+def test_a_tpm_that_is_gone_on_with_keeps_its_shape(monkeypatch):
+    for same in ({}, {"channels": 8, "grid": 2}, {"gamma": 0.9}):
+        policy, found = begun(monkeypatch, **same)
+        assert found is policy
+    policy, found = begun(monkeypatch, gamma_range=DIAL, loaded={"gamma_range": DIAL})
+    assert found is policy
+
+
+@pytest.mark.parametrize(
+    ("asked", "loaded", "words"),
+    [
+        ({"time_only": True}, {}, r"tpm.time_only=True and tpm.init_from=tpms/older, a TPM that has False"),
+        ({"maps": "last"}, {}, r"tpm.maps=last .* that has first_last"),
+        ({"channels": 16}, {}, r"tpm.channels=16 .* a TPM that has 8"),
+        ({"gamma_range": DIAL}, {}, r"reward.gamma_range=\(0.97, 0.999\) .* that has None"),
+        ({}, {"gamma_range": DIAL}, r"reward.gamma_range=None .* a TPM that has \(0.97, 0.999\)"),
+        ({"gamma_range": (0.9, 0.99)}, {"gamma_range": DIAL}, r"got reward.gamma_range=\(0.9, 0.99\)"),
+    ],
+)
+def test_what_it_is_not_is_refused(monkeypatch, asked, loaded, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        begun(monkeypatch, loaded=loaded, **asked)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,43 @@
+"""best/ is the newest validation that keeps up with the record."""
+
+import pytest
+import torch
+
+from tpdm.training.validation import keeps_up
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ([0.9, 0.6, 0.8, 0.5], True),  # higher
+        ([0.8, 0.6, 0.7, 0.5], True),  # equal
+        ([0.9, 0.6, 0.6, 0.4], True),  # lower by .025, with an error of .048
+        ([0.7, 0.5, 0.61, 0.4], False),  # lower by .0975 everywhere
+    ],
+)
+def test_only_what_is_significantly_below_the_record_is_left_out(now, expected):
+    assert keeps_up(now, [0.8, 0.6, 0.7, 0.5]) is expected
+
+
+def test_one_image_has_no_error_to_hide_in():
+    assert keeps_up([0.5], [0.5])
+    assert not keeps_up([0.4], [0.5])
+
+
+def test_images_of_a_prompt_and_gammas_of_an_image_are_worse_together():
+    # -.2 with an error of .147 prompt by prompt; said of 16 numbers it would be .066.
+    now, record = [-0.5, -0.5, -0.4, -0.4, 0.1, 0.1, 0.0, 0.0] * 2, [0.0] * 16
+    assert keeps_up(now, record, samples=2, points=2)
+    assert not keeps_up(now, record)
+    assert not keeps_up([-0.12 if i % 2 else -0.08 for i in range(16)], record, samples=2, points=2)
+
+
+@pytest.mark.parametrize(("samples", "points"), [(4, 1), (1, 5), (2, 3)])
+def test_an_equally_good_policy_is_refused_as_often_as_is_said(samples, points):
+    generator = torch.Generator().manual_seed(0)
+    refused, tries, prompts = 0, 600, 48
+    for _ in range(tries):
+        own = torch.randn(points, prompts, samples, generator=generator)
+        difference = own + torch.randn(1, prompts, 1, generator=generator)  # correlation 1/2 within a prompt
+        refused += not keeps_up(difference.flatten().tolist(), [0.0] * difference.numel(), samples, points)
+    assert refused / tries < 0.05  # nominally .025; image by image it would be above .1

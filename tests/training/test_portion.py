@@ -1,0 +1,129 @@
+"""Too little memory makes batches smaller, says so, and changes nothing else."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.gaussian_problem import make_small_problem
+from tests.support.tiny_sd3 import make_tiny_sd3
+from tpdm.core.errors import TrainingError
+from tpdm.core.io import read_metrics
+from tpdm.pipelines.attach import AdaptiveOutput, attach
+from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.tpm import TimePredictor
+from tpdm.sampling.batch_size import Portion
+from tpdm.sampling.samplers import PipelineSampler
+from tpdm.training.loop import train_loop
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "tpdm.sampling.batch_size"]
+
+
+def fake(holds):
+    """A pipeline of one step that holds so many images, and keeps the sizes of its calls."""
+    sizes = []
+
+    def pipeline(**call):
+        n = len(call["prompt"])
+        sizes.append(n)
+        if n > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        images = torch.tensor(call["seeds"]).view(n, 1, 1, 1).expand(n, 3, 2, 2)
+        return AdaptiveOutput(images, [1] * n, [[1.0, 0.0]] * n, None, nfe_rows=n)
+
+    return pipeline, sizes
+
+
+@settings(max_examples=40)
+@given(images=st.integers(1, 20), batch=st.integers(1, 20), holds=st.integers(1, 20))
+def test_every_image_is_made_once_and_in_its_order(images, batch, holds):
+    pipeline, sizes = fake(holds)
+    sampler = PipelineSampler(pipeline, batch, {})  # type: ignore[arg-type]
+    generated = sampler(["a"] * images, list(range(images)))
+    assert generated.images_B3HW[:, 0, 0, 0].tolist() == list(range(images))
+    assert sum(n for n in sizes if n <= holds) == images
+    assert len([n for n in sizes if n > holds]) <= max(1, batch).bit_length()
+
+
+def test_it_is_said_once_and_stays_so(caplog):
+    pipeline, sizes = fake(5)
+    sampler = PipelineSampler(pipeline, 8, {})  # type: ignore[arg-type]
+    for _ in range(2):
+        sampler(["a"] * 8, list(range(8)))
+    assert sizes == [8, 4, 4, 4, 4]
+    (line,) = said(caplog)
+    assert line == "out of memory with 8 images at once: going on with 4; set rl.rollout_batch=4 to begin with that"
+
+
+def test_one_image_that_does_not_fit_is_one_sentence():
+    pipeline, _ = fake(0)
+    with pytest.raises(TrainingError, match=r"rl\.rollout_batch = 1, .*backbone\.height and width"):
+        PipelineSampler(pipeline, 3, {})(["a"] * 3, [0, 1, 2])  # type: ignore[arg-type]
+
+
+def test_a_real_pipeline_is_given_back_and_makes_the_same_images(tmp_path, monkeypatch):
+    pipe = make_tiny_sd3(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 32, "width": 32}
+    policy = FixedTimes([1.0, 0.5, 0.0])
+    prompts, seeds = ["a", "b", "c", "d"], [1, 2, 3, 4]
+    whole = PipelineSampler(attach(pipe, policy), 4, call)(prompts, seeds)
+    scheduler, forward = pipe.scheduler, pipe.transformer.forward
+
+    def hungry(hidden_states, *args, **options):
+        if len(hidden_states) > 4:  # two rows an image, under guidance
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(hidden_states, *args, **options)
+
+    monkeypatch.setattr(pipe.transformer, "forward", hungry)
+    sampler = PipelineSampler(attach(pipe, policy), 4, call)
+    again = sampler(prompts, seeds)
+    assert pipe.scheduler is scheduler
+    assert again.steps == whole.steps
+    torch.testing.assert_close(again.images_B3HW, whole.images_B3HW, rtol=0, atol=1e-4)
+
+
+def test_an_update_in_smaller_parts_is_the_same_update(tmp_path, monkeypatch, caplog):
+    recipe, parts = make_small_problem(tmp_path / "whole", rl={"updates": 3})
+    train_loop(recipe, parts, tmp_path / "whole")
+    evaluate, largest = TimePredictor.evaluate, []
+
+    def hungry(self, observation, action_B):
+        if len(action_B) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        largest.append(len(action_B))
+        return evaluate(self, observation, action_B)
+
+    monkeypatch.setattr(TimePredictor, "evaluate", hungry)
+    recipe, short = make_small_problem(tmp_path / "short", rl={"updates": 3})
+    train_loop(recipe, short, tmp_path / "short")
+    assert largest
+    lines = said(caplog)
+    assert lines
+    assert len(set(lines)) == len(lines)
+    assert all("rl.update_batch=" in line for line in lines)
+    rows = [
+        [row for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
+        for name in ("whole", "short")
+    ]
+    assert [row["steps_histogram"] for row in rows[0]] == [row["steps_histogram"] for row in rows[1]]
+    for one, other in zip(parts.policy.parameters(), short.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_an_update_that_does_not_fit_at_all_is_one_sentence(tmp_path, monkeypatch):
+    def full(self, observation, action_B):
+        raise torch.OutOfMemoryError("out of memory")
+
+    recipe, parts = make_small_problem(tmp_path)
+    monkeypatch.setattr(TimePredictor, "evaluate", full)
+    with pytest.raises(TrainingError, match=r"too little memory for rl\.update_batch = 1"):
+        train_loop(recipe, parts, tmp_path)
+
+
+def test_a_portion_halves_what_was_tried():
+    portion = Portion(100, "rl.update_batch", "decisions")
+    portion.halve(37)  # there were no more
+    assert portion.size == 18

@@ -1,0 +1,192 @@
+"""Rollouts whose places never stay empty train the same TPM: together, interrupted, with little memory, shared."""
+
+import time
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+import torch
+
+from tests.support.interrupted import files
+from tests.support.processes import finish, start
+from tests.support.tiny_runs import assert_same_training, tiny_pipeline, tiny_recipe, write_recipe
+from tpdm.core.errors import TrainingError
+from tpdm.core.io import read_metrics
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.loading.load import load_pipeline
+from tpdm.pipelines.probe import probe_features
+from tpdm.policies.pretrained import load_policy
+from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm_config import TpmShape
+from tpdm.sampling.batching.denoiser import CallMeeting
+from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
+from tpdm.training.build import build_parts
+from tpdm.training.loop import train_loop
+from tpdm.training.train import train
+
+CALL = {"height": 16, "width": 16}
+PROMPTS = ["a", "b", "c", "d", "ab", "cd", "ac"]
+SEEDS, DECISIONS = list(range(7)), list(range(10, 17))
+
+
+@pytest.fixture(scope="module")
+def pipe_folder(tmp_path_factory, small_tinyworld):
+    return tiny_pipeline(tmp_path_factory.mktemp("pipe"))
+
+
+@pytest.fixture(scope="module")
+def waiting(pipe_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("waiting")
+    train(tiny_recipe(pipe_folder, folder))
+    return folder
+
+
+@pytest.fixture
+def attached(pipe_folder):
+    pipe = load_pipeline(pipe_folder, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    widths = probe_features(pipe, CALL)
+    shape = TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2)
+    return attach(pipe, TimePredictor(shape, seed=1).eval(), max_steps=28)
+
+
+def continuous(pipe_folder: Path, output: Path, **rl):
+    return tiny_recipe(pipe_folder, output, rl={"rollout": "continuous", **rl})
+
+
+def test_the_same_tpm_to_rounding(pipe_folder, waiting, tmp_path):
+    train(continuous(pipe_folder, tmp_path))
+    assert_same_training(tmp_path, waiting)
+
+
+def test_one_at_a_time_the_same_tpm_to_the_bit(pipe_folder, tmp_path):
+    train(tiny_recipe(pipe_folder, tmp_path / "waiting", rl={"rollout_batch": 1}))
+    train(continuous(pipe_folder, tmp_path / "continuous", rollout_batch=1))
+    one, other = (load_policy(tmp_path / way / "last").state_dict() for way in ("waiting", "continuous"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_texts_that_were_encoded_before(pipe_folder, waiting, tmp_path):
+    recipe = continuous(pipe_folder, tmp_path)
+    train(replace(recipe, backbone=replace(recipe.backbone, text_encoders="leave")))
+    assert_same_training(tmp_path, waiting)
+
+
+def test_the_same_call_gives_the_same_bits(attached):
+    sampler = ContinuousSampler(attached, 3, CALL)
+    first = sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+    for _ in range(5):
+        again = sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+        assert again.times == first.times
+        assert torch.equal(again.images_B3HW, first.images_B3HW)
+
+
+def full_calls(steps: list[int], places: int) -> int:
+    """Calls until all images are done if a place is never empty while one waits."""
+    ends = [0] * places
+    for n in steps:
+        free = min(range(places), key=lambda place: ends[place])
+        ends[free] += n
+    return max(ends)
+
+
+def test_places_are_full_to_the_end(attached, monkeypatch):
+    made = []
+    close = CallMeeting.close
+    monkeypatch.setattr(
+        CallMeeting, "close", lambda self, error: (made.append((self.calls, self.rows)), close(self, error))
+    )
+    steps = ContinuousSampler(attached, 3, CALL)(PROMPTS, SEEDS, DECISIONS).steps
+    assert len(set(steps)) > 1
+    assert made == [(full_calls(steps, 3), 2 * sum(steps))]  # two rows an image, under guidance
+
+
+def hungry(pipe, monkeypatch, rows):
+    forward = pipe.transformer.forward
+
+    @wraps(forward)
+    def limited(hidden_states, *args, **options):
+        if len(hidden_states) > rows:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(hidden_states, *args, **options)
+
+    monkeypatch.setattr(pipe.transformer, "forward", limited)
+
+
+def test_too_little_memory_takes_fewer_places(attached, monkeypatch, caplog):
+    whole = PipelineSampler(attached, 7, CALL)(PROMPTS, SEEDS, DECISIONS, record=True)
+    hungry(attached.pipe, monkeypatch, 4)
+    sampler = ContinuousSampler(attached, 5, CALL)
+    for _ in range(2):
+        again = sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+        assert again.steps == whole.steps
+        torch.testing.assert_close(again.images_B3HW, whole.images_B3HW, rtol=0, atol=1e-4)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tpdm.sampling.batch_size"]
+    assert line == "out of memory with 5 images at once: going on with 2; set rl.rollout_batch=2 to begin with that"
+
+
+def test_one_image_that_does_not_fit_is_one_sentence(attached, monkeypatch):
+    hungry(attached.pipe, monkeypatch, 1)
+    with pytest.raises(TrainingError, match=r"too little memory for rl\.rollout_batch = 1"):
+        ContinuousSampler(attached, 3, CALL)(PROMPTS, SEEDS)
+
+
+class Interrupting:
+    """A reward that scores so many calls, then the run is interrupted."""
+
+    def __init__(self, reward, calls):
+        self.name, self._reward, self._calls = reward.name, reward, calls
+
+    def score(self, images_B3HW, prompts):
+        self._calls -= 1
+        if self._calls < 0:
+            raise KeyboardInterrupt
+        return self._reward.score(images_B3HW, prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [2, 3])
+def test_interrupted_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path, calls):
+    train_loop(*parts_of(continuous(pipe_folder, tmp_path / "whole")))
+    recipe, parts, folder = parts_of(continuous(pipe_folder, tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        train_loop(recipe, replace(parts, reward=Interrupting(parts.reward, calls)), folder)
+    train_loop(*parts_of(recipe))
+    assert without_recipe(tmp_path / "cut") == without_recipe(tmp_path / "whole")
+
+
+def parts_of(recipe):
+    folder = Path(recipe.output)
+    return recipe, build_parts(recipe, folder), folder
+
+
+def without_recipe(folder):
+    return {name: digest for name, digest in files(folder).items() if name != "recipe.yaml"}
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
+    recipes = {name: continuous(pipe_folder, tmp_path / name, updates=6) for name in ("whole", "killed")}
+    words = ["-m", "tpdm", "train", str(write_recipe(recipes["killed"], tmp_path / "killed.yaml"))]
+    train(recipes["whole"])
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    (child,) = start(1, words, small=True)
+    while child.poll() is None and (not metrics.exists() or len(read_metrics(metrics)) < 4):
+        time.sleep(0.01)
+    child.send_signal(SIGKILL)
+    child.communicate()
+    assert child.returncode == -SIGKILL
+    ((code, said),) = finish(start(1, words, small=True), timeout=300)
+    assert code == 0, said
+    left = {k: v for k, v in without_recipe(tmp_path / "killed").items() if not k.startswith((".", "run.json"))}
+    assert left == {k: v for k, v in without_recipe(tmp_path / "whole").items() if k != "run.json"}
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_that_waits(pipe_folder, waiting, tmp_path):
+    file = write_recipe(continuous(pipe_folder, tmp_path / "run"), tmp_path / "recipe.yaml")
+    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
+        assert code == 0, said
+    assert_same_training(tmp_path / "run", waiting)

@@ -1,0 +1,115 @@
+"""A denoiser divided over the processes trains the TPM that a whole one trains."""
+
+from contextlib import suppress
+from dataclasses import replace
+from functools import wraps
+
+import pytest
+import torch
+
+from tests.support.families import FAMILIES, tiny_pipe
+from tests.support.processes import finish, start
+from tests.support.tiny_runs import assert_same_training, tiny_pipeline, tiny_recipe, write_recipe
+from tpdm.config.loader import make_recipe
+from tpdm.config.recipe import BackboneConfig
+from tpdm.core.errors import ConfigError, TrainingError
+from tpdm.pipelines.attach import attach
+from tpdm.pipelines.registry import find_denoiser, find_entry
+from tpdm.policies.fixed import FixedTimes
+from tpdm.training.distributed.context import Team
+from tpdm.training.distributed.sharding import Calls, InStep, check_shard, find_blocks
+from tpdm.training.train import train
+
+# Its parts are measured on images that one process is enough for, and a divided denoiser needs all of them.
+COMPOSITE = {
+    "name": "composite",
+    "offset": 3.0,
+    "parts": [{"name": "tinyworld"}, {"name": "python:tests.support.tiny_runs:brightness", "weight": 0.5}],
+}
+
+
+@pytest.fixture(scope="module")
+def pipe_folder(tmp_path_factory):
+    return tiny_pipeline(tmp_path_factory.mktemp("pipe"))
+
+
+@pytest.fixture(scope="module")
+def whole(pipe_folder, tmp_path_factory, small_tinyworld):
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny_recipe(pipe_folder, folder, rl={"prompts_per_update": 5}, reward=COMPOSITE))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["waiting", "continuous"])
+def test_two_processes_that_share_the_weights_train_the_same_tpm(pipe_folder, whole, tmp_path, way):
+    # Five images in one process and five in the other, in batches of two: images and calls differ in number.
+    rl = {"prompts_per_update": 5, "rollout_batch": 2, "rollout": way}
+    recipe = tiny_recipe(pipe_folder, tmp_path / "run", rl=rl, backbone={"shard": True}, reward=COMPOSITE)
+    file = write_recipe(recipe, tmp_path / "recipe.yaml")
+    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
+        assert code == 0, said
+    assert_same_training(tmp_path / "run", whole)
+
+
+def test_one_process_has_nobody_to_share_with(pipe_folder, tmp_path):
+    recipe = tiny_recipe(pipe_folder, tmp_path, backbone={"shard": True})
+    with pytest.raises(ConfigError, match=r"backbone\.shard=true in one process, .*torchrun"):
+        train(recipe)
+
+
+def test_every_process_needs_an_image(pipe_folder, tmp_path):
+    recipe = tiny_recipe(pipe_folder, tmp_path, backbone={"shard": True})
+    check_shard(recipe, Team(0, 3), 3)
+    with pytest.raises(ConfigError, match=r"got 3 images .* for 4 processes"):
+        check_shard(recipe, Team(0, 4), 3)
+    check_shard(replace(recipe, backbone=BackboneConfig()), Team(), 3)
+
+
+def test_shared_and_offloaded_is_refused():
+    with pytest.raises(ConfigError, match="shard goes with offload none, got offload model"):
+        make_recipe({"name": "a", "backbone": {"shard": True, "offload": "model"}})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_blocks_beside_what_policies_look_at_and_repeats_its_last_call(name):
+    pipe = tiny_pipe(name)
+    denoiser, rows = find_denoiser(pipe), []
+    entry, blocks = find_entry(denoiser), find_blocks(denoiser)
+    assert blocks
+    assert not [path for path in (entry.first, entry.last, entry.temb) if f"{path}.".startswith(tuple(blocks))]
+    call = {**FAMILIES[name].text(2), **FAMILIES[name].arguments()}
+    calls = Calls(denoiser, Team())
+    with calls:
+        attach(pipe, FixedTimes([[1.0, 0.5, 0.0], [1.0, 0.0]]))(**call, seeds=[0, 1])
+    last = denoiser.get_submodule(entry.temb)
+    handle = last.register_forward_hook(lambda module, args, output: rows.append(1))
+    calls.repeat()
+    handle.remove()
+    assert rows == [1]
+
+
+def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
+    pipe = tiny_pipe("SD3")
+    forward = pipe.transformer.forward
+
+    @wraps(forward)
+    def hungry(hidden_states, *args, **options):
+        if len(hidden_states) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(hidden_states, *args, **options)
+
+    monkeypatch.setattr(pipe.transformer, "forward", hungry)
+    attached = attach(pipe, FixedTimes([1.0, 0.5, 0.0]), defaults=FAMILIES["SD3"].arguments())
+
+    class Again:
+        """A sampler that tries again in smaller parts, as those of pipelines do."""
+
+        def __call__(self, *asked):
+            for part in (slice(0, 2), slice(0, 1)):
+                with suppress(torch.OutOfMemoryError):
+                    texts = FAMILIES["SD3"].text(len(asked[1][part]))
+                    return attached(**texts, seeds=asked[1][part])
+
+    with pytest.raises(TrainingError, match=r"with backbone\.shard=true, .* lower rl\.rollout_batch"):
+        InStep(Again(), pipe.transformer, Team())(["a", "b"], [0, 1])

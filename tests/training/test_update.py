@@ -1,0 +1,193 @@
+"""One update: the same whatever the micro-batches, and each term of the loss pulls where it should."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.gaussian_problem import GaussianSampler, make_small_problem, prompts
+from tpdm.config.recipe import OptimizerConfig, RlConfig
+from tpdm.core.errors import TrainingError
+from tpdm.core.io import read_metrics
+from tpdm.policies import beta
+from tpdm.policies.tpm import TimePredictor
+from tpdm.training.loop import train_loop
+from tpdm.training.policy_update import learning_rate, make_optimizer, update_policy
+from tpdm.training.rollout import Replay, make_replay
+
+RL = RlConfig(epochs=1, update_batch=10_000)
+
+
+def roll_out(policy: TimePredictor, images: int = 12) -> Replay:
+    texts = [p.text for p in prompts(images)]
+    generated = GaussianSampler(policy)(texts, range(images), range(images), record=True)
+    return make_replay(generated.trajectories)
+
+
+def fresh_policy() -> TimePredictor:
+    return make_small_problem(Path())[1].policy
+
+
+def update(policy: TimePredictor, replay: Replay, rl: RlConfig, advantage_B=None, reference=None, lr=1e-3):
+    if advantage_B is None:
+        advantage_B = torch.linspace(-1, 1, replay.trajectories)
+    optimizer = make_optimizer(policy, OptimizerConfig(lr=lr))
+    return update_policy(policy, optimizer, replay, advantage_B, rl, 1.0, reference)
+
+
+def weights(policy: TimePredictor) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+
+def gradient(policy: TimePredictor) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+@pytest.mark.parametrize("ratio", ["trajectory", "decision"])
+@pytest.mark.parametrize("update_batch", [1, 7, 20])
+def test_micro_batches_do_not_change_the_update(ratio, update_batch):
+    whole, parts = fresh_policy(), fresh_policy()
+    replay, reference = roll_out(whole), TimePredictor(whole.shape, seed=9)
+    rl = replace(RL, ratio=ratio, entropy_weight=0.1, kl_weight=0.1)
+    seen = update(whole, replay, rl, reference=reference)
+    seen_parts = update(parts, replay, replace(rl, update_batch=update_batch), reference=reference)
+    torch.testing.assert_close(gradient(parts), gradient(whole), rtol=1e-4, atol=1e-6)
+    for name, value in vars(seen).items():
+        assert getattr(seen_parts, name) == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_part_of_a_replay_is_a_view_of_its_trajectories_alone():
+    replay = roll_out(fresh_policy())
+    cuts = [0, 1, 5, 12]
+    parts = [replay.part(first, last) for first, last in pairwise(cuts)]
+    assert torch.equal(torch.cat([part.logp_T for part in parts]), replay.logp_T)
+    for part, (first, last) in zip(parts, pairwise(cuts), strict=True):
+        assert part.trajectories == last - first
+        rows = (replay.segment_T >= first) & (replay.segment_T < last)
+        assert torch.equal(part.segment_T, replay.segment_T[rows] - first)
+        assert torch.equal(part.observation.t_B, replay.observation.t_B[rows])
+        assert part.action_T.untyped_storage().data_ptr() == replay.action_T.untyped_storage().data_ptr()
+
+
+def test_rollout_batch_does_not_change_the_run(tmp_path):
+    states = []
+    for batch in (1000, 5):
+        folder = tmp_path / str(batch)
+        recipe, parts = make_small_problem(folder, rl={"updates": 3, "rollout_batch": batch}, optimizer={"lr": 1e-4})
+        train_loop(recipe, parts, folder)
+        states.append((weights(parts.policy), read_metrics(folder / "metrics.jsonl")))
+    (weights_1, rows_1), (weights_2, rows_2) = states
+    torch.testing.assert_close(weights_2, weights_1, rtol=1e-3, atol=1e-5)
+    assert [r["steps_histogram"] for r in rows_1] == [r["steps_histogram"] for r in rows_2]
+    assert [r["score_mean"] for r in rows_1] == pytest.approx([r["score_mean"] for r in rows_2], rel=1e-4)
+
+
+@pytest.mark.parametrize("ratio", ["trajectory", "decision"])
+def test_the_ratio_is_one_before_the_first_step(ratio):
+    policy = fresh_policy()
+    seen = update(policy, roll_out(policy), replace(RL, ratio=ratio))
+    assert seen.ratio_deviation < 1e-5
+    assert seen.clip_fraction == 0
+    assert seen.approx_kl < 1e-8
+
+
+@pytest.mark.parametrize("ratio", ["trajectory", "decision"])
+def test_favoured_trajectories_become_likelier(ratio):
+    policy = fresh_policy()
+    replay = roll_out(policy)
+    advantage_B = torch.where(torch.arange(12) < 6, 1.0, -1.0)
+    seen = update(policy, replay, replace(RL, ratio=ratio, epochs=4), advantage_B)
+    gain_T = policy.evaluate(replay.observation, replay.action_T)[0].detach() - replay.logp_T
+    gain_B = torch.zeros(12).index_add(0, replay.segment_T, gain_T)
+    assert gain_B[:6].mean() > gain_B[6:].mean() + 0.01
+    assert seen.approx_kl > 0
+    assert seen.ratio_max > 1
+
+
+def test_the_two_ratios_differ():
+    first, second = fresh_policy(), fresh_policy()
+    replay = roll_out(first)
+    update(first, replay, replace(RL, ratio="trajectory"))
+    update(second, replay, replace(RL, ratio="decision"))
+    assert not torch.allclose(gradient(first), gradient(second), rtol=0.1)
+
+
+def test_entropy_weight_widens_the_distribution():
+    policy = fresh_policy()
+    replay = roll_out(policy)
+    before = policy.evaluate(replay.observation, replay.action_T)[1].mean()
+    update(policy, replay, replace(RL, entropy_weight=1.0, epochs=5), torch.zeros(12), lr=1e-2)
+    assert policy.evaluate(replay.observation, replay.action_T)[1].mean() > before + 0.005
+
+
+def test_without_advantage_and_terms_nothing_moves():
+    policy = fresh_policy()
+    before = weights(policy)
+    update(policy, roll_out(policy), RL, torch.zeros(12))
+    assert torch.equal(weights(policy), before)
+
+
+def test_kl_weight_pulls_back_to_the_initial_policy():
+    policy, reference = fresh_policy(), fresh_policy()
+    with torch.no_grad():
+        policy.fc2.bias += torch.tensor([0.5, -0.5])
+    replay = roll_out(policy)
+
+    def distance():
+        initial = beta.beta_params(*reference(replay.observation))
+        now = policy.evaluate(replay.observation, replay.action_T)[2]
+        return float(beta.kl(now, initial).mean().detach())
+
+    before = distance()
+    seen = update(policy, replay, replace(RL, kl_weight=1.0, epochs=5), torch.zeros(12), reference)
+    assert distance() < before - 0.01
+    assert seen.kl_to_initial > 0
+
+
+def test_a_capped_trajectory_takes_part_without_decisions():
+    policy = fresh_policy()
+    replay = roll_out(policy)
+    rows = (replay.segment_T != 3).nonzero().flatten()
+    one_silent = Replay(
+        replay.observation.rows(rows),
+        replay.action_T[rows],
+        replay.logp_T[rows],
+        replay.segment_T[rows],
+        12,
+    )
+    other = fresh_policy()
+    update(policy, one_silent, replace(RL, update_batch=1))
+    update(other, one_silent, RL)
+    torch.testing.assert_close(gradient(policy), gradient(other), rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    policy = fresh_policy()
+    with pytest.raises(TrainingError, match=r"got a gradient of norm nan.*expected.*lower"):
+        update(policy, roll_out(policy), RL, torch.full((12,), float("nan")))
+
+
+def test_no_decision_that_counts_is_refused(tmp_path):
+    policy = fresh_policy()
+    generated = GaussianSampler(policy)(["hard 1"], [1], [1], record=True)
+    steps = tuple(replace(s, counts=False) for s in generated.trajectories[0].steps)
+    with pytest.raises(TrainingError, match=r"got no decision that counts.*sampling\.max_steps"):
+        make_replay([replace(generated.trajectories[0], steps=steps)])
+
+
+def test_learning_rates():
+    def rates(**options):
+        config = OptimizerConfig(lr=1.0, **options)
+        return [learning_rate(config, n, 10) for n in range(10)]
+
+    assert rates() == [1.0] * 10
+    assert rates(warmup_updates=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    linear = rates(lr_schedule="linear")
+    assert linear[0] == 1.0
+    assert linear[9] == pytest.approx(0.1)
+    cosine = rates(lr_schedule="cosine", warmup_updates=2)
+    assert cosine[:3] == [0.5, 1.0, 1.0]
+    assert cosine[6] == pytest.approx(0.5)
+    assert 0 < cosine[9] < 0.05
