@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from tpdm.core.types import Policy
 from tpdm.evaluation.baselines import default_schedule
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
@@ -23,7 +24,7 @@ from tpdm.tinyworld.captions import make_captions
 STEPS, BATCH, REPEATS = 14, 16, 9
 
 
-class Overruled:
+class Overruled(Policy):
     """Evaluates a TPM, then follows a fixed list."""
 
     reads_features = True
@@ -31,7 +32,7 @@ class Overruled:
     def __init__(self, tpm, fixed):
         self.tpm, self.fixed = tpm, fixed
 
-    def observe(self, features, t_B, index_B, row_B):
+    def observe(self, features, t_B, index_B, row_B, change_B=None):
         return self.tpm.observe(features, t_B, index_B, row_B)
 
     def propose(self, observation, seeds):

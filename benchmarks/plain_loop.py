@@ -182,7 +182,7 @@ class PlainLoop:
     def _outputs(self, features: Features, t_B: Tensor, n: int) -> tuple[Tensor, Tensor]:
         index_B = torch.full((len(t_B),), n)
         seen = self.policy.observe(features, t_B.clamp_min(1e-6), index_B, torch.arange(len(t_B)))
-        return self.policy(self.policy.stored(seen))  # the same numbers as ours
+        return self.policy(self.policy.quantize_for_storage(seen))  # the same numbers as ours
 
     def update(
         self,

@@ -27,7 +27,7 @@ from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.policies.pretrained import load_policy
 from tpdm.sampling.base import Generated
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
-from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.tinyworld.builtin import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +53,7 @@ class Counter:
 def measure(images: int, batch: int, repeats: int) -> dict[str, Any]:
     pipe = load_pipeline("tinyworld", device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    attached, arguments = attach(pipe, load_policy(weights_folder() / "tpm")), call_defaults("tinyworld")
+    attached, arguments = attach(pipe, load_policy(WEIGHTS / "tpm")), call_defaults("tinyworld")
     prompts = [prompt.text for prompt in load_source("tinyworld", limit=images)]
     seeds, draws = ([derive_seed(0, stream, i) for i in range(len(prompts))] for stream in (0, 1))
     ways = {

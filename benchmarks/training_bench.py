@@ -22,7 +22,7 @@ from tpdm.policies.pretrained import load_policy
 from tpdm.policies.tpm import TimePredictor
 from tpdm.rewards.loading import load_reward
 from tpdm.sampling.samplers import PipelineSampler
-from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.training.components import priced
 from tpdm.training.distributed.context import ALONE, Team
 from tpdm.training.initialization import make_policy, start_times
@@ -96,7 +96,7 @@ class Bench:
 
     def shipped(self) -> TimePredictor:
         """The TPM that comes with the embedded model, whose images take one to twenty steps."""
-        return load_policy(weights_folder() / "tpm").to(self.device)
+        return load_policy(WEIGHTS / "tpm").to(self.device)
 
     @property
     def updates(self) -> list[int]:

@@ -28,9 +28,8 @@ def seen(policy: TimePredictor, B: int = 4, H: int = 6, W: int = 8, seed: int = 
     maps = [torch.randn(B, policy.shape.feature_channels, H, W, generator=g) * 3 for _ in range(2)]
     features = Features(maps[0], maps[1], torch.randn(B, policy.shape.temb_channels, generator=g) * 5)
     t_B = torch.rand(B, generator=g) * 0.9 + 0.05
-    if policy.reads_change:
-        return policy.observe_change(features, torch.rand(B, generator=g) * 3, t_B, torch.arange(B), torch.arange(B))
-    return policy.observe(features, t_B, torch.arange(B), torch.arange(B))
+    change_B = torch.rand(B, generator=g) * 3 if policy.reads_change else None
+    return policy.observe(features, t_B, torch.arange(B), torch.arange(B), change_B)
 
 
 def row(o: Observation, i: int) -> Observation:
@@ -111,7 +110,7 @@ def test_observation_is_of_fixed_size_and_replay_keeps_it_in_half_precision() ->
     assert read.map_BCHW is not None
     assert read.temb_BE is not None
     assert read.map_BCHW.dtype == read.temb_BE.dtype == torch.float32
-    o = policy.stored(read)
+    o = policy.quantize_for_storage(read)
     assert o.map_BCHW is not None
     assert o.temb_BE is not None
     assert (o.map_BCHW.shape, o.map_BCHW.dtype) == ((4, 2 * D, 4, 4), torch.float16)
@@ -472,7 +471,7 @@ def test_calibration_on_chains_of_one_step_knows_no_change_and_stays_finite() ->
 def test_no_change_is_known_at_the_first_evaluation() -> None:
     policy = TimePredictor(dataclasses.replace(SMALL, change=True))
     x, clock = torch.randn(2, D, 6, 6), (torch.ones(2), torch.zeros(2).long(), torch.arange(2))
-    o = policy.observe_change(Features(x, x, torch.randn(2, E)), None, *clock)
+    o = policy.observe(Features(x, x, torch.randn(2, E)), *clock)
     assert o.change_B is not None
     assert o.change_B.tolist() == [0.0, 0.0]
     assert torch.isfinite(policy(o)[0]).all()

@@ -35,7 +35,7 @@ from tpdm.rewards.checkpoints import find_file
 from tpdm.rewards.loading import load_reward
 from tpdm.sampling.generate import sample_to_folder
 from tpdm.serving.http.settings import describe_model
-from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.training.monitoring.dashboard import watch
 from tpdm.training.train import train
 
@@ -47,7 +47,7 @@ def home(tmp_path, monkeypatch):
     """A home folder with a TPM, a file of prompts and a recipe; the working directory is another one."""
     home = tmp_path / "home"
     (home / "work").mkdir(parents=True)
-    (home / "tpm").symlink_to(weights_folder() / "tpm")
+    (home / "tpm").symlink_to(WEIGHTS / "tpm")
     (home / "p.txt").write_text("a cat\n", encoding="utf-8")
     (home / "r.yaml").write_text("name: first\noutput: ~/run\n", encoding="utf-8")
     (tmp_path / "here").mkdir()

@@ -256,8 +256,8 @@ NAMES = [
     Name(
         "diffusers.models.autoencoders.vae:DecoderOutput", "pipelines.decode_desk", "to answer", frozenset({"sample"})
     ),
-    Name("diffusers.utils:logging.disable_progress_bar", "tinyworld.pipeline", "to load quietly"),
-    Name("transformers.utils:logging.disable_progress_bar", "tinyworld.pipeline", "to load quietly"),
+    Name("diffusers.utils:logging.disable_progress_bar", "core.progress", "to load quietly"),
+    Name("transformers.utils:logging.disable_progress_bar", "core.progress", "to load quietly"),
     Name("transformers:CLIPModel.get_image_features", "rewards.clip", "to embed", frozenset({"pixel_values"})),
     Name("transformers:CLIPModel", "rewards.clip", "for the scale of PickScore", says="self.logit_scale ="),
     Name("transformers:BlipTextModel", "rewards.imagereward", "to build it bare", frozenset({"add_pooling_layer"})),

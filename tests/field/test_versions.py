@@ -33,7 +33,7 @@ from tpdm.data.readers import read_parquet
 from tpdm.pipelines.time_mapping import flow_times
 from tpdm.policies.fixed import FixedTimes
 from tpdm.tinyworld.build.stages import build
-from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.tinyworld.tokenizer import vocabulary
 from tpdm.training.train import full_disk_told
 
@@ -121,7 +121,7 @@ def test_every_import_of_the_library_has_a_floor():
 
 @pytest.mark.parametrize("place", ["pipeline/tokenizer", "pipeline/tokenizer_2", "reward"])
 def test_the_embedded_tokenizers_are_there_for_transformers_4_and_5(place):
-    folder = weights_folder() / place
+    folder = WEIGHTS / place
     assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == vocabulary()
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     assert model["vocab"] == vocabulary()

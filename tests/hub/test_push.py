@@ -11,7 +11,7 @@ from tpdm.policies.hub import push
 from tpdm.policies.hub.inspect import inspect_tpm
 from tpdm.policies.hub.push import publish_to_folder, push_to_hub
 from tpdm.policies.pretrained import load_policy
-from tpdm.tinyworld.pipeline import weights_folder
+from tpdm.tinyworld.builtin import WEIGHTS
 
 
 def test_a_published_folder_is_loaded_and_sound(run, tmp_path):
@@ -49,7 +49,7 @@ def test_an_older_one_is_replaced_and_anything_else_refused(run, tmp_path):
 def test_a_folder_of_another_model_is_kept(run, tmp_path):
     """Its config.json is none of a TPM."""
     model = tmp_path / "transformer"
-    shutil.copytree(weights_folder() / "pipeline" / "transformer", model)
+    shutil.copytree(WEIGHTS / "pipeline" / "transformer", model)
     before = {p.name: p.read_bytes() for p in model.iterdir()}
     assert "config.json" in before
     with pytest.raises(ArtefactError, match="which holds no TPM, expected a new folder"):

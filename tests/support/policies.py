@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tpdm.core.types import Decision, Features, Observation
+from tpdm.core.types import Decision, Features, Observation, Policy
 
 
-class LookingPolicy:
+class LookingPolicy(Policy):
     """Ratio in (0.3, 0.8) from the mean of the last map; keeps all features it has been shown.
 
     With seeds the ratio is uniform in (0.3, 0.8), from (seed, index) alone.
@@ -21,7 +21,14 @@ class LookingPolicy:
     def __init__(self) -> None:
         self.seen: list[Features] = []
 
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
+    ) -> Observation:
         assert features is not None
         self.seen.append(features)
         pooled = features.last_BDHW.float().mean((2, 3), keepdim=True)

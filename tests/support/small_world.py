@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diffusers import SD3Transformer2DModel
 
-from tpdm.tinyworld import pipeline as shipped
+from tpdm.tinyworld import builtin
 from tpdm.training import initialization as calibrate
 
 PROMPTS = 4  # to calibrate on
@@ -25,8 +25,8 @@ PROMPTS = 4  # to calibrate on
 def small_weights() -> Path:
     """A folder like ``tpdm/tinyworld/weights``; once per test process."""
     folder = Path(tempfile.mkdtemp()) / "weights"
-    shutil.copytree(shipped.WEIGHTS, folder, ignore=shutil.ignore_patterns("transformer"))
-    whole = SD3Transformer2DModel.from_pretrained(shipped.WEIGHTS / "pipeline" / "transformer")
+    shutil.copytree(builtin.WEIGHTS, folder, ignore=shutil.ignore_patterns("transformer"))
+    whole = SD3Transformer2DModel.from_pretrained(builtin.WEIGHTS / "pipeline" / "transformer")
     config = {name: value for name, value in whole.config.items() if not name.startswith("_")}
     small = SD3Transformer2DModel(**{**config, "num_layers": 1})
     last = f"transformer_blocks.{config['num_layers'] - 1}."
@@ -39,9 +39,9 @@ def small_weights() -> Path:
 @contextmanager
 def small_world(weights: Path | None = None) -> Iterator[None]:
     """Inside it, ``tinyworld`` is the small model."""
-    before = shipped.WEIGHTS, calibrate.CALIBRATION_PROMPTS
-    shipped.WEIGHTS, calibrate.CALIBRATION_PROMPTS = weights or small_weights(), PROMPTS
+    before = builtin.WEIGHTS, calibrate.CALIBRATION_PROMPTS
+    builtin.WEIGHTS, calibrate.CALIBRATION_PROMPTS = weights or small_weights(), PROMPTS
     try:
         yield
     finally:
-        shipped.WEIGHTS, calibrate.CALIBRATION_PROMPTS = before
+        builtin.WEIGHTS, calibrate.CALIBRATION_PROMPTS = before

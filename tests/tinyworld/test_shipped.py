@@ -15,9 +15,9 @@ from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.policies.fixed import FixedTimes
 from tpdm.rewards.loading import load_reward
 from tpdm.tinyworld.build.reward import blur, latent_noise, pixel_noise
+from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.tinyworld.captions import generator, to_unit_range
 from tpdm.tinyworld.grammar import COLOURS, describe, sample_scene
-from tpdm.tinyworld.pipeline import weights_folder
 from tpdm.tinyworld.render import render
 from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
 
@@ -49,7 +49,7 @@ def pictures(pipe, asked):
 
 
 def test_the_weights_are_small():
-    size = sum(f.stat().st_size for f in weights_folder().rglob("*.safetensors"))
+    size = sum(f.stat().st_size for f in WEIGHTS.rglob("*.safetensors"))
     assert size <= 24 * 2**20
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +54,10 @@ def push(
         raise ConfigError("got --private with --folder, expected --hub; a folder is as private as its place.")
     from tpdm.policies.hub.push import publish_to_folder, push_to_hub
 
-    where = push_to_hub(tpm, hub, private) if hub is not None else publish_to_folder(tpm, str(folder))
+    draw = _find_curves()
+    where = (
+        publish_to_folder(tpm, str(folder), draw_curves=draw) if hub is None else push_to_hub(tpm, hub, private, draw)
+    )
     typer.echo(f"Published: see {where}")
 
 
@@ -93,3 +97,12 @@ def convert(
         stop_below=stop_below,
     )
     typer.echo(f"Converted: see {folder}")
+
+
+def _find_curves() -> Any:
+    """What draws training curves; None without matplotlib, which the card's table makes up for."""
+    if find_spec("matplotlib") is None:
+        return None
+    from tpdm.evaluation.report.curves import training_curves
+
+    return training_curves

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Numbers as text, the same in reports, cards and on the command line."""
 
 from __future__ import annotations
 
@@ -26,4 +26,5 @@ def signed(value: float, decimals: int = DECIMALS) -> str:
 
 
 def is_interval(interval: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
+    """Whether it is (value, low, high), all finite."""
     return interval is not None and len(interval) == 3 and all(x is not None and math.isfinite(x) for x in interval)

@@ -13,8 +13,7 @@ from tpdm.core.device import without_autocast
 from tpdm.core.errors import ConfigError
 from tpdm.core.solvers import Solver
 from tpdm.core.stepper_checks import check_limits, check_numbers, check_shapes, check_start, finite_rows
-from tpdm.core.types import Decision, Features, Observation, Policy, ReadsChange, Step, Stores, Trajectory
-from tpdm.policies.fixed import FixedTimes
+from tpdm.core.types import Decision, Features, Observation, Policy, Step, Trajectory
 
 LANDING = 4  # a chain lands in the last 1 / LANDING of its steps
 
@@ -57,7 +56,7 @@ class Stepper:
         max_steps: no image takes more; the last allowed step lands on 0 (recorded as not counting). Where nothing is
             recorded, the last quarter of them go at least as far as equal steps to 0 would, so that the last one is no
             jump (decision 54).
-        stop_below: a proposed time below it becomes 0, in [0, 1); ignored for ``FixedTimes``.
+        stop_below: a proposed time below it becomes 0, in [0, 1); ignored for a fixed schedule.
         seeds: one integer per image, for sampled decisions; None takes the mode.
         t_start: time of all images at the start, in (0, 1]; None is 1.0, or the beginning of a fixed list.
         record: keep every step for ``trajectories``.
@@ -83,13 +82,13 @@ class Stepper:
         check_start(policy, images, seeds, t_start)
         check_limits(policy, max_steps, stop_below)
         self.policy, self.solver, self.max_steps = policy, solver, max_steps
-        self.stop_below = 0.0 if isinstance(policy, FixedTimes) else stop_below
+        fixed = policy.fixed_steps is not None
+        self.stop_below = 0.0 if fixed else stop_below
         # A fixed list ends as it says. Training feels the jump, and learns from decisions that nobody overruled.
-        self._lands = not (record or isinstance(policy, FixedTimes))
+        self._lands = not (record or fixed)
         self.seeds = None if seeds is None else list(seeds)
-        if isinstance(policy, FixedTimes):
-            start_B = policy.start_B(images)
-        else:
+        start_B = policy.initial_times(images)
+        if start_B is None:
             start_B = torch.full((images,), 1.0 if t_start is None else t_start, dtype=torch.float32, device="cpu")
         self.t_B = start_B.to(device)
         self.index_B = torch.zeros(images, dtype=torch.int64, device=device)
@@ -154,10 +153,10 @@ class Stepper:
         row_n = torch.tensor(rows, dtype=torch.int64, device=self.t_B.device)
         t_n, index_n = self.t_B[row_n], self.index_B[row_n]
         observation = self._observe(prediction, features, t_n, index_n, row_n)
-        if self._records is not None and isinstance(self.policy, Stores):
+        if self._records is not None:
             # A recorded decision is taken from what replay keeps, so that its ratio is 1 before the first update.
             # Others are taken in fp32: fp16 would turn the rounding of a batch (1e-6) into steps of 1e-3.
-            observation = self.policy.stored(observation)
+            observation = self.policy.quantize_for_storage(observation)
         seeds = None if self.seeds is None else [self.seeds[b] for b in rows]
         decision = self.policy.propose(observation, seeds)
         landings = self._land(decision, prediction, features, rows)
@@ -175,7 +174,7 @@ class Stepper:
     def _observe(
         self, prediction: Tensor, features: Features | None, t_n: Tensor, index_n: Tensor, row_n: Tensor
     ) -> Observation:
-        if not (isinstance(self.policy, ReadsChange) and self.policy.reads_change):
+        if not self.policy.reads_change:
             return self.policy.observe(features, t_n, index_n, row_n)
         change_n = None
         if self._before is not None:
@@ -185,7 +184,7 @@ class Stepper:
             difference_n = (prediction[row_n].float() - prediction_B[row_n].float()).square().mean(axes).sqrt()
             change_n = difference_n / (t_B[row_n] - t_n)
         self._before = (prediction, self.t_B)
-        return self.policy.observe_change(features, change_n, t_n, index_n, row_n)
+        return self.policy.observe(features, t_n, index_n, row_n, change_n)
 
     def _land(
         self, decision: Decision, prediction: Tensor, features: Features | None, rows: list[int]

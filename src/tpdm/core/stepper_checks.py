@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tpdm.core.errors import ConfigError, NumbersError, TpdmError
 from tpdm.core.types import Features, Policy
-from tpdm.policies.fixed import FixedTimes
 
 
 def check_limits(policy: Policy, max_steps: int, stop_below: float) -> None:
@@ -22,10 +21,10 @@ def check_limits(policy: Policy, max_steps: int, stop_below: float) -> None:
         raise ConfigError(f"got max_steps {max_steps}, expected a whole number of at least 1: 28 is usual.")
     if not 0.0 <= stop_below < 1.0:
         raise ConfigError(f"got stop_below {stop_below:g}, expected a time in [0, 1): 0.01 is usual.")
-    if isinstance(policy, FixedTimes) and policy.steps > max_steps:
+    fixed = policy.fixed_steps
+    if fixed is not None and fixed > max_steps:
         raise ConfigError(
-            f"got a fixed schedule of {policy.steps} steps, expected at most max_steps = {max_steps}: "
-            f"pass max_steps={policy.steps}."
+            f"got a fixed schedule of {fixed} steps, expected at most max_steps = {max_steps}: pass max_steps={fixed}."
         )
 
 
@@ -37,8 +36,9 @@ def check_start(policy: Policy, images: int, seeds: Sequence[int] | None, t_star
         raise ConfigError(f"got {len(seeds)} seeds for {images} images, expected one integer per image.")
     if t_start is not None and not 0.0 < t_start <= 1.0:
         raise ConfigError(f"got t_start {t_start:g}, expected a time in (0, 1]: 1.0 is pure noise.")
-    if isinstance(policy, FixedTimes):
-        starts = set(policy.start_B(images).tolist())
+    start_B = policy.initial_times(images)
+    if start_B is not None:
+        starts = set(start_B.tolist())
         if t_start is not None and starts != {torch.tensor(t_start, dtype=torch.float32, device="cpu").item()}:
             raise ConfigError(
                 f"got t_start {t_start:g} with fixed times that start at {sorted(starts)}, expected the "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
@@ -84,42 +84,65 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Chooses the next time of every image. Fixed schedules and learned ones are the same to the stepper."""
+    """Chooses the next time of every image. Fixed schedules and learned ones are the same to the stepper.
+
+    Subclass it: a policy that looks at nothing, decides every step and begins anywhere needs ``observe`` and
+    ``propose`` alone.
+    """
 
     @property
     def reads_features(self) -> bool:
         """Whether ``observe`` needs the denoiser's features (no hooks are set otherwise)."""
-
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
-        """Reduces features to what the policy reads."""
-
-    def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """Decides; one seed per image samples (randomness depends on seed and decision index), None takes the mode."""
-
-
-@runtime_checkable
-class ReadsChange(Protocol):
-    """A policy that may steer by how fast the prediction changes, as classical step-size control does."""
+        return False
 
     @property
     def reads_change(self) -> bool:
-        """Whether it does; otherwise ``observe`` is called."""
+        """Whether ``observe`` is given how fast the prediction changes, as classical step-size control is."""
+        return False
 
-    def observe_change(
-        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
-    ) -> Observation:
-        """What ``observe`` gives, and the change since the last evaluation: root mean square per unit of t, fp32.
+    @property
+    def fixed_steps(self) -> int | None:
+        """Number of steps of a schedule that is run as it stands, without stop threshold or cap; None decides."""
+        return None
 
-        None at the first evaluation of a chain.
+    def initial_times(self, images: int) -> Tensor | None:
+        """Time of each image at the start, fp32 (B,); None begins where the call does (1.0, or the strength).
+
+        Args:
+            images: B of the call.
+
+        Raises:
+            ConfigError: the policy has schedules for another number of images.
         """
+        return None
 
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
+    ) -> Observation:
+        """Reduces features to what the policy reads.
 
-@runtime_checkable
-class Stores(Protocol):
-    """A policy whose observations are kept for training in fewer bytes than it reads them in."""
+        Args:
+            features: of the active rows; None where the policy reads none.
+            t_B: current time, fp32.
+            index_B: decisions made so far, int64.
+            row_B: position in the pipeline call, int64.
+            change_B: change of the prediction since the last evaluation, root mean square per unit of t, fp32; None
+                at the first evaluation of a chain, and where ``reads_change`` is false.
+        """
+        ...
 
-    def stored(self, observation: Observation) -> Observation:
-        """The observation as replay keeps it."""
+    def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """Decides; one seed per image samples (randomness depends on seed and decision index), None takes the mode."""
+        ...
+
+    def quantize_for_storage(self, observation: Observation) -> Observation:
+        """The observation as a rollout keeps it: in fewer bytes than it is read in, if the policy wants that."""
+        return observation
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tpdm.core.builtins import find_builtin
 from tpdm.core.errors import PromptError
 from tpdm.core.io import expand
 from tpdm.data.columns import Columns
@@ -176,10 +177,9 @@ def load_source(
     Raises:
         PromptError: see ``load_prompts`` and ``tpdm.data.readers.read_hub``.
     """
-    if source == "tinyworld":
-        from tpdm.tinyworld.captions import make_captions
-
-        return [Prompt(text) for text in make_captions(limit or 20_000)]
+    builtin = find_builtin(source)
+    if builtin is not None:
+        return [Prompt(text) for text in builtin.make_captions(limit or 20_000)]
     if source.startswith(HUB):
         if source == HUB:
             raise PromptError(f"{source}: got no name of a data set, expected hub:owner/name: add it.")

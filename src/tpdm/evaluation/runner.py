@@ -113,7 +113,7 @@ def run_policy(
 
 
 def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: float | None, pictures: bool) -> Result:
-    limit = policy.steps if isinstance(policy, FixedTimes) else task.max_steps
+    limit = policy.fixed_steps or task.max_steps
     rows: list[dict[str, Any]] = store.rows(name)[: len(task.prompts)] if store else []
     bar = tqdm(total=len(task.prompts), initial=len(rows), desc=name, unit="image", leave=False, dynamic_ncols=True)
     size = task.batch

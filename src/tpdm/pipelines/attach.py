@@ -17,15 +17,13 @@ from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_argumen
 from tpdm.pipelines.compatibility import check_pipe
 from tpdm.pipelines.driving import driven, own_scheduler
 from tpdm.pipelines.feature_hooks import FeatureTaps
-from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.guidance import Guidance, may_double
 from tpdm.pipelines.registry import backbone_facts, find_denoiser, token_width
 from tpdm.pipelines.step_keyed import told_steps
 from tpdm.pipelines.time_mapping import TimeAxis, choose_axis
 from tpdm.policies.conditioned import quality_for, set_dial
-from tpdm.policies.fixed import FixedTimes
 from tpdm.policies.pretrained import check_backbone, load_policy
 from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batching.batch_key import may_double
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class AdaptivePipeline:
         policy = set_dial(self.policy, images, gamma, quality)
         strength = start_time(self.pipe, arguments)
         # A fixed list says itself where it starts.
-        t_start = None if isinstance(self.policy, FixedTimes) else strength
+        t_start = strength if policy.fixed_steps is None else None
 
         def make_stepper(device: str | torch.device | None) -> Stepper:
             return Stepper(

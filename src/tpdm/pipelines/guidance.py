@@ -280,3 +280,16 @@ def _is_something(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_is_something, value))
     return value is not None and (not isinstance(value, int | float) or value != 0)
+
+
+def is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a denoiser call holds two rows for an image: guidance in two calls, and one that the denoiser is told as a number, leave calls alike."""
+    guidance = Guidance.of(pipe)
+    return guidance.entry.guidance != "two_calls" and guidance.is_on(arguments)
+
+
+def may_double(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a denoiser call may hold two rows for an image; True where the arguments do not tell."""
+    guidance = Guidance.of(pipe)
+    known = guidance.entry.guidance != "two_calls" and guidance.guides
+    return not known or is_doubled(pipe, arguments)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpdm.core.types import Decision, Features, Observation
+from tpdm.core.types import Decision, Features, Observation, Policy
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.pipelines.time_mapping import flow_times, vp_times
@@ -24,7 +24,7 @@ class FeatureWidths:
     token_grid: tuple[int, int]
 
 
-class _Probe:
+class _Probe(Policy):
     """A policy that looks once and jumps to t = 0."""
 
     reads_features = True
@@ -32,7 +32,14 @@ class _Probe:
     def __init__(self) -> None:
         self.widths: FeatureWidths | None = None
 
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
+    ) -> Observation:
         assert features is not None
         _, D, H, W = features.first_BDHW.shape
         self.widths = FeatureWidths(D, features.temb_BE.shape[-1], (H, W))

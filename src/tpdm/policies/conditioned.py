@@ -15,7 +15,7 @@ from tpdm.policies.tpm import TimePredictor
 
 
 @dataclass(frozen=True)
-class Dialled:
+class Dialled(Policy):
     """A TPM with a dial, set for every image of a call: a :class:`tpdm.core.types.Policy`.
 
     Attributes:
@@ -31,26 +31,26 @@ class Dialled:
         """As the TPM does."""
         return self.predictor.reads_features
 
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
-        """What the TPM sees, and the gamma of each image."""
-        seen = self.predictor.observe(features, t_B, index_B, row_B)
-        return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
-
     @property
     def reads_change(self) -> bool:
         """As the TPM does."""
         return self.predictor.reads_change
 
-    def observe_change(
-        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
     ) -> Observation:
         """What the TPM sees, and the gamma of each image."""
-        seen = self.predictor.observe_change(features, change_B, t_B, index_B, row_B)
+        seen = self.predictor.observe(features, t_B, index_B, row_B, change_B)
         return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
 
-    def stored(self, observation: Observation) -> Observation:
+    def quantize_for_storage(self, observation: Observation) -> Observation:
         """As the TPM does; the gammas stay fp32."""
-        return self.predictor.stored(observation)
+        return self.predictor.quantize_for_storage(observation)
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
         """As the TPM does."""

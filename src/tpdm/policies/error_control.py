@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from tpdm.core.errors import ConfigError
-from tpdm.core.types import Decision, Features, Observation
+from tpdm.core.types import Decision, Features, Observation, Policy
 
 LONGEST, SHORTEST = 0.5, 0.01  # of a step, in t
 FIRST = 0.05  # step before anything is known of the change
 
 
-class ErrorControlled:
+class ErrorControlled(Policy):
     """Chooses the step at which the local error of Euler's method would be a tolerance.
 
     One Euler step of length h errs by h^2 / 2 |dv/dt|; the change of the velocity between the last two evaluations
@@ -28,7 +28,6 @@ class ErrorControlled:
         ConfigError: a tolerance that is not above 0.
     """
 
-    reads_features = False
     reads_change = True
 
     def __init__(self, tolerance: float) -> None:
@@ -36,14 +35,15 @@ class ErrorControlled:
             raise ConfigError(f"got tolerance {tolerance:g}, expected a number above 0; correct it.")
         self.tolerance = tolerance
 
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
-        """The clock alone: ``observe_change`` adds what it steers by."""
-        return Observation(None, None, t_B.float(), index_B, row_B)
-
-    def observe_change(
-        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
     ) -> Observation:
-        """The clock, and how fast the velocity changes: rms of its difference per unit of t, None at first."""
+        """The clock, and how fast the velocity changes; nothing is known of that at first."""
         return Observation(None, None, t_B.float(), index_B, row_B, change_B=change_B)
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:

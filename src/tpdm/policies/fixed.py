@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tpdm.core.errors import ConfigError
-from tpdm.core.types import Decision, Features, Observation
+from tpdm.core.types import Decision, Features, Observation, Policy
 
 
-class FixedTimes:
+class FixedTimes(Policy):
     """One list of times for all images, or one list per image; decides without looking.
 
     A list is t_0 > t_1 > ... > t_N = 0 with t_0 in (0, 1]: N steps. The stepper never cuts a list: its stop
@@ -24,8 +24,6 @@ class FixedTimes:
     Raises:
         ConfigError: a list does not start in (0, 1], fall strictly (in fp32), or end at 0.
     """
-
-    reads_features = False
 
     def __init__(self, times: Sequence[float] | Sequence[Sequence[float]]) -> None:
         if not times:
@@ -48,7 +46,12 @@ class FixedTimes:
         """Number of steps of the longest list."""
         return self._table_RT.shape[1] - 1
 
-    def start_B(self, images: int) -> Tensor:
+    @property
+    def fixed_steps(self) -> int:
+        """As ``steps``: a list is never cut."""
+        return self.steps
+
+    def initial_times(self, images: int) -> Tensor:
         """t_0 of each of ``images`` images, fp32 (B,).
 
         Raises:
@@ -61,7 +64,14 @@ class FixedTimes:
             )
         return self._table_RT[:, 0].expand(images).clone()
 
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
+    ) -> Observation:
         """Keeps the clock only; the features are not read."""
         return Observation(map_BCHW=None, temb_BE=None, t_B=t_B, index_B=index_B, row_B=row_B)
 

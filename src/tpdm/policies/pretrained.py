@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpdm.core.builtins import find_builtin
 from tpdm.core.errors import ArtefactError
 from tpdm.core.file_errors import fault
 from tpdm.core.io import expand, load_tensors, save_tensors, write_json
@@ -83,10 +84,9 @@ def locate(name: str | Path, revision: str | None = None, also: Sequence[str] = 
         ArtefactError: there is no such folder, here or on the hub.
     """
     name = expand(name)
-    if str(name) == "tinyworld":
-        from tpdm.tinyworld.pipeline import weights_folder
-
-        return weights_folder() / "tpm"
+    builtin = find_builtin(name)
+    if builtin is not None:
+        return builtin.WEIGHTS / "tpm"
     folder = Path(name)
     if folder.is_dir():
         return folder

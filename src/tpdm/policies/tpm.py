@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpdm.core.device import average_pool
 from tpdm.core.errors import BackboneError, ConfigError, NumbersError
-from tpdm.core.types import Decision, Features, Observation
+from tpdm.core.types import Decision, Features, Observation, Policy
 from tpdm.policies import beta
 from tpdm.policies.beta import BetaParams
 from tpdm.policies.features import reduce_features
@@ -34,7 +34,7 @@ STD_FLOOR = 1e-2  # features are about 1; one that hardly varies is not blown up
 TIME_KNOTS = 24  # of the table of what the time alone puts into the time embedding
 
 
-class TimePredictor(nn.Module):
+class TimePredictor(nn.Module, Policy):
     """The TPM (4,097,154 parameters in the published shape), a :class:`tpdm.core.types.Policy`.
 
     Args:
@@ -134,7 +134,14 @@ class TimePredictor(nn.Module):
             self.change_std.copy_(std_1[0])
 
     @torch.no_grad()
-    def observe(self, features: Features | None, t_B: Tensor, index_B: Tensor, row_B: Tensor) -> Observation:
+    def observe(
+        self,
+        features: Features | None,
+        t_B: Tensor,
+        index_B: Tensor,
+        row_B: Tensor,
+        change_B: Tensor | None = None,
+    ) -> Observation:
         """Reduces features to what ``propose`` and ``evaluate`` read: normalised, pooled, fp32.
 
         Args:
@@ -142,6 +149,7 @@ class TimePredictor(nn.Module):
             t_B: current time, fp32.
             index_B: decisions made so far, int64.
             row_B: position in the pipeline call, int64.
+            change_B: of the prediction, for a TPM with ``change``; None at the first evaluation, where 0 stands for it.
 
         Returns:
             map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "folded"; temb (B, E).
@@ -150,23 +158,19 @@ class TimePredictor(nn.Module):
             BackboneError: no features, other widths than the TPM's, or a token grid it was not trained for.
         """
         if not self.reads_features:
-            return Observation(None, None, t_B.float(), index_B, row_B)
-        map_BCHW, temb_BE = reduce_features(self.shape, features)
-        return Observation(map_BCHW, temb_BE, t_B.float(), index_B, row_B)
+            map_BCHW, temb_BE = None, None
+        else:
+            map_BCHW, temb_BE = reduce_features(self.shape, features)
+        if self.reads_change:
+            change_B = torch.zeros_like(t_B, dtype=torch.float32) if change_B is None else change_B.float()
+        return Observation(map_BCHW, temb_BE, t_B.float(), index_B, row_B, change_B=change_B)
 
-    def stored(self, observation: Observation) -> Observation:
+    def quantize_for_storage(self, observation: Observation) -> Observation:
         """The observation as replay keeps it, features in the storage dtype: fp16 halves the bytes."""
         if observation.map_BCHW is None or observation.temb_BE is None:
             return observation
         dtype = STORAGE[self.shape.storage]
         return replace(observation, map_BCHW=observation.map_BCHW.to(dtype), temb_BE=observation.temb_BE.to(dtype))
-
-    def observe_change(
-        self, features: Features | None, change_B: Tensor | None, t_B: Tensor, index_B: Tensor, row_B: Tensor
-    ) -> Observation:
-        """What ``observe`` gives, and the change of the prediction; 0 at the first evaluation, where none is known."""
-        seen = self.observe(features, t_B, index_B, row_B)
-        return replace(seen, change_B=torch.zeros_like(seen.t_B) if change_B is None else change_B.float())
 
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Raw outputs (a_B, b_B) of eq. (4), fp32: alpha = 1 + e^a, beta = 1 + e^b.
@@ -250,7 +254,7 @@ class TimePredictor(nn.Module):
     def _change(self, change_B: Tensor | None, t_B: Tensor) -> Tensor:
         """Log of the change beside the usual one at this time, in standard deviations; 0 where none is known."""
         if change_B is None:
-            raise BackboneError("got no change of the prediction, expected one per image; pass observe_change's.")
+            raise BackboneError("got no change of the prediction, expected one per image; pass observe one.")
         change_B = change_B.to(t_B.device)
         usual_B = hat_basis(t_B, TIME_KNOTS) @ self.change_time
         unusual_B = (change_B.clamp_min(CHANGE_FLOOR).log() - usual_B) / self.change_std

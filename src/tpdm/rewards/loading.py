@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from tpdm.config.recipe import RewardConfig
+from tpdm.core.builtins import find_builtin
 from tpdm.core.device import resolve_device
 from tpdm.core.errors import RewardError
 from tpdm.core.io import expand
+from tpdm.core.progress import quiet_loading
 from tpdm.rewards.base import Reward
 
 
@@ -111,15 +113,16 @@ def read_token(variable: str | None) -> str | None:
     return token
 
 
-def _tinyworld(wish: _Wish) -> Reward:
+def _builtin(wish: _Wish) -> Reward:
     from tpdm.rewards.clip import ClipReward
-    from tpdm.tinyworld.pipeline import quiet_loading, weights_folder
 
-    if wish.place is not None:
-        raise RewardError(f"got reward '{wish.name}', expected 'tinyworld' alone, it is shipped; correct reward.name")
+    name = wish.name.partition(":")[0]
+    builtin = find_builtin(name)
+    if builtin is None or wish.place is not None:
+        raise RewardError(f"got reward '{wish.name}', expected '{name}' alone, it is shipped; correct reward.name")
     with quiet_loading():
         # All images at once, whatever the batch: it is tiny, and its published runs stay what they are to the bit.
-        return ClipReward.from_folder(weights_folder() / "reward", "tinyworld", device=wish.device, batch=2**20)
+        return ClipReward.from_folder(builtin.WEIGHTS / "reward", name, device=wish.device, batch=2**20)
 
 
 def _clip(wish: _Wish) -> Reward:
@@ -168,7 +171,7 @@ def _remote(wish: _Wish) -> Reward:
 
 
 _KINDS: dict[str, Callable[[_Wish], Reward]] = {
-    "tinyworld": _tinyworld,
+    "tinyworld": _builtin,
     "clip": _clip,
     "pickscore": _pickscore,
     "hpsv2": _hpsv2,

@@ -13,10 +13,12 @@ from typing import Any, Literal
 import torch
 
 from tpdm.config.recipe import BackboneConfig
+from tpdm.core.builtins import find_builtin
 from tpdm.core.device import resolve_device
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.file_errors import first_line
 from tpdm.core.io import expand
+from tpdm.core.progress import quiet_loading
 from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.loading.components import load_components, meta_component, part_config
 from tpdm.pipelines.loading.download import local_folder, no_such_variant
@@ -59,12 +61,14 @@ def load_pipeline(
     if dtype not in DTYPES:
         raise ConfigError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}: choose one of them.")
     device = resolve_device(device)
-    if str(name_or_path) == "tinyworld":
-        from tpdm.tinyworld.pipeline import load_tinyworld_pipeline
-
+    builtin = find_builtin(name_or_path)
+    if builtin is not None:
         if variant is not None:
-            raise BackboneError(no_such_variant("tinyworld", variant, []))
-        pipe = load_tinyworld_pipeline(DTYPES[dtype], device)
+            raise BackboneError(no_such_variant(str(name_or_path), variant, []))
+        with quiet_loading():
+            pipe = from_pretrained(builtin.WEIGHTS / "pipeline", DTYPES[dtype])
+        pipe.set_progress_bar_config(disable=True)
+        pipe = pipe.to(device)
         for name in [n for n in pipe.components if n.startswith("text_encoder") and parts == "all but text encoders"]:
             setattr(pipe, name, None)
         return pipe
@@ -172,11 +176,8 @@ def _is_left_out(name: str, parts: Parts) -> bool:
 
 def pipeline_folder(name_or_path: str | Path) -> str | Path:
     """Where diffusers finds the pipeline: the folder of the embedded one, any other name as it is."""
-    if str(name_or_path) == "tinyworld":
-        from tpdm.tinyworld.pipeline import weights_folder
-
-        return weights_folder() / "pipeline"
-    return expand(name_or_path)
+    builtin = find_builtin(name_or_path)
+    return expand(name_or_path) if builtin is None else builtin.WEIGHTS / "pipeline"
 
 
 def pipeline_class(name_or_path: str | Path) -> str:
@@ -190,11 +191,8 @@ def pipeline_class(name_or_path: str | Path) -> str:
 
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
     """Arguments of the pipeline's call that this backbone wants where the user gives none."""
-    if str(name_or_path) == "tinyworld":
-        from tpdm.tinyworld.pipeline import CALL_DEFAULTS
-
-        return dict(CALL_DEFAULTS)
-    return {}
+    builtin = find_builtin(name_or_path)
+    return {} if builtin is None else dict(builtin.CALL_DEFAULTS)
 
 
 def pipeline_arguments(backbone: BackboneConfig) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import base64
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 from tpdm.core.errors import ArtefactError
@@ -18,18 +17,23 @@ from tpdm.policies.hub.provenance import Facts, read_facts
 from tpdm.policies.pretrained import HUB_ID, WEIGHTS, from_pretrained, locate, read_config
 from tpdm.policies.pretrained_config import CONFIG
 
+# (rows of metrics.jsonl, update that was kept, file_format="png") -> (caption, data URI) of each picture
+DrawCurves = Callable[..., list[tuple[str, str]]]
 CARD, DIGESTS = "README.md", "sha256.json"
 CURVES = ("objective", "steps", "score")  # of the plots that a report draws, by the words of their captions
 WRITTEN = {WEIGHTS, CONFIG, CARD, DIGESTS, *(f"{word}.png" for word in CURVES)}
 
 
-def publish_to_folder(source: str | Path, target: str | Path, place: str | None = None) -> Path:
+def publish_to_folder(
+    source: str | Path, target: str | Path, place: str | None = None, draw_curves: DrawCurves | None = None
+) -> Path:
     """Writes the TPM of ``source`` with card, curves and digests to ``target``, whole or not at all.
 
     Args:
         source: folder of a TPM, as a rule ``best/`` of a run, from which the card is written.
         target: folder; an older one of a TPM is replaced, any other, or one with files of yours, is refused.
         place: what the card tells readers to load; the name of ``target`` if not given.
+        draw_curves: makes the card's pictures of the training; None leaves them out (its table says it too).
 
     Raises:
         ArtefactError: the TPM is unsound, or ``target`` holds something else.
@@ -44,20 +48,21 @@ def publish_to_folder(source: str | Path, target: str | Path, place: str | None 
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(folder / name, new / name)
         facts = read_facts(folder)
-        curves = _draw_curves(facts, new)
+        curves = _write_curves(facts, new, draw_curves)
         title = target.name if place is None else place.split("/")[-1]
         write_text(new / CARD, model_card(facts, title, place or target.name, curves))
         write_json(new / DIGESTS, {p.name: sha256(p) for p in sorted(new.iterdir())})
     return target
 
 
-def push_to_hub(source: str | Path, repo_id: str, private: bool = False) -> str:
+def push_to_hub(source: str | Path, repo_id: str, private: bool = False, draw_curves: DrawCurves | None = None) -> str:
     """Uploads the TPM of ``source`` with card, curves and digests; the repository is made where there is none.
 
     Args:
         source: as for ``publish_to_folder``.
         repo_id: "owner/name".
         private: for a repository that is new.
+        draw_curves: as for ``publish_to_folder``.
 
     Returns:
         The address of the commit.
@@ -70,7 +75,7 @@ def push_to_hub(source: str | Path, repo_id: str, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as room:
-        folder = publish_to_folder(source, Path(room) / "tpm", place=repo_id)
+        folder = publish_to_folder(source, Path(room) / "tpm", place=repo_id, draw_curves=draw_curves)
         api = HfApi()
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
@@ -131,14 +136,12 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(room)
 
 
-def _draw_curves(facts: Facts, folder: Path) -> list[str]:
-    """PNG files of the training curves; none where there is no run, or no matplotlib (the table says it too)."""
-    if not facts.metrics or find_spec("matplotlib") is None:
+def _write_curves(facts: Facts, folder: Path, draw: DrawCurves | None) -> list[str]:
+    """PNG files of the training curves; none where there is no run or nothing that draws."""
+    if not facts.metrics or draw is None:
         return []
-    from tpdm.evaluation.report.curves import training_curves
-
     names = []
-    for caption, uri in training_curves(facts.metrics, facts.config.trained.get("update"), file_format="png"):
+    for caption, uri in draw(facts.metrics, facts.config.trained.get("update"), file_format="png"):
         word = next((word for word in CURVES if word in caption.lower()), None)
         if word is not None:
             (folder / f"{word}.png").write_bytes(base64.b64decode(uri.split(",", 1)[1]))

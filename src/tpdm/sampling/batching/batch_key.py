@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.guidance import is_doubled
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.pipelines.token_grids import grid_of_image_shapes, grid_of_position_ids, grid_of_video
 
@@ -23,7 +23,7 @@ def call_kind(pipe: Any, arguments: Mapping[str, Any]) -> Hashable:
         pipe: the pipeline.
         arguments: of its call, with all defaults that are not the pipeline's.
     """
-    return token_grid(pipe, arguments) or _size(pipe, arguments), _is_doubled(pipe, arguments)
+    return token_grid(pipe, arguments) or _size(pipe, arguments), is_doubled(pipe, arguments)
 
 
 def token_grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -63,19 +63,6 @@ def _own_size(pipe: Any) -> tuple[Any, Any]:
         return side, side
     height, width = latents if isinstance(latents, list | tuple) else (latents, latents)
     return height * ratio, width * ratio
-
-
-def _is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Guidance in two calls, and one that the denoiser is told as a number, leave calls alike."""
-    guidance = Guidance.of(pipe)
-    return guidance.entry.guidance != "two_calls" and guidance.is_on(arguments)
-
-
-def may_double(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a denoiser call may hold two rows for an image; True where the arguments do not tell."""
-    guidance = Guidance.of(pipe)
-    known = guidance.entry.guidance != "two_calls" and guidance.guides
-    return not known or _is_doubled(pipe, arguments)
 
 
 def _default(pipe: Any, name: str) -> Any:

@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from tpdm.core.io import expand, write_json
 from tpdm.tinyworld.build.autoencoder import train_autoencoder
 from tpdm.tinyworld.build.denoiser import TextToLatent, latent_cache, train_denoiser
 from tpdm.tinyworld.build.fit import FitPlan
-from tpdm.tinyworld.pipeline import assemble
 from tpdm.tinyworld.build.reward import faulty_pool, save_preference, train_preference
-from tpdm.tinyworld.tokenizer import write_vocabulary
+from tpdm.tinyworld.tokenizer import make_tokenizer, write_vocabulary
 from tpdm.core.errors import ConfigError
 
 ORIGIN = {"_name_or_path", "is_local", "local_files_only"}  # keys of config files
@@ -105,3 +104,18 @@ def _same_plan(path: Path, plan: dict[str, object]) -> None:
             f"{path} belongs to a build with another plan or seed; choose another --out or remove {path.parent}"
         )
     write_json(path, plan)
+
+
+def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipeline:
+    """The pipeline of the given parts, with the scheduler as Stable Diffusion 3 ships it (shift 3)."""
+    return StableDiffusion3Pipeline(
+        transformer=model.transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=model.text[0],
+        tokenizer=make_tokenizer(),
+        text_encoder_2=model.text[1],
+        tokenizer_2=make_tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
