@@ -27,7 +27,7 @@ from tpdm.config.data import RewardConfig
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics, write_json, write_text
 from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.runner import run_policy
+from tpdm.evaluation.runner import evaluate_policy
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
 from tpdm.policies.pretrained import load_policy
@@ -101,7 +101,7 @@ def judged(recipe: Recipe, kept: Path) -> None:
     tuning, test = make_tasks(recipe)
     depends = {**fingerprint(recipe, tuning, test), **learned_fingerprint(recipe, "last")}
     store = Store(Path(recipe.output) / "eval-last", depends)
-    rows = run_policy("tpdm", load_policy(Path(recipe.output) / "last"), test, store).rows
+    rows = evaluate_policy("tpdm", load_policy(Path(recipe.output) / "last"), test, store).rows
     columns = {key: column(rows, key).round(5).tolist() for key in ("steps", "score")}
     write_text(
         path, json.dumps({**columns, **provenance(recipe)}) + "\n"

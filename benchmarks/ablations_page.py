@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiment import column, objective_difference, origin, priced, signed, table
+from experiment import apply_step_penalty, column, objective_difference, origin, signed, table
 from tpdm.core.io import write_atomically
 
 Run = Mapping[str, Any]  # of one variant and seed; ``curve`` has a point for every validation
@@ -57,7 +57,7 @@ def line(axis: str, name: str, runs: Sequence[Run], base: Sequence[Run]) -> list
     pairs = [(r, by_seed[r["seed"]]) for r in runs if r["seed"] in by_seed]
     tests = [fmean(float(column(r["rows"], key).mean()) for r in runs) for key in ("steps", "score")]
     cells = [axis, name, str(len(runs)), f"{tests[0]:.1f}", f"{tests[1]:.4f}"]
-    cells.append(spread([float(priced(r["rows"], base[0]["gamma"]).mean()) for r in runs]))
+    cells.append(spread([float(apply_step_penalty(r["rows"], base[0]["gamma"]).mean()) for r in runs]))
     if runs is base or not pairs:
         return [*cells, "", "", needed(runs, base), ""]
     mine, others = ([pair[i]["rows"] for pair in pairs] for i in (0, 1))

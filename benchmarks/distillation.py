@@ -28,11 +28,11 @@ from ablations import SETTINGS, judged, recipe_for
 from experiment import (
     RESULTS,
     Rows,
+    apply_step_penalty,
     column,
     objective_difference,
     options,
     origin,
-    priced,
     signed,
     table,
     trained,
@@ -44,20 +44,20 @@ from tpdm.core.io import write_json
 from tpdm.core.types import Decision, Observation
 from tpdm.evaluation.baselines import best_of_family
 from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.runner import Task, run_policy
+from tpdm.evaluation.runner import EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, make_tasks
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import load_policy
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batching.proxy import make_twin
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.batching.proxy import shallow_clone
 from tpdm.sampling.samplers import PipelineSampler
-from tpdm.training.build import build_parts
+from tpdm.training.build import build_components
 from tpdm.training.components import over_the_dial
 from tpdm.training.initialization import calibrate_policy
-from tpdm.training.rollout import Replay, make_replay
+from tpdm.training.rollout import RolloutBuffer, make_rollout_buffer
 
 STEPS = (3, 4, 5, 6, 8, 10, 14, 20, 28)
 TEACHING = (
@@ -68,12 +68,14 @@ UNSEEN = 0.1  # share of the images that the fit does not see
 WAYS = ("trained", "taught", "taught, then trained")
 
 
-def best_of_each(recipe: Recipe, tuning: Task, task: Task, place: Path) -> tuple[list[list[float]], dict[str, float]]:
+def best_of_each(
+    recipe: Recipe, tuning: EvalTask, task: EvalTask, place: Path
+) -> tuple[list[list[float]], dict[str, float]]:
     """The schedule of the highest eq. (9) for every image of a task, and what it has beyond the best one for all."""
     store = Store(place, fingerprint(recipe, tuning, task), shared=True)
     grids = [best_of_family(tuning, n, store)[1] for n in STEPS]
-    found = [run_policy(f"best grid {n}", grid, task, store) for n, grid in zip(STEPS, grids, strict=True)]
-    objective_NB = np.stack([priced(result.rows, recipe.reward.gamma) for result in found])
+    found = [evaluate_policy(f"best grid {n}", grid, task, store) for n, grid in zip(STEPS, grids, strict=True)]
+    objective_NB = np.stack([apply_step_penalty(result.rows, recipe.reward.gamma) for result in found])
     score_NB = np.stack([result.column("score") for result in found])
     own_B, single = objective_NB.argmax(axis=0), int(objective_NB.mean(axis=1).argmax())
     facts = {
@@ -87,9 +89,11 @@ def best_of_each(recipe: Recipe, tuning: Task, task: Task, place: Path) -> tuple
     return [grids[i].lists[0] for i in own_B], facts
 
 
-def follower(policy: TimePredictor, schedules: Sequence[Sequence[float]], stop_below: float) -> TimePredictor:
+def follower(
+    policy: TimePredictionModule, schedules: Sequence[Sequence[float]], stop_below: float
+) -> TimePredictionModule:
     """The TPM's eyes with the oracle's decisions: one list of times for each image."""
-    times = FixedTimes([list(times) for times in schedules])
+    times = FixedSchedule([list(times) for times in schedules])
 
     def propose(observation: Observation, seeds: Sequence[int] | None) -> Decision:
         wanted_B = times.propose(observation, None).t_next_B
@@ -97,13 +101,13 @@ def follower(policy: TimePredictor, schedules: Sequence[Sequence[float]], stop_b
         t_next_B = torch.where(wanted_B < stop_below, torch.full_like(wanted_B, stop_below / 2), wanted_B)
         return Decision(t_next_B, t_next_B / observation.t_B, torch.zeros_like(t_next_B))
 
-    mine = make_twin(policy)
+    mine = shallow_clone(policy)
     vars(mine).update(propose=propose)
-    assert isinstance(mine, TimePredictor)
+    assert isinstance(mine, TimePredictionModule)
     return mine
 
 
-def watched(policy: TimePredictor, task: Task, schedules: Sequence[Sequence[float]]) -> Replay:
+def watched(policy: TimePredictionModule, task: EvalTask, schedules: Sequence[Sequence[float]]) -> RolloutBuffer:
     """What the TPM sees along the schedules, and where they go."""
     trajectories = []
     for first in tqdm(range(0, len(task.prompts), task.batch), desc="follow", leave=False):
@@ -112,10 +116,10 @@ def watched(policy: TimePredictor, task: Task, schedules: Sequence[Sequence[floa
         adaptive = attach(task.pipe, mine, solver=task.solver, max_steps=task.max_steps, stop_below=task.stop_below)
         made = PipelineSampler(adaptive, task.batch, task.arguments)(task.prompts[part], task.seeds[part], record=True)
         trajectories += made.trajectories or []
-    return make_replay(trajectories)
+    return make_rollout_buffer(trajectories)
 
 
-def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]:
+def fit(policy: TimePredictionModule, replay: RolloutBuffer, seed: int) -> tuple[float, float]:
     """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after.
 
     After every pass they are asked, and the TPM keeps the weights that tell them best: a few hundred images are soon
@@ -125,7 +129,7 @@ def fit(policy: TimePredictor, replay: Replay, seed: int) -> tuple[float, float]
     shown, unseen = replay.part(0, seen), replay.part(seen, replay.trajectories)
     optimizer, generator = torch.optim.AdamW(policy.parameters(), lr=RATE), torch.Generator().manual_seed(seed)
 
-    def likelihood(part: Replay, rows: Tensor | slice) -> Tensor:
+    def likelihood(part: RolloutBuffer, rows: Tensor | slice) -> Tensor:
         return policy.evaluate(part.observation.rows(rows), part.action_T[rows])[0].mean()
 
     with torch.no_grad():
@@ -150,7 +154,7 @@ def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any
     known = place / "facts.json"
     if not known.exists():
         tuning, test = make_tasks(recipe)
-        parts = build_parts(recipe, place)
+        parts = build_components(recipe, place)
         texts = [prompt.text for prompt in parts.train_prompts[:images]]
         states = [np.random.SeedSequence((TEACHING, i)).generate_state(1, np.uint64) for i in range(len(texts))]
         seeds = [int(state[0]) >> 1 for state in states]
@@ -167,7 +171,7 @@ def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any
 def tested(recipe: Recipe, policy: Path, place: Path) -> Rows:
     """What a TPM makes of the test of ablations.py."""
     tuning, test = make_tasks(recipe)
-    return run_policy("tpdm", load_policy(policy), test, Store(place, fingerprint(recipe, tuning, test))).rows
+    return evaluate_policy("tpdm", load_policy(policy), test, Store(place, fingerprint(recipe, tuning, test))).rows
 
 
 def one_seed(changes: Sequence[str], seed: int, images: int, runs: Path, kept: Path) -> dict[str, Any]:
@@ -197,7 +201,7 @@ def way(found: Sequence[dict[str, Any]], name: str, gamma: float) -> dict[str, A
     facts = {
         "steps": [float(column(rows, "steps").mean()) for rows in mine],
         "reward": [float(column(rows, "score").mean()) for rows in mine],
-        "objective": [float(priced(rows, gamma).mean()) for rows in mine],
+        "objective": [float(apply_step_penalty(rows, gamma).mean()) for rows in mine],
     }
     if name == "trained":
         return facts

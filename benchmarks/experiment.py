@@ -22,7 +22,7 @@ import torch
 from tpdm.config.loader import load_recipe
 from tpdm.config.recipe import EvaluationConfig, Recipe
 from tpdm.core.io import write_atomically, write_text
-from tpdm.evaluation.runner import Result
+from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
 from tpdm.training.objective import discounted_reward
 from tpdm.training.train import train
@@ -133,7 +133,7 @@ def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
     return found
 
 
-def priced(rows: Rows, gamma: float) -> np.ndarray:
+def apply_step_penalty(rows: Rows, gamma: float) -> np.ndarray:
     """What is trained for, of every image: eq. (9), the reward with the price of its steps."""
     score_B, steps_B = (torch.from_numpy(column(rows, key)) for key in ("score", "steps"))
     return discounted_reward(score_B, steps_B, gamma).numpy()
@@ -141,7 +141,7 @@ def priced(rows: Rows, gamma: float) -> np.ndarray:
 
 def objective_difference(mine: Sequence[Rows], others: Sequence[Rows], gamma: float) -> tuple[float, float, float]:
     """[mean, low, high] over trainings and images of what was trained for."""
-    minus = [priced(a, gamma) - priced(b, gamma) for a, b in zip(mine, others, strict=True)]
+    minus = [apply_step_penalty(a, gamma) - apply_step_penalty(b, gamma) for a, b in zip(mine, others, strict=True)]
     return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
 
 
@@ -149,7 +149,7 @@ def worst_lost(pairs: Sequence[tuple[Rows, Rows]]) -> tuple[float, float, float]
     """What the worst 1 % of images lose, over all trainings; a mixture counts by the odds of what it may come to."""
     gains, odds = [], []
     for mine, others in pairs:
-        score_BK, odds_BK = Result(
+        score_BK, odds_BK = EvalResult(
             "control", [dict(r) for r in sorted(others, key=lambda row: row["index"])]
         ).outcomes()
         gains.append((column(mine, "score")[:, None] - score_BK).T)

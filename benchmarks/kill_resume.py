@@ -34,7 +34,7 @@ import torch
 import tpdm.training.loop
 from tpdm.config.loader import load_recipe
 from tpdm.core.io import read_metrics, write_json
-from tpdm.training.build import build_parts
+from tpdm.training.build import build_components
 from tpdm.training.loop import train_loop
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def run(folder: Path, page: Page, updates: int, seconds: dict[str, list[float]] 
     loop.save_checkpoint = page.around("checkpoint", save, times("checkpoint"))
     try:
         recipe = load_recipe(RECIPE, [*SMALL, f"rl.updates={updates}", f"output={folder}"])
-        parts = build_parts(recipe, folder)
+        parts = build_components(recipe, folder)
         noted = page.around("rollout", parts.sampler, times("rollout"))
         reward = NotedReward(parts.reward, page, times("reward"))
         train_loop(recipe, replace(parts, sampler=noted, reward=reward), folder)

@@ -36,24 +36,24 @@ from tpdm.core.io import write_json
 from tpdm.evaluation.baselines import best_of_family, blend, family
 from tpdm.evaluation.comparison import whole
 from tpdm.evaluation.oracle import search_schedules
-from tpdm.evaluation.runner import Result, Task, run_policy
+from tpdm.evaluation.runner import EvalResult, EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import make_tasks
 from tpdm.policies.conditioned import quality_for
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.gamma import quality_to_gamma
 from tpdm.policies.pretrained import load_policy
 
 
-def search(task: Task, tuning: Task, steps: int, candidates: int, rounds: int) -> dict[str, Any]:
+def search(task: EvalTask, tuning: EvalTask, steps: int, candidates: int, rounds: int) -> dict[str, Any]:
     """What the best schedule of each image has beyond the best hand-made grid of as many steps, and beyond one."""
     name, start, _ = best_of_family(tuning, steps)
     images = len(task.prompts)
     bar = tqdm(total=(1 + candidates * (1 + rounds)) * images, desc=f"{steps} steps", unit="image")
 
-    def run(schedules: list[list[float]]) -> Result:
-        return run_policy(f"{steps} steps", FixedTimes(schedules), task)
+    def run(schedules: list[list[float]]) -> EvalResult:
+        return evaluate_policy(f"{steps} steps", FixedSchedule(schedules), task)
 
     def score(schedules: list[list[float]]) -> np.ndarray:
         scores = run(schedules).column("score")
@@ -77,19 +77,19 @@ def search(task: Task, tuning: Task, steps: int, candidates: int, rounds: int) -
     }
 
 
-def learned(dial: Recipe, task: Task, steps: int, grid: str) -> tuple[Result, Result]:
+def learned(dial: Recipe, task: EvalTask, steps: int, grid: str) -> tuple[EvalResult, EvalResult]:
     """A TPM asked for so many steps, and the grid at as many as it takes."""
     policy = load_policy(Path(dial.output) / "best")
     assert policy.artefact is not None
     assert policy.artefact.dial is not None
     gamma = quality_to_gamma(quality_for(policy, steps), *zip(*policy.artefact.dial, strict=True))
-    mine = run_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
+    mine = evaluate_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
     taken = float(mine.column("steps").mean())
     grids = [family(task.pipe, n, task.arguments)[grid] for n in whole(taken)]
-    return mine, blend(grid, [run_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
+    return mine, blend(grid, [evaluate_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
 
 
-def beside(steps: int, task: Task, dials: list[Recipe], grid: str) -> dict[str, Any]:
+def beside(steps: int, task: EvalTask, dials: list[Recipe], grid: str) -> dict[str, Any]:
     """The TPMs on the same images, beside the grid that the search began with."""
     pairs = [learned(dial, task, steps, grid) for dial in dials]
     minus = difference([mine.rows for mine, _ in pairs], [other.rows for _, other in pairs])

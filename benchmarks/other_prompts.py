@@ -20,9 +20,9 @@ from frontier import FIXED
 from frontier_page import GRID, TUNED, along, judges, verdicts
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json
-from tpdm.evaluation.comparison import Match
+from tpdm.evaluation.comparison import BaselineComparison
 from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.runner import Result, Task
+from tpdm.evaluation.runner import EvalResult, EvalTask
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
 from tpdm.policies.pretrained import load_policy
@@ -30,19 +30,19 @@ from tpdm.policies.pretrained import load_policy
 LIMIT = 60_000  # prompts that the source is asked for, so that enough are held out; training sees the first 20,000
 
 
-def behind(task: Task, seen: int) -> Task:
+def behind(task: EvalTask, seen: int) -> EvalTask:
     """A task without its first prompts."""
     return replace(task, prompts=task.prompts[seen:], seeds=task.seeds[seen:])
 
 
-def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, Result]]:
+def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, EvalResult]]:
     """For every quality of the dial: the TPM, the best hand-made grid, and where it reaches the tuned schedule."""
     tuning, test = make_tasks(recipe)
     test = behind(test, seen)
     policy, tuned = load_policy(Path(recipe.output) / "best"), load_policy(recipe.evaluation.tuned or "")
     common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / "eval-others", {**common, **learned_fingerprint(recipe)})
-    match = Match(test, tuning, policy, tuned, store, Store(controls, common, shared=True))
+    match = BaselineComparison(test, tuning, policy, tuned, store, Store(controls, common, shared=True))
     found = []
     for i in range(recipe.evaluation.dial_points):
         quality = i / (recipe.evaluation.dial_points - 1)
@@ -53,7 +53,7 @@ def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, Result]]
     return found
 
 
-def point(quality: float, seeds: list[dict[str, Result]]) -> dict[str, Any]:
+def point(quality: float, seeds: list[dict[str, EvalResult]]) -> dict[str, Any]:
     """One quality of the dial, over seeds."""
     mine = [seed["tpdm"].rows for seed in seeds]
 

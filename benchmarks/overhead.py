@@ -16,9 +16,9 @@ from tpdm.core.types import Policy
 from tpdm.evaluation.baselines import default_schedule
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.tinyworld.captions import make_captions
 
 STEPS, BATCH, REPEATS = 14, 16, 9
@@ -43,8 +43,8 @@ class Overruled(Policy):
 def main():
     pipe = load_pipeline("tinyworld", device="cpu")
     arguments = {**call_defaults("tinyworld"), "output_type": "latent"}
-    widths = probe_features(pipe, call_defaults("tinyworld"))
-    tpm = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=64, grid=4)).eval()
+    widths = infer_feature_shapes(pipe, call_defaults("tinyworld"))
+    tpm = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=64, grid=4)).eval()
     fixed, prompts, seeds = (
         default_schedule(pipe, STEPS, call_defaults("tinyworld")),
         make_captions(BATCH),

@@ -18,7 +18,7 @@ from torch.distributions import Beta
 
 from tpdm.core.types import Features
 from tpdm.policies.beta import ACTION_MAX, ACTION_MIN, RAW_LIMIT
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 from tpdm.training.objective import clipped_objective
 
 
@@ -92,7 +92,7 @@ class PlainLoop:
     """
 
     pipe: Any
-    policy: TimePredictor
+    policy: TimePredictionModule
     captured: Captured
     arguments: dict[str, Any]
     batch: int

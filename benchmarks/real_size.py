@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tpdm.core.io import write_json
 from tpdm.core.types import Observation
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pipelines.md"
@@ -106,8 +106,8 @@ def operations(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def tpm_operations(shape: TpmShape, side: int) -> int:
-    policy = TimePredictor(shape)
+def tpm_operations(shape: TPMConfig, side: int) -> int:
+    policy = TimePredictionModule(shape)
     grid = side if shape.layout == "folded" else shape.grid
     one = torch.ones(1)
     seen = Observation(
@@ -124,13 +124,13 @@ def count(case: Case) -> dict[str, Any]:
     with torch.device("meta"):
         denoiser = case.make()
         step = operations(lambda: denoiser(**case.call(case.rows, case.side, case.text)))
-    pooled = TpmShape(case.width, case.temb)
-    folded = TpmShape(case.width, case.temb, layout="folded", token_grid=(case.side, case.side))
+    pooled = TPMConfig(case.width, case.temb)
+    folded = TPMConfig(case.width, case.temb, layout="folded", token_grid=(case.side, case.side))
     replay = 2 * (2 * case.width * pooled.grid**2 + case.temb)
     return {
         "name": case.name,
         "denoiser_parameters": sum(p.numel() for p in denoiser.parameters()),
-        "tpm_parameters": sum(p.numel() for p in TimePredictor(pooled).parameters()),
+        "tpm_parameters": sum(p.numel() for p in TimePredictionModule(pooled).parameters()),
         "step_operations": step,
         "share_pooled": tpm_operations(pooled, case.side) / step,
         "share_folded": tpm_operations(folded, case.side) / step,

@@ -32,11 +32,11 @@ from tpdm.config.recipe import OptimizerConfig, RlConfig
 from tpdm.core.io import write_json
 from tpdm.pipelines.active_rows import ActiveRows
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.training.policy_update import make_optimizer, update_policy
-from tpdm.training.rollout import make_replay
+from tpdm.training.rollout import make_rollout_buffer
 
 ROOT = Path(__file__).parents[1]
 CURVES = ROOT / "docs" / "results" / "demo-curves.json"
@@ -134,7 +134,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def rollout(shape: Shape, pipe: Any, call: dict[str, Any], device: str) -> dict[str, Any]:
     """Images a second with finished images leaving and staying."""
     steps = drawn_steps(shape.batch)
-    policy = FixedTimes([np.linspace(1.0, 0.0, n + 1).tolist() for n in steps])
+    policy = FixedSchedule([np.linspace(1.0, 0.0, n + 1).tolist() for n in steps])
     driven, seeds = attach(pipe, policy, max_steps=max(steps)), list(range(shape.batch))
 
     def leave() -> Any:
@@ -161,13 +161,13 @@ def rollout(shape: Shape, pipe: Any, call: dict[str, Any], device: str) -> dict[
 def learning(shape: Shape, pipe: Any, call: dict[str, Any], device: str) -> dict[str, Any]:
     """Share of the TPM in a rollout, and time of the update passes beside that rollout."""
     width = pipe.transformer.inner_dim
-    policy = TimePredictor(TpmShape(width, width)).to(device)
+    policy = TimePredictionModule(TPMConfig(width, width)).to(device)
     steps = max(drawn_steps(shape.batch))
     seeds = list(range(shape.batch))
-    blind = attach(pipe, FixedTimes(np.linspace(1.0, 0.0, steps + 1).tolist()))
+    blind = attach(pipe, FixedSchedule(np.linspace(1.0, 0.0, steps + 1).tolist()))
     driven = attach(pipe, policy, max_steps=steps)
     made = driven(**call, seeds=seeds, sample=True, record=True)
-    replay = make_replay(made.trajectories)
+    replay = make_rollout_buffer(made.trajectories)
     optimizer, rl = make_optimizer(policy, OptimizerConfig()), RlConfig(epochs=1)
     advantage_B = torch.linspace(-1, 1, shape.batch)
 

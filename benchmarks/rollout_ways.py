@@ -25,7 +25,7 @@ from tpdm.data.prompts import load_source
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.policies.pretrained import load_policy
-from tpdm.sampling.base import Generated
+from tpdm.sampling.base import SampleBatch
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
 from tpdm.tinyworld.builtin import WEIGHTS
 
@@ -43,7 +43,7 @@ class Counter:
         self.calls += 1
         self.rows += len(output[0])
 
-    def during(self, run: Callable[[], Generated]) -> tuple[dict[str, float], Generated]:
+    def during(self, run: Callable[[], SampleBatch]) -> tuple[dict[str, float], SampleBatch]:
         self.calls = self.rows = 0
         began = time.process_time()
         made = run()

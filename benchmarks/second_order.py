@@ -21,7 +21,7 @@ import numpy as np
 from experiment import RESULTS, column, difference, keep, options, origin, recipe_of, signed, table, trained, write_part
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json
-from tpdm.evaluation.comparison import Match
+from tpdm.evaluation.comparison import BaselineComparison
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
@@ -49,10 +49,10 @@ def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, lis
     common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe, which)})
     policy = load_policy(Path(recipe.output) / which)
-    match = Match(test, tuning, policy, None, store, Store(controls, common, shared=True))
+    match = BaselineComparison(test, tuning, policy, None, store, Store(controls, common, shared=True))
     dialled = policy.shape.gamma_range is not None
     learned = match.learned("tpdm", match.gamma(quality_for(policy, LIMIT)) if dialled else None)
-    grid = next(r for r in match.at_equal_steps(float(learned.column("steps").mean())) if r.name == GRID)
+    grid = next(r for r in match.baselines_at_nfe(float(learned.column("steps").mean())) if r.name == GRID)
     return {"tpdm": learned.rows, EULER: match.default_first_order(28).rows, GRID: grid.rows}
 
 

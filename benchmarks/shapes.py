@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from training_shapes import Shape, make_pipeline
 
 CURVES = Path(__file__).parents[1] / "docs" / "results" / "demo-curves.json"
@@ -25,7 +25,7 @@ RANGE = (0.1, 0.9)  # of the dial that carries the number of steps to the TPM
 MOST = 64  # steps that it can carry
 
 
-class AssignedSteps(TimePredictor):
+class AssignedSteps(TimePredictionModule):
     """A TPM whose decisions are made and thrown away: an image takes the uniform steps that its dial asks for."""
 
     def propose(self, observation: Any, seeds: Any) -> Any:
@@ -107,8 +107,8 @@ def serve_shape(served: Served, device: str) -> tuple[Any, dict[str, Any]]:
 
 def assigned_policy(pipe: Any, call: dict[str, Any], side: int) -> AssignedSteps:
     """A TPM that fits the pipeline, on its device."""
-    widths = probe_features(pipe, {**call, "height": side, "width": side})
-    shape = TpmShape(widths.feature_channels, widths.temb_channels, gamma_range=RANGE, storage="fp32")
+    widths = infer_feature_shapes(pipe, {**call, "height": side, "width": side})
+    shape = TPMConfig(widths.feature_channels, widths.temb_channels, gamma_range=RANGE, storage="fp32")
     return AssignedSteps(shape).eval().to(pipe.device)
 
 

@@ -34,7 +34,7 @@ from experiment import (
 from specialists_page import part
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json, write_text
-from tpdm.evaluation.comparison import Match
+from tpdm.evaluation.comparison import BaselineComparison
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
@@ -42,7 +42,7 @@ from tpdm.policies.gamma import gamma_at
 from tpdm.policies.pretrained import load_policy
 
 KEYS = ("steps", *MEASURES.values())
-ALONE = "specialist"
+SINGLE_PROCESS = "specialist"
 SPREAD = (0.99, 0.99995)
 POINTS = (  # gamma, and the steps that its specialist starts from
     (0.98, 4),
@@ -63,7 +63,9 @@ def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[st
     tuning, test = make_tasks(recipe)
     common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / "eval-specialists", {**common, **learned_fingerprint(recipe)})
-    match = Match(test, tuning, load_policy(Path(recipe.output) / "best"), None, store, Store(controls, common))
+    match = BaselineComparison(
+        test, tuning, load_policy(Path(recipe.output) / "best"), None, store, Store(controls, common)
+    )
     return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
 
 
@@ -74,7 +76,7 @@ def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, ke
     """
     dial = recipe_of("tpm", chosen.dials / f"seed-{seed}" / "tpm", seed, chosen.set, "tinyworld-dial")
     alone = specialist(seed, chosen.runs / f"seed-{seed}", point, chosen.set)
-    both = {"dial": (dial, point[0]), ALONE: (alone, None)}
+    both = {"dial": (dial, point[0]), SINGLE_PROCESS: (alone, None)}
     of = {who: {"hash": training_hash(r), "prompts": r.evaluation.prompts} for who, (r, _) in both.items()}
     path = kept / f"seed-{seed}-{point[0]:.5f}.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": {}}
@@ -100,7 +102,7 @@ def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 def point(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """One gamma, over seeds."""
-    dial, alone = ([as_rows(seed[who]) for seed in seeds] for who in ("dial", ALONE))
+    dial, alone = ([as_rows(seed[who]) for seed in seeds] for who in ("dial", SINGLE_PROCESS))
     gamma = seeds[0]["gamma"]
     return {
         "gamma": gamma,
@@ -133,7 +135,7 @@ def main() -> None:
             "prompts": len(found[0][0]["dial"]["score"]),
             "changes": chosen.set,
             "points": [point(seeds) for seeds in found],
-            **{k: v for k, v in found[0][0].items() if k not in ("of", "gamma", "dial", ALONE)},
+            **{k: v for k, v in found[0][0].items() if k not in ("of", "gamma", "dial", SINGLE_PROCESS)},
         }
         write_json(out, facts)
     write_part(page, "specialists", part(json.loads(out.read_text(encoding="utf-8"))))

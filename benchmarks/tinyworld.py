@@ -16,7 +16,7 @@ from tpdm.cli.demo import demo_recipe
 from tpdm.core.images import to_bytes
 from tpdm.core.io import write_json
 from tpdm.evaluation.baselines import default_schedule
-from tpdm.evaluation.runner import run_policy
+from tpdm.evaluation.runner import evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import make_tasks
@@ -35,7 +35,7 @@ THREE_OBJECT_CAPTIONS = 200
 
 
 def steps_and_quality(task):
-    results = {n: run_policy(f"static-{n}", default_schedule(task.pipe, n, task.arguments), task) for n in STEPS}
+    results = {n: evaluate_policy(f"static-{n}", default_schedule(task.pipe, n, task.arguments), task) for n in STEPS}
     longest = results[max(STEPS)]
     return [
         {

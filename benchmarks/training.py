@@ -29,14 +29,14 @@ from diffusers.utils import logging
 from plain_loop import Captured
 from tpdm.core.device import resolve_device
 from tpdm.core.io import write_json
-from tpdm.policies.tpm import TimePredictor
-from tpdm.training.distributed.context import join_team
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.training.distributed.context import init_distributed
 from training_bench import PASSES, ROOT, Bench, Clock
 from training_shapes import SHAPES, memory_rows
 from training_table import write_page
 
 
-def compare(bench: Bench, start: TimePredictor, update: int, repeats: int) -> dict[str, Any]:
+def compare(bench: Bench, start: TimePredictionModule, update: int, repeats: int) -> dict[str, Any]:
     """Both loops in turns, from the same weights each time."""
     captured = Captured(bench.pipe.transformer)
     rows, seconds = [], []
@@ -99,7 +99,7 @@ def whole_training(stages: list[dict[str, Any]]) -> dict[str, Any]:
     return {"updates": at[-1], "steps_mean": steps, "seconds": seconds, **found}
 
 
-def shares(bench: Bench, start: TimePredictor, repeats: int) -> dict[str, float]:
+def shares(bench: Bench, start: TimePredictionModule, repeats: int) -> dict[str, float]:
     """Where the time of our update goes: shares of the whole."""
     total, found = 0.0, Clock()
     handles = [*found.around("denoiser", bench.pipe.transformer), *found.around("decode", bench.pipe.vae.decoder)]
@@ -120,7 +120,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def worker(shape: str, device: str, updates: int) -> None:
     """One of several processes: prints what the first one measured, as JSON."""
-    with join_team(device) as team:
+    with init_distributed(device) as team:
         bench = Bench(shape, device, Path("unused"))
         start = bench.shipped() if shape == "tinyworld" else bench.untrained()
         bench.ours(copy.deepcopy(start), Clock(), team)  # warms up
@@ -130,9 +130,9 @@ def worker(shape: str, device: str, updates: int) -> None:
             bench.ours(copy.deepcopy(start), clock, team)
         team.wait()
         # Between two meetings of the processes the slowest one sets the pace.
-        makes = team.gather_json(clock.seconds["rollout"] + clock.seconds["reward"])
-        learns = team.gather_json(clock.seconds["update"])
-        if team.leads:
+        makes = team.all_gather_object(clock.seconds["rollout"] + clock.seconds["reward"])
+        learns = team.all_gather_object(clock.seconds["update"])
+        if team.is_main_process:
             images = updates * len(bench.prompts)
             facts = {
                 "trajectories_per_second": images / (max(makes) + max(learns)),

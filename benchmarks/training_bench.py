@@ -17,18 +17,18 @@ from tpdm.core.io import load_tensors
 from tpdm.core.seeding import derive_seed
 from tpdm.data.prompts import load_source
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.probe import probe_features
+from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.pretrained import load_policy
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.loading import load_reward
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.tinyworld.builtin import WEIGHTS
-from tpdm.training.components import priced
-from tpdm.training.distributed.context import ALONE, Team
-from tpdm.training.initialization import make_policy, start_times
+from tpdm.training.components import apply_step_penalty
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
+from tpdm.training.initialization import init_policy, start_times
 from tpdm.training.objective import rloo_advantages
 from tpdm.training.policy_update import make_optimizer, update_policy
-from tpdm.training.rollout import make_scored
+from tpdm.training.rollout import collect_rollout
 from tpdm.training.train import train
 from training_shapes import SHAPES, make_pipeline
 
@@ -88,13 +88,13 @@ class Bench:
         self.seeds = [derive_seed(0, 0, i // K) for i in range(len(self.prompts))]
         self.decision_seeds = [derive_seed(0, 1, i) for i in range(len(self.prompts))]
 
-    def untrained(self) -> TimePredictor:
+    def untrained(self) -> TimePredictionModule:
         """A new TPM, which follows 18 uniform steps."""
-        widths = probe_features(self.pipe, self.arguments)
+        widths = infer_feature_shapes(self.pipe, self.arguments)
         start = start_times(self.recipe.tpm, self.pipe, self.arguments)
-        return make_policy(self.recipe, widths, start).to(self.device)
+        return init_policy(self.recipe, widths, start).to(self.device)
 
-    def shipped(self) -> TimePredictor:
+    def shipped(self) -> TimePredictionModule:
         """The TPM that comes with the embedded model, whose images take one to twenty steps."""
         return load_policy(WEIGHTS / "tpm").to(self.device)
 
@@ -103,7 +103,7 @@ class Bench:
         """Those of the demo's training after which it is looked at."""
         return list(range(0, self.recipe.rl.updates + 1, EVERY))
 
-    def stage(self, update: int) -> TimePredictor:
+    def stage(self, update: int) -> TimePredictionModule:
         """The TPM that makes the images after so many updates of the demo's training."""
         if not update:
             return self.untrained()
@@ -121,7 +121,9 @@ class Bench:
             train(recipe)
         return Path(recipe.output)
 
-    def ours(self, policy: TimePredictor, clock: Clock, team: Team = ALONE) -> tuple[list[int], int]:
+    def ours(
+        self, policy: TimePredictionModule, clock: Clock, team: DistributedContext = SINGLE_PROCESS
+    ) -> tuple[list[int], int]:
         """One update; steps of all images and bytes of the replay."""
         sampling = self.recipe.sampling
         adaptive = attach(self.pipe, policy, max_steps=sampling.max_steps, stop_below=sampling.stop_below)
@@ -131,7 +133,7 @@ class Bench:
             return clock.timed("rollout", sampler, [p.text for p in prompts], seeds, decision_seeds, record)
 
         reward = TimedReward(self.reward, clock)
-        rollout = make_scored(team, make, reward, self.prompts, self.seeds, self.decision_seeds)
+        rollout = collect_rollout(team, make, reward, self.prompts, self.seeds, self.decision_seeds)
         advantage_B = self.advantages(rollout.scored.score_B, rollout.steps)
         replay = rollout.replay()
         optimizer = make_optimizer(policy, self.recipe.optimizer)
@@ -150,7 +152,7 @@ class Bench:
         seen = [] if replay is None else [replay.observation.map_BCHW, replay.observation.temb_BE]
         return rollout.steps, sum(x.numel() * x.element_size() for x in seen if x is not None)
 
-    def plain(self, policy: TimePredictor, clock: Clock, captured: Captured) -> tuple[list[int], int]:
+    def plain(self, policy: TimePredictionModule, clock: Clock, captured: Captured) -> tuple[list[int], int]:
         """The same update, plainly."""
         sampling, rl = self.recipe.sampling, self.recipe.rl
         loop = PlainLoop(
@@ -166,7 +168,7 @@ class Bench:
         return steps, sum(record.bytes for record in records)
 
     def advantages(self, score_B: torch.Tensor, steps: list[int]) -> torch.Tensor:
-        objective_B = priced(score_B.float().cpu(), torch.tensor(steps), self.recipe.reward)
+        objective_B = apply_step_penalty(score_B.float().cpu(), torch.tensor(steps), self.recipe.reward)
         K = self.recipe.rl.samples_per_prompt
         return rloo_advantages(objective_B.view(-1, K), self.recipe.rl.normalise_advantages).flatten()
 

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from tpdm.core.grids import shifted
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import load_pipeline
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.tinyworld.captions import make_captions
-from tpdm.training.rollout import make_replay
+from tpdm.training.rollout import make_rollout_buffer
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,18 @@ def memory_rows() -> list[dict[str, Any]]:
         shape = Shape(1, group, 1, 1, (8, 8, 8, 8), {"height": side, "width": side})
         pipe = make_pipeline(shape, "cpu")
         call = {"guidance_scale": 1.0, "max_sequence_length": 0, **shape.size}
-        widths = probe_features(pipe, call)
+        widths = infer_feature_shapes(pipe, call)
         times = tuple(shifted(steps, 1.0).tolist())
-        tpm = TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=4, start_times=times)
+        tpm = TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=4, start_times=times)
         kept = []
         handles = full_features(pipe.transformer, kept)
-        output = attach(pipe, TimePredictor(tpm).eval(), max_steps=steps, stop_below=0.5 / steps)(
+        output = attach(pipe, TimePredictionModule(tpm).eval(), max_steps=steps, stop_below=0.5 / steps)(
             make_captions(1) * group, seeds=list(range(group)), record=True, output_type="latent", **call
         )
         for handle in handles:
             handle.remove()
         assert output.trajectories is not None
-        seen = make_replay(output.trajectories).observation
+        seen = make_rollout_buffer(output.trajectories).observation
         assert seen.map_BCHW is not None
         assert seen.temb_BE is not None
         ours = sum(x.numel() * x.element_size() for x in (seen.map_BCHW, seen.temb_BE))

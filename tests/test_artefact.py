@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.core.types import Features
 from tpdm.policies import pretrained as artefact
 from tpdm.policies.pretrained import (
-    ArtefactConfig,
+    PretrainedConfig,
     check_backbone,
     from_pretrained,
     load_policy,
@@ -25,15 +25,15 @@ from tpdm.policies.pretrained import (
     save_pretrained,
 )
 from tpdm.policies.pretrained_config import OPTIONAL
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
-POOLED = TpmShape(6, 5, channels=8, grid=4)
-FOLDED = TpmShape(6, 5, channels=8, layout="folded", token_grid=(4, 6))
+POOLED = TPMConfig(6, 5, channels=8, grid=4)
+FOLDED = TPMConfig(6, 5, channels=8, layout="folded", token_grid=(4, 6))
 
 
-def config_of(shape: TpmShape = POOLED, **change: Any) -> ArtefactConfig:
-    config = ArtefactConfig(
+def config_of(shape: TPMConfig = POOLED, **change: Any) -> PretrainedConfig:
+    config = PretrainedConfig(
         shape=shape,
         backbone_class="SD3Transformer2DModel",
         backbone_name="org/tiny-sd3",
@@ -55,7 +55,7 @@ def config_of(shape: TpmShape = POOLED, **change: Any) -> ArtefactConfig:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return save_pretrained(TimePredictor(POOLED, seed=4), config_of(), tmp_path / "tpm")
+    return save_pretrained(TimePredictionModule(POOLED, seed=4), config_of(), tmp_path / "tpm")
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -66,15 +66,15 @@ def edit(folder: Path, change: Any) -> None:
 
 
 def refused(folder: str | Path, message: str) -> None:
-    with pytest.raises(ArtefactError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         from_pretrained(folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize("shape", [POOLED, FOLDED])
-def test_round_trip_decides_the_same_bits(tmp_path: Path, shape: TpmShape) -> None:
-    policy = TimePredictor(shape, seed=4)
+def test_round_trip_decides_the_same_bits(tmp_path: Path, shape: TPMConfig) -> None:
+    policy = TimePredictionModule(shape, seed=4)
     config = config_of(shape)
     save_pretrained(policy, config, tmp_path / "a" / "tpm")
     loaded, loaded_config = from_pretrained(tmp_path / "a" / "tpm")
@@ -102,7 +102,7 @@ def test_a_folder_is_only_two_files_and_nothing_is_left_beside_it(folder: Path) 
 
 def test_saving_again_replaces_both_and_keeps_other_files(folder: Path) -> None:
     (folder / "README.md").write_text("mine")
-    other = TimePredictor(POOLED, seed=9)
+    other = TimePredictionModule(POOLED, seed=9)
     save_pretrained(other, config_of(gamma=0.85), folder)
     loaded, config = from_pretrained(folder)
     assert config.gamma == 0.85
@@ -118,7 +118,7 @@ def test_a_failure_while_saving_leaves_the_old_folder(folder: Path, monkeypatch:
 
     monkeypatch.setattr(artefact, name, fail)
     with pytest.raises(OSError, match="disk full"):
-        save_pretrained(TimePredictor(POOLED), config_of(gamma=0.5), folder)
+        save_pretrained(TimePredictionModule(POOLED), config_of(gamma=0.5), folder)
     assert from_pretrained(folder)[1].gamma == 0.97
     assert [p.name for p in folder.parent.iterdir()] == ["tpm"]
 
@@ -133,24 +133,24 @@ def test_a_failing_swap_puts_the_old_folder_back(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no"):
-        save_pretrained(TimePredictor(POOLED), config_of(gamma=0.5), folder)
+        save_pretrained(TimePredictionModule(POOLED), config_of(gamma=0.5), folder)
     assert from_pretrained(folder)[1].gamma == 0.97
     assert [p.name for p in folder.parent.iterdir()] == ["tpm"]
 
 
 def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
-    policy, target = TimePredictor(POOLED), tmp_path / "tpm"
-    with pytest.raises(ArtefactError, match="another shape"):
+    policy, target = TimePredictionModule(POOLED), tmp_path / "tpm"
+    with pytest.raises(CheckpointError, match="another shape"):
         save_pretrained(policy, config_of(FOLDED), target)
-    with pytest.raises(ArtefactError, match="JSON cannot hold"):
+    with pytest.raises(CheckpointError, match="JSON cannot hold"):
         save_pretrained(policy, config_of(trained={"x": torch.ones(1)}), target)
-    with pytest.raises(ArtefactError, match="JSON cannot hold"):
+    with pytest.raises(CheckpointError, match="JSON cannot hold"):
         save_pretrained(policy, config_of(mean_steps=float("nan")), target)
-    with pytest.raises(ArtefactError, match="reward_form"):
+    with pytest.raises(CheckpointError, match="reward_form"):
         save_pretrained(policy, config_of(reward_form="mine"), target)
     assert not target.exists()
     target.write_text("")
-    with pytest.raises(ArtefactError, match="got the file"):
+    with pytest.raises(CheckpointError, match="got the file"):
         save_pretrained(policy, config_of(), target)
 
 
@@ -165,13 +165,13 @@ def test_any_config_survives_json(gamma: float, steps: float | None, defaults: d
     assert parse_config(json.dumps(dataclasses.asdict(config))) == config
 
 
-@pytest.mark.parametrize("key", sorted({f.name for f in dataclasses.fields(ArtefactConfig)} - OPTIONAL))
+@pytest.mark.parametrize("key", sorted({f.name for f in dataclasses.fields(PretrainedConfig)} - OPTIONAL))
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     edit(folder, lambda raw: raw.pop(key))
     refused(folder, f"got no key '{key}'")
 
 
-@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(TpmShape)])
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(TPMConfig)])
 def test_a_missing_key_of_the_shape_is_named(folder: Path, key: str) -> None:
     edit(folder, lambda raw: raw["shape"].pop(key))
     refused(folder, f"got no key '{key}' in shape")
@@ -243,7 +243,7 @@ def test_a_git_lfs_pointer_is_said(folder: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_is_never_loaded(folder: Path, zipped: bool) -> None:
-    weights = TimePredictor(POOLED).state_dict()
+    weights = TimePredictionModule(POOLED).state_dict()
     torch.save(weights, folder / "model.safetensors", _use_new_zipfile_serialization=zipped)
     refused(folder, r"model\.safetensors, which is a pickle, which is never loaded")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -285,7 +285,7 @@ def test_a_hub_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("got", [("Flux", 6, 5), ("SD3Transformer2DModel", 7, 5), ("SD3Transformer2DModel", 6, 4)])
 def test_another_backbone_is_refused(got: tuple[str, int, int]) -> None:
     check_backbone(config_of(), "SD3Transformer2DModel", 6, 5)
-    with pytest.raises(ArtefactError, match="expected SD3Transformer2DModel of width 6") as caught:
+    with pytest.raises(CheckpointError, match="expected SD3Transformer2DModel of width 6") as caught:
         check_backbone(config_of(), *got)
     assert "\n" not in str(caught.value)
 
@@ -295,9 +295,9 @@ def test_a_backbone_of_other_facts_is_refused(folder: Path) -> None:
     assert "backbone_facts" not in json.loads((folder / "config.json").read_text())
     seen = ("SD3Transformer2DModel", 6, 5)
     check_backbone(load_policy(folder).artefact or config_of(), *seen, {"depth": 3})
-    save_pretrained(TimePredictor(POOLED), config_of(backbone_facts={"depth": 2, "heads": [1, 2]}), folder)
+    save_pretrained(TimePredictionModule(POOLED), config_of(backbone_facts={"depth": 2, "heads": [1, 2]}), folder)
     config = from_pretrained(folder)[1]
     check_backbone(config, *seen, {"heads": [1, 2], "depth": 2, "more": 1})
-    with pytest.raises(ArtefactError, match="of depth 3, expected 2; load org/tiny-sd3 or a TPM") as caught:
+    with pytest.raises(CheckpointError, match="of depth 3, expected 2; load org/tiny-sd3 or a TPM") as caught:
         check_backbone(config, *seen, {"heads": [1, 2], "depth": 3})
     assert "\n" not in str(caught.value)

@@ -21,11 +21,11 @@ from tpdm.cli import app
 from tpdm.cli.doctor import Finding
 from tpdm.core.errors import BackboneError, ConfigError, PromptError, TrainingError
 from tpdm.data.prompts import Prompt
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.fixed import FixedTimes
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import save_pretrained
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.sampling.generate import BATCH, sample_to_folder
 
 COMMANDS = ["train", "sample", "eval", "demo", "doctor", "watch", "inspect", "push", "tinyworld build", "reward serve"]
@@ -258,7 +258,7 @@ def test_sample_writes_pictures_and_lines(tiny, tmp_path):
 
 def test_a_picture_depends_on_its_seed_and_schedule_alone(tiny, tmp_path):
     stock = sample_to_folder("a/b", None, ["a", "b"], 3, tmp_path / "stock", steps=4)
-    policy = FixedTimes(stock[1]["times"])
+    policy = FixedSchedule(stock[1]["times"])
     again = sample_to_folder("a/b", policy, ["b"], 4, tmp_path / "alone")
     assert again[0]["times"] == pytest.approx(stock[1]["times"], abs=1e-6)
     with (
@@ -385,10 +385,10 @@ def test_a_negative_prompt_means_the_same_to_every_call_of_a_run(calls_of_pipe, 
 )
 def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(tiny, sd3, tmp_path, trained, options, rows):
     """And what the user says before both: guided, a step of an image has two rows."""
-    tpm, seen = FixedTimes([1.0, 0.5, 0.0]), set()
+    tpm, seen = FixedSchedule([1.0, 0.5, 0.0]), set()
     if trained is not None:
-        widths = probe_features(sd3, {"max_sequence_length": 4})
-        policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
+        widths = infer_feature_shapes(sd3, {"max_sequence_length": 4})
+        policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
         config = config_of(policy.shape, call_defaults={**trained, "max_sequence_length": 4}, max_steps=2)
         tpm = save_pretrained(policy, config, tmp_path / "tpm")
     handle = sd3.transformer.proj_out.register_forward_pre_hook(lambda m, args: seen.add(len(args[0])))

@@ -42,7 +42,7 @@ def handed(monkeypatch):
 
     stand_in("tpdm.serving.http.sockets", reserved=reserved)
     stand_in("tpdm.serving.engine.engine", make_engine=make_engine)
-    stand_in("tpdm.serving.engine.ray_replicas", start_replicas=start_replicas, ReplicaPlan=lambda *values: values)
+    stand_in("tpdm.serving.engine.ray_replicas", start_replicas=start_replicas, ReplicaConfig=lambda *values: values)
     stand_in("tpdm.serving.http.server", serve=lambda *values: setattr(found, "run", values))
     monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
     return found

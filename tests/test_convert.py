@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.support.release import make_checkpoint, released_times
 from tests.support.tiny_sd3 import WIDTH, make_tiny_sd3
 from tpdm.cli import app
-from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.policies.conversion import PREFIXES, convert
 from tpdm.policies.pretrained import from_pretrained
@@ -134,7 +134,7 @@ def damage(path, kind):
 )
 def test_a_bad_file_gets_one_sentence_and_nothing_is_written(checkpoint, tmp_path, kind, message):
     damage(checkpoint, kind)
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         convert(checkpoint, tmp_path / "tpm")
     assert not (tmp_path / "tpm").exists()
 

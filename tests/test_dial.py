@@ -8,13 +8,13 @@ import torch
 from tests.test_artefact import config_of
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.types import Features
-from tpdm.policies.conditioned import Dialled, quality_for, set_dial
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.conditioned import ConditionedPolicy, condition_policy, quality_for
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 LOW, HIGH = 0.95, 0.999
-SHAPE = TpmShape(
+SHAPE = TPMConfig(
     12,
     10,
     channels=16,
@@ -39,9 +39,9 @@ def proposed(policy, B=3, seeds=None):
 
 def test_the_untrained_tpm_follows_the_schedule_of_each_end():
     with torch.no_grad():
-        policy = TimePredictor(SHAPE)
+        policy = TimePredictionModule(SHAPE)
         policy.fc2.weight.zero_()
-    seen, decision = proposed(set_dial(policy, 3, gamma=[LOW, (LOW * HIGH) ** 0.5, HIGH]))
+    seen, decision = proposed(condition_policy(policy, 3, gamma=[LOW, (LOW * HIGH) ** 0.5, HIGH]))
     assert seen.gamma_B.tolist() == pytest.approx([LOW, (LOW * HIGH) ** 0.5, HIGH])
     fast, between, slow = decision.t_next_B.tolist()
     assert fast == pytest.approx(0.5, abs=1e-3)
@@ -50,42 +50,42 @@ def test_the_untrained_tpm_follows_the_schedule_of_each_end():
 
 
 def test_images_of_a_call_do_not_hear_each_others_gamma():
-    policy = TimePredictor(SHAPE, seed=3)
-    _, together = proposed(set_dial(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
+    policy = TimePredictionModule(SHAPE, seed=3)
+    _, together = proposed(condition_policy(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
     for row, gamma in enumerate([LOW, 0.99, HIGH]):
-        _, alone = proposed(set_dial(policy, 3, gamma=gamma), seeds=[1, 2, 3])
+        _, alone = proposed(condition_policy(policy, 3, gamma=gamma), seeds=[1, 2, 3])
         assert float(alone.action_B[row]) == pytest.approx(float(together.action_B[row]), abs=1e-6)
 
 
 def test_the_weights_hear_the_dial():
-    policy = TimePredictor(dataclasses.replace(SHAPE, fast_times=None), seed=3)
-    _, decision = proposed(set_dial(policy, 3, gamma=LOW))
-    _, other = proposed(set_dial(policy, 3, gamma=HIGH))
+    policy = TimePredictionModule(dataclasses.replace(SHAPE, fast_times=None), seed=3)
+    _, decision = proposed(condition_policy(policy, 3, gamma=LOW))
+    _, other = proposed(condition_policy(policy, 3, gamma=HIGH))
     assert (decision.t_next_B != other.t_next_B).all()
 
 
 def test_stored_decisions_score_as_they_were_made():
-    policy = TimePredictor(SHAPE, seed=3)
-    seen, decision = proposed(set_dial(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
+    policy = TimePredictionModule(SHAPE, seed=3)
+    seen, decision = proposed(condition_policy(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
     logp_B, _, _ = policy.evaluate(seen, decision.action_B)
     assert (logp_B - decision.logp_B).abs().max() < 1e-6
     with pytest.raises(BackboneError, match="no gamma"):
         policy.evaluate(dataclasses.replace(seen, gamma_B=None), decision.action_B)
 
 
-def calibrated() -> TimePredictor:
-    policy = TimePredictor(SHAPE)
+def calibrated() -> TimePredictionModule:
+    policy = TimePredictionModule(SHAPE)
     policy.artefact = config_of(SHAPE, gamma=0.99, dial=((LOW, 4.0), (0.99, 8.0), (HIGH, 16.0)))
     return policy
 
 
 def test_quality_is_read_by_the_calibration_and_the_artefacts_gamma_is_the_default():
     policy = calibrated()
-    set_ = set_dial(policy, 2, quality=[0.0, 0.5])
-    assert isinstance(set_, Dialled)
+    set_ = condition_policy(policy, 2, quality=[0.0, 0.5])
+    assert isinstance(set_, ConditionedPolicy)
     assert set_.gamma_B.tolist() == pytest.approx([LOW, 0.99])
-    default = set_dial(policy, 2)
-    assert isinstance(default, Dialled)
+    default = condition_policy(policy, 2)
+    assert isinstance(default, ConditionedPolicy)
     assert default.gamma_B.tolist() == pytest.approx([0.99, 0.99])
 
 
@@ -101,29 +101,29 @@ def test_quality_is_read_by_the_calibration_and_the_artefacts_gamma_is_the_defau
 )
 def test_a_wrong_setting_is_said(options, said):
     with pytest.raises(ConfigError, match=said):
-        set_dial(calibrated(), 2, **options)
+        condition_policy(calibrated(), 2, **options)
 
 
 def test_what_cannot_be_set_is_said():
-    uncalibrated = TimePredictor(SHAPE)
+    uncalibrated = TimePredictionModule(SHAPE)
     with pytest.raises(ConfigError, match="not calibrated"):
-        set_dial(uncalibrated, 1, quality=0.5)
+        condition_policy(uncalibrated, 1, quality=0.5)
     with pytest.raises(ConfigError, match="pass gamma or quality"):
-        set_dial(uncalibrated, 1)
-    fixed = FixedTimes([1.0, 0.0])
-    assert set_dial(fixed, 1) is fixed
-    for policy in (fixed, TimePredictor(dataclasses.replace(SHAPE, gamma_range=None, fast_times=None))):
+        condition_policy(uncalibrated, 1)
+    fixed = FixedSchedule([1.0, 0.0])
+    assert condition_policy(fixed, 1) is fixed
+    for policy in (fixed, TimePredictionModule(dataclasses.replace(SHAPE, gamma_range=None, fast_times=None))):
         with pytest.raises(ConfigError, match="no dial"):
-            set_dial(policy, 1, quality=0.5)
+            condition_policy(policy, 1, quality=0.5)
 
 
 def test_a_mean_number_of_steps_is_found_on_the_dial():
     quality = quality_for(calibrated(), 8)
-    set_ = set_dial(calibrated(), 1, quality=quality)
-    assert isinstance(set_, Dialled)
+    set_ = condition_policy(calibrated(), 1, quality=quality)
+    assert isinstance(set_, ConditionedPolicy)
     assert set_.gamma_B.tolist() == pytest.approx([0.99])
     with pytest.raises(ConfigError, match="got 0 mean steps, expected a number above 0"):
         quality_for(calibrated(), 0)
-    for policy in (FixedTimes([1.0, 0.0]), TimePredictor(SHAPE)):
+    for policy in (FixedSchedule([1.0, 0.0]), TimePredictionModule(SHAPE)):
         with pytest.raises(ConfigError, match="without a calibrated dial"):
             quality_for(policy, 7)

@@ -16,14 +16,14 @@ from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.types import Decision, Features, Observation, Policy
 from tpdm.policies import beta
 from tpdm.policies.layers import RATIO_RANGE, fold_tokens, hat_basis, normalise, schedule_logit
-from tpdm.policies.tpm import TIME_KNOTS, TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TIME_KNOTS, TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 D, E = 12, 10
-SMALL = TpmShape(D, E, channels=16, grid=4)
+SMALL = TPMConfig(D, E, channels=16, grid=4)
 
 
-def seen(policy: TimePredictor, B: int = 4, H: int = 6, W: int = 8, seed: int = 0) -> Observation:
+def seen(policy: TimePredictionModule, B: int = 4, H: int = 6, W: int = 8, seed: int = 0) -> Observation:
     g = torch.Generator().manual_seed(seed)
     maps = [torch.randn(B, policy.shape.feature_channels, H, W, generator=g) * 3 for _ in range(2)]
     features = Features(maps[0], maps[1], torch.randn(B, policy.shape.temb_channels, generator=g) * 5)
@@ -36,7 +36,7 @@ def row(o: Observation, i: int) -> Observation:
     return o.rows(slice(i, i + 1))
 
 
-def perturbed(policy: TimePredictor, scale: float = 5.0) -> TimePredictor:
+def perturbed(policy: TimePredictionModule, scale: float = 5.0) -> TimePredictionModule:
     """As if trained: outputs that depend on the input."""
     with torch.no_grad():
         policy.fc2.weight.mul_(scale)
@@ -44,32 +44,32 @@ def perturbed(policy: TimePredictor, scale: float = 5.0) -> TimePredictor:
     return policy
 
 
-def variants() -> list[TpmShape]:
+def variants() -> list[TPMConfig]:
     return [
         SMALL,
-        TpmShape(D, E, channels=16, grid=4, storage="fp32"),
-        TpmShape(D, E, channels=16, grid=4, time_only=True),
-        TpmShape(D, E, channels=16, grid=4, start_times=(1.0, 0.7, 0.2, 0.0)),
-        TpmShape(D, E, channels=16, layout="folded", token_grid=(6, 8)),
-        TpmShape(D, E, channels=16, grid=4, maps="last"),
-        TpmShape(D, E, channels=16, grid=4, change=True),
+        TPMConfig(D, E, channels=16, grid=4, storage="fp32"),
+        TPMConfig(D, E, channels=16, grid=4, time_only=True),
+        TPMConfig(D, E, channels=16, grid=4, start_times=(1.0, 0.7, 0.2, 0.0)),
+        TPMConfig(D, E, channels=16, layout="folded", token_grid=(6, 8)),
+        TPMConfig(D, E, channels=16, grid=4, maps="last"),
+        TPMConfig(D, E, channels=16, grid=4, change=True),
     ]
 
 
 def test_published_shape_has_the_published_number_of_parameters() -> None:
-    shape = TpmShape(1536, 1536, layout="folded", token_grid=(64, 64))
-    assert sum(p.numel() for p in TimePredictor(shape).parameters()) == 4_097_154
+    shape = TPMConfig(1536, 1536, layout="folded", token_grid=(64, 64))
+    assert sum(p.numel() for p in TimePredictionModule(shape).parameters()) == 4_097_154
 
 
 def test_pooled_shape_differs_by_time_scalars_the_mean_pool_and_the_short_way_of_the_condition() -> None:
-    pooled, folded = (TimePredictor(TpmShape(D, E, layout=x)) for x in ("pooled", "folded"))
+    pooled, folded = (TimePredictionModule(TPMConfig(D, E, layout=x)) for x in ("pooled", "folded"))
     count = [sum(p.numel() for p in m.parameters()) for m in (pooled, folded)]
     assert count[0] - count[1] == 4 * 2 * 128 + (128 + E + 4) * 128
 
 
 def test_names_of_weights_are_the_published_ones() -> None:
-    names = set(TimePredictor(TpmShape(D, E, layout="folded")).state_dict())
-    assert names == {name for name, _ in TimePredictor(SMALL).named_parameters()}
+    names = set(TimePredictionModule(TPMConfig(D, E, layout="folded")).state_dict())
+    assert names == {name for name, _ in TimePredictionModule(SMALL).named_parameters()}
     stems = ("conv1", "norm1.norm", "norm1.linear", "conv2", "fc1", "fc2")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")}
 
@@ -99,13 +99,13 @@ def test_fold_refuses_odd_sides(size: tuple[int, int]) -> None:
 
 
 def test_it_is_a_policy() -> None:
-    policy: Policy = TimePredictor(SMALL)
+    policy: Policy = TimePredictionModule(SMALL)
     assert policy.reads_features
-    assert not TimePredictor(TpmShape(D, E, time_only=True)).reads_features
+    assert not TimePredictionModule(TPMConfig(D, E, time_only=True)).reads_features
 
 
 def test_observation_is_of_fixed_size_and_replay_keeps_it_in_half_precision() -> None:
-    policy = TimePredictor(SMALL)
+    policy = TimePredictionModule(SMALL)
     read = seen(policy, H=20, W=6)
     assert read.map_BCHW is not None
     assert read.temb_BE is not None
@@ -121,7 +121,7 @@ def test_observation_is_of_fixed_size_and_replay_keeps_it_in_half_precision() ->
 @settings(max_examples=15, deadline=None)
 @given(H=st.integers(1, 40), W=st.integers(1, 40), B=st.integers(1, 3))
 def test_any_resolution_gives_an_action(H: int, W: int, B: int) -> None:
-    policy = TimePredictor(SMALL)
+    policy = TimePredictionModule(SMALL)
     decision = policy.propose(seen(policy, B, H, W), None)
     assert decision.action_B.shape == (B,)
     assert ((decision.action_B > 0) & (decision.action_B < 1)).all()
@@ -129,7 +129,7 @@ def test_any_resolution_gives_an_action(H: int, W: int, B: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_features_may_come_in_half_precision(dtype: torch.dtype) -> None:
-    policy = TimePredictor(SMALL)
+    policy = TimePredictionModule(SMALL)
     x = torch.randn(2, D, 6, 6).to(dtype)
     o = policy.observe(
         Features(x, x, torch.randn(2, E).to(dtype)), torch.ones(2), torch.zeros(2).long(), torch.arange(2)
@@ -154,7 +154,7 @@ def test_between_the_times_of_a_schedule_the_next_time_is_interpolated_and_below
 
 def test_an_untrained_policy_with_a_schedule_follows_it() -> None:
     times = (1.0, 0.8, 0.55, 0.25, 0.0)
-    policy = TimePredictor(dataclasses.replace(SMALL, start_times=times, init_alpha=9.0))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, start_times=times, init_alpha=9.0))
     o = seen(policy, B=3)
     o = dataclasses.replace(o, t_B=torch.tensor(times[:3]))
     t_next_B = policy.propose(o, None).t_next_B
@@ -165,7 +165,7 @@ def test_an_untrained_policy_with_a_schedule_follows_it() -> None:
 
 
 def test_initial_policy_is_the_published_beta_for_every_input() -> None:
-    policy = TimePredictor(TpmShape(64, 32))
+    policy = TimePredictionModule(TPMConfig(64, 32))
     a_B, b_B = (x.detach() for x in policy(seen(policy)))
     r_B = torch.cat([policy.propose(seen(policy, 8, seed=s), None).action_B for s in range(4)])
     assert r_B == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.08)
@@ -176,7 +176,7 @@ def test_initial_policy_is_the_published_beta_for_every_input() -> None:
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    one, two, other = TimePredictor(SMALL, 1), TimePredictor(SMALL, 1), TimePredictor(SMALL, 2)
+    one, two, other = TimePredictionModule(SMALL, 1), TimePredictionModule(SMALL, 1), TimePredictionModule(SMALL, 2)
     assert torch.equal(one.conv1.weight, two.conv1.weight)
     assert not torch.equal(one.conv1.weight, other.conv1.weight)
     torch.manual_seed(3)
@@ -185,8 +185,8 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("shape", variants(), ids=repr)
 @pytest.mark.parametrize("seeds", [None, [5, 6, 7, 8]])
-def test_ratio_is_one_before_any_update(shape: TpmShape, seeds: list[int] | None) -> None:
-    policy = perturbed(TimePredictor(shape))
+def test_ratio_is_one_before_any_update(shape: TPMConfig, seeds: list[int] | None) -> None:
+    policy = perturbed(TimePredictionModule(shape))
     o = seen(policy)
     decision = policy.propose(o, seeds)
     logp_B, entropy_B, params = policy.evaluate(o, decision.action_B)
@@ -199,8 +199,8 @@ def test_ratio_is_one_before_any_update(shape: TpmShape, seeds: list[int] | None
 
 
 @pytest.mark.parametrize("shape", variants(), ids=repr)
-def test_a_row_does_not_depend_on_its_batch(shape: TpmShape) -> None:
-    policy = perturbed(TimePredictor(shape))
+def test_a_row_does_not_depend_on_its_batch(shape: TPMConfig) -> None:
+    policy = perturbed(TimePredictionModule(shape))
     o = seen(policy)
     raw_B = torch.stack(policy(o))
     sampled, best = policy.propose(o, [5, 6, 7, 8]), policy.propose(o, None)
@@ -213,7 +213,7 @@ def test_a_row_does_not_depend_on_its_batch(shape: TpmShape) -> None:
 
 
 def test_a_draw_depends_on_seed_and_decision_index() -> None:
-    policy = TimePredictor(TpmShape(D, E, channels=16, time_only=True))
+    policy = TimePredictionModule(TPMConfig(D, E, channels=16, time_only=True))
 
     def draw(seed: int, index: int) -> float:
         now = policy.observe(None, torch.ones(1), torch.tensor([index]), torch.tensor([0]))
@@ -224,7 +224,7 @@ def test_a_draw_depends_on_seed_and_decision_index() -> None:
 
 
 def test_time_only_sees_nothing_but_the_time() -> None:
-    policy = perturbed(TimePredictor(TpmShape(D, E, channels=16, time_only=True)))
+    policy = perturbed(TimePredictionModule(TPMConfig(D, E, channels=16, time_only=True)))
     o = seen(policy)
     assert o.map_BCHW is None
     assert o.temb_BE is None
@@ -235,7 +235,7 @@ def test_time_only_sees_nothing_but_the_time() -> None:
 
 
 def test_time_only_learns_a_schedule() -> None:
-    policy = TimePredictor(TpmShape(4, 4, channels=32, grid=4, time_only=True))
+    policy = TimePredictionModule(TPMConfig(4, 4, channels=32, grid=4, time_only=True))
     t_B = torch.linspace(0.02, 1, 16)
     o = policy.observe(None, t_B, torch.arange(16), torch.arange(16))
     optimiser = torch.optim.AdamW(policy.parameters(), lr=2e-3)
@@ -249,8 +249,8 @@ def test_time_only_learns_a_schedule() -> None:
 
 
 @pytest.mark.parametrize("shape", [s for s in variants() if not s.time_only], ids=repr)
-def test_gradient_reaches_every_parameter(shape: TpmShape) -> None:
-    policy = TimePredictor(shape)
+def test_gradient_reaches_every_parameter(shape: TPMConfig) -> None:
+    policy = TimePredictionModule(shape)
     o = seen(policy)
     logp_B, entropy_B, _ = policy.evaluate(o, torch.tensor([0.2, 0.5, 0.8, 0.9]))
     (logp_B.sum() + entropy_B.sum()).backward()
@@ -270,7 +270,7 @@ def test_normalisation_survives_outlier_channels_and_scale() -> None:
 
 
 def test_autocast_does_not_touch_a_decision() -> None:
-    policy = perturbed(TimePredictor(SMALL))
+    policy = perturbed(TimePredictionModule(SMALL))
     o = seen(policy)
     plain = policy.propose(o, [1, 2, 3, 4])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -279,7 +279,7 @@ def test_autocast_does_not_touch_a_decision() -> None:
 
 def test_building_one_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    TimePredictor(SMALL, seed=3)
+    TimePredictionModule(SMALL, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -312,16 +312,16 @@ def test_full_precision_gives_back_the_users_settings() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
 
 
-def observe_with(policy: TimePredictor, d: int, e: int, H: int, W: int) -> Observation:
+def observe_with(policy: TimePredictionModule, d: int, e: int, H: int, W: int) -> Observation:
     x = torch.zeros(1, d, H, W)
     return policy.observe(Features(x, x, torch.zeros(1, e)), torch.ones(1), torch.zeros(1).long(), torch.zeros(1))
 
 
 def test_observe_refuses_what_does_not_fit() -> None:
-    folded = TimePredictor(TpmShape(D, E, channels=16, layout="folded", token_grid=(64, 64)))
+    folded = TimePredictionModule(TPMConfig(D, E, channels=16, layout="folded", token_grid=(64, 64)))
     with pytest.raises(BackboneError, match=r"got a token grid of \(32, 64\), expected \(64, 64\)"):
         observe_with(folded, D, E, 32, 64)
-    pooled = TimePredictor(SMALL)
+    pooled = TimePredictionModule(SMALL)
     with pytest.raises(BackboneError, match="got features of widths"):
         observe_with(pooled, D + 1, E, 8, 8)
     with pytest.raises(BackboneError, match="got features of widths"):
@@ -332,7 +332,7 @@ def test_observe_refuses_what_does_not_fit() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
-    policy = TimePredictor(SMALL)
+    policy = TimePredictionModule(SMALL)
     o = seen(policy)
     assert o.temb_BE is not None
     o.temb_BE[1, 0] = bad
@@ -361,12 +361,12 @@ def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
 )
 def test_shape_refuses_nonsense(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TpmShape(D, E, **change)
+        TPMConfig(D, E, **change)
 
 
 def test_calibration_takes_out_what_all_images_share() -> None:
     """An offset common to all images is invisible afterwards, and what differs between them is seen in full."""
-    policy = perturbed(TimePredictor(SMALL))
+    policy = perturbed(TimePredictionModule(SMALL))
     o = seen(policy, B=32)
     shared = Observation(o.map_BCHW * 0.01 + 1, o.temb_BE * 0.01 + 1, o.t_B * 0 + 0.5, o.index_B * 0, o.row_B)
     before = policy(shared)[0].std()
@@ -374,14 +374,14 @@ def test_calibration_takes_out_what_all_images_share() -> None:
     after = policy(shared)[0].std()
     assert after > 10 * before
     moved = Observation(shared.map_BCHW + 0.25, shared.temb_BE + 0.25, shared.t_B, shared.index_B, shared.row_B)
-    again = TimePredictor(SMALL)
-    again.load_state_dict(perturbed(TimePredictor(SMALL)).state_dict())
+    again = TimePredictionModule(SMALL)
+    again.load_state_dict(perturbed(TimePredictionModule(SMALL)).state_dict())
     again.calibrate(moved)
     assert torch.allclose(again(moved)[0], policy(shared)[0], atol=5e-2)
 
 
 def test_scoring_leaves_the_observation_as_it_was() -> None:
-    policy = perturbed(TimePredictor(SMALL))
+    policy = perturbed(TimePredictionModule(SMALL))
     observation = seen(policy)
     policy.calibrate(observation)
     assert observation.map_BCHW is not None
@@ -396,7 +396,7 @@ def test_calibration_takes_the_time_out_of_the_embedding_and_leaves_the_prompt()
     g = torch.Generator().manual_seed(1)
     prompt_BE, t_B = 0.05 * torch.randn(64, E, generator=g).repeat(8, 1), torch.rand(512, generator=g) * 0.9 + 0.05
     waves_BE = torch.sin(torch.arange(1, E + 1) * t_B[:, None])
-    policy = TimePredictor(SMALL)
+    policy = TimePredictionModule(SMALL)
     o = seen(policy, B=512)
     policy.calibrate(Observation(o.map_BCHW, 1 + waves_BE + prompt_BE, t_B, o.index_B, o.row_B))
     left_BE = (1 + waves_BE + prompt_BE - hat_basis(t_B, TIME_KNOTS) @ policy.temb_time) / policy.temb_std
@@ -413,17 +413,17 @@ def test_the_basis_over_times_sums_to_one_and_follows_a_line(times: list[float],
 
 
 def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
-    for shape in (TpmShape(D, E, layout="folded"), TpmShape(D, E, time_only=True)):
-        policy = TimePredictor(shape)
+    for shape in (TPMConfig(D, E, layout="folded"), TPMConfig(D, E, time_only=True)):
+        policy = TimePredictionModule(shape)
         before = {k: v.clone() for k, v in policy.state_dict().items()}
         policy.calibrate(seen(policy))
         assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
-    names = {n for n, _ in TimePredictor(SMALL).named_parameters()}
+    names = {n for n, _ in TimePredictionModule(SMALL).named_parameters()}
     assert not names & {"map_mean", "map_std", "temb_time", "temb_std"}
 
 
 def test_a_feature_that_never_varies_is_not_blown_up() -> None:
-    policy = TimePredictor(SMALL)
+    policy = TimePredictionModule(SMALL)
     o = seen(policy)
     flat = Observation(torch.ones_like(o.map_BCHW), torch.ones_like(o.temb_BE), o.t_B, o.index_B, o.row_B)
     policy.calibrate(flat)
@@ -433,7 +433,7 @@ def test_a_feature_that_never_varies_is_not_blown_up() -> None:
 
 
 def test_of_the_last_map_alone_the_first_one_is_not_seen() -> None:
-    policy = TimePredictor(dataclasses.replace(SMALL, maps="last"))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, maps="last"))
     x, y, temb = torch.randn(2, D, 6, 6), torch.randn(2, D, 6, 6), torch.randn(2, E)
     clock = (torch.full((2,), 0.5), torch.zeros(2).long(), torch.arange(2))
     one, two, other = (policy.observe(Features(a, b, temb), *clock) for a, b in ((x, y), (y, y), (x, x)))
@@ -443,19 +443,19 @@ def test_of_the_last_map_alone_the_first_one_is_not_seen() -> None:
     assert not torch.equal(policy(one)[0], policy(other)[0])
 
 
-def with_change(policy: TimePredictor, change_B: torch.Tensor | None) -> Observation:
-    o = seen(TimePredictor(SMALL), B=256)
+def with_change(policy: TimePredictionModule, change_B: torch.Tensor | None) -> Observation:
+    o = seen(TimePredictionModule(SMALL), B=256)
     return dataclasses.replace(o, change_B=change_B)
 
 
 def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
     """A factor common to all images is invisible after calibration; twice the usual change is not."""
-    policy = perturbed(TimePredictor(dataclasses.replace(SMALL, change=True)))
+    policy = perturbed(TimePredictionModule(dataclasses.replace(SMALL, change=True)))
     o = with_change(policy, None)
     usual_B = (1 + 3 * o.t_B) * torch.exp(0.3 * torch.randn(256, generator=torch.Generator().manual_seed(3)))
     policy.calibrate(dataclasses.replace(o, change_B=usual_B))
-    level, again = policy(dataclasses.replace(o, change_B=usual_B))[0], TimePredictor(policy.shape)
-    again.load_state_dict(perturbed(TimePredictor(policy.shape)).state_dict())
+    level, again = policy(dataclasses.replace(o, change_B=usual_B))[0], TimePredictionModule(policy.shape)
+    again.load_state_dict(perturbed(TimePredictionModule(policy.shape)).state_dict())
     again.calibrate(dataclasses.replace(o, change_B=10 * usual_B))
     assert torch.allclose(again(dataclasses.replace(o, change_B=10 * usual_B))[0], level, atol=1e-3)
     twice = policy(dataclasses.replace(o, change_B=2 * usual_B))[0]
@@ -463,13 +463,13 @@ def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
 
 
 def test_calibration_on_chains_of_one_step_knows_no_change_and_stays_finite() -> None:
-    policy = TimePredictor(dataclasses.replace(SMALL, change=True))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, change=True))
     policy.calibrate(with_change(policy, torch.zeros(256)))
     assert torch.isfinite(policy(with_change(policy, torch.ones(256)))[0]).all()
 
 
 def test_no_change_is_known_at_the_first_evaluation() -> None:
-    policy = TimePredictor(dataclasses.replace(SMALL, change=True))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, change=True))
     x, clock = torch.randn(2, D, 6, 6), (torch.ones(2), torch.zeros(2).long(), torch.arange(2))
     o = policy.observe(Features(x, x, torch.randn(2, E)), *clock)
     assert o.change_B is not None

@@ -9,7 +9,7 @@ from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
-from tpdm.training.rollout import make_replay
+from tpdm.training.rollout import make_rollout_buffer
 
 PROMPTS = ["red circle top", "blue ring and small dotted green square", "object", "large striped red circle top left"]
 SEEDS, DECISIONS = [0, 1, 2, 3], [10, 11, 12, 13]
@@ -28,7 +28,7 @@ def test_one_at_a_time_it_is_the_same_bit_by_bit(attached):
     static, continuous = rollout(PipelineSampler(attached, 1, {})), rollout(ContinuousSampler(attached, 1, {}))
     assert torch.equal(static.images_B3HW, continuous.images_B3HW)
     assert (static.steps, static.times) == (continuous.steps, continuous.times)
-    first, second = make_replay(static.trajectories), make_replay(continuous.trajectories)
+    first, second = make_rollout_buffer(static.trajectories), make_rollout_buffer(continuous.trajectories)
     for name in ("action_T", "logp_T", "segment_T"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     for name in ("map_BCHW", "temb_BE", "t_B", "index_B"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tpdm.core.errors import ConfigError
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 
 def decide(policy, t, index, rows):
@@ -11,14 +11,14 @@ def decide(policy, t, index, rows):
 
 
 def test_one_list_serves_every_image():
-    decision = decide(FixedTimes([1.0, 0.5, 0.0]), [1.0, 0.5], [0, 1], [3, 7])
+    decision = decide(FixedSchedule([1.0, 0.5, 0.0]), [1.0, 0.5], [0, 1], [3, 7])
     assert decision.t_next_B.tolist() == [0.5, 0.0]
     assert decision.action_B.tolist() == [0.5, 0.0]
     assert decision.logp_B.tolist() == [0.0, 0.0]
 
 
 def test_one_list_per_image_of_any_length():
-    policy = FixedTimes([[1.0, 0.0], [0.8, 0.4, 0.2, 0.0]])
+    policy = FixedSchedule([[1.0, 0.0], [0.8, 0.4, 0.2, 0.0]])
     assert policy.steps == 3
     assert policy.start_B(2).tolist() == pytest.approx([1.0, 0.8])
     assert decide(policy, [0.2, 1.0], [2, 0], [1, 0]).t_next_B.tolist() == [0.0, 0.0]
@@ -26,7 +26,7 @@ def test_one_list_per_image_of_any_length():
 
 def test_times_are_those_of_the_list_in_fp32():
     times = torch.linspace(1, 0, 8).tolist()
-    decision = decide(FixedTimes(times), times[:-1], list(range(7)), [0] * 7)
+    decision = decide(FixedSchedule(times), times[:-1], list(range(7)), [0] * 7)
     assert decision.t_next_B.tolist() == times[1:]
 
 
@@ -46,9 +46,9 @@ def test_times_are_those_of_the_list_in_fp32():
 )
 def test_bad_lists_are_refused(times, message):
     with pytest.raises(ConfigError, match=message):
-        FixedTimes(times)
+        FixedSchedule(times)
 
 
 def test_as_many_lists_as_images():
     with pytest.raises(ConfigError, match="2 lists of times for 3 images"):
-        FixedTimes([[1.0, 0.0], [1.0, 0.0]]).start_B(3)
+        FixedSchedule([[1.0, 0.0], [1.0, 0.0]]).start_B(3)

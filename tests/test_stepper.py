@@ -6,9 +6,9 @@ from tpdm.core.errors import ConfigError, TpdmError
 from tpdm.core.solvers import SOLVERS
 from tpdm.core.stepper import Stepper
 from tpdm.core.types import Decision, Features
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 EULER = SOLVERS["euler"]
 
@@ -20,7 +20,7 @@ class Halving(LookingPolicy):
     share = 0.5
 
     def observe(self, features, t_B, index_B, row_B, change_B=None):
-        return FixedTimes([1.0, 0.0]).observe(features, t_B, index_B, row_B)
+        return FixedSchedule([1.0, 0.0]).observe(features, t_B, index_B, row_B)
 
     def propose(self, observation, seeds):
         share = torch.full_like(observation.t_B, self.share)
@@ -42,7 +42,7 @@ def features(rows):
 
 def test_lists_are_followed_to_the_end_whatever_stop_below():
     lists = [[1.0, 0.0], [1.0, 0.6, 0.001, 0.0005, 0.0], [0.9, 0.2, 0.0]]
-    stepper = Stepper(FixedTimes(lists), EULER, images=3, stop_below=0.5)
+    stepper = Stepper(FixedSchedule(lists), EULER, images=3, stop_below=0.5)
     x = run(stepper, torch.randn(3, 2, 4, 4))
     assert stepper.steps == [1, 4, 2]
     assert stepper.index_B.tolist() == [1, 4, 2]
@@ -57,7 +57,7 @@ def test_a_batch_equals_its_images_alone(solver):
     x = torch.randn(3, 5)
 
     def sample(lists, x):
-        stepper = Stepper(FixedTimes(lists), SOLVERS[solver], images=len(x))
+        stepper = Stepper(FixedSchedule(lists), SOLVERS[solver], images=len(x))
         while not stepper.done:
             x = stepper.advance(x, torch.sin(x) + stepper.t_B[:, None] * x, None)
         return x
@@ -67,7 +67,7 @@ def test_a_batch_equals_its_images_alone(solver):
 
 
 def test_finished_images_ignore_their_predictions():
-    stepper = Stepper(FixedTimes([[1.0, 0.0], [1.0, 0.5, 0.0]]), EULER, images=2)
+    stepper = Stepper(FixedSchedule([[1.0, 0.0], [1.0, 0.5, 0.0]]), EULER, images=2)
     x = stepper.advance(torch.randn(2, 3), torch.randn(2, 3), None)
     prediction = torch.tensor([[float("nan")] * 3, [1.0] * 3])
     x_next = stepper.advance(x, prediction, None)
@@ -120,7 +120,7 @@ def test_a_chain_that_lands_by_itself_is_left_alone():
 
 def test_a_fixed_list_is_followed_to_its_end():
     times = [1.0, 0.95, 0.9, 0.8, 0.0]
-    stepper = Stepper(FixedTimes([times]), EULER, images=1, max_steps=4)
+    stepper = Stepper(FixedSchedule([times]), EULER, images=1, max_steps=4)
     run(stepper, torch.randn(1, 3))
     assert stepper.times == [pytest.approx(times)]
 
@@ -165,7 +165,7 @@ def test_seeds_stay_with_their_images_when_others_finish():
 
 
 def test_nan_is_named_by_image_and_time():
-    stepper = Stepper(FixedTimes([1.0, 0.5, 0.0]), EULER, images=2)
+    stepper = Stepper(FixedSchedule([1.0, 0.5, 0.0]), EULER, images=2)
     x = stepper.advance(torch.zeros(2, 3), torch.zeros(2, 3), None)
     with pytest.raises(TpdmError, match=r"NaN .* prediction for image 1 at t = 0.5 \(step 2\)"):
         stepper.advance(x, torch.tensor([[0.0] * 3, [0.0, float("nan"), 0.0]]), None)
@@ -201,7 +201,7 @@ def test_a_broken_policy_is_named():
 def test_bad_options_are_refused(options, message):
     options = {"images": 2, **options}
     with pytest.raises(ConfigError, match=message):
-        Stepper(FixedTimes([1.0, 0.5, 0.2, 0.0]), EULER, **options)
+        Stepper(FixedSchedule([1.0, 0.5, 0.2, 0.0]), EULER, **options)
 
 
 def test_a_later_start():
@@ -211,7 +211,7 @@ def test_a_later_start():
 
 
 def test_misuse_is_refused():
-    stepper = Stepper(FixedTimes([1.0, 0.0]), EULER, images=1)
+    stepper = Stepper(FixedSchedule([1.0, 0.0]), EULER, images=1)
     with pytest.raises(TpdmError, match="expected two equal shapes of 1 rows"):
         stepper.advance(torch.zeros(2, 3), torch.zeros(2, 3), None)
     stepper.advance(torch.zeros(1, 3), torch.zeros(1, 3), None)
@@ -224,7 +224,7 @@ def test_misuse_is_refused():
 
 
 def test_a_recorded_decision_is_taken_from_what_replay_keeps_and_others_in_full():
-    policy = TimePredictor(TpmShape(4, 4, channels=8, grid=2))
+    policy = TimePredictionModule(TPMConfig(4, 4, channels=8, grid=2))
     seen = features(2)
 
     def first_action(record):

@@ -30,7 +30,7 @@ def dotted(node: ast.AST) -> str:
     return ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
 
 
-def unsaid(source: str) -> Iterator[str]:
+def backbone_defaults(source: str) -> Iterator[str]:
     """Calls that make a tensor without saying of which dtype and where."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "torch":
@@ -70,7 +70,7 @@ def broken(rule: Callable[[str], Iterator[str]]) -> dict[str, list[str]]:
 
 
 def test_every_tensor_says_its_dtype_and_its_device():
-    found = broken(unsaid)
+    found = broken(backbone_defaults)
     assert set(found) == set(EXEMPT), found
 
 
@@ -97,7 +97,7 @@ def test_float64_is_on_the_cpu():
     ],
 )
 def test_the_check_of_factories(source, allowed):
-    assert (list(unsaid(source)) == []) is allowed
+    assert (list(backbone_defaults(source)) == []) is allowed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from unittest import mock
 from tpdm.core.types import Features
 from tpdm.pipelines import attach as attach_module
 from tpdm.pipelines.active_rows import ActiveRows
-from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.feature_hooks import FeatureHooks
 from tpdm.pipelines.registry import bind_arguments
 from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest
 
@@ -44,7 +44,7 @@ class _AllRows(ActiveRows):
         self._cut = None
 
 
-class _FullTaps(FeatureTaps):
+class _FullTaps(FeatureHooks):
     """Hands out the features of active images from a call that computed all of them."""
 
     images, active = 0, ()
@@ -60,7 +60,7 @@ def all_rows_computed():
     """While it lasts, ``attach`` cuts no finished rows. For pipelines with one denoiser call per step."""
     with (
         mock.patch("tpdm.pipelines.driving.ActiveRows", _AllRows),
-        mock.patch.object(attach_module, "FeatureTaps", _FullTaps),
+        mock.patch.object(attach_module, "FeatureHooks", _FullTaps),
     ):
         yield
 

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from tpdm.core.errors import TpdmError
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline, attach
     from tpdm.pipelines.loading.load import load_pipeline
-    from tpdm.policies.fixed import FixedTimes
+    from tpdm.policies.fixed import FixedSchedule
     from tpdm.policies.pretrained import load_policy
-    from tpdm.policies.tpm import TimePredictor
+    from tpdm.policies.tpm import TimePredictionModule
     from tpdm.rewards.loading import load_reward
 
 _HOMES = {
     "AdaptiveOutput": "tpdm.pipelines.attach",
     "AdaptivePipeline": "tpdm.pipelines.attach",
-    "FixedTimes": "tpdm.policies.fixed",
-    "TimePredictor": "tpdm.policies.tpm",
+    "FixedSchedule": "tpdm.policies.fixed",
+    "TimePredictionModule": "tpdm.policies.tpm",
     "TpdmError": "tpdm.core.types",
     "attach": "tpdm.pipelines.attach",
     "load_pipeline": "tpdm.pipelines.loading.load",
@@ -34,8 +34,8 @@ _HOMES = {
 __all__ = [
     "AdaptiveOutput",
     "AdaptivePipeline",
-    "FixedTimes",
-    "TimePredictor",
+    "FixedSchedule",
+    "TimePredictionModule",
     "TpdmError",
     "attach",
     "load_pipeline",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpdm.core.errors import ConfigError
-from tpdm.policies.gamma import check_range, dial_position, gamma_at, quality_to_gamma, spread_gammas, steps_to_quality
+from tpdm.policies.gamma import check_range, gamma_at, gamma_position, quality_to_gamma, spread_gammas, steps_to_quality
 
 LOW, HIGH = 0.98, 0.9995
 shares = st.floats(0, 1)
@@ -17,13 +17,13 @@ def test_position_is_linear_in_the_log_of_a_steps_price(share):
     gamma = gamma_at(share, LOW, HIGH)
     assert LOW <= gamma <= HIGH
     # fp32 leaves 1 - gamma about four digits here.
-    assert float(dial_position(torch.tensor([gamma]), LOW, HIGH)) == pytest.approx(2 * share - 1, abs=1e-3)
+    assert float(gamma_position(torch.tensor([gamma]), LOW, HIGH)) == pytest.approx(2 * share - 1, abs=1e-3)
     assert (1 - gamma) == pytest.approx((1 - LOW) ** (1 - share) * (1 - HIGH) ** share)
 
 
 @given(count=st.integers(1, 50), offset=st.floats(0, 0.999))
 def test_an_update_hears_every_part_of_the_range_once(count, offset):
-    position_B = dial_position(torch.tensor(spread_gammas(count, LOW, HIGH, offset)), LOW, HIGH)
+    position_B = gamma_position(torch.tensor(spread_gammas(count, LOW, HIGH, offset)), LOW, HIGH)
     part_B = ((position_B + 1) / 2 * count - offset).round().long()
     assert part_B.tolist() == list(range(count))
 

@@ -8,17 +8,17 @@ import pytest
 import tpdm.evaluation.runner as compare
 from tpdm.core.images import to_bytes
 from tpdm.evaluation.baselines import difficulty, mean_schedule, shuffled_schedules
-from tpdm.evaluation.runner import Result
+from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.seeds import BEGIN, END, render_results
 from tpdm.pipelines.attach import AdaptiveOutput
 
 
-def result_of(times: list[list[float]], scores: list[float] | None = None) -> Result:
+def result_of(times: list[list[float]], scores: list[float] | None = None) -> EvalResult:
     rows = [
         {"policy": "p", "index": i, "times": t, "steps": len(t) - 1, "score": (scores or [0.0] * len(times))[i]}
         for i, t in enumerate(times)
     ]
-    return Result("p", rows)
+    return EvalResult("p", rows)
 
 
 def test_the_mean_of_equal_schedules_is_that_schedule():
@@ -89,9 +89,9 @@ def test_the_results_section_is_replaced_and_computed():
 def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_none(monkeypatch):
     import torch
 
-    from tpdm.policies.fixed import FixedTimes
+    from tpdm.policies.fixed import FixedSchedule
     from tpdm.rewards.composite import CompositeReward, RewardPart, Standard
-    from tpdm.sampling.base import Generated
+    from tpdm.sampling.base import SampleBatch
 
     class Mean:
         name = "mean"
@@ -109,15 +109,17 @@ def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_non
             return generated
 
     images = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    generated = Generated(images, [1, 1], [[1.0, 0.0]] * 2, None)
+    generated = SampleBatch(images, [1, 1], [[1.0, 0.0]] * 2, None)
     monkeypatch.setattr(compare, "attach", lambda *arguments, **options: None)
     monkeypatch.setattr(compare, "PipelineSampler", Sampler)
     reward = CompositeReward((RewardPart("mean", Mean(), 2.0),), {"mean": Standard(0.5, 0.25)})
-    task = compare.Task(["a", "b"], [0, 1], None, {}, reward, None)
-    rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
+    task = compare.EvalTask(["a", "b"], [0, 1], None, {}, reward, None)
+    rows = compare.evaluate_policy("p", FixedSchedule([1.0, 0.0]), task).rows
     assert [row["parts"] for row in rows] == [{"mean": 0.25}, {"mean": 0.75}]
     assert [row["score"] for row in rows] == [-2.0, 2.0]
-    plain = compare.run_policy("p", FixedTimes([1.0, 0.0]), compare.Task(["a", "b"], [0, 1], None, {}, Mean(), None))
+    plain = compare.evaluate_policy(
+        "p", FixedSchedule([1.0, 0.0]), compare.EvalTask(["a", "b"], [0, 1], None, {}, Mean(), None)
+    )
     assert all("parts" not in row for row in plain.rows)
 
 
@@ -125,7 +127,7 @@ def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipe
 
     import torch
 
-    from tpdm.policies.fixed import FixedTimes
+    from tpdm.policies.fixed import FixedSchedule
     from tpdm.sampling.samplers import PipelineSampler
 
     sizes, sliced = [], []
@@ -149,26 +151,26 @@ def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipe
 
     monkeypatch.setattr(compare, "attach", lambda *arguments, **options: pipeline)
     monkeypatch.setattr(compare, "PipelineSampler", sampler)
-    task = compare.Task(["a"] * 7, list(range(7)), None, {}, Red(), None, batch=4, decode_batch=5)
-    rows = compare.run_policy("p", FixedTimes([1.0, 0.0]), task).rows
+    task = compare.EvalTask(["a"] * 7, list(range(7)), None, {}, Red(), None, batch=4, decode_batch=5)
+    rows = compare.evaluate_policy("p", FixedSchedule([1.0, 0.0]), task).rows
     assert [row["score"] for row in rows] == pytest.approx([i / 10 for i in range(7)])
     assert sizes == [4, 2, 2, 2, 1]
     assert set(sliced) == {5}
 
 
 def test_the_first_prompts_come_with_all_their_images():
-    task = compare.Task(["a", "a", "b", "b", "c", "c"], [*range(6)], None, {}, None, None, negatives=[*"xxyyzz"])
+    task = compare.EvalTask(["a", "a", "b", "b", "c", "c"], [*range(6)], None, {}, None, None, negatives=[*"xxyyzz"])
     first = task.first(2)
     assert (first.prompts, first.seeds, first.negatives) == (["a", "a", "b", "b"], [0, 1, 2, 3], [*"xxyy"])
-    assert compare.Task(["a", "a", "b"], [0, 1, 2], None, {}, None, None).first(2).seeds == [0, 1]
+    assert compare.EvalTask(["a", "a", "b"], [0, 1, 2], None, {}, None, None).first(2).seeds == [0, 1]
 
 
 def test_an_oracle_is_not_asked_beyond_the_schedules_it_may_choose_from():
-    from tpdm.evaluation.evaluate import head_room
+    from tpdm.evaluation.evaluate import oracle_gap
 
     grid = [result_of([[1.0] * n + [0.0]] * 3, [0.1 * n, 0.2, 0.3]) for n in (3, 5)]
     for steps, known in ((2, False), (3, True), (4, True), (5, True), (6, False)):
-        assert (head_room(grid, result_of([[1.0] * steps + [0.0]] * 3)) is not None) == known
+        assert (oracle_gap(grid, result_of([[1.0] * steps + [0.0]] * 3)) is not None) == known
 
 
 def test_judges_of_one_name_keep_their_own_columns():

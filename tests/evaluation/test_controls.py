@@ -8,17 +8,17 @@ import torch
 from tests.evaluation.test_compare import result_of
 from tests.test_artefact import config_of
 from tpdm.core.errors import ConfigError
-from tpdm.evaluation.baselines import blend, dealt_at_random, tuned_schedules
-from tpdm.evaluation.runner import Result
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.evaluation.baselines import blend, random_step_counts, tuned_schedules
+from tpdm.evaluation.runner import EvalResult
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 LOW, HIGH = 0.9, 0.999
 
 
-def time_only(**change) -> TimePredictor:
-    shape = TpmShape(
+def time_only(**change) -> TimePredictionModule:
+    shape = TPMConfig(
         6,
         5,
         channels=8,
@@ -27,7 +27,7 @@ def time_only(**change) -> TimePredictor:
         start_times=tuple(i / 12 for i in range(12, -1, -1)),
         **change,
     )
-    policy = TimePredictor(shape)
+    policy = TimePredictionModule(shape)
     with torch.no_grad():
         policy.fc2.weight.zero_()
     policy.artefact = config_of(shape, gamma=0.99, max_steps=30, stop_below=0.05)
@@ -50,14 +50,14 @@ def test_its_dial_gives_one_for_every_number_of_steps_in_reach():
 
 def test_a_tpm_that_looks_is_no_fixed_schedule():
     policy = time_only()
-    looks = TimePredictor(dataclasses.replace(policy.shape, time_only=False))
+    looks = TimePredictionModule(dataclasses.replace(policy.shape, time_only=False))
     with pytest.raises(ConfigError, match="time_only=true"):
         tuned_schedules(looks)
 
 
-def steps_result(steps: int, scores: list[float]) -> Result:
+def steps_result(steps: int, scores: list[float]) -> EvalResult:
     rows = [{"policy": "p", "index": i, "steps": steps, "times": [], "score": s} for i, s in enumerate(scores)]
-    return Result("p", rows)
+    return EvalResult("p", rows)
 
 
 def test_a_blend_has_the_steps_that_were_asked_for():
@@ -71,7 +71,7 @@ def test_a_blend_has_the_steps_that_were_asked_for():
 
 def test_dealt_steps_are_the_policys_own_on_other_images():
     times = [[1.0, 0.0], [1.0, 0.5, 0.0], [1.0, 0.6, 0.3, 0.0]] * 4
-    grids = {n: FixedTimes([1 - i / n for i in range(n)] + [0.0]) for n in (1, 2, 3)}
-    dealt = dealt_at_random(result_of(times), grids).lists
+    grids = {n: FixedSchedule([1 - i / n for i in range(n)] + [0.0]) for n in (1, 2, 3)}
+    dealt = random_step_counts(result_of(times), grids).lists
     assert sorted(len(row) for row in dealt) == sorted(len(row) for row in times)
     assert [len(row) for row in dealt] != [len(row) for row in times]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tpdm.config.loader import load_recipe
-from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.evaluation import runner as compare
 from tpdm.evaluation.evaluate import evaluate
-from tpdm.evaluation.tasks import check_unseen, make_tasks
+from tpdm.evaluation.tasks import check_no_leakage, make_tasks
 from tpdm.training.train import train
 
 pytestmark = pytest.mark.usefixtures("small_tinyworld")
@@ -150,7 +150,7 @@ def test_a_backbone_that_training_offloads_is_offloaded_here_too(tmp_path):
 
 def test_prompts_that_the_tpm_was_trained_on_are_refused(trained, tmp_path, caplog):
     recipe = small(trained, "first")
-    check_unseen(recipe, *make_tasks(recipe))
+    check_no_leakage(recipe, *make_tasks(recipe))
     assert not caplog.records
     for change in ("prompts.held_out_fraction=0.6", "validation.prompts=1"):
         other = small(trained, "first", change)
@@ -158,14 +158,14 @@ def test_prompts_that_the_tpm_was_trained_on_are_refused(trained, tmp_path, capl
             evaluate(other, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     more = small(trained, "first", "prompts.limit=400", "sampling.max_steps=9")  # others, and none that it knows
-    check_unseen(more, *make_tasks(more))
+    check_no_leakage(more, *make_tasks(more))
     assert "evaluated otherwise than trained: sampling.max_steps was 12 and is 9" in caplog.text
     elsewhere = small(tmp_path, "no-run", "prompts.held_out_fraction=0.6")
-    check_unseen(elsewhere, *make_tasks(elsewhere))
+    check_no_leakage(elsewhere, *make_tasks(elsewhere))
 
 
 def test_what_is_missing_is_said_before_anything_is_made(trained, tmp_path):
-    with pytest.raises(ArtefactError, match=r"holds no trained TPM, .* train first"):
+    with pytest.raises(CheckpointError, match=r"holds no trained TPM, .* train first"):
         evaluate(small(tmp_path, "first"))
     lost = small(trained, "first", "evaluation.features=clip:x", "evaluation.reference=nowhere")
     with pytest.raises(ConfigError, match=r"got evaluation\.reference nowhere, which is no folder"):

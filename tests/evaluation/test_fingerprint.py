@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tpdm.config.loader import load_recipe
-from tpdm.evaluation.runner import Task
+from tpdm.evaluation.runner import EvalTask
 from tpdm.evaluation.tasks import fingerprint
 from tpdm.rewards.composite import CompositeReward, RewardPart, Standard
 from tpdm.rewards.custom import FunctionReward
@@ -21,7 +21,7 @@ def recipe(*changes):
 
 
 def tasks(split=2, reward=NUMBERS, negatives=None):
-    every = Task(ASKED, list(range(5)), None, {}, reward, None, negatives=negatives)
+    every = EvalTask(ASKED, list(range(5)), None, {}, reward, None, negatives=negatives)
     rest = None if negatives is None else negatives[split:]
     return every.first(split), replace(every, prompts=ASKED[split:], seeds=every.seeds[split:], negatives=rest)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tpdm.evaluation.baselines import blend
-from tpdm.evaluation.runner import Result
+from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.summary import point_summary
 
 
 def result(name, scores, steps, samples=1):
     numbers = np.broadcast_to(steps, len(scores))
-    return Result(
+    return EvalResult(
         name,
         [
             {

@@ -19,12 +19,12 @@ from tpdm.pipelines.attach import AdaptiveOutput, attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.pipelines.probe import default_times
 from tpdm.policies import beta
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.preprocessing import Preprocess
 from tpdm.training.objective import additive_reward, discounted_reward, rloo_advantages
-from tpdm.training.rollout import make_replay
+from tpdm.training.rollout import make_rollout_buffer
 
 # One of each kind of denoiser and path, without Lumina2: its rotary positions are in float64, unless PyTorch says that
 # the machine has such a device.
@@ -46,9 +46,9 @@ def own_pipe(name: str) -> Any:
     return copy.deepcopy(tiny_pipe(name))
 
 
-def tpm(name: str) -> TimePredictor:
-    shape = TpmShape(*widths(name), channels=8, grid=4, change=True, gamma_range=(0.9, 0.99))  # of 6 x 4 tokens
-    return TimePredictor(shape)
+def tpm(name: str) -> TimePredictionModule:
+    shape = TPMConfig(*widths(name), channels=8, grid=4, change=True, gamma_range=(0.9, 0.99))  # of 6 x 4 tokens
+    return TimePredictionModule(shape)
 
 
 def assert_alike(found: AdaptiveOutput, expected: AdaptiveOutput) -> None:
@@ -60,7 +60,7 @@ def assert_alike(found: AdaptiveOutput, expected: AdaptiveOutput) -> None:
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_pipeline_is_moved_after_attach(name):
     pipe, call = own_pipe(name), call_of(name)
-    attached = [attach(pipe, FixedTimes([1.0, 0.6, 0.2, 0.0]), solver=solver) for solver in SOLVERS[name]]
+    attached = [attach(pipe, FixedSchedule([1.0, 0.6, 0.2, 0.0]), solver=solver) for solver in SOLVERS[name]]
     expected = [fixed(**call) for fixed in attached]
     with pretended_mps() as device:
         pipe.to(device)
@@ -82,7 +82,7 @@ def test_a_tpm_decides_the_same(name, beside):
         found = attach(pipe, policy.to(device) if beside else policy, max_steps=4)(
             **{key: to(device, value) for key, value in call.items()}, **asked
         )
-        replay = make_replay(found.trajectories or [])
+        replay = make_rollout_buffer(found.trajectories or [])
         policy.calibrate(replay.observation)
         assert (policy.fc2.weight.device == device) is beside
         logp_T, _, params = policy.evaluate(replay.observation, replay.action_T)
@@ -99,7 +99,7 @@ def test_a_tpm_that_attach_loads_lies_where_the_pipeline_computes():
     expected = attach(pipe, "tinyworld", **options)(**call)
     with pretended_mps() as device:
         attached = attach(pipe.to(device), "tinyworld", **options)
-        assert isinstance(attached.policy, TimePredictor)
+        assert isinstance(attached.policy, TimePredictionModule)
         assert attached.policy.fc2.weight.device == device
         found = attached(**call)
     assert found.steps == expected.steps

@@ -24,8 +24,8 @@ from tpdm.core.solvers import Euler
 from tpdm.core.stepper import Stepper
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.time_mapping import flow_times, vp_times
-from tpdm.policies.fixed import FixedTimes
-from tpdm.training.distributed.context import join_team
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.training.distributed.context import init_distributed
 
 # Of PyTorch, in models whose norms stay fp32; the stock pipeline has it as well.
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -49,7 +49,7 @@ def draw(pipe: Any, name: str, **more: Any) -> tuple[torch.Tensor, torch.Tensor]
     stock = pipe(**call, num_inference_steps=STEPS, generator=generators)[0]
     vp = name in VP_FAMILIES
     times = vp_times(pipe.scheduler, STEPS) if vp else flow_times(pipe.scheduler)
-    return stock, attach(pipe, FixedTimes(times))(**call, seeds=[0, 1]).images
+    return stock, attach(pipe, FixedSchedule(times))(**call, seeds=[0, 1]).images
 
 
 def distance(images: torch.Tensor, exact: torch.Tensor) -> float:
@@ -113,7 +113,7 @@ class AskingSolver(Euler):
 
 
 def test_steps_are_made_outside_of_it():
-    stepper = Stepper(FixedTimes([1.0, 0.0]), AskingSolver(), images=1)
+    stepper = Stepper(FixedSchedule([1.0, 0.0]), AskingSolver(), images=1)
     x = torch.zeros(1, 2)
     with torch.autocast(**HALVES):
         stepper.advance(x, x, None)
@@ -126,6 +126,6 @@ def test_mixed_precision_of_accelerate_is_said_to_change_nothing(asked, said, mo
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if asked is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-    with caplog.at_level(logging.WARNING), join_team("cpu"):
+    with caplog.at_level(logging.WARNING), init_distributed("cpu"):
         pass
     assert (f"mixed precision ({asked})" in caplog.text) is said

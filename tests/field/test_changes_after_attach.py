@@ -17,14 +17,14 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tests.support.tiny_families import DIFFUSION
 from tests.test_artefact import config_of
-from tpdm.core.errors import ArtefactError, BackboneError
+from tpdm.core.errors import BackboneError, CheckpointError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_denoiser, token_width
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
-TIMES = FixedTimes([1.0, 0.6, 0.0])
+TIMES = FixedSchedule([1.0, 0.6, 0.0])
 
 
 def call(name: str, **more: Any) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def test_a_scheduler_off_the_path_is_refused_in_the_next_call() -> None:
 def test_a_denoiser_of_another_class_is_refused_in_the_next_call() -> None:
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     width = token_width(find_denoiser(pipe))
-    policy = TimePredictor(TpmShape(width, width, channels=8, grid=2))
+    policy = TimePredictionModule(TPMConfig(width, width, channels=8, grid=2))
     policy.artefact = config_of(policy.shape)
     fast = attach(pipe, policy)
     pipe.transformer = copy.deepcopy(tiny_pipe("Sana").transformer)
-    with pytest.raises(ArtefactError, match="got the denoiser SanaTransformer2DModel"):
+    with pytest.raises(CheckpointError, match="got the denoiser SanaTransformer2DModel"):
         fast(**call("SD3"), seeds=[0])
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests.support.release import make_checkpoint
 from tpdm.cli import app
-from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.policies.conversion import convert
 from tpdm.policies.pretrained import from_pretrained
 
@@ -56,7 +56,7 @@ def weights(folder: Path) -> torch.Tensor:
     return from_pretrained(folder)[0].conv1.weight
 
 
-def refusal(tmp_path: Path, place: Any, kind: type[Exception] = ArtefactError, **options: Any) -> str:
+def refusal(tmp_path: Path, place: Any, kind: type[Exception] = CheckpointError, **options: Any) -> str:
     with pytest.raises(kind, match=r"^got .*, expected ") as caught:
         convert(place, tmp_path / "tpm", **options)
     assert not (tmp_path / "tpm").exists()

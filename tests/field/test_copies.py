@@ -16,11 +16,11 @@ import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.core import types
-from tpdm.core.errors import NumbersError, TpdmError
+from tpdm.core.errors import NonFiniteError, TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.serving.engine.interface import QueueFull
 
 
@@ -35,7 +35,7 @@ WAYS = (copy.deepcopy, copy.copy, pickled)
 @pytest.mark.parametrize("name", ["SD3", "SD1.5"])
 def test_a_copy_makes_the_same_images(way: Callable[[Any], Any], name: str) -> None:
     family = FAMILIES[name]
-    fast = attach(tiny_pipe(name), FixedTimes([1.0, 0.5, 0.0]), defaults={"guidance_scale": 3.0})
+    fast = attach(tiny_pipe(name), FixedSchedule([1.0, 0.5, 0.0]), defaults={"guidance_scale": 3.0})
     twin = way(fast)
     first, second = (x(**family.text(2), **family.arguments(), seeds=[0, 1], record=True) for x in (fast, twin))
     assert torch.equal(first.images, second.images)
@@ -45,7 +45,7 @@ def test_a_copy_makes_the_same_images(way: Callable[[Any], Any], name: str) -> N
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tpm_is_copied_with_what_it_was_trained_for(way: Callable[[Any], Any]) -> None:
-    policy = TimePredictor(TpmShape(6, 5, channels=8, grid=2), seed=3)
+    policy = TimePredictionModule(TPMConfig(6, 5, channels=8, grid=2), seed=3)
     twin = way(policy)
     assert twin.shape == policy.shape
     assert all(torch.equal(v, policy.state_dict()[k]) for k, v in twin.state_dict().items())
@@ -55,7 +55,7 @@ def test_a_tpm_is_copied_with_what_it_was_trained_for(way: Callable[[Any], Any])
     "error",
     [
         *(cls("got it") for cls in vars(types).values() if isinstance(cls, type) and cls.__base__ is TpdmError),
-        NumbersError("got NaN", 3),
+        NonFiniteError("got NaN", 3),
         QueueFull("full", 2.5),
     ],
 )

@@ -25,7 +25,7 @@ from tpdm.core.errors import BackboneError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.pipelines.loading import components
 from tpdm.pipelines.loading.load import TEXT_ENCODERS, load_pipeline, pipeline_class
-from tpdm.pipelines.metadata import call_facts, pipeline_sizes
+from tpdm.pipelines.metadata import pipeline_sizes, read_pipeline_metadata
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
 TEXT, UNET, VAE = (
@@ -209,7 +209,7 @@ def test_the_parts_that_are_left_out_may_be_damaged(copy: Path) -> None:
     assert load_pipeline(copy, device="cpu", parts=TEXT_ENCODERS).vae is None
 
 
-@pytest.mark.parametrize("reads", [call_facts, pipeline_sizes, pipeline_class])
+@pytest.mark.parametrize("reads", [read_pipeline_metadata, pipeline_sizes, pipeline_class])
 def test_what_reads_configurations_alone(reads: Callable[[Path], Any], copy: Path) -> None:
     (copy / "vae/config.json").write_bytes(POINTER)
     if reads is not pipeline_class:

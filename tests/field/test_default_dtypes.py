@@ -29,15 +29,15 @@ from tpdm.config.recipe import OptimizerConfig, RlConfig
 from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import load_policy
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.loading import load_reward
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.engine.interface import ImageDone, ImageRequest, StepEvent
 from tpdm.training.policy_update import make_optimizer, update_policy
-from tpdm.training.rollout import make_replay
+from tpdm.training.rollout import make_rollout_buffer
 from tpdm.training.train import train
 
 # The stock pipeline fails there as well.
@@ -76,8 +76,8 @@ def widths(name: str) -> tuple[int, int]:
 
 def sampling(name: str) -> list[Any]:
     """Everything that a call says, with a fixed schedule and with a TPM that is built meanwhile."""
-    policy = TimePredictor(TpmShape(*widths(name), channels=8, grid=2, change=True, gamma_range=(0.9, 0.99)))
-    fixed = attach(tiny_pipe(name), FixedTimes([1.0, 0.3, 0.0]), solver="dpmpp_2m")(**call_of(name))
+    policy = TimePredictionModule(TPMConfig(*widths(name), channels=8, grid=2, change=True, gamma_range=(0.9, 0.99)))
+    fixed = attach(tiny_pipe(name), FixedSchedule([1.0, 0.3, 0.0]), solver="dpmpp_2m")(**call_of(name))
     decided = attach(tiny_pipe(name), policy, max_steps=3)(**call_of(name), gamma=0.95, sample=True, record=True)
     steps = [step for trajectory in decided.trajectories or [] for step in trajectory.steps]
     kept = [value for step in steps for value in dataclasses.astuple(step.observation)]
@@ -115,7 +115,7 @@ def test_sampling_under_another_default_device(name):
 
 def learned() -> list[Any]:
     """One update with every term of its loss, and the numbers that it measured."""
-    policy, reference = TimePredictor(GAUSSIAN), TimePredictor(GAUSSIAN, seed=9)
+    policy, reference = TimePredictionModule(GAUSSIAN), TimePredictionModule(GAUSSIAN, seed=9)
     rl = RlConfig(epochs=2, kl_weight=0.1, entropy_weight=0.1)
     policy.calibrate(replay().observation)
     optimizer = make_optimizer(policy, OptimizerConfig(lr=1e-3))
@@ -125,8 +125,10 @@ def learned() -> list[Any]:
 
 @cache
 def replay() -> Any:
-    generated = GaussianSampler(TimePredictor(GAUSSIAN))([p.text for p in prompts(6)], range(6), range(6), record=True)
-    return make_replay(generated.trajectories or [])
+    generated = GaussianSampler(TimePredictionModule(GAUSSIAN))(
+        [p.text for p in prompts(6)], range(6), range(6), record=True
+    )
+    return make_rollout_buffer(generated.trajectories or [])
 
 
 @cache

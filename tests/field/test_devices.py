@@ -14,9 +14,9 @@ from tpdm.core.device import resolve_device
 from tpdm.core.errors import ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import load_pipeline
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.loading import load_reward
 
 
@@ -28,12 +28,12 @@ def cast(call: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["SD3", "FLUX.1 dev", "SDXL"])
 def test_the_next_call_honours_a_cast_pipeline(name, dtype):
     pipe = copy.deepcopy(tiny_pipe(name))
-    policy = TimePredictor(TpmShape(*widths(name), channels=8, grid=2))
-    attached = [attach(pipe, FixedTimes([1.0, 0.5, 0.0])), attach(pipe, policy, max_steps=3)]
+    policy = TimePredictionModule(TPMConfig(*widths(name), channels=8, grid=2))
+    attached = [attach(pipe, FixedSchedule([1.0, 0.5, 0.0])), attach(pipe, policy, max_steps=3)]
     for before in attached:
         before(**call_of(name))
     pipe.to(dtype)
-    later = [attach(pipe, FixedTimes([1.0, 0.5, 0.0])), attach(pipe, policy, max_steps=3)]
+    later = [attach(pipe, FixedSchedule([1.0, 0.5, 0.0])), attach(pipe, policy, max_steps=3)]
     for before, after in zip(attached, later, strict=True):
         found, expected = before(**cast(call_of(name), dtype)), after(**cast(call_of(name), dtype))
         assert found.images.dtype == dtype
@@ -43,7 +43,7 @@ def test_the_next_call_honours_a_cast_pipeline(name, dtype):
 
 @pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
 def test_a_tpm_stays_in_fp32_or_is_refused_before_anything_runs(change):
-    policy = TimePredictor(TpmShape(*widths("SD3"), channels=8, grid=2))
+    policy = TimePredictionModule(TPMConfig(*widths("SD3"), channels=8, grid=2))
     attached = attach(tiny_pipe("SD3"), policy)
     getattr(policy, change)()
     with pytest.raises(ConfigError, match=r"got a TPM in torch\.\w+, expected torch.float32.*\.to\(device\) alone"):

@@ -25,11 +25,11 @@ from tpdm.config.unused_keys import _IDLE, idle_keys, tell_idle
 from tpdm.core.errors import TpdmError
 from tpdm.data.prompts import load_source
 from tpdm.pipelines.loading.load import pipeline_arguments
-from tpdm.pipelines.probe import FeatureWidths, probe_features
+from tpdm.pipelines.probe import FeatureWidths, infer_feature_shapes
 from tpdm.policies.pretrained import save_pretrained
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
-from tpdm.training.initialization import make_policy, start_times
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
+from tpdm.training.initialization import init_policy, start_times
 from tpdm.training.loop import train_loop
 from tpdm.training.run_identity import FREE
 
@@ -48,10 +48,10 @@ def sd3(tmp_path_factory):
 def places(tmp_path_factory, sd3):
     """Folders of two TPMs, with a dial and without, and a file of prompts."""
     folder = tmp_path_factory.mktemp("places")
-    widths = probe_features(sd3, {"max_sequence_length": 4})
+    widths = infer_feature_shapes(sd3, {"max_sequence_length": 4})
     for name, dial in (("dial", (0.9, 0.99)), ("tpm", None)):
-        shape = TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2, gamma_range=dial)
-        policy = TimePredictor(shape, seed=1)
+        shape = TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2, gamma_range=dial)
+        policy = TimePredictionModule(shape, seed=1)
         with torch.no_grad():  # loud enough that the dial is heard
             policy.fc2.weight.mul_(40)
         points = ((0.9, 3.0), (0.99, 9.0)) if dial else None
@@ -256,7 +256,7 @@ def test_another_value_changes_the_tpm(key):
 
     def made(**more):
         recipe = make_recipe({"name": "a", "tpm": {"channels": 8, "grid": 2, **said, **more}})
-        policy = make_policy(recipe, WIDTHS, start_times(recipe.tpm, None, {}))
+        policy = init_policy(recipe, WIDTHS, start_times(recipe.tpm, None, {}))
         return asdict(policy.shape), {name: tensor.tolist() for name, tensor in policy.state_dict().items()}
 
     assert made() != made(**{key: value})

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 
 from tests.test_artefact import FOLDED, POOLED, config_of
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.policies.hub.inspect import inspect_tpm
 from tpdm.policies.pretrained import from_pretrained, save_pretrained
 from tpdm.policies.pretrained_config import FORMAT_VERSION
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 
-def first_format(folder: Path, shape: TpmShape) -> dict[str, torch.Tensor]:
+def first_format(folder: Path, shape: TPMConfig) -> dict[str, torch.Tensor]:
     """A folder as version 1 wrote it; its tensors."""
-    policy = TimePredictor(shape, seed=4)
+    policy = TimePredictionModule(shape, seed=4)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -39,7 +39,7 @@ def first_format(folder: Path, shape: TpmShape) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shape", [POOLED, FOLDED])
-def test_the_norm_gives_the_bits_that_it_gave(tmp_path: Path, shape: TpmShape) -> None:
+def test_the_norm_gives_the_bits_that_it_gave(tmp_path: Path, shape: TPMConfig) -> None:
     tensors = first_format(tmp_path / "tpm", shape)
     g = torch.Generator().manual_seed(2)
     C = shape.channels
@@ -72,7 +72,7 @@ def test_damaged_weights_are_refused_as_ever(tmp_path: Path) -> None:
         save_tensors(
             tmp_path / "tpm" / "model.safetensors", changed | ({} if value is None else {"norm1.linear.bias": value})
         )
-        with pytest.raises(ArtefactError, match=words):
+        with pytest.raises(CheckpointError, match=words):
             from_pretrained(tmp_path / "tpm")
 
 
@@ -80,6 +80,6 @@ def test_a_checkpoint_converted_by_an_earlier_version_is_refused(tmp_path: Path)
     first_format(tmp_path / "tpm", FOLDED)
     path = tmp_path / "tpm" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"trained": {"converted_from": "sd3.safetensors"}}))
-    with pytest.raises(ArtefactError, match="run tpdm convert again") as caught:
+    with pytest.raises(CheckpointError, match="run tpdm convert again") as caught:
         from_pretrained(tmp_path / "tpm")
     assert "\n" not in str(caught.value)

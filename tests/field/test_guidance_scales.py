@@ -27,19 +27,19 @@ from tpdm.data.prompts import Prompt
 from tpdm.pipelines.attach import attach, feature_guidance
 from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.loading.load import guidance_of, load_pipeline, pinned_arguments
-from tpdm.pipelines.registry import TAPS
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.registry import DENOISERS
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.serving.engine.engine import make_engine
 from tpdm.serving.engine.interface import ImageRequest
 from tpdm.serving.http.protocol import parse
 from tpdm.serving.http.settings import ModelCard, Settings
-from tpdm.training.build import build_parts, check_negatives
+from tpdm.training.build import build_components, check_negatives
 from tpdm.training.planning.plan import make_plan
 from tpdm.training.run_identity import run_identity
 
-FIXED = FixedTimes([1.0, 0.5, 0.0])
+FIXED = FixedSchedule([1.0, 0.5, 0.0])
 SIZE = {"height": 32, "width": 32}
 CPU = {"device": "cpu", **SIZE}
 
@@ -86,7 +86,7 @@ def test_a_training_at_another_scale_is_another_and_its_tpm_brings_the_scale(qwe
     pipe, folder = qwen
     pictures, artefacts = [], []
     for scale in (1.0, 9.0):
-        parts = build_parts(recipe_on(folder, tmp_path / f"at{scale:g}", guidance_scale=scale), tmp_path)
+        parts = build_components(recipe_on(folder, tmp_path / f"at{scale:g}", guidance_scale=scale), tmp_path)
         pictures.append(parts.make(parts.train_prompts[:2], [0, 1], [2, 3], record=True).images_B3HW)
         validation = {"steps_mean": 2.0, "objective_mean": 0.0, "score_mean": 0.0}
         parts.save("best", parts.policy, {"update": 0, "validation": validation})
@@ -107,7 +107,7 @@ def test_a_training_at_another_scale_is_another_and_its_tpm_brings_the_scale(qwe
 
 def test_a_tpm_that_was_saved_with_a_scale_without_effect_is_loaded_and_says_so(qwen, caplog):
     pipe, _ = qwen
-    policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2))
+    policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2))
     asked = {"guidance_scale": 9.0, **SIZE}
     policy.artefact = config_of(policy.shape, backbone_class="QwenImageTransformer2DModel", call_defaults=asked)
     tpdm.pipelines.guidance._say.cache_clear()
@@ -152,13 +152,13 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS)
 def test_models_whose_configuration_decides(model):
     pipeline, denoiser, config, index, asked, acts, guides = MODELS[model]
-    entry = TAPS[f"{denoiser}Transformer2DModel"]
+    entry = DENOISERS[f"{denoiser}Transformer2DModel"]
     guidance = Guidance.made(getattr(diffusers, pipeline), denoiser, entry, config, index)
     assert (guidance.asked, guidance.acts(asked), guidance.guides) == (asked, acts, guides)
 
 
 def test_a_consistency_model_is_told_its_scale_and_does_not_guide():
-    entry = TAPS["UNet2DConditionModel"]
+    entry = DENOISERS["UNet2DConditionModel"]
     lcm = Guidance.made(diffusers.StableDiffusionPipeline, "UNet", entry, {"time_cond_proj_dim": 256}, {})
     assert lcm.check({"guidance_scale": 8.0}, {"guidance_scale": 8.0}) is None
     with pytest.raises(BackboneError, match=r"got negative_prompt, expected none .*does not guide"):
@@ -210,7 +210,7 @@ def test_one_negative_prompt_is_that_of_every_prompt(name, tmp_path):
 
 
 def test_guided_features_are_combined_with_the_scale_that_acts():
-    policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2, features="guided"))
+    policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2, features="guided"))
     assert feature_guidance(tiny_pipe("Qwen-Image"), policy, {"true_cfg_scale": 9.0}) == 9.0
     assert feature_guidance(tiny_pipe("FLUX.1 dev"), policy, {"guidance_scale": 3.5}) == 1.0
     assert feature_guidance(tiny_pipe("SD3"), policy, {}) == 7.0
@@ -221,7 +221,7 @@ def test_texts_encoded_before_have_the_empty_negative_prompt_too(flux, tmp_path)
     made = []
     for encoders in ("stay", "leave"):
         recipe = recipe_on(flux, tmp_path / encoders, true_cfg_scale=3.0, text_encoders=encoders)
-        parts = build_parts(recipe, tmp_path / encoders)
+        parts = build_components(recipe, tmp_path / encoders)
         made.append(parts.make(parts.train_prompts[:2], [0, 1]))
     assert made[0].steps == made[1].steps
     torch.testing.assert_close(made[0].images_B3HW, made[1].images_B3HW, rtol=0, atol=1e-5)
@@ -229,7 +229,7 @@ def test_texts_encoded_before_have_the_empty_negative_prompt_too(flux, tmp_path)
 
 def test_a_recipe_whose_negative_prompts_have_no_effect_is_refused_before_anything_is_loaded(flux, tmp_path, caplog):
     recipe = recipe_on(flux, tmp_path / "idle", negatives=True)
-    for refused in (lambda: build_parts(recipe, tmp_path), lambda: make_plan(recipe)):
+    for refused in (lambda: build_components(recipe, tmp_path), lambda: make_plan(recipe)):
         with pytest.raises(ConfigError, match=r"prompts\.csv has negative prompts: got negative_prompt at true_cfg_s"):
             refused()
     check_negatives(recipe_on(flux, tmp_path / "used", negatives=True, true_cfg_scale=3.0), [Prompt("a", "dull")])
@@ -266,7 +266,7 @@ def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
 def test_a_server_has_a_scale_for_requests_that_give_none(monkeypatch, options, asked, scale):
     pipe = tiny_pipe("SD3")
     monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *names: pipe)
-    policy = TimePredictor(TpmShape(32, 32, channels=8, grid=2))
+    policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2))
     policy.artefact = config_of(policy.shape, call_defaults={"guidance_scale": 7.0})
     engine = make_engine("a/b", policy, slots=1, **options)
     try:

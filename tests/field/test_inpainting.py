@@ -20,7 +20,7 @@ from tests.support.families import tiny_pipe
 from tests.support.relatives import call_of, control_net, relative, stock
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 CASES = {
     "SD1.5": StableDiffusionInpaintPipeline,
@@ -58,7 +58,7 @@ def test_the_kept_area_is_as_clean_as_the_stock_pipeline_leaves_it(case):
     pipe, call = pipe_and_call(case)
     expected, times = stock(pipe, call, SEEDS, steps=2)
     for cap in (2, 28):
-        output = attach(pipe, FixedTimes(times), max_steps=cap)(**call, seeds=SEEDS)
+        output = attach(pipe, FixedSchedule(times), max_steps=cap)(**call, seeds=SEEDS)
         assert (output.images - expected).abs().max().item() == 0.0
 
 
@@ -66,7 +66,7 @@ def test_the_kept_area_is_as_clean_as_the_stock_pipeline_leaves_it(case):
 def test_an_image_that_ends_early_keeps_its_area_clean_while_others_go_on(case):
     pipe, call = pipe_and_call(case)
     expected, times = stock(pipe, call, SEEDS, steps=2)
-    output = attach(pipe, FixedTimes([times, [1.0, 0.7, 0.3, 0.0]]))(**call, seeds=SEEDS)
+    output = attach(pipe, FixedSchedule([times, [1.0, 0.7, 0.3, 0.0]]))(**call, seeds=SEEDS)
     assert output.steps == [len(times) - 1, 3]
     torch.testing.assert_close(output.images[0], expected[0], atol=1e-5, rtol=1e-5)
 
@@ -75,7 +75,7 @@ def test_an_image_that_ends_early_keeps_its_area_clean_while_others_go_on(case):
 def test_a_weak_strength_under_a_low_cap_is_a_single_step(case):
     """The pipelines take the strength off the number of steps, and refuse to run where none is left."""
     pipe, call = pipe_and_call(case)
-    policy = FixedTimes([0.2, 0.0])
+    policy = FixedSchedule([0.2, 0.0])
     assert attach(pipe, policy, max_steps=1)(**{**call, "strength": 0.2}, seeds=SEEDS).steps == [1, 1]
 
 
@@ -84,4 +84,4 @@ def test_a_strength_that_the_fixed_times_do_not_start_at_is_refused():
     pipe, call = pipe_and_call("SDXL")
     del call["strength"]
     with pytest.raises(BackboneError, match=r"got a start at step 1 .* pass strength=1\.0"):
-        attach(pipe, FixedTimes([1.0, 0.5, 0.0]))(**call, seeds=SEEDS)
+        attach(pipe, FixedSchedule([1.0, 0.5, 0.0]))(**call, seeds=SEEDS)

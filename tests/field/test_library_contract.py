@@ -20,12 +20,12 @@ import pytest
 from torch import nn
 
 from tests.support.families import FAMILIES, FLOW_FAMILIES, tiny_pipe
-from tpdm.pipelines.registry import TAPS, find_denoiser, find_entry
+from tpdm.pipelines.registry import DENOISERS, find_denoiser, find_entry
 from tpdm.pipelines.scheduler import AdaptiveScheduler
 from tpdm.sampling.prompt_embeddings import ENCODED
 
 PIPELINES = {type(tiny_pipe(name)): name for name in FAMILIES}  # class -> a family of it
-DENOISERS = {type(find_denoiser(tiny_pipe(name))): name for name in FAMILIES}
+DENOISER_ATTRIBUTES = {type(find_denoiser(tiny_pipe(name))): name for name in FAMILIES}
 BY_NAME = {"ids": lambda value: value.__name__}
 
 
@@ -96,13 +96,13 @@ LOOP = [
     ),
     Line(
         r"self\.check_inputs\(",
-        "pipelines.refused.is_refusal",
+        "pipelines.refused.is_argument_error",
         "because an error from there is the caller's and not the server's",
         frozenset({"ZImagePipeline"}),  # checks in the call itself
     ),
     Line(
         r"self\.encode_prompt\(",
-        "pipelines.continuous.ContinuousPipeline.pipe_for",
+        "pipelines.continuous.BatchedPipeline.pipe_for",
         "because it puts the shared text desk in its place",
     ),
 ]
@@ -125,7 +125,7 @@ ARGUMENTS = {
     "prompt_embeds": ("pipelines.arguments", "because they count the images where there is no prompt"),
     "negative_prompt": ("pipelines.texts", "because it is encoded beside the prompt"),
     "output_type": ("pipelines.probe", "because it asks for latents"),
-    "height": ("pipelines.call_kind", "because calls of one size can meet"),
+    "height": ("pipelines.batch_key", "because calls of one size can meet"),
 }
 
 
@@ -144,7 +144,9 @@ def test_the_number_of_pictures_and_the_guidance_of_a_pipeline(cls):
     counts = {"num_images_per_prompt", "num_videos_per_prompt"} & takes
     relied_on(len(counts) == 1, f"one number of images in {cls.__name__}.__call__", "pipelines.arguments", "to count")
     what = f"{entry.guidance_scale} of {cls.__name__}.__call__"
-    relied_on(entry.guidance_scale in takes, what, "pipelines.backbones.TAPS", "for a TPM that reads guided features")
+    relied_on(
+        entry.guidance_scale in takes, what, "pipelines.backbones.DENOISERS", "for a TPM that reads guided features"
+    )
 
 
 @pytest.mark.parametrize("name", ENCODED)
@@ -165,13 +167,16 @@ def test_what_encode_prompt_returns(name):
 
 
 @pytest.mark.parametrize("place", ["first", "last", "temb"])
-@pytest.mark.parametrize("cls", DENOISERS, **BY_NAME)
+@pytest.mark.parametrize("cls", DENOISER_ATTRIBUTES, **BY_NAME)
 def test_the_module_paths_of_the_table(cls, place):
-    denoiser = find_denoiser(tiny_pipe(DENOISERS[cls]))
+    denoiser = find_denoiser(tiny_pipe(DENOISER_ATTRIBUTES[cls]))
     path = getattr(find_entry(denoiser), place)
     there = path in dict(denoiser.named_modules())
     relied_on(
-        there, f"module {path} of {cls.__name__}", f"pipelines.backbones.TAPS ({place})", "because a hook sits on it"
+        there,
+        f"module {path} of {cls.__name__}",
+        f"pipelines.backbones.DENOISERS ({place})",
+        "because a hook sits on it",
     )
 
 
@@ -184,20 +189,20 @@ CALL = {  # further arguments of a denoiser call that rules of the table read
 }
 
 
-@pytest.mark.parametrize("cls", DENOISERS, **BY_NAME)
+@pytest.mark.parametrize("cls", DENOISER_ATTRIBUTES, **BY_NAME)
 def test_the_arguments_of_a_denoiser(cls):
-    denoiser = find_denoiser(tiny_pipe(DENOISERS[cls]))
+    denoiser = find_denoiser(tiny_pipe(DENOISER_ATTRIBUTES[cls]))
     entry = find_entry(denoiser)
     wanted = {entry.sample, *entry.unbatched, *entry.listed, *CALL.get(cls.__name__, set())}
     lost = sorted(wanted - parameters(cls.forward))
     why = "because rows are cut and images are counted by these names"
-    relied_on(not lost, f"{', '.join(lost)} of {cls.__name__}.forward", "pipelines.backbones.TAPS", why)
+    relied_on(not lost, f"{', '.join(lost)} of {cls.__name__}.forward", "pipelines.backbones.DENOISERS", why)
     lost = sorted({*entry.told_apart_by, "in_channels"} - set(denoiser.config))
     relied_on(not lost, f"{lost} of {cls.__name__}.config", "pipelines.backbones", "to tell models of a class apart")
 
 
 def test_every_row_of_the_table_is_looked_at():
-    assert {cls.__name__ for cls in DENOISERS} == set(TAPS)
+    assert {cls.__name__ for cls in DENOISER_ATTRIBUTES} == set(DENOISERS)
     assert {cls.__name__ for cls in PIPELINES} == set(ENCODED)
 
 
@@ -229,8 +234,8 @@ NAMES = [
     Name(f"{PIPE}.hf_device_map", "pipelines.checks", "to refuse parts on several devices"),
     Name(f"{PIPE}.enable_model_cpu_offload", "pipelines.checks", "to refuse offloaded parts", says="self._all_hooks"),
     Name(f"{PIPE}.enable_sequential_cpu_offload", "pipelines.load", "to offload", frozenset({"device"})),
-    Name(f"{PIPE}._execution_device", "pipelines.own_copy", "which overrides it, for it is slow"),
-    Name(f"{PIPE}.device", "pipelines.own_copy", "which overrides it, for it is slow"),
+    Name(f"{PIPE}._execution_device", "pipelines.clone_pipeline", "which overrides it, for it is slow"),
+    Name(f"{PIPE}.device", "pipelines.clone_pipeline", "which overrides it, for it is slow"),
     Name(f"{PIPE}.components", "pipelines.standin", "to find the denoiser's name"),
     Name(f"{PIPE}.load_config", "pipelines.load", "to read a pipeline's index alone"),
     Name(f"{PIPE}.from_pretrained", "pipelines.load", "to load safetensors only", says='"use_safetensors"'),
@@ -301,8 +306,10 @@ def test_the_config_of_a_flow_scheduler(name):
 
 
 def test_a_module_has_nothing_that_a_twin_would_miss():
-    """``make_twin`` copies these dictionaries of a module and shares all else."""
+    """``shallow_clone`` copies these dictionaries of a module and shares all else."""
     kept = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
     known = {"_parameters", "_buffers", "_modules"}
     new = {name for name in kept - known if "hook" not in name}
-    relied_on(known <= kept and not new, f"nn.Module with {sorted(kept)}", "pipelines.standin.make_twin", "to copy one")
+    relied_on(
+        known <= kept and not new, f"nn.Module with {sorted(kept)}", "pipelines.standin.shallow_clone", "to copy one"
+    )

@@ -18,11 +18,11 @@ import torch
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_texts import make_speaking_pipe, spoken_arguments
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.sampling.generate import sample_to_folder
 from tpdm.sampling.samplers import PipelineSampler
 
-TIMES = FixedTimes([1.0, 0.5, 0.0])
+TIMES = FixedSchedule([1.0, 0.5, 0.0])
 
 
 class Pixels(dict):  # type: ignore[type-arg]

@@ -12,9 +12,9 @@ from tests.support.families import tiny_pipe
 from tests.support.relatives import call_of, control_net, relative, stock
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
-FIXED = FixedTimes([1.0, 0.5, 0.0])
+FIXED = FixedSchedule([1.0, 0.5, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_neutral_lists_of_several_control_networks_are_taken(two_nets, kind):
     pipe, call = two_nets
     expected, times = stock(pipe, call, [0], steps=2)
     window = {"control_guidance_start": kind([0.0, 0.0]), "control_guidance_end": kind([1.0, 1.0])}
-    driven = attach(pipe, FixedTimes(times))(**call, **window, seeds=[0])
+    driven = attach(pipe, FixedSchedule(times))(**call, **window, seeds=[0])
     assert (driven.images - expected).abs().max().item() == 0.0
 
 

@@ -12,7 +12,7 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.cli import app
 from tpdm.core.errors import TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from tpdm.policies.fixed import FixedTimes
 def test_the_sentence_leads_to_the_right_name(name, option, words):
     family = FAMILIES[name]
     with pytest.raises(TpdmError) as caught:
-        attach(tiny_pipe(name), FixedTimes([1.0, 0.0]))(**family.text(1), **{**family.arguments(), **option})
+        attach(tiny_pipe(name), FixedSchedule([1.0, 0.0]))(**family.text(1), **{**family.arguments(), **option})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

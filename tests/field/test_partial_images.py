@@ -17,7 +17,7 @@ from tests.serving.fake import FakeEngine
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.engine.interface import ImageRequest, StepEvent
-from tpdm.serving.http.request_tracker import Calls
+from tpdm.serving.http.request_tracker import RequestTracker
 from tpdm.serving.http.settings import Settings
 
 
@@ -75,7 +75,7 @@ def test_of_a_client_that_falls_behind_all_wait():
     engine = FakeEngine()
 
     async def read():
-        with Calls(engine).start([ImageRequest("a", 0, fixed_steps=20, previews=3)]) as call:
+        with RequestTracker(engine).start([ImageRequest("a", 0, fixed_steps=20, previews=3)]) as call:
             while engine.status().finished < 1:
                 await asyncio.sleep(0.01)
             return [event async for _, event in call.events()]

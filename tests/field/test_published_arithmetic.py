@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.support.release import make_checkpoint, released_ratio
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.core.types import Features
 from tpdm.policies.conversion import PREFIXES, convert
 from tpdm.policies.pretrained import from_pretrained
@@ -62,7 +62,7 @@ def test_alpha_and_beta_of_the_release_come_out(tmp_path: Path) -> None:
 def test_a_truncated_file_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
     short = tmp_path / "short.safetensors"
     short.write_bytes(GOLDEN.read_bytes()[:-1000])
-    with pytest.raises(ArtefactError, match="is cut short or damaged") as caught:
+    with pytest.raises(CheckpointError, match="is cut short or damaged") as caught:
         convert(short, tmp_path / "tpm")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [short]

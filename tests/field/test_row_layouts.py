@@ -19,7 +19,7 @@ from tests.support.policies import LookingPolicy
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.compatibility import REFUSED_PIPELINES
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 PAG = {
     "SD3": "StableDiffusion3PAGPipeline",
@@ -46,7 +46,7 @@ def test_pag_is_refused_at_attach_and_the_sentence_leads_on(name: str) -> None:
     assert "\n" not in str(caught.value)
     plain = diffusers.AutoPipelineForText2Image.from_pipe(pipe, enable_pag=False)
     plain.set_progress_bar_config(disable=True)
-    assert attach(plain, FixedTimes([1.0, 0.0]))(**family.text(1), **family.arguments(), seeds=[0]).steps == [1]
+    assert attach(plain, FixedSchedule([1.0, 0.0]))(**family.text(1), **family.arguments(), seeds=[0]).steps == [1]
     assert type(pipe(**family.text(1), **family.arguments(), num_inference_steps=1)[0]) is torch.Tensor
 
 

@@ -28,12 +28,12 @@ from tpdm.data.prompts import Prompt
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import pipeline_arguments
 from tpdm.pipelines.time_mapping import flow_times, vp_times
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.sampling.generate import sample_to_folder
 from tpdm.sampling.samplers import choose_sampler
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest
-from tpdm.training.build import build_parts, check_negatives
+from tpdm.training.build import build_components, check_negatives
 
 STEPS, SCALE, OFF = 2, 3.0, {"Z-Image": 0.0}  # the scale at which nothing is guided is 1 elsewhere
 WITHIN = 1e-5  # of the largest value: texts are encoded, and rows computed, beside those of others
@@ -118,13 +118,13 @@ class Ways:
     def call(self, seed=0, negative_prompt=None, **said):
         texts = {"prompt": ["cat"], "negative_prompt": None if negative_prompt is None else [negative_prompt]}
         texts = {k: v for k, v in texts.items() if v is not None}
-        driven = attach(self.pipe, FixedTimes(self.times), defaults=self.base)
+        driven = attach(self.pipe, FixedSchedule(self.times), defaults=self.base)
         return driven(**texts, **said, seeds=[seed], output_type="latent").images.flatten()
 
     def sample(self, seed=0, negative_prompt=None, **said):
         """With a policy and without: the same picture, or a sentence from both."""
         stock, errors = self._sampled(None, seed, negative_prompt, steps=STEPS, **said)
-        policy, others = self._sampled(FixedTimes(self.times), seed, negative_prompt, **said)
+        policy, others = self._sampled(FixedSchedule(self.times), seed, negative_prompt, **said)
         assert len(errors) == len(others)
         for error in (*errors, *others):
             raise error
@@ -158,7 +158,7 @@ class Ways:
         backbone = {"name_or_path": str(self.folder / "pipe"), "device": "cpu", **size, **said}
         recipe = make_recipe({"name": "a", "output": "a", "backbone": backbone})
         check_negatives(recipe, [Prompt("cat", negative_prompt)])
-        driven = attach(self.pipe, FixedTimes(self.times))
+        driven = attach(self.pipe, FixedSchedule(self.times))
         sampler = choose_sampler(recipe, driven, pipeline_arguments(recipe.backbone), None)
         avoided = None if negative_prompt is None else [negative_prompt]
         return sampler(["cat"], [seed], negatives=avoided).images_B3HW.flatten()
@@ -284,10 +284,10 @@ def test_videos_are_refused_where_pictures_are_made(monkeypatch, tmp_path):
     values = {"prompts": {"source": str(prompts), "held_out_fraction": 0.5}, "backbone": {"device": "cpu"}}
     recipe = make_recipe({"name": "a", "output": str(tmp_path), **values})
     for make in (
-        lambda: sample_to_folder("a/b", FixedTimes([1.0, 0.0]), ["cat"], 0, tmp_path),
+        lambda: sample_to_folder("a/b", FixedSchedule([1.0, 0.0]), ["cat"], 0, tmp_path),
         lambda: sample_to_folder("a/b", None, ["cat"], 0, tmp_path),
         lambda: PipelineEngine(pipe, None, slots=1, queue_limit=1),
-        lambda: build_parts(recipe, tmp_path),
+        lambda: build_components(recipe, tmp_path),
     ):
         with pytest.raises(TpdmError, match="got WanPipeline, which makes videos, expected a pipeline of pictures"):
             make()

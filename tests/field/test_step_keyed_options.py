@@ -26,9 +26,9 @@ from tests.support.relatives import call_of, relative, stock
 from tests.support.tiny_families import make_unet
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
-FIXED = FixedTimes([1.0, 0.5, 0.0])
+FIXED = FixedSchedule([1.0, 0.5, 0.0])
 CUTOFFS = {"SD1.5": SDCFGCutoffCallback, "SDXL": SDXLCFGCutoffCallback, "SD3": SD3CFGCutoffCallback}
 
 
@@ -60,7 +60,7 @@ def test_a_t2i_adapter_acts_always_or_never():
     )
     assert not torch.allclose(always, never)
     for factor, expected in ((1.0, always), (0.0, never)):
-        driven = attach(pipe, FixedTimes(times))(**call, adapter_conditioning_factor=factor, seeds=[0])
+        driven = attach(pipe, FixedSchedule(times))(**call, adapter_conditioning_factor=factor, seeds=[0])
         assert (driven.images - expected).abs().max().item() == 0.0
 
 
@@ -88,7 +88,7 @@ def test_a_cut_after_a_step_is_that_of_the_stock_pipeline(name, cut):
         return call_of(name, 1, callback_on_step_end=CUTOFFS[name](**cut))
 
     expected, times = stock(tiny_pipe(name), call(), [0])
-    driven = attach(tiny_pipe(name), FixedTimes(times))(**call(), seeds=[0])
+    driven = attach(tiny_pipe(name), FixedSchedule(times))(**call(), seeds=[0])
     assert (driven.images - expected).abs().max().item() == 0.0
     assert driven.nfe_rows == 4 + (2 if cut["cutoff_step_ratio"] is None else 1)
 

@@ -17,9 +17,9 @@ import torch
 from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
-TIMES = FixedTimes([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+TIMES = FixedSchedule([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
 
 
 def call(**more: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def test_attached_calls_wait_for_each_other() -> None:
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     own, other = pipe.scheduler, type(pipe)(**pipe.components)
     other.set_progress_bar_config(disable=True)
-    attached = [attach(pipe, TIMES), attach(pipe, FixedTimes([1.0, 0.3, 0.0])), attach(other, TIMES)]
+    attached = [attach(pipe, TIMES), attach(pipe, FixedSchedule([1.0, 0.3, 0.0])), attach(other, TIMES)]
     alone = [fast(**call(), seeds=[7]).images for fast in attached]
     with ThreadPoolExecutor(3) as pool:
         several = list(pool.map(lambda i: attached[i % 3](**call(), seeds=[7]).images, range(12)))

@@ -18,8 +18,8 @@ from tests.support.policies import LookingPolicy
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_denoiser, forward_signature
-from tpdm.policies.fixed import FixedTimes
-from tpdm.sampling.batching.pipeline import ContinuousPipeline
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.sampling.batching.pipeline import BatchedPipeline
 
 FOUR = ("SD1.5", "SD3", "Z-Image", "Qwen-Image")
 
@@ -50,10 +50,10 @@ def test_a_wrapped_forward_makes_the_same_images(name: str) -> None:
 
 def test_a_wrapped_forward_is_served_too() -> None:
     pipe = copy.deepcopy(tiny_pipe("SD3"))
-    fast = attach(pipe, FixedTimes([1.0, 0.5, 0.0]))
+    fast = attach(pipe, FixedSchedule([1.0, 0.5, 0.0]))
     alone = fast(**call("SD3", 1), seeds=[0]).images
     wrap(pipe.transformer)
-    shared = ContinuousPipeline(pipe, places=2)
+    shared = BatchedPipeline(pipe, places=2)
     served = shared.run()(fast, **call("SD3", 1), seeds=[0]).images
     shared.close(RuntimeError("done"))
     assert torch.allclose(served, alone, atol=1e-5)
@@ -85,7 +85,7 @@ def test_a_cache_that_counts_calls_is_one_sentence(kept_first: int) -> None:
 
     block.forward = forward
     own = pipe.scheduler
-    several = FixedTimes([[1.0, 0.5, 0.0], [1.0, 0.8, 0.6, 0.3, 0.0], [1.0, 0.7, 0.4, 0.0]])
+    several = FixedSchedule([[1.0, 0.5, 0.0], [1.0, 0.8, 0.6, 0.3, 0.0], [1.0, 0.7, 0.4, 0.0]])
     with pytest.raises(BackboneError, match="such as a cache that counts them") as caught:
         attach(pipe, several)(**call("FLUX.1 dev", 3), seeds=[0, 1, 2])
     assert "\n" not in str(caught.value)
@@ -102,5 +102,5 @@ def test_the_network_s_own_errors_stay_what_they_are() -> None:
 
         pipe.transformer.forward = functools.wraps(tiny_pipe("SD3").transformer.forward)(fail)
         with pytest.raises(type(error)) as caught:
-            attach(pipe, FixedTimes([1.0, 0.0]))(**call("SD3", 1), seeds=[0])
+            attach(pipe, FixedSchedule([1.0, 0.0]))(**call("SD3", 1), seeds=[0])
         assert caught.value is error

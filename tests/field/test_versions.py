@@ -31,11 +31,11 @@ from tpdm.core.versions import check_versions, misfit, required
 from tpdm.data.columns import Columns
 from tpdm.data.readers import read_parquet
 from tpdm.pipelines.time_mapping import flow_times
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.tinyworld.build.stages import build
 from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.tinyworld.tokenizer import vocabulary
-from tpdm.training.train import full_disk_told
+from tpdm.training.train import translate_disk_full
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 IMPORT = re.compile(r"^ *(?:from (\w+)[\w.]* import |import (\w+)[\w.]*(?: as \w+)?$)", re.MULTILINE)
@@ -138,7 +138,7 @@ def test_a_torch_without_muon_builds_no_embedded_model(monkeypatch, tmp_path):
 
 def test_a_full_disk_is_known_in_the_words_of_old_and_new_safetensors(tmp_path):
     for words in ("I/O error: No space left (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"):
-        with pytest.raises(TrainingError, match="got no more room"), full_disk_told(tmp_path):
+        with pytest.raises(TrainingError, match="got no more room"), translate_disk_full(tmp_path):
             raise SafetensorError(words)
 
 
@@ -153,4 +153,4 @@ def test_a_last_step_from_zero_to_zero_is_none():
     """Z-Image's pipeline takes one in diffusers before 0.39: fixed lists of its own times were refused."""
     scheduler = SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0, 0.0]))
     assert flow_times(scheduler) == [1.0, 0.5, 0.0]
-    assert FixedTimes(flow_times(scheduler)).steps == 2
+    assert FixedSchedule(flow_times(scheduler)).steps == 2

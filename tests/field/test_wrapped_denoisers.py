@@ -18,7 +18,7 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_entry
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 
 class Wrapper(nn.Module):
@@ -56,14 +56,14 @@ def test_a_wrapper(wrap: Callable[[Any], Any], cure: str, family: str, place: st
     inner = getattr(pipe, name)
     setattr(pipe, name, wrap(inner))
     with pytest.raises(BackboneError) as caught:
-        attach(pipe, FixedTimes([1.0, 0.0]))
+        attach(pipe, FixedSchedule([1.0, 0.0]))
     cls = type(inner).__name__
     assert str(caught.value).endswith(f" around a {cls}, expected the {cls} itself: {cure.format(place)}")
 
 
 def test_the_cure_for_an_adapter_works() -> None:
     pipe = copy.deepcopy(tiny_pipe("SD3"))
-    plain = attach(pipe, FixedTimes([1.0, 0.0]))
+    plain = attach(pipe, FixedSchedule([1.0, 0.0]))
     call = {**FAMILIES["SD3"].text(1), **FAMILIES["SD3"].arguments(), "seeds": [0]}
     before = plain(**call).images
     wrapped = with_lora(pipe.transformer)
@@ -72,10 +72,10 @@ def test_the_cure_for_an_adapter_works() -> None:
             if "lora_B" in name:
                 value.fill_(0.1)
     pipe.transformer = wrapped.merge_and_unload()
-    after = attach(pipe, FixedTimes([1.0, 0.0]))(**call).images
+    after = attach(pipe, FixedSchedule([1.0, 0.0]))(**call).images
     assert not torch.equal(before, after)
 
 
 def test_a_class_that_is_not_known_is_still_told_of_the_table() -> None:
-    with pytest.raises(BackboneError, match=r"add TAPS\['Linear'\]"):
+    with pytest.raises(BackboneError, match=r"add DENOISERS\['Linear'\]"):
         find_entry(nn.Linear(2, 2))

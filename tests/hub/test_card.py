@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from tests.hub.conftest import EVALUATION
 from tpdm.core.io import read_metrics
 from tpdm.policies.hub.model_card import model_card
-from tpdm.policies.hub.provenance import read_facts
+from tpdm.policies.hub.provenance import read_provenance
 
 
 @pytest.fixture(scope="module")
 def facts(run):
-    return read_facts(run / "best")
+    return read_provenance(run / "best")
 
 
 def test_the_metadata_are_those_that_the_hub_reads(facts):
@@ -55,7 +55,7 @@ def test_an_evaluation_of_another_tpm_is_none(run, change):
     path = run / "eval" / "summary.json"
     path.write_text(json.dumps(EVALUATION | change), encoding="utf-8")
     try:
-        facts = read_facts(run / "best")
+        facts = read_provenance(run / "best")
         assert facts.evaluation is None
         card = model_card(facts, "t", "t")
         assert "## Evaluation" not in card
@@ -65,9 +65,9 @@ def test_an_evaluation_of_another_tpm_is_none(run, change):
 
 
 def test_without_a_run_there_is_no_table_of_validations(tmp_path):
-    from tpdm.policies.pretrained import locate
+    from tpdm.policies.pretrained import resolve_path
 
-    facts = read_facts(locate("tinyworld"))
+    facts = read_provenance(resolve_path("tinyworld"))
     text = model_card(facts, "tinyworld", "tinyworld")
     assert "## Training" in text
     assert "same noise each time" not in text

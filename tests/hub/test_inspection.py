@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tpdm.cli import app
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.policies.hub.inspect import describe, inspect_tpm
 from tpdm.policies.hub.push import publish_to_folder
 
@@ -116,7 +116,7 @@ def test_pickles_and_missing_digests_are_notes(run, tmp_path):
 
 def test_no_tpm_at_all_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtefactError, match="expected a folder written by save_pretrained"):
+    with pytest.raises(CheckpointError, match="expected a folder written by save_pretrained"):
         inspect_tpm(tmp_path / "empty")
     assert CliRunner().invoke(app, ["inspect", str(tmp_path / "nothing")]).exit_code == 2
 

@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.policies.hub import push
 from tpdm.policies.hub.inspect import inspect_tpm
 from tpdm.policies.hub.push import publish_to_folder, push_to_hub
@@ -39,10 +39,10 @@ def test_an_older_one_is_replaced_and_anything_else_refused(run, tmp_path):
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ArtefactError, match="which holds no TPM, expected a new folder"):
+    with pytest.raises(CheckpointError, match="which holds no TPM, expected a new folder"):
         publish_to_folder(run / "best", other)
     assert [p.name for p in other.iterdir()] == ["chapter.txt"]
-    with pytest.raises(ArtefactError, match="as source and target"):
+    with pytest.raises(CheckpointError, match="as source and target"):
         publish_to_folder(target, target)
 
 
@@ -52,7 +52,7 @@ def test_a_folder_of_another_model_is_kept(run, tmp_path):
     shutil.copytree(WEIGHTS / "pipeline" / "transformer", model)
     before = {p.name: p.read_bytes() for p in model.iterdir()}
     assert "config.json" in before
-    with pytest.raises(ArtefactError, match="which holds no TPM, expected a new folder"):
+    with pytest.raises(CheckpointError, match="which holds no TPM, expected a new folder"):
         publish_to_folder(run / "best", model)
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
 
@@ -63,7 +63,7 @@ def test_what_lies_beside_a_tpm_is_not_deleted(run, tmp_path, name):
     shutil.copytree(run / "best", target)
     (target / name).parent.mkdir(exist_ok=True)
     (target / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(ArtefactError, match=f"with '{name.split('/')[0]}', which would be deleted") as caught:
+    with pytest.raises(CheckpointError, match=f"with '{name.split('/')[0]}', which would be deleted") as caught:
         publish_to_folder(run / "last", target)
     assert "\n" not in str(caught.value)
     assert (target / name).read_text(encoding="utf-8") == "mine"
@@ -87,7 +87,7 @@ def test_unsound_weights_are_not_handed_on(run, tmp_path):
     shutil.copytree(run / "best", tmp_path / "tpm")
     weights = tmp_path / "tpm" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(ArtefactError, match="damaged"):
+    with pytest.raises(CheckpointError, match="damaged"):
         publish_to_folder(tmp_path / "tpm", tmp_path / "published")
     assert not (tmp_path / "published").exists()
 
@@ -127,7 +127,7 @@ def test_the_hub_gets_the_same_files(run, monkeypatch):
 
 def test_a_refusal_of_the_hub_is_one_sentence(run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(PermissionError("401\nno token")))
-    with pytest.raises(ArtefactError, match=r"refusal of the hub for 'me/t' \(PermissionError: 401\).*hf auth login"):
+    with pytest.raises(CheckpointError, match=r"refusal of the hub for 'me/t' \(PermissionError: 401\).*hf auth login"):
         push_to_hub(run / "best", "me/t")
-    with pytest.raises(ArtefactError, match="expected owner/name"):
+    with pytest.raises(CheckpointError, match="expected owner/name"):
         push_to_hub(run / "best", "runs/best/too/deep")

@@ -7,12 +7,12 @@ from torch import nn
 
 from tests.support.policies import LookingPolicy
 from tests.test_artefact import config_of
-from tpdm.core.errors import ArtefactError, BackboneError, ConfigError, TpdmError
+from tpdm.core.errors import BackboneError, CheckpointError, ConfigError, TpdmError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 CALL = {"max_sequence_length": 4, "output_type": "latent"}
 TIMES = [[1.0, 0.5, 0.0], [1.0, 0.8, 0.4, 0.0]]
@@ -42,7 +42,7 @@ def test_the_pipe_is_given_back_after_an_error(sd3):
     with pytest.raises(RuntimeError, match="stop here"):
         attach(sd3, LookingPolicy())("a", callback_on_step_end=fail, **CALL)
     with pytest.raises(TpdmError, match=r"NaN .* prediction for image 1 at t = 1 "):
-        attach(sd3, FixedTimes(TIMES))(["a", "b"], latents=latents_with_nan(), **CALL)
+        attach(sd3, FixedSchedule(TIMES))(["a", "b"], latents=latents_with_nan(), **CALL)
 
 
 def latents_with_nan():
@@ -58,7 +58,7 @@ def test_the_loop_ends_early_and_callbacks_see_the_times_of_every_image(sd3):
         seen.append((i, (t / 1000).tolist()))
         return tensors
 
-    output = attach(sd3, FixedTimes(TIMES), max_steps=28)(["a", "b"], callback_on_step_end=look, **CALL)
+    output = attach(sd3, FixedSchedule(TIMES), max_steps=28)(["a", "b"], callback_on_step_end=look, **CALL)
     assert output.steps == [2, 3]
     assert [i for i, _ in seen] == [0, 1, 2]
     assert [t for _, t in seen] == [pytest.approx(t) for t in ([1.0, 1.0], [0.5, 0.8], [0.0, 0.4])]
@@ -70,7 +70,7 @@ def test_an_interrupted_call_ends(sd3):
         pipe._interrupt = True
         return tensors
 
-    output = attach(sd3, FixedTimes(TIMES))(["a", "b"], callback_on_step_end=interrupt, **CALL)
+    output = attach(sd3, FixedSchedule(TIMES))(["a", "b"], callback_on_step_end=interrupt, **CALL)
     assert output.steps == [1, 1]
 
 
@@ -93,7 +93,7 @@ def test_a_record_is_kept_on_demand(sd3):
 
 
 def test_images_are_pictures_by_default(sd3):
-    (image,) = attach(sd3, FixedTimes([1.0, 0.0]))("a", max_sequence_length=4).images
+    (image,) = attach(sd3, FixedSchedule([1.0, 0.0]))("a", max_sequence_length=4).images
     assert image.size == (16, 16)
 
 
@@ -104,13 +104,13 @@ def test_hooks_are_set_only_for_policies_that_look(sd3):
         hooked.append(bool(pipe.transformer.proj_out._forward_pre_hooks))
         return tensors
 
-    attach(sd3, FixedTimes([1.0, 0.0]))("a", callback_on_step_end=look, **CALL)
+    attach(sd3, FixedSchedule([1.0, 0.0]))("a", callback_on_step_end=look, **CALL)
     attach(sd3, LookingPolicy(), max_steps=1)("a", callback_on_step_end=look, **CALL)
     assert hooked == [False, True]
 
 
 def test_defaults_stand_in_for_what_is_not_given(sd3):
-    driven = attach(sd3, FixedTimes([1.0, 0.0]), defaults={**CALL, "guidance_scale": 1.0})
+    driven = attach(sd3, FixedSchedule([1.0, 0.0]), defaults={**CALL, "guidance_scale": 1.0})
     assert driven("a").nfe_rows == 1
     assert driven("a", guidance_scale=3.0).nfe_rows == 2
 
@@ -140,19 +140,19 @@ def test_defaults_stand_in_for_what_is_not_given(sd3):
 )
 def test_options_that_cannot_work_are_refused(sd3, call, error, message):
     with pytest.raises(error, match=message):
-        attach(sd3, FixedTimes(TIMES))(**{"prompt": ["a", "b"], **call})
+        attach(sd3, FixedSchedule(TIMES))(**{"prompt": ["a", "b"], **call})
 
 
 def test_pipelines_that_cannot_work_are_refused(sd3):
     with pytest.raises(BackboneError, match="object without a scheduler"):
-        attach(object(), FixedTimes([1.0, 0.0]))
+        attach(object(), FixedSchedule([1.0, 0.0]))
     with pytest.raises(ConfigError, match="got solver 'heun'"):
-        attach(sd3, FixedTimes([1.0, 0.0]), solver="heun")
+        attach(sd3, FixedSchedule([1.0, 0.0]), solver="heun")
     original = sd3.scheduler
     try:
         sd3.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
         with pytest.raises(BackboneError, match="stochastic_sampling"):
-            attach(sd3, FixedTimes([1.0, 0.0]))
+            attach(sd3, FixedSchedule([1.0, 0.0]))
     finally:
         sd3.scheduler = original
 
@@ -184,13 +184,13 @@ class Adapted(nn.Module):
 def test_a_tpm_fits_a_denoiser_whatever_its_weights_are_kept_as(sd3, wrap):
     pipe = copy.copy(sd3)
     pipe.transformer = copy.deepcopy(sd3.transformer)
-    widths = probe_features(pipe, CALL)
-    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
+    widths = infer_feature_shapes(pipe, CALL)
+    policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
     policy.artefact = config_of(policy.shape, call_defaults={})
     expected = attach(pipe, policy, max_steps=3)("a", seeds=[0], **CALL)
     pipe.transformer.proj_out = wrap(pipe.transformer.proj_out)
     output = attach(pipe, policy, max_steps=3)("a", seeds=[0], **CALL)
     assert output.times == expected.times
-    policy.artefact = config_of(TpmShape(widths.feature_channels + 1, widths.temb_channels))
-    with pytest.raises(ArtefactError, match=f"of width {widths.feature_channels} "):
+    policy.artefact = config_of(TPMConfig(widths.feature_channels + 1, widths.temb_channels))
+    with pytest.raises(CheckpointError, match=f"of width {widths.feature_channels} "):
         attach(pipe, policy)

@@ -7,7 +7,7 @@ from tests.support.policies import LookingPolicy
 from tests.support.tiny_flux import text
 from tpdm.core.solvers import SOLVERS
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 PROMPTS = ["a", "red cat", "blue", "two dogs", "green", "night"]
 STEPS = [2, 4, 7, 5, 3, 6]
@@ -33,13 +33,13 @@ def rows_computed(sd3):
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_six_schedules_in_one_batch_equal_the_six_alone(sd3, rows_computed, guidance, solver):
     call = {"guidance_scale": guidance, "max_sequence_length": 4, "output_type": "latent"}
-    together = attach(sd3, FixedTimes(LISTS), solver=solver)(PROMPTS, seeds=list(range(6)), **call)
+    together = attach(sd3, FixedSchedule(LISTS), solver=solver)(PROMPTS, seeds=list(range(6)), **call)
     copies = 2 if guidance > 1 else 1
     assert rows_computed == [copies * n for n in (6, 6, 5, 4, 3, 2, 1)]
     assert together.nfe_rows == copies * sum(STEPS)
     assert together.steps == STEPS
     for b, prompt in enumerate(PROMPTS):
-        alone = attach(sd3, FixedTimes(LISTS[b]), solver=solver)(prompt, seeds=[b], **call)
+        alone = attach(sd3, FixedSchedule(LISTS[b]), solver=solver)(prompt, seeds=[b], **call)
         assert alone.steps == [STEPS[b]]
         assert (alone.images[0] - together.images[b]).abs().max().item() <= 2e-6
 
@@ -48,12 +48,12 @@ def test_six_schedules_of_flux_equal_the_six_alone(flux):
     # Six images and six image tokens: position ids must not be taken for rows.
     embeds, negative = text(6), {f"negative_{name}": value for name, value in text(6, seed=1).items()}
     call = {"true_cfg_scale": 3.0, "height": 12, "width": 8, "output_type": "latent"}
-    together = attach(flux, FixedTimes(LISTS))(**embeds, **negative, seeds=list(range(6)), **call)
+    together = attach(flux, FixedSchedule(LISTS))(**embeds, **negative, seeds=list(range(6)), **call)
     assert together.images.shape[1] == 6
     assert together.nfe_rows == 2 * sum(STEPS)
     for b in range(6):
         rows = {name: value[b : b + 1] for name, value in {**embeds, **negative}.items()}
-        alone = attach(flux, FixedTimes(LISTS[b]))(**rows, seeds=[b], **call)
+        alone = attach(flux, FixedSchedule(LISTS[b]))(**rows, seeds=[b], **call)
         assert (alone.images[0] - together.images[b]).abs().max().item() <= 2e-6
 
 
@@ -80,7 +80,7 @@ def test_sampled_decisions_belong_to_their_seed(sd3):
 
 
 def test_equal_seeds_are_equal_noise(sd3):
-    output = attach(sd3, FixedTimes([1.0, 0.5, 0.0]))(
+    output = attach(sd3, FixedSchedule([1.0, 0.5, 0.0]))(
         "a", num_images_per_prompt=3, seeds=[1, 1, 2], max_sequence_length=4, output_type="latent"
     )
     torch.testing.assert_close(output.images[0], output.images[1], atol=2e-6, rtol=0)

@@ -5,8 +5,8 @@ import torch
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.pipelines.registry import bind_arguments, find_denoiser, find_entry
-from tpdm.sampling.batching.batch_key import call_kind, token_grid
-from tpdm.sampling.batching.collate import CallReader
+from tpdm.sampling.batching.batch_key import batch_key, token_grid
+from tpdm.sampling.batching.collate import CallSigner
 
 UNTOLD = {"Wan 2.1"}  # frames count as height
 SCALES = (0.0, 0.5, 1.0, 1.5, 4.0)
@@ -31,7 +31,7 @@ def first_call(name, **arguments):
             pipe(**family.text(1), **{**family.arguments(), **arguments})
     finally:
         handle.remove()
-    return found[0], CallReader(find_entry(denoiser)).read(found[0]).signature
+    return found[0], CallSigner(find_entry(denoiser)).read(found[0]).signature
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -54,7 +54,7 @@ def test_a_size_that_is_left_out_is_the_pipelines_own(name):
 
 def test_a_size_that_is_rounded_is_another_name_for_the_same():
     sizes = [{"height": 48, "width": 32}, {"height": 48, "width": 33}, {"height": 48, "width": 64}]
-    first, same, other = (call_kind(tiny_pipe("FLUX.1 dev"), size) for size in sizes)
+    first, same, other = (batch_key(tiny_pipe("FLUX.1 dev"), size) for size in sizes)
     assert first == same != other
 
 
@@ -62,7 +62,7 @@ def test_a_size_that_is_rounded_is_another_name_for_the_same():
 def test_scales_of_guidance_whose_calls_meet_are_of_one_kind(name):
     """And those whose calls cannot meet are of two."""
     pipe, argument = tiny_pipe(name), find_entry(find_denoiser(tiny_pipe(name))).guidance_scale
-    kinds = [call_kind(pipe, {**FAMILIES[name].arguments(), argument: scale}) for scale in SCALES]
+    kinds = [batch_key(pipe, {**FAMILIES[name].arguments(), argument: scale}) for scale in SCALES]
     signatures = [first_call(name, **{argument: scale})[1] for scale in SCALES]
     assert [kind == kinds[0] for kind in kinds] == [one == signatures[0] for one in signatures]
     assert [kind == kinds[-1] for kind in kinds] == [one == signatures[-1] for one in signatures]
@@ -71,4 +71,4 @@ def test_scales_of_guidance_whose_calls_meet_are_of_one_kind(name):
 def test_where_a_table_of_sizes_decides_the_size_is_as_it_was_asked_for():
     pipe = tiny_pipe("Sana")
     assert token_grid(pipe, {"height": 1000, "width": 1000}) is None
-    assert call_kind(pipe, {"height": 1000, "width": 1000}) != call_kind(pipe, {"height": 1000, "width": 1024})
+    assert batch_key(pipe, {"height": 1000, "width": 1000}) != batch_key(pipe, {"height": 1000, "width": 1024})

@@ -7,14 +7,14 @@ import torch
 
 from tpdm.core.errors import BackboneError
 from tpdm.core.types import Observation
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
-from tpdm.sampling.batching.policy import Cohort
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.batching.policy import PolicyBatch
 
 
-class CountingPredictor(TimePredictor):
+class CountingPredictor(TimePredictionModule):
     def __init__(self):
-        super().__init__(TpmShape(6, 5, channels=8, grid=2))
+        super().__init__(TPMConfig(6, 5, channels=8, grid=2))
         torch.nn.init.normal_(self.fc2.weight)
         self.rows = []
 
@@ -38,7 +38,7 @@ def come(cohort, policy, runs):
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_one_evaluation_decides_for_all(sampled):
-    policy, cohort = CountingPredictor(), Cohort(4)
+    policy, cohort = CountingPredictor(), PolicyBatch(4)
     seeds = [[10 + b] if sampled else None for b in range(4)]
     futures = come(cohort, policy, [(observation(b), seeds[b]) for b in range(4)])
     assert policy.rows == [4]
@@ -49,18 +49,18 @@ def test_one_evaluation_decides_for_all(sampled):
 
 
 def test_who_resigns_is_not_waited_for():
-    policy, cohort = CountingPredictor(), Cohort(4)
-    cohort.resign()
+    policy, cohort = CountingPredictor(), PolicyBatch(4)
+    cohort.skip()
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(cohort.propose, policy, observation(b), None) for b in range(2)]
         assert not any(future.done() for future in futures)
-        cohort.resign()
+        cohort.skip()
         assert all(future.result(10).t_next_B > 0 for future in futures)
     assert policy.rows == [2]
 
 
 def test_unlike_wishes_are_decided_apart():
-    first, second, cohort = CountingPredictor(), CountingPredictor(), Cohort(3)
+    first, second, cohort = CountingPredictor(), CountingPredictor(), PolicyBatch(3)
     with ThreadPoolExecutor(3) as pool:
         wishes = [(first, None), (second, None), (first, [1])]
         futures = [pool.submit(cohort.propose, policy, observation(0), seeds) for policy, seeds in wishes]
@@ -71,7 +71,7 @@ def test_unlike_wishes_are_decided_apart():
 def test_an_image_gone_wrong_fails_alone():
     policy = CountingPredictor()
     good, bad, other = come(
-        Cohort(3), policy, [(observation(0), None), (observation(1, bad=True), None), (observation(2), None)]
+        PolicyBatch(3), policy, [(observation(0), None), (observation(1, bad=True), None), (observation(2), None)]
     )
     with pytest.raises(BackboneError, match="NaN"):
         bad.result()
@@ -88,6 +88,6 @@ def test_what_a_failed_evaluation_held_is_gone_before_the_next(kept):
                 raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
             return super().propose(observation, seeds)
 
-    futures = come(Cohort(2), Failing(), [(observation(b), None) for b in range(2)])
+    futures = come(PolicyBatch(2), Failing(), [(observation(b), None) for b in range(2)])
     assert all(future.result().t_next_B > 0 for future in futures)
     kept.check()

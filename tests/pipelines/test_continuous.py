@@ -12,10 +12,10 @@ from tpdm.core.errors import BackboneError, TpdmError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.registry import find_denoiser
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
-from tpdm.sampling.batching.pipeline import ContinuousPipeline
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.batching.pipeline import BatchedPipeline
 
 # Of each kind of call: guided in one and in two calls, lists, masks, UNets, position ids.
 SOME = ["SD3", "FLUX.1 dev, true CFG", "SD1.5"]
@@ -42,10 +42,10 @@ def hooks(denoiser):
 
 @pytest.fixture
 def shared(request):
-    """A ContinuousPipeline of the family named by the test, closed at the end."""
+    """A BatchedPipeline of the family named by the test, closed at the end."""
     pipe = tiny_pipe(request.param)
     before = hooks(find_denoiser(pipe))
-    made = ContinuousPipeline(pipe, places=4)
+    made = BatchedPipeline(pipe, places=4)
     yield made
     made.close(TpdmError("closed"))
     assert hooks(find_denoiser(pipe)) == before
@@ -63,7 +63,7 @@ def uneven(steps, power):
 
 @pytest.mark.parametrize(("shared", "name"), [(name, name) for name in FAMILIES], indirect=["shared"])
 def test_every_family_makes_the_same_images_in_a_mix(shared, name):
-    attached = [attach(shared.pipe, FixedTimes(uneven(5 + b % 3, 1 + 0.2 * b))) for b in range(RUNS)]
+    attached = [attach(shared.pipe, FixedSchedule(uneven(5 + b % 3, 1 + 0.2 * b))) for b in range(RUNS)]
     outputs = run_all(shared, [(attached[b], one(name, b)) for b in range(RUNS)])
     for b, output in enumerate(outputs):
         alone = attached[b](**one(name, b))
@@ -94,7 +94,9 @@ def test_a_tpm_that_reads_guided_features(shared, name):
     probe = LookingPolicy()
     attach(shared.pipe, probe, max_steps=1)(**one(name, 0))
     first, temb = probe.seen[0].first_BDHW, probe.seen[0].temb_BE
-    tpm = TimePredictor(TpmShape(first.shape[1], temb.shape[1], channels=8, grid=2, features="guided", storage="fp32"))
+    tpm = TimePredictionModule(
+        TPMConfig(first.shape[1], temb.shape[1], channels=8, grid=2, features="guided", storage="fp32")
+    )
     attached = attach(shared.pipe, tpm, max_steps=5)
     outputs = run_all(shared, [(attached, one(name, b)) for b in range(RUNS)])
     for b, output in enumerate(outputs):
@@ -106,7 +108,7 @@ def test_a_tpm_that_reads_guided_features(shared, name):
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
 def test_calls_merge_and_one_who_leaves_is_not_waited_for(shared):
     steps = [3, 9, 4, 8, 5, 7]
-    attached = [attach(shared.pipe, FixedTimes(uneven(n, 1.0))) for n in steps]
+    attached = [attach(shared.pipe, FixedSchedule(uneven(n, 1.0))) for n in steps]
     run_all(shared, [(attached[b], one("SD3", b)) for b in range(RUNS)])
     assert shared.meeting.rows == 2 * sum(steps)
     # At least as many calls as the places allow, and far fewer than one for each step.
@@ -132,7 +134,7 @@ def test_an_error_of_the_denoiser_fails_the_runs_of_that_call_alone(shared):
             raise RuntimeError("out of memory")
 
     handle = shared.pipe.transformer.register_forward_pre_hook(fail, with_kwargs=True)
-    attached = attach(shared.pipe, FixedTimes(uneven(4, 1.0)))
+    attached = attach(shared.pipe, FixedSchedule(uneven(4, 1.0)))
 
     def attempt(b):
         try:
@@ -157,7 +159,7 @@ def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
     probe, bad = LookingPolicy(), 1
     attach(shared.pipe, probe, max_steps=1)(**one("SD3", 0))
     first, temb = probe.seen[0].first_BDHW, probe.seen[0].temb_BE
-    tpm = TimePredictor(TpmShape(first.shape[1], temb.shape[1], channels=8, grid=2, storage="fp32"))
+    tpm = TimePredictionModule(TPMConfig(first.shape[1], temb.shape[1], channels=8, grid=2, storage="fp32"))
     attached = attach(shared.pipe, tpm, max_steps=5)
     marker = one("SD3", bad)["prompt_embeds"][0]
 
@@ -192,22 +194,22 @@ def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
 def test_a_stopped_run_ends_at_its_next_step_and_frees_its_place(shared):
     landed = threading.Event()
-    run = shared.run(on_landing=lambda landing: landed.set())
-    attached = attach(shared.pipe, FixedTimes(uneven(10_000, 1.0)), max_steps=10_000)
+    run = shared.run(on_step_end=lambda landing: landed.set())
+    attached = attach(shared.pipe, FixedSchedule(uneven(10_000, 1.0)), max_steps=10_000)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(lambda: run(attached, **one("SD3", 0)))
         assert landed.wait(20)
         run.stop(TpdmError("enough"))
         with pytest.raises(TpdmError, match="enough"):
             future.result(20)
-    assert shared.run()(attach(shared.pipe, FixedTimes([1.0, 0.0])), **one("SD3", 1)).steps == [1]
+    assert shared.run()(attach(shared.pipe, FixedSchedule([1.0, 0.0])), **one("SD3", 1)).steps == [1]
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
 def test_landings_say_where_the_image_is_and_what_it_will_be(shared):
     landings = []
     times = uneven(4, 1.0)
-    output = shared.run(on_landing=landings.append)(attach(shared.pipe, FixedTimes(times)), **one("SD3", 0))
+    output = shared.run(on_step_end=landings.append)(attach(shared.pipe, FixedSchedule(times)), **one("SD3", 0))
     assert [landing.index for landing in landings] == [1, 2, 3, 4]
     assert [landing.t for landing in landings] == times[1:]
     # The last step goes all the way.
@@ -216,11 +218,11 @@ def test_landings_say_where_the_image_is_and_what_it_will_be(shared):
 
 def test_latents_stay_in_fp32_between_steps_of_a_half_precision_pipeline(sd3_bf16):
     call = {"prompt": "a", "seeds": [0], "max_sequence_length": 4, "output_type": "latent"}
-    shared = ContinuousPipeline(sd3_bf16, places=1)
-    attached = attach(sd3_bf16, FixedTimes(uneven(8, 1.0)))
+    shared = BatchedPipeline(sd3_bf16, places=1)
+    attached = attach(sd3_bf16, FixedSchedule(uneven(8, 1.0)))
     landings = []
     try:
-        output = shared.run(on_landing=landings.append)(attached, **call)
+        output = shared.run(on_step_end=landings.append)(attached, **call)
     finally:
         shared.close(TpdmError("closed"))
     exact = landings[-1].estimate()
@@ -230,7 +232,7 @@ def test_latents_stay_in_fp32_between_steps_of_a_half_precision_pipeline(sd3_bf1
 
 
 def test_the_own_schedule_is_found_without_the_network(sd3):
-    before, shared = dict(sd3.scheduler.config), ContinuousPipeline(sd3, places=1)
+    before, shared = dict(sd3.scheduler.config), BatchedPipeline(sd3, places=1)
     try:
         times = shared.own_times(4, {"height": 24})
     finally:
@@ -244,6 +246,6 @@ def test_parts_that_runs_cannot_share_are_refused(flux):
     flux.transformer._cache_config = object()  # as enable_cache leaves it
     try:
         with pytest.raises(BackboneError, match="caches between steps"):
-            ContinuousPipeline(flux, places=1)
+            BatchedPipeline(flux, places=1)
     finally:
         flux.transformer._cache_config = None

@@ -12,14 +12,14 @@ from tests.support.policies import LookingPolicy
 from tpdm.config.recipe import OptimizerConfig, RlConfig
 from tpdm.core.solvers import VP_SOLVERS
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.probe import default_times, probe_features
-from tpdm.pipelines.registry import TAPS, find_denoiser, find_entry
+from tpdm.pipelines.probe import default_times, infer_feature_shapes
+from tpdm.pipelines.registry import DENOISERS, find_denoiser, find_entry
 from tpdm.pipelines.time_mapping import vp_times
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.training.policy_update import make_optimizer, update_policy
-from tpdm.training.rollout import make_replay
+from tpdm.training.rollout import make_rollout_buffer
 
 TIMES = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]
 LISTS = [[1.0, 0.4, 0.0], [1.0, 0.9, 0.6, 0.2, 0.0], [1.0, 0.5, 0.3, 0.0]]
@@ -64,7 +64,7 @@ def stock_flow(name, images):
 def test_a_fixed_list_is_the_stock_scheduler(name):
     expected, times = stock_flow(name, 2)
     family = FAMILIES[name]
-    output = attach(tiny_pipe(name), FixedTimes(times))(**family.text(2), **family.arguments(), seeds=[0, 1])
+    output = attach(tiny_pipe(name), FixedSchedule(times))(**family.text(2), **family.arguments(), seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
     assert output.times == [times] * 2
     assert output.nfe_rows == 2 * 5 * family.calls * family.rows
@@ -80,7 +80,7 @@ def test_a_list_of_timesteps_is_the_stock_ddim(name, spacing):
     try:
         expected = pipe(**call, num_inference_steps=5, generator=generators([0, 1]))[0]
         assert pipe.scheduler.timesteps.tolist() == [round(1000 * t - 1) for t in default_times(pipe, 5, {})[:-1]]
-        output = attach(pipe, FixedTimes(vp_times(pipe.scheduler, 5)))(**call, seeds=[0, 1])
+        output = attach(pipe, FixedSchedule(vp_times(pipe.scheduler, 5)))(**call, seeds=[0, 1])
     finally:
         pipe.scheduler = own
     assert (output.images - expected).abs().max().item() == 0.0
@@ -90,7 +90,7 @@ def test_a_list_of_timesteps_is_the_stock_ddim(name, spacing):
 def test_three_schedules_in_one_batch_equal_the_three_alone(name, rows_computed):
     pipe, family = tiny_pipe(name), FAMILIES[name]
     text, call = family.text(3), family.arguments()
-    together = attach(pipe, FixedTimes(LISTS), max_steps=28)(**text, **call, seeds=[0, 1, 2])
+    together = attach(pipe, FixedSchedule(LISTS), max_steps=28)(**text, **call, seeds=[0, 1, 2])
     assert together.steps == STEPS
     active = [sum(steps > i for steps in STEPS) for i in range(max(STEPS))]
     # Early end and finished rows: as many calls as the longest list has steps, each of active rows alone.
@@ -98,7 +98,7 @@ def test_three_schedules_in_one_batch_equal_the_three_alone(name, rows_computed)
     assert together.nfe_rows == sum(rows_computed)
     for b in range(3):
         rows = {key: value[b : b + 1] for key, value in text.items()}
-        alone = attach(pipe, FixedTimes(LISTS[b]))(**rows, **call, seeds=[b])
+        alone = attach(pipe, FixedSchedule(LISTS[b]))(**rows, **call, seeds=[b])
         assert alone.steps == [STEPS[b]]
         scale = max(1.0, together.images[b].abs().max().item())
         assert (alone.images[0] - together.images[b]).abs().max().item() <= family.tolerance * scale
@@ -110,9 +110,9 @@ def test_both_orders_of_the_diffusion_solvers_run_per_image(name):
     text, call = family.text(3), family.arguments()
     results = {}
     for solver in VP_SOLVERS:
-        results[solver] = attach(pipe, FixedTimes(LISTS), solver=solver)(**text, **call, seeds=[0, 1, 2]).images
+        results[solver] = attach(pipe, FixedSchedule(LISTS), solver=solver)(**text, **call, seeds=[0, 1, 2]).images
         rows = {key: value[1:2] for key, value in text.items()}
-        alone = attach(pipe, FixedTimes(LISTS[1]), solver=solver)(**rows, **call, seeds=[1]).images[0]
+        alone = attach(pipe, FixedSchedule(LISTS[1]), solver=solver)(**rows, **call, seeds=[1]).images[0]
         scale = max(1.0, alone.abs().max().item())
         assert (alone - results[solver][1]).abs().max().item() <= family.tolerance * scale
     assert not torch.allclose(results["euler"], results["dpmpp_2m"])
@@ -121,13 +121,13 @@ def test_both_orders_of_the_diffusion_solvers_run_per_image(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_training_update(name):
     pipe, family = tiny_pipe(name), FAMILIES[name]
-    widths = probe_features(pipe, {**family.text(1), **family.arguments(), "prompt": None})
-    shape = TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2, storage="fp32")
-    policy = TimePredictor(shape, seed=3)
+    widths = infer_feature_shapes(pipe, {**family.text(1), **family.arguments(), "prompt": None})
+    shape = TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2, storage="fp32")
+    policy = TimePredictionModule(shape, seed=3)
     driven = attach(pipe, policy, max_steps=6)
     call = {**family.text(3), **family.arguments()}
     output = driven(**call, seeds=[0, 1, 2], sample=True, decision_seeds=[3, 4, 5], record=True)
-    replay = make_replay(output.trajectories)
+    replay = make_rollout_buffer(output.trajectories)
     before = torch.cat([p.detach().flatten().clone() for p in policy.parameters()])
     score_B = output.images.flatten(1).mean(1) - 0.1 * torch.tensor(output.steps)
     advantage_B = (score_B - score_B.mean()) / score_B.std()
@@ -237,7 +237,7 @@ def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(name):
 
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        attach(pipe, FixedTimes(TIMES))(**family.text(1), **family.arguments(), seeds=[0])
+        attach(pipe, FixedSchedule(TIMES))(**family.text(1), **family.arguments(), seeds=[0])
     finally:
         handle.remove()
     expected = [entry.time_scale * t + entry.time_offset for t in TIMES[:-1] for _ in range(family.calls)]
@@ -246,7 +246,7 @@ def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(name):
 
 def test_every_entry_has_a_family():
     classes = {type(find_denoiser(tiny_pipe(name))).__name__ for name in FAMILIES}
-    assert classes == set(TAPS)
+    assert classes == set(DENOISERS)
 
 
 @pytest.mark.parametrize("name", ["SD1.5", "SDXL", "PixArt-Sigma"])

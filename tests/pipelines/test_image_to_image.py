@@ -21,9 +21,9 @@ from tests.test_artefact import config_of
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.time_mapping import vp_times
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 CLASSES = {
     "SD3": StableDiffusion3Img2ImgPipeline,
@@ -70,7 +70,7 @@ def test_a_fixed_list_from_the_strength_is_the_stock_scheduler(name):
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     expected = pipe(**call, num_inference_steps=5, generator=generators)[0]
     times = vp_times(pipe.scheduler, 5) if name == "SD1.5" else pipe.scheduler.sigmas.tolist()
-    output = attach(pipe, FixedTimes(times[2:]))(**call, seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times[2:]))(**call, seeds=[0, 1])
     assert output.steps == [3, 3]
     assert (output.images - expected).abs().max().item() == 0.0
 
@@ -103,10 +103,10 @@ def test_a_single_step_goes_from_the_strength_to_the_image(name):
 def test_finished_images_keep_what_they_are(name):
     pipe, call = pipe_and_call(name)
     lists = [[0.6, 0.3, 0.0], [0.6, 0.5, 0.4, 0.2, 0.0]]
-    together = attach(pipe, FixedTimes(lists))(**call, seeds=[0, 1])
+    together = attach(pipe, FixedSchedule(lists))(**call, seeds=[0, 1])
     assert together.steps == [2, 4]
     one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in call.items()}
-    alone = attach(pipe, FixedTimes(lists[0]))(**one, seeds=[0])
+    alone = attach(pipe, FixedSchedule(lists[0]))(**one, seeds=[0])
     torch.testing.assert_close(together.images[:1], alone.images, atol=1e-5, rtol=1e-5)
 
 
@@ -133,10 +133,10 @@ def test_guided_features_of_a_pipeline_that_cannot_guide_are_its_own():
     call |= {"image": torch.rand(1, 3, 24, 16), "mask_image": torch.ones(1, 1, 24, 16)}
     probe = LookingPolicy()
     attach(pipe, probe, max_steps=1)(**call)
-    shape = TpmShape(probe.seen[0].first_BDHW.shape[1], probe.seen[0].temb_BE.shape[1], channels=8, grid=2)
+    shape = TPMConfig(probe.seen[0].first_BDHW.shape[1], probe.seen[0].temb_BE.shape[1], channels=8, grid=2)
     times = []
     for features in ("conditional", "guided"):
-        policy = TimePredictor(dataclasses.replace(shape, features=features), seed=1)
+        policy = TimePredictionModule(dataclasses.replace(shape, features=features), seed=1)
         times.append(attach(pipe, policy, max_steps=3)(**call).times)
     assert times[0] == times[1]
 
@@ -146,7 +146,7 @@ def test_a_tpm_brings_only_those_arguments_that_the_pipeline_knows():
     probe, (pipe, call) = LookingPolicy(), pipe_and_call("SD1.5", 1)
     attach(pipe, probe, max_steps=1)(**call)
     seen = probe.seen[0]
-    policy = TimePredictor(TpmShape(seen.first_BDHW.shape[1], seen.temb_BE.shape[1], channels=8, grid=2))
+    policy = TimePredictionModule(TPMConfig(seen.first_BDHW.shape[1], seen.temb_BE.shape[1], channels=8, grid=2))
     size = {"height": 24, "width": 16}
     config = config_of(policy.shape, backbone_class="UNet2DConditionModel")
     policy.artefact = dataclasses.replace(config, call_defaults={"guidance_scale": 3.0, **size})

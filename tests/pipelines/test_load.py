@@ -5,7 +5,7 @@ from tests.support.tiny_families import make_sd15
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import load_pipeline, pinned_arguments
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 
 def test_a_saved_pipeline_comes_back(sd3, tmp_path):
@@ -14,7 +14,7 @@ def test_a_saved_pipeline_comes_back(sd3, tmp_path):
     assert type(pipe) is type(sd3)
     assert pipe.transformer.dtype == torch.bfloat16
     assert pipe.text_encoder_3 is None
-    assert attach(pipe, FixedTimes([1.0, 0.0]))("a", max_sequence_length=4).steps == [1]
+    assert attach(pipe, FixedSchedule([1.0, 0.0]))("a", max_sequence_length=4).steps == [1]
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path):

@@ -18,10 +18,10 @@ from tpdm.config.recipe import BackboneConfig
 from tpdm.core.errors import ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import load_backbone, load_pipeline, offload
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.sampling.samplers import PipelineSampler
 
 NAMES = ["SD3", "FLUX.1 dev", "SD1.5"]
@@ -55,12 +55,12 @@ def sequential_offload(pipe):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_offloaded_pipeline_is_driven_as_any_other(name, set_hooks):
     plain, pipe = tiny_pipe(name), copy.deepcopy(tiny_pipe(name))
-    widths = probe_features(plain, {**FAMILIES[name].text(1), **FAMILIES[name].arguments(), "prompt": None})
-    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
-    expected = [attach(plain, p, max_steps=5)(**call_of(name), seeds=[0, 1]) for p in (policy, FixedTimes(LISTS))]
+    widths = infer_feature_shapes(plain, {**FAMILIES[name].text(1), **FAMILIES[name].arguments(), "prompt": None})
+    policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
+    expected = [attach(plain, p, max_steps=5)(**call_of(name), seeds=[0, 1]) for p in (policy, FixedSchedule(LISTS))]
     set_hooks(pipe)
     assert pipe._execution_device == torch.device("cpu")
-    for chosen, whole in zip((policy, FixedTimes(LISTS)), expected, strict=True):
+    for chosen, whole in zip((policy, FixedSchedule(LISTS)), expected, strict=True):
         output = attach(pipe, chosen, max_steps=5)(**call_of(name), seeds=[0, 1])
         assert output.steps == whole.steps
         assert output.nfe_rows == whole.nfe_rows
@@ -91,7 +91,7 @@ def test_a_rollout_of_an_offloaded_pipeline_is_that_of_a_whole_one(way, tmp_path
         pipe = load_pipeline(tmp_path / "pipe", device="cpu")
         pipe.set_progress_bar_config(disable=True)
         offload(pipe, chosen, "cpu")  # as load_backbone does, which wants a GPU
-        sampler = PipelineSampler(attach(pipe, FixedTimes(LISTS)), 2, {"height": 16, "width": 16})
+        sampler = PipelineSampler(attach(pipe, FixedSchedule(LISTS)), 2, {"height": 16, "width": 16})
         made.append(sampler(["a", "b"], [0, 1]))
     assert made[0].steps == made[1].steps
     assert torch.equal(made[0].images_B3HW, made[1].images_B3HW)

@@ -19,7 +19,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.feature_hooks import compile_denoiser
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.pipelines.time_mapping import flow_times, vp_times
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 NAMES = ["SD3", "FLUX.1 dev"]
 SIZES = [{"height": 16, "width": 48}, {"height": 40, "width": 8}]
@@ -44,7 +44,7 @@ def stock(pipe, call, seeds):
 def test_any_aspect_ratio(name, size):
     pipe, call = tiny_pipe(name), call_of(name, **size)
     expected, times = stock(pipe, call, [0, 1])
-    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=[0, 1])
     assert output.steps == [4, 4]
     assert (output.images - expected).abs().max().item() == 0.0
 
@@ -54,9 +54,9 @@ def test_any_aspect_ratio(name, size):
 def test_several_images_per_prompt(name):
     pipe, call = tiny_pipe(name), call_of(name, num_images_per_prompt=2)
     expected, times = stock(pipe, call, range(4))
-    output = attach(pipe, FixedTimes(times))(**call, seeds=range(4))
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=range(4))
     assert (output.images - expected).abs().max().item() == 0.0
-    uneven = attach(pipe, FixedTimes([TIMES, [1.0, 0.0], times, [0.9, 0.4, 0.0]]))(**call, seeds=range(4))
+    uneven = attach(pipe, FixedSchedule([TIMES, [1.0, 0.0], times, [0.9, 0.4, 0.0]]))(**call, seeds=range(4))
     assert uneven.steps == [3, 1, len(times) - 1, 2]
     scale = expected.abs().max().item()
     assert (uneven.images[2] - expected[2]).abs().max().item() <= FAMILIES[name].tolerance * max(1.0, scale)
@@ -67,7 +67,7 @@ def test_bf16(name):
     pipe = copy.deepcopy(tiny_pipe(name)).to(torch.bfloat16)
     call = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in call_of(name).items()}
     expected, times = stock(pipe, call, [0, 1])
-    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=[0, 1])
     assert output.images.dtype == torch.bfloat16
     assert (output.images - expected).abs().max().item() == 0.0
 
@@ -81,7 +81,7 @@ def test_callbacks_see_the_times_of_every_image(name):
         return {}
 
     lists = [[1.0, 0.5, 0.0], TIMES]
-    attach(tiny_pipe(name), FixedTimes(lists))(**call_of(name), callback_on_step_end=look)
+    attach(tiny_pipe(name), FixedSchedule(lists))(**call_of(name), callback_on_step_end=look)
     assert seen == [pytest.approx(t) for t in ([1.0, 1.0], [0.5, 0.7], [0.0, 0.3])]
 
 
@@ -91,15 +91,15 @@ def test_what_a_callback_does_to_finished_images_counts_once(name):
         return {"latents": tensors["latents"] + 0.1}
 
     lists = [[1.0, 0.5, 0.0], TIMES]
-    together = attach(tiny_pipe(name), FixedTimes(lists))(**call_of(name), callback_on_step_end=change, seeds=[0, 1])
-    alone = attach(tiny_pipe(name), FixedTimes(lists[0]))(**call_of(name, 1), callback_on_step_end=change, seeds=[0])
+    together = attach(tiny_pipe(name), FixedSchedule(lists))(**call_of(name), callback_on_step_end=change, seeds=[0, 1])
+    alone = attach(tiny_pipe(name), FixedSchedule(lists[0]))(**call_of(name, 1), callback_on_step_end=change, seeds=[0])
     torch.testing.assert_close(together.images[:1], alone.images, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_denoiser_whose_blocks_are_compiled(name):
     pipe = copy.deepcopy(tiny_pipe(name))
-    fixed = FixedTimes([TIMES, [1.0, 0.5, 0.0]])
+    fixed = FixedSchedule([TIMES, [1.0, 0.5, 0.0]])
     expected = [attach(pipe, policy, max_steps=4)(**call_of(name), seeds=[0, 1]) for policy in (LookingPolicy(), fixed)]
     for block in pipe.transformer.transformer_blocks:
         block.compile(backend="eager")
@@ -114,7 +114,7 @@ def test_a_denoiser_whose_blocks_are_compiled(name):
 @pytest.mark.slow
 def test_a_denoiser_that_is_compiled_whole_with_its_hooks():
     pipe, call = copy.deepcopy(tiny_pipe("SD3")), call_of("SD3")
-    fixed, before, after = FixedTimes([TIMES, [1.0, 0.5, 0.0]]), LookingPolicy(), LookingPolicy()
+    fixed, before, after = FixedSchedule([TIMES, [1.0, 0.5, 0.0]]), LookingPolicy(), LookingPolicy()
     attach(pipe, before, max_steps=2)(**call, seeds=[0, 1])
     expected = attach(pipe, fixed, max_steps=3)(**call, seeds=[0, 1])
     compile_denoiser(pipe, backend="eager")  # fullgraph: a hook that broke the graph would be an error
@@ -144,7 +144,7 @@ def test_a_denoiser_that_is_compiled_whole_is_refused():
 def test_a_denoiser_that_caches_between_steps_is_refused():
     """Also when it was told to after ``attach``; without its cache it is taken again."""
     pipe = copy.deepcopy(tiny_pipe("FLUX.1 dev"))
-    attached_before = attach(pipe, FixedTimes([[1.0, 0.5, 0.0], TIMES]))
+    attached_before = attach(pipe, FixedSchedule([[1.0, 0.5, 0.0], TIMES]))
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=5.0))
     for refused in (lambda: attach(pipe, LookingPolicy()), lambda: attached_before(**call_of("FLUX.1 dev"))):
         with pytest.raises(BackboneError, match=r"caches between steps.*disable_cache\(\) first") as caught:
@@ -167,17 +167,17 @@ def test_a_lora_from_a_file_is_used(name, tmp_path):
     layers = peft.get_peft_model_state_dict(denoiser)
     type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=layers)
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
-    plain = attach(pipe, FixedTimes(TIMES))(**call_of(name), seeds=[0, 1]).images
+    plain = attach(pipe, FixedSchedule(TIMES))(**call_of(name), seeds=[0, 1]).images
     file = next(tmp_path.iterdir()).name  # which older versions of diffusers do not look for offline
     pipe.load_lora_weights(tmp_path, weight_name=file, adapter_name="style")
     expected, times = stock(pipe, call_of(name), [0, 1])
-    output = attach(pipe, FixedTimes(times))(**call_of(name), seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call_of(name), seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
     assert not torch.allclose(output.images, plain)
-    same = attach(trained, FixedTimes(times))(**call_of(name), seeds=[0, 1]).images
+    same = attach(trained, FixedSchedule(times))(**call_of(name), seeds=[0, 1]).images
     torch.testing.assert_close(output.images, same, atol=1e-6, rtol=0)
     pipe.unload_lora_weights()
-    assert torch.equal(attach(pipe, FixedTimes(TIMES))(**call_of(name), seeds=[0, 1]).images, plain)
+    assert torch.equal(attach(pipe, FixedSchedule(TIMES))(**call_of(name), seeds=[0, 1]).images, plain)
 
 
 @pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # of diffusers' own control network
@@ -199,11 +199,11 @@ def test_control_of_finished_images_leaves_flux_s_call_too():
     pipe.set_progress_bar_config(disable=True)
     call = call_of("FLUX.1 dev", control_image=torch.rand(2, 3, 24, 16), controlnet_conditioning_scale=0.7)
     expected, times = stock(pipe, call, [0, 1])
-    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
     without = stock(source, call_of("FLUX.1 dev"), [0, 1])[0]
     assert not torch.allclose(expected, without, atol=1e-3)
-    uneven = attach(pipe, FixedTimes([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
+    uneven = attach(pipe, FixedSchedule([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
     assert uneven.nfe_rows == 4 + 2
     torch.testing.assert_close(uneven.images[0], expected[0], atol=1e-5, rtol=0)
 
@@ -220,20 +220,20 @@ def test_control_of_finished_images_leaves_the_call_too():
     pipe.set_progress_bar_config(disable=True)
     call = call_of("SD3", control_image=torch.rand(2, 3, 24, 16), controlnet_conditioning_scale=0.7)
     expected, times = stock(pipe, call, [0, 1])
-    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
-    uneven = attach(pipe, FixedTimes([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
+    uneven = attach(pipe, FixedSchedule([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
     assert uneven.nfe_rows == 2 * (4 + 2)
     torch.testing.assert_close(uneven.images[0], expected[0], atol=1e-5, rtol=0)
     with pytest.raises(BackboneError, match=r"got control_guidance_end=0\.5"):
-        attach(pipe, FixedTimes(times))(**call, control_guidance_end=0.5)
+        attach(pipe, FixedSchedule(times))(**call, control_guidance_end=0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loaded_lora_is_used(name):
     peft = pytest.importorskip("peft")
     pipe = copy.deepcopy(tiny_pipe(name))
-    plain = attach(pipe, FixedTimes(TIMES))(**call_of(name), seeds=[0, 1]).images
+    plain = attach(pipe, FixedSchedule(TIMES))(**call_of(name), seeds=[0, 1]).images
     # Weights of the last layer too, where a hook sits.
     find_denoiser(pipe).add_adapter(
         peft.LoraConfig(r=2, target_modules=["to_q", "proj_out"], init_lora_weights="gaussian")
@@ -242,7 +242,7 @@ def test_a_loaded_lora_is_used(name):
         if "lora_B" in key:
             torch.nn.init.normal_(weight.data, std=0.3)
     expected, times = stock(pipe, call_of(name), [0, 1])
-    output = attach(pipe, FixedTimes(times))(**call_of(name), seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call_of(name), seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
     assert not torch.allclose(output.images, plain)
     assert attach(pipe, LookingPolicy(), max_steps=3)(**call_of(name), seeds=[0, 1]).steps

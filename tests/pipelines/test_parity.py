@@ -5,7 +5,7 @@ import torch
 
 from tests.support.tiny_flux import text
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 SD3_CALL = {"prompt": ["a red cat", "blue"], "max_sequence_length": 4}
 SD3_CASES = {
@@ -30,7 +30,7 @@ def test_sd3_is_reproduced_exactly(sd3, sd3_bf16, dtype, case):
     call = {**SD3_CALL, **SD3_CASES[case], "output_type": "latent"}
     seeds = list(range(2 * call.get("num_images_per_prompt", 1)))
     expected, times = stock(pipe, seeds, 6, **call)
-    output = attach(pipe, FixedTimes(times))(**call, seeds=seeds)
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=seeds)
     assert output.images.dtype == expected.dtype
     assert (output.images - expected).abs().max().item() == 0.0
     assert output.steps == [6] * len(seeds)
@@ -40,7 +40,7 @@ def test_sd3_is_reproduced_exactly(sd3, sd3_bf16, dtype, case):
 
 def test_decoded_images_are_reproduced_exactly(sd3):
     expected, times = stock(sd3, [3, 4], 4, **SD3_CALL, output_type="np")
-    output = attach(sd3, FixedTimes(times))(**SD3_CALL, output_type="np", seeds=[3, 4])
+    output = attach(sd3, FixedSchedule(times))(**SD3_CALL, output_type="np", seeds=[3, 4])
     assert abs(output.images - expected).max() == 0.0
 
 
@@ -51,6 +51,6 @@ def test_flux_is_reproduced_exactly(flux, true_cfg):
         negative = {f"negative_{name}": value for name, value in text(2, seed=1).items()}
         call |= {**negative, "true_cfg_scale": 3.0}
     expected, times = stock(flux, [0, 1], 5, **call)
-    output = attach(flux, FixedTimes(times))(**call, seeds=[0, 1])
+    output = attach(flux, FixedSchedule(times))(**call, seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
     assert output.nfe_rows == 5 * 2 * (2 if true_cfg else 1)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.data.truncation import OverLong
+from tpdm.data.truncation import Truncation
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.pipelines.truncation import over_long
 from tpdm.rewards.loading import load_reward
@@ -21,7 +21,7 @@ def sd3(tmp_path_factory):
 def test_every_text_encoder_counts(sd3):
     """The letters' tokenizer reads twelve tokens, two of them the special ones."""
     prompts = ["abcdefghij", "abcdefghijk", "a" * 5000]
-    expected = [OverLong(f"{name} of the pipeline", 12, 2) for name in ("tokenizer", "tokenizer_2")]
+    expected = [Truncation(f"{name} of the pipeline", 12, 2) for name in ("tokenizer", "tokenizer_2")]
     assert over_long(sd3, {}, prompts) == expected
     assert over_long(sd3, {"max_sequence_length": 3}, prompts) == expected  # of T5 alone
     assert [entry.prompts for entry in over_long(sd3, {}, [])] == [0, 0]
@@ -41,8 +41,8 @@ class Other:
 def test_the_argument_caps_other_encoders(sd3, monkeypatch):
     monkeypatch.setattr(type(sd3), "components", {"tokenizer_3": Other()})
     prompts = ["a b c", "a b c d", "a " * 300]
-    assert over_long(sd3, {"max_sequence_length": 3}, prompts) == [OverLong("tokenizer_3 of the pipeline", 3, 2)]
-    assert over_long(sd3, {}, prompts) == [OverLong("tokenizer_3 of the pipeline", 256, 1)]  # SD3's own default
+    assert over_long(sd3, {"max_sequence_length": 3}, prompts) == [Truncation("tokenizer_3 of the pipeline", 3, 2)]
+    assert over_long(sd3, {}, prompts) == [Truncation("tokenizer_3 of the pipeline", 256, 1)]  # SD3's own default
 
 
 def test_it_is_said_once_for_each_reader(caplog):

@@ -8,16 +8,16 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMSchedu
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_families import DIFFUSION
 from tests.test_artefact import config_of
-from tpdm.core.errors import ArtefactError, BackboneError, ConfigError
+from tpdm.core.errors import BackboneError, CheckpointError, ConfigError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.probe import probe_features
+from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.pipelines.registry import backbone_facts, find_denoiser
 from tpdm.pipelines.time_mapping import path_of_scheduler, vp_times
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
-FIXED = FixedTimes([1.0, 0.0])
+FIXED = FixedSchedule([1.0, 0.0])
 
 
 def refused(name, monkeypatch, match, error=BackboneError, **changes):
@@ -101,11 +101,11 @@ def test_the_betas_count_whatever_the_scheduler():
 
 def test_a_tpm_of_another_model_of_the_same_class_and_width():
     """SD1.5 and SDXL differ in what their text is, and in nothing that the TPM reads."""
-    widths = probe_features(tiny_pipe("SD1.5"), {**FAMILIES["SD1.5"].text(1), "prompt": None})
-    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
+    widths = infer_feature_shapes(tiny_pipe("SD1.5"), {**FAMILIES["SD1.5"].text(1), "prompt": None})
+    policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
     facts = backbone_facts(find_denoiser(tiny_pipe("SD1.5")))
     policy.artefact = config_of(policy.shape, backbone_class="UNet2DConditionModel", backbone_facts=facts)
     attach(tiny_pipe("SD1.5"), policy)
-    with pytest.raises(ArtefactError, match=r"got the denoiser UNet2DConditionModel of \w+ .*, expected"):
+    with pytest.raises(CheckpointError, match=r"got the denoiser UNet2DConditionModel of \w+ .*, expected"):
         attach(tiny_pipe("SDXL"), policy)
     assert not backbone_facts(find_denoiser(tiny_pipe("SD3")))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.arguments import is_refusal
+from tpdm.pipelines.arguments import is_argument_error
 
 ODD = {"height": 17, "width": 17}
 
@@ -13,7 +13,7 @@ def test_a_size_that_cannot_be_is_refused(name):
     family, pipe = FAMILIES[name], tiny_pipe(name)
     with pytest.raises(ValueError, match="divisible") as caught:
         pipe(**family.text(1), **{**family.arguments(), **ODD})
-    assert is_refusal(caught.value, pipe)
+    assert is_argument_error(caught.value, pipe)
 
 
 def test_what_goes_wrong_inside_is_not():
@@ -28,4 +28,4 @@ def test_what_goes_wrong_inside_is_not():
             pipe(**family.text(1), **family.arguments())
     finally:
         handle.remove()
-    assert not is_refusal(caught.value, pipe)
+    assert not is_argument_error(caught.value, pipe)

@@ -3,7 +3,7 @@ from torch import nn
 
 from tpdm.pipelines import active_rows as rows_module
 from tpdm.pipelines.active_rows import ActiveRows
-from tpdm.pipelines.registry import TAPS
+from tpdm.pipelines.registry import DENOISERS
 
 
 class Denoiser(nn.Module):
@@ -15,7 +15,7 @@ class Denoiser(nn.Module):
 
 
 def drive(monkeypatch, call, images, active):
-    entry = TAPS["FluxTransformer2DModel"]
+    entry = DENOISERS["FluxTransformer2DModel"]
     monkeypatch.setattr(rows_module, "find_entry", lambda denoiser: entry)
     denoiser = Denoiser()
     with ActiveRows(denoiser, lambda: (images, active)) as rows:

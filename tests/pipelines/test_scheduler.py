@@ -8,19 +8,19 @@ from tests.support.tiny_families import DIFFUSION
 from tpdm.core.errors import BackboneError
 from tpdm.core.solvers import SOLVERS
 from tpdm.core.stepper import Stepper
-from tpdm.pipelines.registry import TAPS
+from tpdm.pipelines.registry import DENOISERS
 from tpdm.pipelines.scheduler import AdaptiveScheduler
-from tpdm.pipelines.time_mapping import ImageTimes, choose_axis
-from tpdm.policies.fixed import FixedTimes
+from tpdm.pipelines.time_mapping import PerSampleTimesteps, make_time_mapping
+from tpdm.policies.fixed import FixedSchedule
 
 
 def make_scheduler(lists=((1.0, 0.5, 0.0), (1.0, 0.8, 0.4, 0.0)), max_steps=5):
-    policy = FixedTimes(lists)
+    policy = FixedSchedule(lists)
 
     def make_stepper(device):
         return Stepper(policy, SOLVERS["euler"], images=2, max_steps=max_steps)
 
-    axis = choose_axis(FlowMatchEulerDiscreteScheduler(), TAPS["SD3Transformer2DModel"], "euler")
+    axis = make_time_mapping(FlowMatchEulerDiscreteScheduler(), DENOISERS["SD3Transformer2DModel"], "euler")
     scheduler = AdaptiveScheduler.driving(make_stepper, lambda stepper: None, axis)
     scheduler.set_timesteps(28)
     return scheduler
@@ -68,7 +68,7 @@ def test_of_a_single_step_the_first_entry_is_not_the_whole():
 
 
 def test_image_times_tile_when_expanded():
-    times = torch.tensor([3.0, 4.0]).as_subclass(ImageTimes)
+    times = torch.tensor([3.0, 4.0]).as_subclass(PerSampleTimesteps)
     assert times.expand(4).tolist() == [3, 4, 3, 4]
     assert type(times.expand(4)) is torch.Tensor
     assert times.expand(3, 2).shape == (3, 2)
@@ -108,15 +108,15 @@ def test_sigmas_are_those_of_now():
 
 
 def test_a_pipeline_that_asks_another_scheduler_is_told_so():
-    axis = choose_axis(FlowMatchEulerDiscreteScheduler(), TAPS["SD3Transformer2DModel"], "euler")
+    axis = make_time_mapping(FlowMatchEulerDiscreteScheduler(), DENOISERS["SD3Transformer2DModel"], "euler")
     scheduler = AdaptiveScheduler.driving(lambda device: None, lambda stepper: None, axis)
     with pytest.raises(BackboneError, match=r"calls its denoiser before scheduler\.set_timesteps"):
         assert scheduler.stepper.done
 
 
 def make_vp_scheduler(lists):
-    axis = choose_axis(DDIMScheduler(**DIFFUSION), TAPS["UNet2DConditionModel"], "euler")
-    policy = FixedTimes(lists)
+    axis = make_time_mapping(DDIMScheduler(**DIFFUSION), DENOISERS["UNet2DConditionModel"], "euler")
+    policy = FixedSchedule(lists)
     scheduler = AdaptiveScheduler.driving(
         lambda device: Stepper(policy, axis.solver, images=len(lists)), lambda stepper: None, axis
     )

@@ -13,7 +13,7 @@ import diffusers
 
 from tpdm.pipelines.arguments import REFUSED
 from tpdm.pipelines.compatibility import REFUSED_PIPELINES
-from tpdm.pipelines.registry import TAPS
+from tpdm.pipelines.registry import DENOISERS
 from tpdm.pipelines.step_keyed import STEP_KEYED
 
 # What decides the same at every step, whatever their number.
@@ -65,7 +65,7 @@ def calls():
     found = {}
     for path in sorted((Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py")):
         source = path.read_text(encoding="utf-8")
-        if not any(name in source for name in TAPS):
+        if not any(name in source for name in DENOISERS):
             continue
         for text in re.split(r"\n(?=class )", source)[1:]:
             name, *bases = re.findall(r"\w+", text[: text.index(":")])[1:]
@@ -74,7 +74,7 @@ def calls():
             made, call = stub_of("__init__", text), stub_of("__call__", text)
             parts = {a.arg: set(re.findall(r"\w+", ast.unparse(a.annotation))) for a in made or () if a.annotation}
             denoiser = parts.get("transformer", set()) | parts.get("unet", set())
-            if call and denoiser & set(TAPS) and not denoiser & CONVERTED:
+            if call and denoiser & set(DENOISERS) and not denoiser & CONVERTED:
                 found[name] = {argument.arg for argument in call} - {"self"}
     return found
 

@@ -15,7 +15,7 @@ from tests.support.relatives import call_of, relative
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.step_keyed import told_steps, without_step_keys
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 
 
 def told(cls, **arguments):
@@ -49,4 +49,4 @@ def test_the_steps_that_are_told_leave_the_cap_after_the_strength_is_off():
 def test_a_cap_of_one_is_no_sign_of_a_distilled_model():
     """PixArt-Alpha's pipeline takes one step for the mark of one, and reads what our scheduler does not give."""
     pipe = relative(PixArtAlphaPipeline, "PixArt-Sigma")
-    assert attach(pipe, FixedTimes([1.0, 0.0]), max_steps=1)(**call_of("PixArt-Sigma", 1), seeds=[0]).steps == [1]
+    assert attach(pipe, FixedSchedule([1.0, 0.0]), max_steps=1)(**call_of("PixArt-Sigma", 1), seeds=[0]).steps == [1]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.pipelines import test_families
 from tests.support.families import FAMILIES, tiny_pipe
-from tpdm.pipelines.registry import TAPS, find_denoiser, find_entry
+from tpdm.pipelines.registry import DENOISERS, find_denoiser, find_entry
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
 IN_ONE_BATCH = test_families.test_three_schedules_in_one_batch_equal_the_three_alone
@@ -36,7 +36,7 @@ def covered(test):
 
 def test_every_family_and_every_entry_is_listed():
     rows = table()
-    assert {row["denoiser"] for row in rows} == set(TAPS)
+    assert {row["denoiser"] for row in rows} == set(DENOISERS)
     assert {row["family"] for row in rows} == {name.removesuffix(", v-prediction") for name in FAMILIES}
 
 

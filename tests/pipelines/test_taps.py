@@ -8,9 +8,9 @@ from tests.support.policies import LookingPolicy
 from tests.support.tiny_flux import text
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.feature_hooks import FeatureTaps
-from tpdm.pipelines.registry import TAPS, find_entry
-from tpdm.sampling.batching.proxy import SeenByTaps
+from tpdm.pipelines.feature_hooks import FeatureHooks
+from tpdm.pipelines.registry import DENOISERS, find_entry
+from tpdm.sampling.batching.proxy import SharedFeatureHooks
 
 CALL = {"max_sequence_length": 4, "output_type": "latent"}
 
@@ -95,29 +95,31 @@ def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(sd3, flux, famil
 
 
 def test_an_unknown_denoiser_is_told_how_to_join():
-    with pytest.raises(BackboneError, match=r"class Linear, expected one of .*add TAPS\['Linear'\] = TapEntry"):
-        FeatureTaps(nn.Linear(2, 2))
+    with pytest.raises(
+        BackboneError, match=r"class Linear, expected one of .*add DENOISERS\['Linear'\] = DenoiserSpec"
+    ):
+        FeatureHooks(nn.Linear(2, 2))
 
 
 def test_a_subclass_is_its_parent(sd3):
     class Mine(type(sd3.transformer)):
         pass
 
-    assert find_entry(Mine.__new__(Mine)) is TAPS["SD3Transformer2DModel"]
+    assert find_entry(Mine.__new__(Mine)) is DENOISERS["SD3Transformer2DModel"]
 
 
 def test_hooks_that_saw_nothing_are_said(sd3):
-    with FeatureTaps(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile its blocks alone"):
+    with FeatureHooks(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile its blocks alone"):
         taps.features(1)
 
 
 @pytest.mark.parametrize("place", ["first", "last", "temb"])
 def test_an_entry_that_leads_nowhere_leaves_no_hook(sd3, monkeypatch, place):
-    entry = replace(TAPS["SD3Transformer2DModel"], **{place: "nowhere"})
-    monkeypatch.setitem(TAPS, "SD3Transformer2DModel", entry)
+    entry = replace(DENOISERS["SD3Transformer2DModel"], **{place: "nowhere"})
+    monkeypatch.setitem(DENOISERS, "SD3Transformer2DModel", entry)
     with pytest.raises(AttributeError, match="nowhere"):
         attach(sd3, LookingPolicy())("a", **CALL)
-    with pytest.raises(AttributeError, match="nowhere"), SeenByTaps(sd3.transformer):
+    with pytest.raises(AttributeError, match="nowhere"), SharedFeatureHooks(sd3.transformer):
         pass
     for module in sd3.transformer.modules():
         assert not module._forward_hooks

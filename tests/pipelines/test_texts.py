@@ -10,7 +10,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.loading.load import load_pipeline
 from tpdm.pipelines.time_mapping import flow_times, vp_times
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.sampling.prompt_embeddings import ENCODED, TextStore
 
 NAMES = [name for name in FAMILIES if not name.endswith("v-prediction")]
@@ -58,7 +58,7 @@ def test_a_pipeline_from_disk_with_plain_prompts_is_the_stock_one(name, folders)
     seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     expected = pipe(**call, num_inference_steps=3, generator=seeds)[0]
     times = flow_times(pipe.scheduler) if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
-    output = attach(pipe, FixedTimes(times))(**call, seeds=[0, 1])
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=[0, 1])
     assert (output.images - expected).abs().max().item() == 0.0
     assert output.steps == [len(times) - 1] * 2
 
@@ -71,7 +71,7 @@ def test_several_images_of_a_plain_prompt(name, folders):
     seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
     expected = pipe(**call, num_inference_steps=3, generator=seeds)[0]
     times = flow_times(pipe.scheduler) if name in FLOW_FAMILIES else vp_times(pipe.scheduler, 3)
-    output = attach(pipe, FixedTimes(times))(**call, seeds=range(4))
+    output = attach(pipe, FixedSchedule(times))(**call, seeds=range(4))
     assert output.steps == [len(times) - 1] * 4
     assert (output.images - expected).abs().max().item() == 0.0
 
@@ -86,13 +86,13 @@ def test_texts_encoded_once_give_the_same_images_without_the_encoders(name, nega
     if not negatives and Guidance.of(whole).entry.against_negative:
         arguments.pop("true_cfg_scale", None)  # it would have no effect
     spoken = {"prompt": PROMPTS, **avoided}
-    expected = attach(whole, FixedTimes(LISTS))(**spoken, **arguments, seeds=[0, 1])
+    expected = attach(whole, FixedSchedule(LISTS))(**spoken, **arguments, seeds=[0, 1])
 
     store.add(load(folders(name), "text encoders"), texts)
     bare = load(folders(name), "all but text encoders")
     assert all(part is None for key, part in bare.components.items() if key.startswith("text_encoder"))
     call = {**arguments, **store.call(texts, "cpu")}
-    output = attach(bare, FixedTimes(LISTS))(**call, seeds=[0, 1])
+    output = attach(bare, FixedSchedule(LISTS))(**call, seeds=[0, 1])
     assert output.steps == expected.steps
     scale = max(1.0, expected.images.abs().max().item())
     assert (output.images - expected.images).abs().max().item() <= FAMILIES[name].tolerance * scale

@@ -3,11 +3,11 @@ import time
 
 import pytest
 
-from tpdm.sampling.batching.micro_batcher import Turns
+from tpdm.sampling.batching.micro_batcher import FifoLock
 
 
 def test_turns_go_in_the_order_of_arrival_one_at_a_time():
-    turns, order, inside = Turns(), [], []
+    turns, order, inside = FifoLock(), [], []
 
     def go(name):
         with turns:
@@ -29,7 +29,7 @@ def test_turns_go_in_the_order_of_arrival_one_at_a_time():
 
 
 def test_an_error_hands_the_turn_over():
-    turns, order = Turns(), []
+    turns, order = FifoLock(), []
 
     def go():
         with turns:

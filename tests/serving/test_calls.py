@@ -9,7 +9,7 @@ import pytest
 
 from tests.serving.fake import FakeEngine
 from tpdm.serving.engine.interface import ImageDone, ImageRequest
-from tpdm.serving.http.request_tracker import Calls
+from tpdm.serving.http.request_tracker import RequestTracker
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def engine():
 
 def test_the_events_of_a_call_end_with_its_picture(engine):
     async def read():
-        with Calls(engine).start([ImageRequest("circle", 0)]) as call:
+        with RequestTracker(engine).start([ImageRequest("circle", 0)]) as call:
             return [event async for event in call.events()]
 
     assert isinstance(asyncio.run(read())[-1][1], ImageDone)
@@ -29,7 +29,9 @@ def test_the_events_of_a_call_end_with_its_picture(engine):
 
 def test_of_a_reader_that_falls_behind_the_newest_preview_waits(engine):
     async def read():
-        with Calls(engine).start([ImageRequest(name, 0, fixed_steps=20, previews="every") for name in "ab"]) as call:
+        with RequestTracker(engine).start(
+            [ImageRequest(name, 0, fixed_steps=20, previews="every") for name in "ab"]
+        ) as call:
             while engine.status().finished < 2:
                 await asyncio.sleep(0.01)
             return [event async for event in call.events()]
@@ -43,7 +45,7 @@ def test_of_a_reader_that_falls_behind_the_newest_preview_waits(engine):
 
 
 def test_a_reader_that_leaves_while_it_waits_leaves_nothing_in_the_loop(engine):
-    calls = Calls(engine)
+    calls = RequestTracker(engine)
 
     async def read(call):
         async for _ in call.events():

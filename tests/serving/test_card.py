@@ -4,8 +4,8 @@ import pytest
 
 from tests.support.families import FAMILIES
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.core.errors import ArtefactError, BackboneError
-from tpdm.pipelines.metadata import CallFacts, call_facts
+from tpdm.core.errors import BackboneError, CheckpointError
+from tpdm.pipelines.metadata import PipelineMetadata, read_pipeline_metadata
 from tpdm.serving.http.settings import describe_model
 from tpdm.tinyworld.grammar import WORDS
 
@@ -26,15 +26,15 @@ def test_a_folder_shows_its_name_and_not_its_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "facts"),
-    [("SD3", CallFacts(28, 64)), ("FLUX.2", CallFacts(50, None)), ("SD1.5", CallFacts(50, None))],
+    [("SD3", PipelineMetadata(28, 64)), ("FLUX.2", PipelineMetadata(50, None)), ("SD1.5", PipelineMetadata(50, None))],
 )
 def test_how_large_a_picture_may_be(tmp_path, family, facts):
     FAMILIES[family].build().save_pretrained(tmp_path)
-    assert call_facts(tmp_path) == facts
+    assert read_pipeline_metadata(tmp_path) == facts
 
 
 def test_what_is_not_there(tmp_path):
     with pytest.raises(BackboneError, match=r"whose index diffusers cannot load"):
-        call_facts(tmp_path)
-    with pytest.raises(ArtefactError):
+        read_pipeline_metadata(tmp_path)
+    with pytest.raises(CheckpointError):
         describe_model("tinyworld", str(tmp_path / "no"))

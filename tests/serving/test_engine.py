@@ -16,8 +16,8 @@ from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.policies.pretrained import from_pretrained
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.engine.interface import (
     DeadlineExceeded,
@@ -277,8 +277,8 @@ def test_what_can_never_be_served_is_refused_at_once(make, client, options, sent
 
 
 def test_the_dial_reaches_a_tpm_that_has_one(pipe, make, client):
-    shape = TpmShape(160, 160, channels=8, grid=2, gamma_range=(0.9, 0.99), storage="fp32")
-    tpm = TimePredictor(shape).eval()
+    shape = TPMConfig(160, 160, channels=8, grid=2, gamma_range=(0.9, 0.99), storage="fp32")
+    tpm = TimePredictionModule(shape).eval()
     torch.nn.init.normal_(tpm.fc1.weight)
     attached = attach(pipe, tpm, defaults=call_defaults("tinyworld"))
     engine = make(tpm=tpm)
@@ -331,7 +331,7 @@ def test_a_value_that_is_wrong_inside_is_no_refusal(pipe, make, client, caplog):
 
 @pytest.mark.parametrize(("grid", "good", "words"), [((2, 2), 32, "4 x 4 tokens, expected 2 x 2"), (None, 64, None)])
 def test_a_size_that_a_folded_tpm_does_not_read_is_refused_before_it_is_computed(make, client, grid, good, words):
-    engine = make(tpm=TimePredictor(TpmShape(160, 160, channels=8, layout="folded", token_grid=grid)).eval())
+    engine = make(tpm=TimePredictionModule(TPMConfig(160, 160, channels=8, layout="folded", token_grid=grid)).eval())
     client.send(engine, "good", ImageRequest("red circle", 0, width=good, height=good, max_steps=2))
     client.send(engine, "fixed", ImageRequest("red circle", 0, width=48, height=48, fixed_steps=2))
     client.wait(2)

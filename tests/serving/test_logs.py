@@ -40,7 +40,7 @@ def said():
 @pytest.fixture(autouse=True)
 def as_it_is(monkeypatch):
     """The arenas of this process, which is there for other tests too."""
-    monkeypatch.setattr("tpdm.serving.engine.engine.few_arenas", lambda: None)
+    monkeypatch.setattr("tpdm.serving.engine.engine.limit_malloc_arenas", lambda: None)
 
 
 @pytest.mark.parametrize("log_prompts", [True, False])

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tpdm.serving.engine.interface import EngineStopped, QueueFull
-from tpdm.serving.engine.scheduler import RequestQueue
+from tpdm.serving.engine.scheduler import Scheduler
 
 
 def filled(groups, slots=1, limit=100, ahead=0):
-    queue = RequestQueue(limit, slots, ahead)
+    queue = Scheduler(limit, slots, ahead)
     for i, group in enumerate(groups):
         queue.submit(f"{group}{i}", group)
     return queue
@@ -57,7 +57,7 @@ def test_a_full_queue_says_when_to_come_again():
 
 
 def test_the_estimate_follows_how_long_images_hold_their_place():
-    queue = RequestQueue(1, 4)
+    queue = Scheduler(1, 4)
     for i in range(100):
         queue.submit(str(i), "a")
         queue.take(10.0 * i)
@@ -76,7 +76,7 @@ def test_a_stopped_queue_takes_nothing_new_and_keeps_what_it_has():
 
 
 def test_cancelling_and_deadlines():
-    queue = RequestQueue(10, 1, ahead=0)
+    queue = Scheduler(10, 1, ahead=0)
     queue.submit("runs", "a", deadline=5.0)
     queue.submit("waits", "a", deadline=3.0)
     queue.take(0.0)
@@ -97,7 +97,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.slots, self.limit, self.ahead = 2, 3, 1
-        self.queue = RequestQueue(self.limit, self.slots, self.ahead)
+        self.queue = Scheduler(self.limit, self.slots, self.ahead)
         self.places, self.groups, self.asked, self.answers = {}, {}, {}, {}
         self.accepted = self.now = 0
         self.overtaken = set()  # (head of a waiting group, group that was served meanwhile)
@@ -208,7 +208,7 @@ TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, de
 
 
 def test_requests_ahead_are_taken_several_at_once():
-    queue = RequestQueue(limit=20, slots=2, ahead=4)
+    queue = Scheduler(limit=20, slots=2, ahead=4)
     for n in range(12):
         queue.submit(str(n), "a")
     taken = []

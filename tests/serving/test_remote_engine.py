@@ -22,7 +22,7 @@ from tpdm.serving.engine.interface import (
     RequestRefused,
     StepEvent,
 )
-from tpdm.serving.engine.remote import RemoteEngine, Report
+from tpdm.serving.engine.remote import RemoteEngine, ReplicaStatus
 
 A = ImageRequest("a", 0)
 DONE = ImageDone(picture(A), 2, (1.0, 0.5, 0.0), 0.0, 0.0, ("a warning",), nsfw_content_detected=True)
@@ -46,7 +46,7 @@ async def make(request):
         yield StepEvent(2, 0.0)
         if "late" in request.prompt:
             yield StepEvent(1, 0.5, DONE.image, again=True)
-        yield Report("one", replace(engine_status(), calls=3, rows=4))
+        yield ReplicaStatus("one", replace(engine_status(), calls=3, rows=4))
         yield DONE
     finally:
         closed.append(request.prompt)

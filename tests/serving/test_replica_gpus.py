@@ -49,7 +49,7 @@ def replicas(monkeypatch):
 def test_each_replica_takes_a_gpu_where_the_cluster_has_any(replicas, resources, planned, gpus, device):
     module, asked = replicas
     asked.resources = resources
-    engine = module.start_replicas(module.ReplicaPlan(partial(make, device="auto"), 2, 2, 4, 8, planned))
+    engine = module.start_replicas(module.ReplicaConfig(partial(make, device="auto"), 2, 2, 4, 8, planned))
     try:
         assert asked.options["ray_actor_options"]["num_gpus"] == gpus
         assert asked.bound[0]() == device

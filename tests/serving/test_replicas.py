@@ -51,16 +51,16 @@ def replica_pids():
 
 @pytest.fixture(scope="module")
 def engine():
-    from tpdm.serving.engine.ray_replicas import ReplicaPlan, start_replicas
+    from tpdm.serving.engine.ray_replicas import ReplicaConfig, start_replicas
 
     old = os.environ.get("PYTHONPATH", "")
     os.environ.update(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'src'}{os.pathsep}{old}", RAY_USAGE_STATS_ENABLED="0")
-    engine = start_replicas(ReplicaPlan(FAKE, replicas=2, most=3, slots=4, queue_limit=100, seconds=60))
+    engine = start_replicas(ReplicaConfig(FAKE, replicas=2, most=3, slots=4, queue_limit=100, seconds=60))
     yield engine
     engine.close()
 
 
-class Asked:
+class ParsedRequest:
     """A request and what became of it."""
 
     def __init__(self, engine, request):
@@ -77,7 +77,7 @@ class Asked:
 
 
 def test_a_picture_is_the_same_from_every_replica(engine):
-    asked = [Asked(engine, ImageRequest("red circle", seed, width=32, height=32)) for seed in range(12)]
+    asked = [ParsedRequest(engine, ImageRequest("red circle", seed, width=32, height=32)) for seed in range(12)]
     for one in asked:
         done = one.end()
         assert done.steps == steps_of(one.request)
@@ -88,8 +88,8 @@ def test_a_picture_is_the_same_from_every_replica(engine):
 
 
 def test_refusals_and_cancellations_cross_the_processes(engine):
-    assert isinstance(Asked(engine, ImageRequest("refuse", 0)).end().error, RequestRefused)
-    asked = Asked(engine, ImageRequest("endless", 0))
+    assert isinstance(ParsedRequest(engine, ImageRequest("refuse", 0)).end().error, RequestRefused)
+    asked = ParsedRequest(engine, ImageRequest("endless", 0))
     until(lambda: engine.status().running == 1)
     assert engine.cancel(asked.key)
     assert isinstance(asked.end().error, RequestCancelled)
@@ -100,7 +100,7 @@ def test_a_rolling_restart_loses_nothing(engine):
 
     def load():
         while not stop.wait(0.3):
-            asked.append(Asked(engine, ImageRequest("red circle", len(asked), fixed_steps=40)))
+            asked.append(ParsedRequest(engine, ImageRequest("red circle", len(asked), fixed_steps=40)))
 
     loading = threading.Thread(target=load)
     loading.start()
@@ -113,7 +113,7 @@ def test_a_rolling_restart_loses_nothing(engine):
 
 
 def test_kill_9_loses_what_it_was_computing_and_says_so(engine):
-    asked = [Asked(engine, ImageRequest("red circle", seed, fixed_steps=100)) for seed in range(8)]
+    asked = [ParsedRequest(engine, ImageRequest("red circle", seed, fixed_steps=100)) for seed in range(8)]
     until(lambda: engine.status().running > 4, 20)  # more than one replica has slots for
     before = replica_pids()
     os.kill(min(before), signal.SIGKILL)
@@ -121,13 +121,13 @@ def test_kill_9_loses_what_it_was_computing_and_says_so(engine):
     lost = [end for end in ends if isinstance(end, Failed)]
     assert 0 < len(lost) < 8
     assert all(isinstance(end.error, EngineStopped) and "send the request again" in str(end.error) for end in lost)
-    again = [Asked(engine, ImageRequest("red circle", seed)) for seed in range(8)]
+    again = [ParsedRequest(engine, ImageRequest("red circle", seed)) for seed in range(8)]
     assert {type(one.end()) for one in again} == {ImageDone}
     until(lambda: len(replica_pids() - {min(before)}) >= 2, 60)  # Ray starts another
 
 
 def test_replicas_follow_the_load(engine):
-    asked = [Asked(engine, ImageRequest("endless", seed)) for seed in range(40)]
+    asked = [ParsedRequest(engine, ImageRequest("endless", seed)) for seed in range(40)]
     until(lambda: len(replica_pids()) == 3, 90)
     for one in asked:
         engine.cancel(one.key)
@@ -135,8 +135,8 @@ def test_replicas_follow_the_load(engine):
 
 
 def test_ranges_that_fall():
-    from tpdm.serving.engine.ray_replicas import ReplicaPlan
+    from tpdm.serving.engine.ray_replicas import ReplicaConfig
 
     for replicas, most in ((0, 1), (2, 1)):
         with pytest.raises(ConfigError, match="expected at least 1"):
-            ReplicaPlan(FAKE, replicas, most, 1, 1)
+            ReplicaConfig(FAKE, replicas, most, 1, 1)

@@ -10,8 +10,8 @@ import torch
 from tests.serving.conftest import CARD, Client, serving
 from tests.test_artefact import config_of
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.http.protocol import GenerationRequest
 from tpdm.serving.http.settings import Settings
@@ -51,8 +51,8 @@ VOLATILE = ("created", "created_at", "id", "seconds", "queued_seconds")
 def client():
     """A TPM with a dial, and random, so that all of its numbers count."""
     torch.manual_seed(0)
-    shape = TpmShape(160, 160, channels=8, grid=2, gamma_range=(0.9, 0.99), storage="fp32")
-    tpm = TimePredictor(shape).eval()
+    shape = TPMConfig(160, 160, channels=8, grid=2, gamma_range=(0.9, 0.99), storage="fp32")
+    tpm = TimePredictionModule(shape).eval()
     torch.nn.init.normal_(tpm.fc1.weight)
     dial = ((0.9, 4.0), (0.95, 8.0), (0.99, 16.0))
     tpm.artefact = config_of(shape, gamma=0.95, dial=dial, max_steps=6, call_defaults=call_defaults("tinyworld"))

@@ -24,21 +24,21 @@ from tpdm.core.solvers import AB2, Euler
 from tpdm.core.stepper import Stepper
 from tpdm.core.types import Features, Policy
 from tpdm.data.prompts import Prompt
-from tpdm.policies.conditioned import set_dial
+from tpdm.policies.conditioned import condition_policy
 from tpdm.policies.pretrained import save_pretrained
-from tpdm.policies.pretrained_config import ArtefactConfig
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.pretrained_config import PretrainedConfig
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.base import Reward
-from tpdm.sampling.base import Generated
-from tpdm.training.components import Parts
+from tpdm.sampling.base import SampleBatch
+from tpdm.training.components import TrainingComponents
 from tpdm.training.monitoring.metrics import calibration
 
 EASY = Mixture((1.0,), ((1.0, 0.5),), (0.0,))
 HARD = Mixture((0.5, 0.5), ((2.0, 2.0), (-2.0, -2.0)), (0.1, 0.1))
 NOISES = 512  # noise is one of so many, so that the exact ends are computed once
 STOP_BELOW, MAX_STEPS = 0.1, 12
-SHAPE = TpmShape(
+SHAPE = TPMConfig(
     feature_channels=8, temb_channels=4, channels=16, grid=2, storage="fp32", init_alpha=1.5, init_beta=1.0
 )
 RECIPE: dict[str, Any] = {
@@ -89,18 +89,18 @@ class GaussianSampler:
         record: bool = False,
         negatives: Sequence[str] | None = None,
         gammas: Sequence[float] | None = None,
-    ) -> Generated:
+    ) -> SampleBatch:
         images, steps, times, trajectories = [], [], [], []
         for start in range(0, len(prompts), self.batch):
             part = slice(start, start + self.batch)
             asked = None if decision_seeds is None else decision_seeds[part]
-            policy = set_dial(self.policy, len(prompts[part]), gammas if gammas is None else gammas[part])
+            policy = condition_policy(self.policy, len(prompts[part]), gammas if gammas is None else gammas[part])
             end, stepper = self._run(policy, prompts[part], seeds[part], asked, record)
             images.append(end)
             steps += stepper.steps
             times += stepper.times
             trajectories += stepper.trajectories() if record else []
-        return Generated(torch.cat(images), steps, times, trajectories if record else None)
+        return SampleBatch(torch.cat(images), steps, times, trajectories if record else None)
 
     def _run(
         self,
@@ -159,17 +159,17 @@ class ShuffledReward(DistanceReward):
         return super().score(images_B3HW, prompts)[order]
 
 
-def make_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> tuple[Recipe, Parts]:
+def make_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> tuple[Recipe, TrainingComponents]:
     """A recipe (``RECIPE``, its sections updated key by key) and fresh parts that save to ``folder``."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in RECIPE.items()}
     for key, value in sections.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     recipe = make_recipe(values)
     shape = replace(SHAPE, gamma_range=recipe.reward.gamma_range, time_only=recipe.tpm.time_only)
-    policy = TimePredictor(shape, seed=recipe.seed)
+    policy = TimePredictionModule(shape, seed=recipe.seed)
 
-    def save(name: str, trained: TimePredictor, facts: dict[str, Any]) -> None:
-        config = ArtefactConfig(
+    def save(name: str, trained: TimePredictionModule, facts: dict[str, Any]) -> None:
+        config = PretrainedConfig(
             shape=shape,
             backbone_class="None",
             backbone_name="gaussian",
@@ -188,10 +188,10 @@ def make_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> 
         save_pretrained(trained, config, folder / name)
 
     sampler = GaussianSampler(policy, recipe.rl.rollout_batch)
-    return recipe, Parts(policy, sampler, judge or DistanceReward(), prompts(40), prompts(32, 40), save)
+    return recipe, TrainingComponents(policy, sampler, judge or DistanceReward(), prompts(40), prompts(32, 40), save)
 
 
-def make_small_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> tuple[Recipe, Parts]:
+def make_small_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> tuple[Recipe, TrainingComponents]:
     """Ten updates of 16 images, a third of a second: for what does not depend on how well it learns."""
     small = {
         "rl": {"updates": 10, "prompts_per_update": 4, "samples_per_prompt": 4},

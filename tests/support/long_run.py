@@ -11,14 +11,14 @@ import torch
 
 from tests.support.gaussian_problem import make_small_problem
 from tpdm.core.errors import TpdmError
-from tpdm.training.distributed.context import join_team
-from tpdm.training.distributed.heartbeat import beating
+from tpdm.training.distributed.context import init_distributed
+from tpdm.training.distributed.heartbeat import heartbeat
 from tpdm.training.loop import train_loop
 
 
 def main(folder: Path, updates: int) -> None:
     torch.set_num_threads(1)
-    with join_team("cpu") as team, beating(team):
+    with init_distributed("cpu") as team, heartbeat(team):
         (folder / f"pid-{team.rank}").write_text(str(os.getpid()))
         train_loop(*make_small_problem(folder, rl={"updates": updates}, checkpoint={"every": 1}), folder, team)
 

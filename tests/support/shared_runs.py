@@ -15,7 +15,7 @@ import torch
 from tests.support.gaussian_problem import make_small_problem
 from tests.support.interrupted import InterruptingReward
 from tpdm.rewards.base import Reward
-from tpdm.training.distributed.context import ALONE, Team, join_team
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext, init_distributed
 from tpdm.training.loop import train_loop
 
 RATE = {"lr": 1e-3}
@@ -49,20 +49,20 @@ CASES: dict[str, dict[str, Any]] = {
 CALLS = 7  # of the reward until the interruption: after the checkpoint of update 4
 
 
-def run_case(name: str, folder: Path, team: Team = ALONE, judge: Reward | None = None) -> None:
+def run_case(name: str, folder: Path, team: DistributedContext = SINGLE_PROCESS, judge: Reward | None = None) -> None:
     recipe, parts = make_small_problem(folder, judge, **CASES[name])
     train_loop(recipe, parts, folder, team)
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with join_team("cpu") as team:
+    with init_distributed("cpu") as team:
         for name in CASES:
             run_case(name, folder / name, team)
         with suppress(KeyboardInterrupt):
             run_case("plain", folder / "cut", team, InterruptingReward(CALLS))
         # The folder of the others is another machine's: nothing is read or written there.
-        elsewhere = folder if team.leads else folder / "not-here"
+        elsewhere = folder if team.is_main_process else folder / "not-here"
         run_case("plain", elsewhere / "cut", team)
         with suppress(KeyboardInterrupt):
             run_case("uneven", folder / "handed-over", team, InterruptingReward(CALLS))

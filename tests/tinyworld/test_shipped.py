@@ -12,7 +12,7 @@ from tpdm.evaluation.baselines import default_schedule
 from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.rewards.loading import load_reward
 from tpdm.tinyworld.build.reward import blur, latent_noise, pixel_noise
 from tpdm.tinyworld.builtin import WEIGHTS
@@ -75,11 +75,11 @@ def test_six_schedules_in_one_batch_are_the_six_alone(pipe, guidance):
     lists = [uniform(n).tolist() for n in (3, 4, 5, 6, 8, 10)]
     prompts = [f"large {c} circle top left on black" for c in list(COLOURS)[:6]]
     arguments = {**call_defaults("tinyworld"), "output_type": "latent", "guidance_scale": guidance}
-    together = attach(pipe, FixedTimes(lists))(prompts, seeds=list(range(6)), **arguments)
+    together = attach(pipe, FixedSchedule(lists))(prompts, seeds=list(range(6)), **arguments)
     assert together.steps == [3, 4, 5, 6, 8, 10]
     assert together.nfe_rows == (2 if guidance > 1 else 1) * sum(together.steps)
     for i, times in enumerate(lists):
-        alone = attach(pipe, FixedTimes(times))(prompts[i], seeds=[i], **arguments)
+        alone = attach(pipe, FixedSchedule(times))(prompts[i], seeds=[i], **arguments)
         assert alone.steps == together.steps[i : i + 1]
         assert (alone.images[0] - together.images[i]).abs().max() <= 2e-5
 
@@ -99,7 +99,7 @@ def test_the_reward_falls(pipe, scenes, asked, pictures, fault):
             latents = latent_noise(pipe.vae.encode(2 * clean - 1).latent_dist.mean, strength, rng)
             bad = (pipe.vae.decode(latents).sample.clamp(-1, 1) + 1) / 2
     elif fault == "few steps":
-        short = attach(pipe, FixedTimes(uniform(2).tolist()), defaults=call_defaults("tinyworld"))
+        short = attach(pipe, FixedSchedule(uniform(2).tolist()), defaults=call_defaults("tinyworld"))
         good, bad = pictures, short(captions, seeds=list(range(IMAGES)), output_type="pt").images
     else:
         others = [replace(s, objects=sample_scene(rng, 3).objects) for s in scenes]

@@ -8,11 +8,11 @@ import torch
 from tests.support.gaussian_problem import make_small_problem
 from tests.support.interrupted import InterruptingReward, files, run
 from tpdm.core.io import load_tensors
-from tpdm.policies.tpm import TimePredictor
-from tpdm.training.ema import WeightAverage
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.training.ema import EMA
 
 
-def policy_at(value: float) -> TimePredictor:
+def policy_at(value: float) -> TimePredictionModule:
     policy = make_small_problem(Path())[1].policy
     with torch.no_grad():
         for weight in policy.parameters():
@@ -21,7 +21,7 @@ def policy_at(value: float) -> TimePredictor:
 
 
 def test_it_is_an_exponential_average_that_forgets_its_beginning_faster():
-    average = WeightAverage(policy_at(0.0), decay=0.5)
+    average = EMA(policy_at(0.0), decay=0.5)
     expected = 0.0
     for updates, value in enumerate((1.0, 3.0, -2.0, 5.0, 4.0, 1.0, 0.5, 2.0, 9.0, 1.0), start=1):
         average.update(policy_at(value), updates)
@@ -32,7 +32,7 @@ def test_it_is_an_exponential_average_that_forgets_its_beginning_faster():
 
 
 def test_without_decay_it_is_the_policy_itself():
-    average = WeightAverage(policy_at(7.0), decay=0.0)
+    average = EMA(policy_at(7.0), decay=0.0)
     policy = policy_at(0.1)
     average.update(policy, 1)
     assert all(torch.equal(average.weights[k], v) for k, v in policy.state_dict().items())
@@ -40,10 +40,10 @@ def test_without_decay_it_is_the_policy_itself():
 
 def test_the_policy_gets_its_own_weights_back_whatever_happens():
     policy = policy_at(1.0)
-    average = WeightAverage(policy_at(2.0), decay=0.9)
+    average = EMA(policy_at(2.0), decay=0.9)
 
     def interrupted():
-        with average.worn_by(policy):
+        with average.average_parameters(policy):
             assert float(policy.fc2.bias.detach()[0]) == 2.0
             raise KeyboardInterrupt
 

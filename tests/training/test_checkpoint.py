@@ -10,7 +10,7 @@ from tests.support.interrupted import InterruptingReward, files, run
 from tpdm.core.errors import TrainingError
 from tpdm.core.io import read_metrics
 from tpdm.training.checkpoint import load_checkpoint
-from tpdm.training.ema import WeightAverage
+from tpdm.training.ema import EMA
 from tpdm.training.monitoring.logger import MetricsLog
 from tpdm.training.policy_update import make_optimizer
 from tpdm.training.run_identity import run_identity
@@ -116,7 +116,7 @@ def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path):
 def test_optimizer_state_comes_back(tmp_path, whole):
     recipe, parts = make_small_problem(tmp_path)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
-    average = WeightAverage(parts.policy, 0.0)
+    average = EMA(parts.policy, 0.0)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     state = load_checkpoint(whole / "checkpoints", parts.policy, average, optimizer, identity)
     assert state is not None

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.gaussian_problem import make_small_problem, prompts
 from tpdm.core.errors import PromptError
-from tpdm.training.batch_sampler import deal_prompts
+from tpdm.training.batch_sampler import draw_prompts
 from tpdm.training.initialization import CALIBRATION_PROMPTS
 from tpdm.training.loop import train_loop
 
@@ -16,7 +16,7 @@ from tpdm.training.loop import train_loop
 @pytest.mark.parametrize(("count", "available"), [(4, 10), (5, 10), (10, 10), (7, 3), (1, 1)])
 def test_every_prompt_comes_once_an_epoch(count, available):
     pool = prompts(available)
-    dealt = [p for update in range(available * 2) for p in deal_prompts(pool, count, 3, update)]
+    dealt = [p for update in range(available * 2) for p in draw_prompts(pool, count, 3, update)]
     assert len(dealt) == 2 * available * count
     for start in range(0, len(dealt), available):
         assert Counter(dealt[start : start + available]) == Counter(pool)
@@ -24,15 +24,15 @@ def test_every_prompt_comes_once_an_epoch(count, available):
 
 def test_the_deal_depends_on_seed_and_update_alone():
     pool = prompts(50)
-    again = [deal_prompts(pool, 8, 1, update) for update in (9, 2, 5)]
-    assert again == [deal_prompts(pool, 8, 1, 9), deal_prompts(pool, 8, 1, 2), deal_prompts(pool, 8, 1, 5)]
-    assert deal_prompts(pool, 8, 1, 0) != deal_prompts(pool, 8, 2, 0)
-    assert deal_prompts(pool, 50, 1, 0) != deal_prompts(pool, 50, 1, 1)  # each epoch has its own order
+    again = [draw_prompts(pool, 8, 1, update) for update in (9, 2, 5)]
+    assert again == [draw_prompts(pool, 8, 1, 9), draw_prompts(pool, 8, 1, 2), draw_prompts(pool, 8, 1, 5)]
+    assert draw_prompts(pool, 8, 1, 0) != draw_prompts(pool, 8, 2, 0)
+    assert draw_prompts(pool, 50, 1, 0) != draw_prompts(pool, 50, 1, 1)  # each epoch has its own order
 
 
 def test_no_prompts_are_refused():
     with pytest.raises(PromptError, match="got no training prompts"):
-        deal_prompts([], 4, 0, 0)
+        draw_prompts([], 4, 0, 0)
 
 
 @pytest.mark.parametrize("noise", ["shared", "independent"])

@@ -8,9 +8,9 @@ import torch
 from tests.support.gaussian_problem import GaussianSampler, make_problem, make_small_problem, prompts
 from tpdm.config.recipe import RewardConfig
 from tpdm.core.io import read_metrics
-from tpdm.policies.gamma import dial_position
+from tpdm.policies.gamma import gamma_position
 from tpdm.policies.pretrained import load_policy
-from tpdm.training.batch_sampler import deal_gammas
+from tpdm.training.batch_sampler import draw_gammas
 from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.metrics import dial_points
 
@@ -85,11 +85,11 @@ def test_it_resumes_with_the_same_gammas(tmp_path):
 
 def test_gammas_are_spread_over_the_range_and_differ_between_updates():
     config = RewardConfig(**DIAL)
-    first, second = (deal_gammas(config, 12, seed=3, update=u) for u in (0, 1))
+    first, second = (draw_gammas(config, 12, seed=3, update=u) for u in (0, 1))
     assert first is not None
-    assert first == deal_gammas(config, 12, seed=3, update=0)
+    assert first == draw_gammas(config, 12, seed=3, update=0)
     assert first != second
     assert first != sorted(first)
-    spread_B = dial_position(torch.tensor(sorted(first)), LOW, HIGH)
+    spread_B = gamma_position(torch.tensor(sorted(first)), LOW, HIGH)
     assert float(spread_B.diff().min()) == pytest.approx(2 / 12, abs=1e-2)
-    assert deal_gammas(RewardConfig(), 12, seed=3, update=0) is None
+    assert draw_gammas(RewardConfig(), 12, seed=3, update=0) is None

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.interrupted import InterruptingReward, files, run
 from tpdm.core.errors import TrainingError
-from tpdm.training.train import full_disk_told
+from tpdm.training.train import translate_disk_full
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def test_no_room_for_a_checkpoint(tmp_path, whole):
         whole / "checkpoints" / "update-000010" / "policy.safetensors"
     ).stat().st_size + 100  # not for the optimizer
     told = pytest.raises(TrainingError, match=r"got no more room for the files of .*goes on from")
-    with told as caught, no_file_larger_than(room), full_disk_told(tmp_path):
+    with told as caught, no_file_larger_than(room), translate_disk_full(tmp_path):
         run(tmp_path)
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["update-000004"]
@@ -49,12 +49,12 @@ def test_no_room_for_anything_else(tmp_path, whole, monkeypatch, target):
 
     with monkeypatch.context() as patched:
         patched.setattr(target, full)
-        with pytest.raises(TrainingError, match="No space left on device"), full_disk_told(tmp_path):
+        with pytest.raises(TrainingError, match="No space left on device"), translate_disk_full(tmp_path):
             run(tmp_path)
     run(tmp_path)
     assert files(tmp_path) == files(whole)
 
 
 def test_other_errors_pass(tmp_path):
-    with pytest.raises(PermissionError), full_disk_told(tmp_path):
+    with pytest.raises(PermissionError), translate_disk_full(tmp_path):
         raise PermissionError(errno.EACCES, "no")

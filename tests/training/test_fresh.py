@@ -7,8 +7,8 @@ import pytest
 from tpdm.config.loader import make_recipe
 from tpdm.core.errors import ConfigError
 from tpdm.pipelines.probe import FeatureWidths
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.training import initialization as fresh
 
 WIDTHS = FeatureWidths(12, 16, (4, 4))
@@ -17,12 +17,14 @@ DIAL = (0.97, 0.999)
 
 def begun(monkeypatch, gamma_range=None, gamma=0.97, loaded=None, **tpm):
     """What a recipe with tpm.init_from begins with, where that TPM has ``channels`` 8 and ``loaded``."""
-    policy = TimePredictor(TpmShape(feature_channels=12, temb_channels=16, channels=8, grid=2, **(loaded or {})))
+    policy = TimePredictionModule(
+        TPMConfig(feature_channels=12, temb_channels=16, channels=8, grid=2, **(loaded or {}))
+    )
     monkeypatch.setattr(fresh, "load_policy", lambda place: policy)
     recipe = make_recipe({"name": "on"})
     reward = replace(recipe.reward, gamma=gamma, gamma_range=gamma_range)
     asked = replace(recipe, tpm=replace(recipe.tpm, init_from="tpms/older", **tpm), reward=reward)
-    return policy, fresh.make_policy(asked, WIDTHS)
+    return policy, fresh.init_policy(asked, WIDTHS)
 
 
 def test_a_tpm_that_is_gone_on_with_keeps_its_shape(monkeypatch):

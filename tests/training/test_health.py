@@ -11,7 +11,14 @@ from tests.support.gaussian_problem import DistanceReward, make_small_problem
 from tpdm.config.loader import _KEYS
 from tpdm.core.io import read_metrics
 from tpdm.training.loop import train_loop
-from tpdm.training.monitoring.warnings import DETECTORS, RECOVERED_AFTER, WINDOW, Detector, Health, find_warnings
+from tpdm.training.monitoring.warnings import (
+    DETECTORS,
+    RECOVERED_AFTER,
+    WINDOW,
+    Detector,
+    TrainingMonitor,
+    find_warnings,
+)
 
 
 def warnings_of(folder, judge=None, caplog=None, judges=None, **sections):
@@ -146,7 +153,7 @@ def test_a_run_that_goes_on_is_not_told_again(tmp_path, caplog):
 @given(st.lists(st.booleans(), max_size=60))
 def test_it_is_told_once_and_again_only_after_it_was_gone(signs):
     sick = Detector("sick", "train", lambda rows, recipe: "sick" if rows[-1]["ill"] else None)
-    health = Health(recipe=None)  # type: ignore[arg-type]
+    health = TrainingMonitor(recipe=None)  # type: ignore[arg-type]
     told, well = [], RECOVERED_AFTER
     for update, ill in enumerate(signs):
         with pytest.MonkeyPatch.context() as patch:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tpdm.training.validation import keeps_up
+from tpdm.training.validation import is_not_worse
 
 
 @pytest.mark.parametrize(
@@ -16,20 +16,20 @@ from tpdm.training.validation import keeps_up
     ],
 )
 def test_only_what_is_significantly_below_the_record_is_left_out(now, expected):
-    assert keeps_up(now, [0.8, 0.6, 0.7, 0.5]) is expected
+    assert is_not_worse(now, [0.8, 0.6, 0.7, 0.5]) is expected
 
 
 def test_one_image_has_no_error_to_hide_in():
-    assert keeps_up([0.5], [0.5])
-    assert not keeps_up([0.4], [0.5])
+    assert is_not_worse([0.5], [0.5])
+    assert not is_not_worse([0.4], [0.5])
 
 
 def test_images_of_a_prompt_and_gammas_of_an_image_are_worse_together():
     # -.2 with an error of .147 prompt by prompt; said of 16 numbers it would be .066.
     now, record = [-0.5, -0.5, -0.4, -0.4, 0.1, 0.1, 0.0, 0.0] * 2, [0.0] * 16
-    assert keeps_up(now, record, samples=2, points=2)
-    assert not keeps_up(now, record)
-    assert not keeps_up([-0.12 if i % 2 else -0.08 for i in range(16)], record, samples=2, points=2)
+    assert is_not_worse(now, record, samples=2, points=2)
+    assert not is_not_worse(now, record)
+    assert not is_not_worse([-0.12 if i % 2 else -0.08 for i in range(16)], record, samples=2, points=2)
 
 
 @pytest.mark.parametrize(("samples", "points"), [(4, 1), (1, 5), (2, 3)])
@@ -39,5 +39,5 @@ def test_an_equally_good_policy_is_refused_as_often_as_is_said(samples, points):
     for _ in range(tries):
         own = torch.randn(points, prompts, samples, generator=generator)
         difference = own + torch.randn(1, prompts, 1, generator=generator)  # correlation 1/2 within a prompt
-        refused += not keeps_up(difference.flatten().tolist(), [0.0] * difference.numel(), samples, points)
+        refused += not is_not_worse(difference.flatten().tolist(), [0.0] * difference.numel(), samples, points)
     assert refused / tries < 0.05  # nominally .025; image by image it would be above .1

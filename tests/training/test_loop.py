@@ -17,9 +17,9 @@ from tests.support.gaussian_problem import (
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics
 from tpdm.core.types import Policy
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import load_policy
-from tpdm.training.components import Parts, priced
+from tpdm.training.components import TrainingComponents, apply_step_penalty
 from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.warnings import find_warnings
 
@@ -32,13 +32,13 @@ def measure(policy: Policy, recipe: Recipe) -> tuple[torch.Tensor, list[int]]:
     """Objective and steps of every test prompt under the mode, on fixed noise."""
     generated = GaussianSampler(policy)(TEST_PROMPTS, SEEDS)
     score_B = DistanceReward().score(generated.images_B3HW, TEST_PROMPTS)
-    return priced(score_B, torch.tensor(generated.steps), recipe.reward), generated.steps
+    return apply_step_penalty(score_B, torch.tensor(generated.steps), recipe.reward), generated.steps
 
 
 def search_fixed(recipe: Recipe) -> tuple[float, float]:
     """Best mean objective of one fixed schedule for all prompts, and of one for each kind of prompt."""
     schedules = [_shifted(n, shift) for n in range(1, 8) for shift in (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)]
-    table = torch.stack([measure(FixedTimes(times), recipe)[0] for times in schedules])
+    table = torch.stack([measure(FixedSchedule(times), recipe)[0] for times in schedules])
     hard_B = torch.tensor([is_hard(p) for p in TEST_PROMPTS])
     easy_best = table[:, ~hard_B].mean(1).max()
     hard_best = table[:, hard_B].mean(1).max()
@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 
 
 def untrained(recipe: Recipe) -> float:
-    parts: Parts = make_problem(Path(), seed=recipe.seed)[1]
+    parts: TrainingComponents = make_problem(Path(), seed=recipe.seed)[1]
     return float(measure(parts.policy, recipe)[0].mean())
 
 

@@ -13,12 +13,12 @@ from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import load_pipeline
 from tpdm.pipelines.vae import decoding_in_slices
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.sampling.samplers import PipelineSampler
-from tpdm.training.build import build_parts
-from tpdm.training.rollout import make_replay
+from tpdm.training.build import build_components
+from tpdm.training.rollout import make_rollout_buffer
 from tpdm.training.train import train
 
 FAMILIES = ["SD3", "FLUX.1 dev"]
@@ -80,10 +80,10 @@ def test_a_run_without_text_encoders_is_the_run_with_them(name, negatives, folde
 
 def test_a_run_that_goes_on_loads_no_text_encoders(folders, tmp_path, monkeypatch):
     recipe = recipe_for(folders["SD3"], tmp_path, "run", text_encoders="leave")
-    first = build_parts(recipe, tmp_path / "run")
+    first = build_components(recipe, tmp_path / "run")
     assert first.sampler.pipeline.pipe.text_encoder is None
     monkeypatch.setattr(tpdm.training.build, "load_pipeline", None)
-    again = build_parts(recipe, tmp_path / "run")
+    again = build_components(recipe, tmp_path / "run")
     prompts = recipe.rl.prompts_per_update
     assert len(again.make(again.train_prompts[:prompts], range(prompts)).steps) == prompts
 
@@ -93,7 +93,7 @@ def test_decoding_in_slices_gives_the_same_pictures(name, folders):
     pipe = load_pipeline(folders[name], device="cpu")
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 16, "width": 16, "max_sequence_length": 4}
-    whole = PipelineSampler(attach(pipe, FixedTimes(LISTS)), 3, call)
+    whole = PipelineSampler(attach(pipe, FixedSchedule(LISTS)), 3, call)
     expected = whole(["a", "b", "c"], [0, 1, 2])
     decoded = []
     handle = pipe.vae.decoder.register_forward_hook(lambda m, args, out: decoded.append(len(out)))
@@ -124,10 +124,10 @@ def test_replay_is_half_precision_and_knows_no_resolution(name, folders):
     width = pipe.transformer.inner_dim
     bytes_per_decision = set()
     for side in (16, 32):
-        policy = TimePredictor(TpmShape(width, width, channels=8, grid=2))
+        policy = TimePredictionModule(TPMConfig(width, width, channels=8, grid=2))
         call = {"height": side, "width": side, "max_sequence_length": 4}
         sampler = PipelineSampler(attach(pipe, policy, max_steps=3), 2, call)
-        seen = make_replay(sampler(["a", "b"], [0, 1], [2, 3], record=True).trajectories).observation
+        seen = make_rollout_buffer(sampler(["a", "b"], [0, 1], [2, 3], record=True).trajectories).observation
         assert seen.map_BCHW.dtype == seen.temb_BE.dtype == torch.float16
         kept = [seen.map_BCHW.untyped_storage().nbytes(), seen.temb_BE.untyped_storage().nbytes()]
         bytes_per_decision.add(sum(kept) / len(seen.t_B))

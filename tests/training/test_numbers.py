@@ -9,13 +9,13 @@ import torch
 
 from tests.support.gaussian_problem import DistanceReward, make_small_problem
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tpdm.core.errors import NumbersError, RewardError, TrainingError
+from tpdm.core.errors import NonFiniteError, RewardError, TrainingError
 from tpdm.core.seeding import Stream, derive_seed
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.probe import probe_features
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.pipelines.probe import infer_feature_shapes
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.loop import train_loop
 
@@ -46,19 +46,19 @@ def poison(monkeypatch, module, row, call):
 
 
 def test_a_prediction_that_is_nan_names_prompt_and_seed(sd3, monkeypatch):
-    sampler = PipelineSampler(attach(sd3, FixedTimes([1.0, 0.5, 0.0])), 2, CALL)
+    sampler = PipelineSampler(attach(sd3, FixedSchedule([1.0, 0.5, 0.0])), 2, CALL)
     poison(monkeypatch, sd3.transformer, row=1, call=4)  # the second step of "c" and "d"
-    with pytest.raises(NumbersError, match=r"prediction for image 1 .* made of prompt 'd' with seed 13\.$") as caught:
+    with pytest.raises(NonFiniteError, match=r"prediction for image 1 .* made of prompt 'd' with seed 13\.$") as caught:
         sampler(PROMPTS, SEEDS)
     assert "\n" not in str(caught.value)
 
 
 def test_features_that_are_nan_name_prompt_and_seed(sd3, monkeypatch):
-    widths = probe_features(sd3, CALL)
-    policy = TimePredictor(TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
+    widths = infer_feature_shapes(sd3, CALL)
+    policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
     sampler = PipelineSampler(attach(sd3, policy), 3, CALL)
     poison(monkeypatch, sd3.transformer.transformer_blocks[-1], row=0, call=1)
-    with pytest.raises(NumbersError, match=r"made of prompt 'a' with seed 10\.$"):
+    with pytest.raises(NonFiniteError, match=r"made of prompt 'a' with seed 10\.$"):
         sampler(PROMPTS, SEEDS)
 
 
@@ -91,6 +91,6 @@ def test_a_gradient_that_is_nan_names_prompt_and_seed(tmp_path, ratio):
 
     with pytest.raises(TrainingError, match="got a gradient of norm nan") as caught:
         train_loop(recipe, replace(parts, sampler=poisoned), tmp_path)
-    assert isinstance(caught.value, NumbersError)
+    assert isinstance(caught.value, NonFiniteError)
     assert re.search(rf"made of prompt '{first['prompt']}' with seed {first['seed']}\.$", str(caught.value))
     assert all(torch.isfinite(p).all() for p in parts.policy.parameters())

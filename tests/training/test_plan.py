@@ -16,7 +16,7 @@ from tpdm.config.recipe import BackboneConfig, PromptsConfig, Recipe, RlConfig, 
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.loading.load import load_pipeline
 from tpdm.pipelines.metadata import pipeline_sizes
-from tpdm.pipelines.probe import probe_features
+from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.pipelines.vae import decoding_in_slices
 from tpdm.training.planning.memory import MemoryPart, estimate_memory, memory_peaks, replay_bytes
 from tpdm.training.planning.meta import CallShape, denoiser_call, peak_of
@@ -37,7 +37,7 @@ def test_sizes_from_configuration_alone_are_those_of_the_loaded_pipeline(tmp_pat
         pipe, sizes = load_pipeline(name, device="cpu"), pipeline_sizes(name)
         networks = {k: v for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
         assert sizes.parameters == {k: sum(p.numel() for p in v.parameters()) for k, v in networks.items()}
-        widths = probe_features(pipe, {"max_sequence_length": 4})
+        widths = infer_feature_shapes(pipe, {"max_sequence_length": 4})
         assert (sizes.feature_channels, sizes.temb_channels) == (widths.feature_channels, widths.temb_channels)
 
 

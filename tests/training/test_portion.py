@@ -10,9 +10,9 @@ from tests.support.tiny_sd3 import make_tiny_sd3
 from tpdm.core.errors import TrainingError
 from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import AdaptiveOutput, attach
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batch_size import Portion
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.batch_size import AdaptiveBatchSize
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.loop import train_loop
 
@@ -67,7 +67,7 @@ def test_a_real_pipeline_is_given_back_and_makes_the_same_images(tmp_path, monke
     pipe = make_tiny_sd3(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 32, "width": 32}
-    policy = FixedTimes([1.0, 0.5, 0.0])
+    policy = FixedSchedule([1.0, 0.5, 0.0])
     prompts, seeds = ["a", "b", "c", "d"], [1, 2, 3, 4]
     whole = PipelineSampler(attach(pipe, policy), 4, call)(prompts, seeds)
     scheduler, forward = pipe.scheduler, pipe.transformer.forward
@@ -88,7 +88,7 @@ def test_a_real_pipeline_is_given_back_and_makes_the_same_images(tmp_path, monke
 def test_an_update_in_smaller_parts_is_the_same_update(tmp_path, monkeypatch, caplog):
     recipe, parts = make_small_problem(tmp_path / "whole", rl={"updates": 3})
     train_loop(recipe, parts, tmp_path / "whole")
-    evaluate, largest = TimePredictor.evaluate, []
+    evaluate, largest = TimePredictionModule.evaluate, []
 
     def hungry(self, observation, action_B):
         if len(action_B) > 20:
@@ -96,7 +96,7 @@ def test_an_update_in_smaller_parts_is_the_same_update(tmp_path, monkeypatch, ca
         largest.append(len(action_B))
         return evaluate(self, observation, action_B)
 
-    monkeypatch.setattr(TimePredictor, "evaluate", hungry)
+    monkeypatch.setattr(TimePredictionModule, "evaluate", hungry)
     recipe, short = make_small_problem(tmp_path / "short", rl={"updates": 3})
     train_loop(recipe, short, tmp_path / "short")
     assert largest
@@ -118,12 +118,12 @@ def test_an_update_that_does_not_fit_at_all_is_one_sentence(tmp_path, monkeypatc
         raise torch.OutOfMemoryError("out of memory")
 
     recipe, parts = make_small_problem(tmp_path)
-    monkeypatch.setattr(TimePredictor, "evaluate", full)
+    monkeypatch.setattr(TimePredictionModule, "evaluate", full)
     with pytest.raises(TrainingError, match=r"too little memory for rl\.update_batch = 1"):
         train_loop(recipe, parts, tmp_path)
 
 
 def test_a_portion_halves_what_was_tried():
-    portion = Portion(100, "rl.update_batch", "decisions")
+    portion = AdaptiveBatchSize(100, "rl.update_batch", "decisions")
     portion.halve(37)  # there were no more
     assert portion.size == 18

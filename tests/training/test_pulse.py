@@ -12,7 +12,7 @@ from tests.support.interrupted import files
 from tests.support.processes import Process, finish, free_port, start
 from tpdm.core.io import read_metrics
 from tpdm.training.distributed import heartbeat as pulse
-from tpdm.training.distributed.heartbeat import Pulse
+from tpdm.training.distributed.heartbeat import Heartbeat
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def three(monkeypatch):
         def kill(reason, rank=rank):
             calls[rank]["killed"] = reason
 
-        pulses.append(Pulse(rank, 3, store, interrupt, kill, silent=0.8))
+        pulses.append(Heartbeat(rank, 3, store, interrupt, kill, silent=0.8))
     for one in pulses:
         one.start()
     yield pulses, calls

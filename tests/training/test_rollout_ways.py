@@ -16,13 +16,13 @@ from tpdm.core.errors import TrainingError
 from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import load_pipeline
-from tpdm.pipelines.probe import probe_features
+from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.pretrained import load_policy
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
-from tpdm.sampling.batching.denoiser import CallMeeting
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.batching.denoiser import DenoiserBatcher
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
-from tpdm.training.build import build_parts
+from tpdm.training.build import build_components
 from tpdm.training.loop import train_loop
 from tpdm.training.train import train
 
@@ -47,9 +47,9 @@ def waiting(pipe_folder, tmp_path_factory):
 def attached(pipe_folder):
     pipe = load_pipeline(pipe_folder, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    widths = probe_features(pipe, CALL)
-    shape = TpmShape(widths.feature_channels, widths.temb_channels, channels=8, grid=2)
-    return attach(pipe, TimePredictor(shape, seed=1).eval(), max_steps=28)
+    widths = infer_feature_shapes(pipe, CALL)
+    shape = TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2)
+    return attach(pipe, TimePredictionModule(shape, seed=1).eval(), max_steps=28)
 
 
 def continuous(pipe_folder: Path, output: Path, **rl):
@@ -94,9 +94,9 @@ def full_calls(steps: list[int], places: int) -> int:
 
 def test_places_are_full_to_the_end(attached, monkeypatch):
     made = []
-    close = CallMeeting.close
+    close = DenoiserBatcher.close
     monkeypatch.setattr(
-        CallMeeting, "close", lambda self, error: (made.append((self.calls, self.rows)), close(self, error))
+        DenoiserBatcher, "close", lambda self, error: (made.append((self.calls, self.rows)), close(self, error))
     )
     steps = ContinuousSampler(attached, 3, CALL)(PROMPTS, SEEDS, DECISIONS).steps
     assert len(set(steps)) > 1
@@ -159,7 +159,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_pat
 
 def parts_of(recipe):
     folder = Path(recipe.output)
-    return recipe, build_parts(recipe, folder), folder
+    return recipe, build_components(recipe, folder), folder
 
 
 def without_recipe(folder):

@@ -15,9 +15,9 @@ from tpdm.config.recipe import BackboneConfig
 from tpdm.core.errors import ConfigError, TrainingError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_denoiser, find_entry
-from tpdm.policies.fixed import FixedTimes
-from tpdm.training.distributed.context import Team
-from tpdm.training.distributed.sharding import Calls, InStep, check_shard, find_blocks
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.training.distributed.context import DistributedContext
+from tpdm.training.distributed.sharding import CallSynchronizer, SynchronizedSampler, check_shard, find_blocks
 from tpdm.training.train import train
 
 # Its parts are measured on images that one process is enough for, and a divided denoiser needs all of them.
@@ -60,10 +60,10 @@ def test_one_process_has_nobody_to_share_with(pipe_folder, tmp_path):
 
 def test_every_process_needs_an_image(pipe_folder, tmp_path):
     recipe = tiny_recipe(pipe_folder, tmp_path, backbone={"shard": True})
-    check_shard(recipe, Team(0, 3), 3)
+    check_shard(recipe, DistributedContext(0, 3), 3)
     with pytest.raises(ConfigError, match=r"got 3 images .* for 4 processes"):
-        check_shard(recipe, Team(0, 4), 3)
-    check_shard(replace(recipe, backbone=BackboneConfig()), Team(), 3)
+        check_shard(recipe, DistributedContext(0, 4), 3)
+    check_shard(replace(recipe, backbone=BackboneConfig()), DistributedContext(), 3)
 
 
 def test_shared_and_offloaded_is_refused():
@@ -79,9 +79,9 @@ def test_every_family_has_blocks_beside_what_policies_look_at_and_repeats_its_la
     assert blocks
     assert not [path for path in (entry.first, entry.last, entry.temb) if f"{path}.".startswith(tuple(blocks))]
     call = {**FAMILIES[name].text(2), **FAMILIES[name].arguments()}
-    calls = Calls(denoiser, Team())
+    calls = CallSynchronizer(denoiser, DistributedContext())
     with calls:
-        attach(pipe, FixedTimes([[1.0, 0.5, 0.0], [1.0, 0.0]]))(**call, seeds=[0, 1])
+        attach(pipe, FixedSchedule([[1.0, 0.5, 0.0], [1.0, 0.0]]))(**call, seeds=[0, 1])
     last = denoiser.get_submodule(entry.temb)
     handle = last.register_forward_hook(lambda module, args, output: rows.append(1))
     calls.repeat()
@@ -100,7 +100,7 @@ def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
         return forward(hidden_states, *args, **options)
 
     monkeypatch.setattr(pipe.transformer, "forward", hungry)
-    attached = attach(pipe, FixedTimes([1.0, 0.5, 0.0]), defaults=FAMILIES["SD3"].arguments())
+    attached = attach(pipe, FixedSchedule([1.0, 0.5, 0.0]), defaults=FAMILIES["SD3"].arguments())
 
     class Again:
         """A sampler that tries again in smaller parts, as those of pipelines do."""
@@ -112,4 +112,4 @@ def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
                     return attached(**texts, seeds=asked[1][part])
 
     with pytest.raises(TrainingError, match=r"with backbone\.shard=true, .* lower rl\.rollout_batch"):
-        InStep(Again(), pipe.transformer, Team())(["a", "b"], [0, 1])
+        SynchronizedSampler(Again(), pipe.transformer, DistributedContext())(["a", "b"], [0, 1])

@@ -14,7 +14,7 @@ from tests.support.processes import ROOT, finish, run_python, start
 from tests.support.shared_runs import CASES, run_case
 from tpdm.cli import app
 from tpdm.core.io import load_tensors, read_metrics
-from tpdm.training.distributed.context import ALONE, Team, join_team
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext, init_distributed
 
 # What rounding leaves after ten updates: gradients are summed in another order, matrices have other numbers of rows.
 WEIGHTS = {"rtol": 1e-5, "atol": 1e-5}
@@ -103,20 +103,22 @@ def test_the_first_update_has_the_same_scores_to_the_bit(alone, shared):
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_every_item_has_one_process_and_sizes_differ_by_one_at_most(count, size):
-    parts = [range(count)[Team(rank, size).part(count)] for rank in range(size)]
+    parts = [range(count)[DistributedContext(rank, size).part(count)] for rank in range(size)]
     assert [item for part in parts for item in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_whole_groups_where_the_processes_divide_the_prompts():
-    assert [Team(rank, 4).part(8 * 5) for rank in range(4)] == [slice(10 * r, 10 * r + 10) for r in range(4)]
+    assert [DistributedContext(rank, 4).part(8 * 5) for rank in range(4)] == [
+        slice(10 * r, 10 * r + 10) for r in range(4)
+    ]
 
 
 def test_a_process_alone_needs_nobody():
-    team, tensors = Team(), {"a": torch.ones(2)}
-    assert team.gather_json({"x": 0.1}) == [{"x": 0.1}]
-    assert team.from_lead(json.loads("[1]")) == [1]
-    assert team.tensors_from_lead(tensors) == tensors
+    team, tensors = DistributedContext(), {"a": torch.ones(2)}
+    assert team.all_gather_object({"x": 0.1}) == [{"x": 0.1}]
+    assert team.broadcast_object(json.loads("[1]")) == [1]
+    assert team.broadcast_tensors(tensors) == tensors
 
 
 SMALL = ["rl.updates=2", "rl.prompts_per_update=3", "rl.samples_per_prompt=3", "validation.prompts=4"]
@@ -147,8 +149,8 @@ def test_torchrun_on_a_real_pipeline(tmp_path):
 def test_accelerate_launch_that_started_one_process_is_told(monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # with --num_processes 2 on CPUs, and no rank or size
-    with caplog.at_level(logging.WARNING), join_team("cpu") as team:
-        assert team is ALONE
+    with caplog.at_level(logging.WARNING), init_distributed("cpu") as team:
+        assert team is SINGLE_PROCESS
     assert "started one" in caplog.text
     assert "torchrun" in caplog.text
 

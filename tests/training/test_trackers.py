@@ -17,7 +17,7 @@ from tpdm.core.errors import ConfigError
 from tpdm.core.io import read_metrics
 from tpdm.rewards.composite import CompositeReward, RewardPart
 from tpdm.training.loop import train_loop
-from tpdm.training.monitoring.trackers import NOT_CURVES, PICTURES, check_packages, curves, listening
+from tpdm.training.monitoring.trackers import NOT_CURVES, PICTURES, check_packages, curves, open_trackers
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -79,7 +79,7 @@ def test_the_document_names_the_pictures_too():
 
 def run(folder, tracker, reward=None, **sections):
     recipe, parts = make_small_problem(folder, reward, trackers=[tracker], tracker_project="tests", **sections)
-    with listening(recipe, folder) as listeners:
+    with open_trackers(recipe, folder) as listeners:
         train_loop(recipe, replace(parts, listeners=listeners), folder)
         import torch
 
@@ -165,7 +165,7 @@ def test_a_missing_package_is_one_sentence_before_anything_is_loaded(monkeypatch
 
 def test_a_run_without_trackers_loads_none_of_them(tmp_path):
     recipe, _ = make_small_problem(tmp_path)
-    with listening(recipe, tmp_path) as listeners:
+    with open_trackers(recipe, tmp_path) as listeners:
         assert list(listeners) == []
     assert not (tmp_path / "tracker-id").exists()
 

@@ -12,36 +12,38 @@ from tpdm.config.recipe import OptimizerConfig, RlConfig
 from tpdm.core.errors import TrainingError
 from tpdm.core.io import read_metrics
 from tpdm.policies import beta
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 from tpdm.training.loop import train_loop
 from tpdm.training.policy_update import learning_rate, make_optimizer, update_policy
-from tpdm.training.rollout import Replay, make_replay
+from tpdm.training.rollout import RolloutBuffer, make_rollout_buffer
 
 RL = RlConfig(epochs=1, update_batch=10_000)
 
 
-def roll_out(policy: TimePredictor, images: int = 12) -> Replay:
+def roll_out(policy: TimePredictionModule, images: int = 12) -> RolloutBuffer:
     texts = [p.text for p in prompts(images)]
     generated = GaussianSampler(policy)(texts, range(images), range(images), record=True)
-    return make_replay(generated.trajectories)
+    return make_rollout_buffer(generated.trajectories)
 
 
-def fresh_policy() -> TimePredictor:
+def fresh_policy() -> TimePredictionModule:
     return make_small_problem(Path())[1].policy
 
 
-def update(policy: TimePredictor, replay: Replay, rl: RlConfig, advantage_B=None, reference=None, lr=1e-3):
+def update(
+    policy: TimePredictionModule, replay: RolloutBuffer, rl: RlConfig, advantage_B=None, reference=None, lr=1e-3
+):
     if advantage_B is None:
         advantage_B = torch.linspace(-1, 1, replay.trajectories)
     optimizer = make_optimizer(policy, OptimizerConfig(lr=lr))
     return update_policy(policy, optimizer, replay, advantage_B, rl, 1.0, reference)
 
 
-def weights(policy: TimePredictor) -> torch.Tensor:
+def weights(policy: TimePredictionModule) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in policy.parameters()])
 
 
-def gradient(policy: TimePredictor) -> torch.Tensor:
+def gradient(policy: TimePredictionModule) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
@@ -49,7 +51,7 @@ def gradient(policy: TimePredictor) -> torch.Tensor:
 @pytest.mark.parametrize("update_batch", [1, 7, 20])
 def test_micro_batches_do_not_change_the_update(ratio, update_batch):
     whole, parts = fresh_policy(), fresh_policy()
-    replay, reference = roll_out(whole), TimePredictor(whole.shape, seed=9)
+    replay, reference = roll_out(whole), TimePredictionModule(whole.shape, seed=9)
     rl = replace(RL, ratio=ratio, entropy_weight=0.1, kl_weight=0.1)
     seen = update(whole, replay, rl, reference=reference)
     seen_parts = update(parts, replay, replace(rl, update_batch=update_batch), reference=reference)
@@ -150,7 +152,7 @@ def test_a_capped_trajectory_takes_part_without_decisions():
     policy = fresh_policy()
     replay = roll_out(policy)
     rows = (replay.segment_T != 3).nonzero().flatten()
-    one_silent = Replay(
+    one_silent = RolloutBuffer(
         replay.observation.rows(rows),
         replay.action_T[rows],
         replay.logp_T[rows],
@@ -174,7 +176,7 @@ def test_no_decision_that_counts_is_refused(tmp_path):
     generated = GaussianSampler(policy)(["hard 1"], [1], [1], record=True)
     steps = tuple(replace(s, counts=False) for s in generated.trajectories[0].steps)
     with pytest.raises(TrainingError, match=r"got no decision that counts.*sampling\.max_steps"):
-        make_replay([replace(generated.trajectories[0], steps=steps)])
+        make_rollout_buffer([replace(generated.trajectories[0], steps=steps)])
 
 
 def test_learning_rates():

@@ -42,7 +42,7 @@ def lead_to_options(error: Any) -> None:
 
 
 @contextmanager
-def bringing(extra: str, use: str) -> Iterator[None]:
+def require_extra(extra: str, use: str) -> Iterator[None]:
     """Says which extra of this package brings what an import inside does not find.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tpdm.cli.arguments import Overrides, RecipePath, bringing
+from tpdm.cli.arguments import Overrides, RecipePath, require_extra
 
 
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
@@ -20,7 +20,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from tpdm.config.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    with bringing("eval", "an evaluation"):
+    with require_extra("eval", "an evaluation"):
         from tpdm.evaluation.evaluate import evaluate as run
 
     run(loaded)
@@ -38,7 +38,7 @@ def report(
     Example:
       tpdm report runs/demo --title "tpdm on tinyworld"
     """
-    with bringing("eval", "a report"):
+    with require_extra("eval", "a report"):
         from tpdm.evaluation.report.build import markdown_table, write_report
         from tpdm.evaluation.report.results import load_results
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tpdm.cli.arguments import bringing, in_url
+from tpdm.cli.arguments import in_url, require_extra
 
 
 def serve(
@@ -29,7 +29,7 @@ def serve(
         from tpdm.rewards.loading import load_reward, read_token
 
         token = read_token(token_env)
-        with bringing("serve", "serving"):
+        with require_extra("serve", "serving"):
             from tpdm.serving.reward_server import serve as run
         from tpdm.core.device import resolve_device
 

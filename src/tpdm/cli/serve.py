@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpdm.cli.arguments import bringing, in_url
+from tpdm.cli.arguments import in_url, require_extra
 
 if TYPE_CHECKING:
     from tpdm.serving.engine.engine import PipelineEngine
@@ -99,7 +99,7 @@ def serve(
         if any(not name.strip() for name in aliases):
             raise ConfigError("got an empty --model-alias, expected a name, or any for every name; give one.")
         token = read_token(token_env)
-        with bringing("serve", "serving"):
+        with require_extra("serve", "serving"):
             from tpdm.serving.http.server import serve as run
         from tpdm.serving.engine.engine import make_engine
         from tpdm.serving.http.settings import LOOPBACK, Limits, Settings, describe_model
@@ -147,9 +147,9 @@ def _hosts(host: str, token: str | None, allowed: Sequence[str]) -> tuple[str, .
 
 def _replicated(make: partial[PipelineEngine], replicas: int, most: int, seconds: float) -> RemoteEngine:
     """As many engines behind one."""
-    with bringing("ray", "serving"):
-        from tpdm.serving.engine.ray_replicas import ReplicaPlan, start_replicas
+    with require_extra("ray", "serving"):
+        from tpdm.serving.engine.ray_replicas import ReplicaConfig, start_replicas
     given = make.keywords
     # What there is on the machine of the front says nothing of the cluster.
     gpus = {"auto": None, "cuda": 1.0}.get(given["device"], 0.0)
-    return start_replicas(ReplicaPlan(make, replicas, most, given["slots"], given["queue_limit"], gpus, seconds))
+    return start_replicas(ReplicaConfig(make, replicas, most, given["slots"], given["queue_limit"], gpus, seconds))

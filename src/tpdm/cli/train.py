@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tpdm.cli.arguments import Overrides, RecipePath, bringing
+from tpdm.cli.arguments import Overrides, RecipePath, require_extra
 
 
 def train(
@@ -66,7 +66,7 @@ def demo(
     Example:
       tpdm demo --out runs/demo --seed 1
     """
-    with bringing("eval", "the demo"):
+    with require_extra("eval", "the demo"):
         from tpdm.cli.demo import run_demo
 
     run_demo(out=out, seed=seed)

@@ -23,7 +23,7 @@ class ConfigError(TpdmError):
     """A recipe, an override or an argument is wrong."""
 
 
-class ArtefactError(TpdmError):
+class CheckpointError(TpdmError):
     """A TPM folder cannot be read, or does not fit the backbone."""
 
 
@@ -43,7 +43,7 @@ class TrainingError(TpdmError):
     """Training cannot go on (collapse, NaN, unusable checkpoint)."""
 
 
-class NumbersError(BackboneError, TrainingError):
+class NonFiniteError(BackboneError, TrainingError):
     """NaN, infinity or an impossible time that one image is to blame for.
 
     Args:
@@ -55,7 +55,7 @@ class NumbersError(BackboneError, TrainingError):
         super().__init__(message)
         self.image = image
 
-    def made_of(self, prompt: str, seed: int) -> NumbersError:
+    def with_prompt(self, prompt: str, seed: int) -> NonFiniteError:
         """The same, with what to make that image again from."""
         said, line = str(self).rstrip("."), " ".join(prompt.split())
-        return NumbersError(f"{said}; it is made of prompt '{line[:80]}' with seed {seed}.", self.image)
+        return NonFiniteError(f"{said}; it is made of prompt '{line[:80]}' with seed {seed}.", self.image)

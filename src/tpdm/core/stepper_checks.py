@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from tpdm.core.errors import ConfigError, NumbersError, TpdmError
+from tpdm.core.errors import ConfigError, NonFiniteError, TpdmError
 from tpdm.core.types import Features, Policy
 
 
@@ -74,13 +74,13 @@ def finite_rows(prediction: Tensor, features: Features | None, rows: list[int]) 
 def check_numbers(image: int, t: float, step: int, *, finite: bool, seen: bool, t_next: float, logp: float) -> None:
     """Refuses NaN in prediction (not ``finite``) or features (not ``seen``), and decisions outside [0, t]."""
     if not finite or not seen:
-        raise NumbersError(
+        raise NonFiniteError(
             f"got NaN or infinity in the denoiser's {'features' if finite else 'prediction'} for image "
             f"{image} at t = {t:.4g} (step {step}), expected finite ones: use bf16 or fp32 instead of fp16.",
             image,
         )
     if not 0.0 <= t_next <= t or logp != logp:
-        raise NumbersError(
+        raise NonFiniteError(
             f"got next time {t_next:.4g} (log-probability {logp:.4g}) from the policy for image "
             f"{image} at t = {t:.4g} (step {step}), expected one in [0, {t:.4g}]: load other weights.",
             image,

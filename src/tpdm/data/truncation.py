@@ -11,7 +11,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class OverLong:
+class Truncation:
     """Prompts that are read in part.
 
     Attributes:
@@ -33,7 +33,7 @@ def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
     return sum(len(row) > tokens for row in ids)
 
 
-def tell(readers: Sequence[OverLong], prompts: int) -> None:
+def tell(readers: Sequence[Truncation], prompts: int) -> None:
     """A warning in the log for each reader that does not read some of so many prompts to their end."""
     for reader in readers:
         if reader.prompts:

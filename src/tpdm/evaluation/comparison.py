@@ -8,26 +8,26 @@ from dataclasses import replace
 from tpdm.evaluation.baselines import (
     best_of_family,
     blend,
-    dealt_at_random,
     default_schedule,
     family,
     mean_schedule,
+    random_step_counts,
     shuffled_schedules,
     tuned_schedules,
 )
 from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.runner import Result, Task, run_policy
+from tpdm.evaluation.runner import EvalResult, EvalTask, evaluate_policy
 from tpdm.policies.error_control import ErrorControlled
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.gamma import quality_to_gamma
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 
 TOLERANCES = (1e-5, 3e-1)  # of error control: hundreds of steps, and fewer than four
 BISECTIONS = 9
 FIRST_ORDER = "euler"  # what the schedulers do that pipelines of the flow path come with; DDIM on the other path
 
 
-class Match:
+class BaselineComparison:
     """Runs the opponents that are asked for, each once.
 
     Args:
@@ -44,17 +44,17 @@ class Match:
 
     def __init__(
         self,
-        test: Task,
-        tuning: Task,
-        policy: TimePredictor,
-        tuned: TimePredictor | None,
+        test: EvalTask,
+        tuning: EvalTask,
+        policy: TimePredictionModule,
+        tuned: TimePredictionModule | None,
         store: Store,
         controls: Store,
     ) -> None:
         self.test, self.tuning, self.policy, self.store, self.controls = test, tuning, policy, store, controls
         self._tuned = {} if tuned is None else tuned_schedules(tuned)
         self.chosen: dict[int, str] = {}
-        self._best: dict[int, FixedTimes] = {}
+        self._best: dict[int, FixedSchedule] = {}
 
     def gamma(self, quality: float) -> float:
         """The TPM's gamma at a quality in [0, 1]."""
@@ -63,80 +63,80 @@ class Match:
         gammas, steps = zip(*self.policy.artefact.dial, strict=True)
         return quality_to_gamma(quality, gammas, steps)
 
-    def learned(self, name: str, gamma: float | None = None) -> Result:
+    def learned(self, name: str, gamma: float | None = None) -> EvalResult:
         """The TPM; with a dial at this gamma, or at its own."""
-        return run_policy(name, self.policy, self.test, self.store, gamma=gamma, pictures=True)
+        return evaluate_policy(name, self.policy, self.test, self.store, gamma=gamma, pictures=True)
 
-    def default(self, steps: int) -> Result:
+    def default(self, steps: int) -> EvalResult:
         """The pipeline's own schedule."""
         schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
-        return run_policy(f"static-{steps}", schedule, self.test, self.store, pictures=True)
+        return evaluate_policy(f"static-{steps}", schedule, self.test, self.store, pictures=True)
 
-    def default_first_order(self, steps: int) -> Result:
+    def default_first_order(self, steps: int) -> EvalResult:
         """The pipeline's own schedule with a solver of first order, where the task has one of higher order."""
         task = replace(self.test, solver=FIRST_ORDER)
         schedule = default_schedule(task.pipe, steps, task.arguments)
-        return run_policy(f"static-{steps}, {FIRST_ORDER}", schedule, task, self.controls)
+        return evaluate_policy(f"static-{steps}, {FIRST_ORDER}", schedule, task, self.controls)
 
-    def best_grid(self, steps: int, task: Task | None = None) -> Result:
+    def best_grid(self, steps: int, task: EvalTask | None = None) -> EvalResult:
         """The hand-made schedule of so many steps that scored best on the tuning task."""
         if steps not in self._best:
             self.chosen[steps], self._best[steps] = best_of_family(self.tuning, steps, self.controls)[:2]
-        return run_policy(f"best grid {steps}", self._best[steps], task or self.test, self.controls)
+        return evaluate_policy(f"best grid {steps}", self._best[steps], task or self.test, self.controls)
 
-    def at_equal_steps(self, steps: float) -> list[Result]:
+    def baselines_at_nfe(self, steps: float) -> list[EvalResult]:
         """Fixed schedules at this mean number of steps: default, best hand-made, and tuned by the same training."""
         default = [self._default_bare(n) for n in whole(steps)]
         tuned = self.tuned_at(steps)
         found = [blend("default, equal steps", default, steps), self.grid_at(steps)]
         return found if tuned is None else [*found, tuned]
 
-    def grid_at(self, steps: float) -> Result:
+    def grid_at(self, steps: float) -> EvalResult:
         """The best hand-made schedules around this mean number of steps."""
         return blend("best grid, equal steps", [self.best_grid(n) for n in whole(steps)], steps)
 
-    def tuned_at(self, steps: float) -> Result | None:
+    def tuned_at(self, steps: float) -> EvalResult | None:
         """The schedules tuned by the same training around this mean number of steps; None beyond their reach."""
         if not all(n in self._tuned for n in whole(steps)):
             return None
-        tuned = [run_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in whole(steps)]
+        tuned = [evaluate_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in whole(steps)]
         return blend("tuned by the same training, equal steps", tuned, steps)
 
-    def _default_bare(self, steps: int) -> Result:
+    def _default_bare(self, steps: int) -> EvalResult:
         schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
-        return run_policy(f"default {steps}", schedule, self.test, self.controls)
+        return evaluate_policy(f"default {steps}", schedule, self.test, self.controls)
 
-    def own_schedules(self, learned: Result) -> list[Result]:
+    def ablation_baselines(self, learned: EvalResult) -> list[EvalResult]:
         """What is left of the TPM when nobody looks at the image, and the classical way of looking at it."""
         steps = float(learned.column("steps").mean())
-        own = run_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
-        mean = [run_policy(f"own mean {n}", mean_schedule(own, n), self.test, self.store) for n in whole(steps)]
+        own = evaluate_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
+        mean = [evaluate_policy(f"own mean {n}", mean_schedule(own, n), self.test, self.store) for n in whole(steps)]
         best = self.chosen[whole(steps)[1]]
         grids = {n: self._of_family(n, best) for n in {row["steps"] for row in learned.rows}}
         return [
             blend("mean schedule of tpdm", mean, steps),
             self._run("shuffled schedules of tpdm", shuffled_schedules(learned)),
-            self._run("its numbers of steps dealt at random, best grid", dealt_at_random(learned, grids)),
+            self._run("its numbers of steps dealt at random, best grid", random_step_counts(learned, grids)),
             self.error_control(steps),
         ]
 
-    def _of_family(self, steps: int, name: str) -> FixedTimes:
+    def _of_family(self, steps: int, name: str) -> FixedSchedule:
         # A single step is the same in every family, and some have none.
         known = family(self.test.pipe, steps, self.test.arguments)
         return known.get(name, known["default"])
 
-    def _run(self, name: str, schedule: FixedTimes) -> Result:
-        return run_policy(name, schedule, self.test, self.store)
+    def _run(self, name: str, schedule: FixedSchedule) -> EvalResult:
+        return evaluate_policy(name, schedule, self.test, self.store)
 
-    def error_control(self, steps: float) -> Result:
+    def error_control(self, steps: float) -> EvalResult:
         """Step-size control whose tolerance gives this mean number of steps on the tuning task, by bisection."""
         low, high = TOLERANCES
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
-            tried = run_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.controls)
+            tried = evaluate_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.controls)
             low, high = (middle, high) if float(tried.column("steps").mean()) > steps else (low, middle)
         policy = ErrorControlled(math.sqrt(low * high))
-        return run_policy("error control", policy, self.test, self.store)
+        return evaluate_policy("error control", policy, self.test, self.store)
 
 
 def whole(steps: float) -> tuple[int, int]:

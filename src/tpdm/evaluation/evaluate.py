@@ -15,18 +15,18 @@ from torch import Tensor
 
 from tpdm.config.recipe import Recipe
 from tpdm.config.unused_keys import tell_idle
-from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.core.io import expand, write_atomically, write_json, write_text
 from tpdm.core.seeding import Stream
 from tpdm.evaluation.baselines import difficulty
-from tpdm.evaluation.comparison import FIRST_ORDER, Match
+from tpdm.evaluation.comparison import FIRST_ORDER, BaselineComparison
 from tpdm.evaluation.distribution import Extractor, check_enough, distribution_summary, folder_features, load_extractor
 from tpdm.evaluation.oracle import allocation, at_steps
 from tpdm.evaluation.report.build import write_report
 from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.runner import Result
+from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.summary import point_summary, provenance, summarise
-from tpdm.evaluation.tasks import check_unseen, fingerprint, learned_fingerprint, make_tasks, run_device
+from tpdm.evaluation.tasks import check_no_leakage, fingerprint, learned_fingerprint, make_tasks, run_device
 from tpdm.policies.pretrained import load_policy
 
 DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
@@ -46,7 +46,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         The summary.
 
     Raises:
-        ArtefactError: the recipe has not been trained.
+        CheckpointError: the recipe has not been trained.
         PromptError: too few held-out prompts.
         ConfigError: ``evaluation.tuned`` is no TPM that sees only the time, ``evaluation.controls`` holds those of
             another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of the prompts.
@@ -55,7 +55,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     run, wanted = Path(recipe.output), recipe.evaluation
     out = expand(out) if out else run / "eval"
     if not (run / "best").is_dir():
-        raise ArtefactError(
+        raise CheckpointError(
             f"got output {run}, which holds no trained TPM, expected one in {run / 'best'}; train first."
         )
     if wanted.reference and not Path(wanted.reference).is_dir():
@@ -64,12 +64,12 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     policy = load_policy(run / "best").to(run_device(recipe))
     tuned = load_policy(wanted.tuned) if wanted.tuned else None
     tuning, test = make_tasks(recipe)
-    check_unseen(recipe, tuning, test)
+    check_no_leakage(recipe, tuning, test)
     ruler = _ruler(recipe, len(test.prompts))  # before hours of pictures are made
     common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
     controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
-    match = Match(test, tuning, policy, tuned, store, controls)
+    match = BaselineComparison(test, tuning, policy, tuned, store, controls)
     results = compare_all(match)
     points = [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points)
     grid = [match.best_grid(n, test.first(wanted.grid_prompts)) for n in wanted.grid]
@@ -77,7 +77,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     summary = summarise(results, needed_B, margin, wanted.grid)
     summary |= {
         "points": [{"quality": p.quality, "gamma": p.gamma, **point_summary(*p.results)} for p in points],
-        "oracle": head_room(grid, results[0]),
+        "oracle": oracle_gap(grid, results[0]),
         "grids": match.chosen,
         "fixed_grid": [[f"fixed {r.rows[0]['steps']}", float(r.column("score").mean())] for r in grid],
         "eval_seconds": round(time.monotonic() - began, 1),
@@ -93,14 +93,14 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     return summary
 
 
-def compare_all(match: Match) -> list[Result]:
+def compare_all(match: BaselineComparison) -> list[EvalResult]:
     """The TPM at its own gamma, the pipeline's own schedule, and every control at the TPM's number of steps."""
     tpdm = match.learned("tpdm")
     steps = float(tpdm.column("steps").mean())
     shown = [tpdm, *(match.default(n) for n in DEFAULTS)]
     if match.test.solver != FIRST_ORDER:
         shown.append(match.default_first_order(DEFAULTS[0]))
-    return [*shown, *match.at_equal_steps(steps), *match.own_schedules(tpdm)]
+    return [*shown, *match.baselines_at_nfe(steps), *match.ablation_baselines(tpdm)]
 
 
 @dataclass(frozen=True)
@@ -114,22 +114,22 @@ class Point:
 
     quality: float
     gamma: float
-    results: tuple[Result, list[Result]]
+    results: tuple[EvalResult, list[EvalResult]]
 
 
-def dial_points(match: Match, count: int) -> list[Point]:
+def dial_points(match: BaselineComparison, count: int) -> list[Point]:
     """The TPM at ``count`` values of quality from 0 to 1."""
     points = []
     for i in range(count):
         quality = i / (count - 1)
         gamma = match.gamma(quality)
         learned = match.learned(f"tpdm, quality {quality:g}", gamma)
-        controls = match.at_equal_steps(float(learned.column("steps").mean()))
+        controls = match.baselines_at_nfe(float(learned.column("steps").mean()))
         points.append(Point(quality, gamma, (learned, controls)))
     return points
 
 
-def head_room(grid: Sequence[Result], tpdm: Result) -> dict[str, Any] | None:
+def oracle_gap(grid: Sequence[EvalResult], tpdm: EvalResult) -> dict[str, Any] | None:
     """What a perfect choice among the best fixed schedules would give the images that all of them were tried on.
 
     ``share`` is the part of it that the TPM has, above a fixed schedule of as many steps; None where there is none.
@@ -172,7 +172,7 @@ def _ruler(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None] | Non
 def _distribution(
     recipe: Recipe,
     out: Path,
-    results: Sequence[Result],
+    results: Sequence[EvalResult],
     prompts: Sequence[str],
     extract: Extractor,
     reference_NF: Tensor | None,
@@ -190,7 +190,7 @@ def _distribution(
     return found
 
 
-def _save(out: Path, results: list[Result], points: Sequence[Point], metrics: Path) -> None:
+def _save(out: Path, results: list[EvalResult], points: Sequence[Point], metrics: Path) -> None:
     """results.jsonl, points.jsonl with a dial, and the training curves where the report looks for them."""
     rows = [json.dumps(row) for r in results for row in r.rows]
     write_text(out / "results.jsonl", "\n".join(rows) + "\n")

@@ -17,14 +17,14 @@ from tpdm.core.types import Policy
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.statistics import samples_of
 from tpdm.pipelines.attach import attach
-from tpdm.policies.fixed import FixedTimes
+from tpdm.policies.fixed import FixedSchedule
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.composite import judge
 from tpdm.sampling.samplers import PipelineSampler
 
 
 @dataclass(frozen=True)
-class Task:
+class EvalTask:
     """What every policy is asked for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Task:
     pipe: Any
     arguments: dict[str, Any]
     reward: Reward
-    judge: Judge | None
+    judge: ImageScorer | None
     solver: str = "euler"
     max_steps: int = 28
     stop_below: float = 0.01
@@ -52,7 +52,7 @@ class Task:
     judges: Mapping[str, Reward] = field(default_factory=dict)
     decode_batch: int | None = None
 
-    def first(self, count: int) -> Task:
+    def first(self, count: int) -> EvalTask:
         """The same task on its first ``count`` prompts, with all images of each."""
         images = count * samples_of(self.prompts)
         negatives = None if self.negatives is None else self.negatives[:images]
@@ -60,7 +60,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class EvalResult:
     """What one policy did.
 
     Attributes:
@@ -89,15 +89,15 @@ class Result:
         return self.column("outcomes"), self.column("odds")
 
 
-def run_policy(
+def evaluate_policy(
     name: str,
     policy: Policy,
-    task: Task,
+    task: EvalTask,
     store: Store | None = None,
     *,
     gamma: float | None = None,
     pictures: bool = False,
-) -> Result:
+) -> EvalResult:
     """Makes and judges one image per prompt of the task.
 
     Args:
@@ -112,7 +112,9 @@ def run_policy(
         return _run(name, policy, task, store, gamma, pictures)
 
 
-def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: float | None, pictures: bool) -> Result:
+def _run(
+    name: str, policy: Policy, task: EvalTask, store: Store | None, gamma: float | None, pictures: bool
+) -> EvalResult:
     limit = policy.fixed_steps or task.max_steps
     rows: list[dict[str, Any]] = store.rows(name)[: len(task.prompts)] if store else []
     bar = tqdm(total=len(task.prompts), initial=len(rows), desc=name, unit="image", leave=False, dynamic_ncols=True)
@@ -130,11 +132,11 @@ def _run(name: str, policy: Policy, task: Task, store: Store | None, gamma: floa
         rows += new
         bar.update(len(new))
     bar.close()
-    return Result(name, rows)
+    return EvalResult(name, rows)
 
 
 def _judged(
-    name: str, sampler: PipelineSampler, task: Task, part: slice, gamma: float | None
+    name: str, sampler: PipelineSampler, task: EvalTask, part: slice, gamma: float | None
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images (B, 3, H, W) of a part of the task, and their rows."""
     prompts, seeds = task.prompts[part], task.seeds[part]
@@ -171,12 +173,12 @@ def _judged(
 
 def _rows_of(policy: Policy, part: slice) -> Policy:
     """A list of schedules, one per image, is cut to the images of a batch."""
-    if isinstance(policy, FixedTimes) and len(policy.lists) > 1:
-        return FixedTimes(policy.lists[part])
+    if isinstance(policy, FixedSchedule) and len(policy.lists) > 1:
+        return FixedSchedule(policy.lists[part])
     return policy
 
 
-class Judge(Protocol):
+class ImageScorer(Protocol):
     """Measures images against their prompts, independently of the training reward."""
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ import torch
 
 from tpdm.config.loader import recipe_hash
 from tpdm.config.recipe import Recipe
-from tpdm.evaluation.runner import Result
+from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.statistics import paired_bootstrap, quantile_of_difference, samples_of, spearman
 from tpdm.evaluation.tasks import run_device
 
@@ -59,7 +59,9 @@ NOT_JUDGED |= {"outcomes", "odds"}
 WORST = 0.01  # share of the images whose loss the mean hides
 
 
-def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, grid: Sequence[int]) -> dict[str, Any]:
+def summarise(
+    results: Sequence[EvalResult], needed_B: np.ndarray, margin: float, grid: Sequence[int]
+) -> dict[str, Any]:
     """Rows, paired differences and the relation of steps to difficulty; ``results[0]`` is the TPM.
 
     Args:
@@ -93,7 +95,7 @@ def summarise(results: Sequence[Result], needed_B: np.ndarray, margin: float, gr
     }
 
 
-def point_summary(learned: Result, controls: Sequence[Result]) -> dict[str, Any]:
+def point_summary(learned: EvalResult, controls: Sequence[EvalResult]) -> dict[str, Any]:
     """One point of a dial: what the TPM did there, and its differences to fixed schedules of as many steps."""
     return {
         "row": _row(learned),
@@ -102,7 +104,7 @@ def point_summary(learned: Result, controls: Sequence[Result]) -> dict[str, Any]
     }
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: EvalResult) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": result.name,
         "steps_mean": float(result.column("steps").mean()),
@@ -113,13 +115,13 @@ def _row(result: Result) -> dict[str, Any]:
     return row | {label: float(result.column(key).mean()) for label, key in _measures(result)[1:]}
 
 
-def _measures(result: Result) -> list[tuple[str, str]]:
+def _measures(result: EvalResult) -> list[tuple[str, str]]:
     """(label, key) of everything that was measured of the images: the reward first, judges of the recipe last."""
     judges = [(key, key) for key in result.rows[0] if key not in NOT_JUDGED and key not in dict(MEASURES).values()]
     return [(label, key) for label, key in MEASURES if result.has(key)] + judges
 
 
-def _paired(tpdm: Result, other: Result) -> dict[str, list[float]]:
+def _paired(tpdm: EvalResult, other: EvalResult) -> dict[str, list[float]]:
     """[mean, low, high] of each measure; and of the reward how often it is higher, and what the worst-served lose."""
     samples = samples_of([row["prompt"] for row in tpdm.rows])
     found = {
@@ -133,7 +135,7 @@ def _paired(tpdm: Result, other: Result) -> dict[str, list[float]]:
     return found | {"win_rate": list(paired_bootstrap(wins_B, samples=samples)), "worst": list(worst)}
 
 
-def _by_objects(tpdm: Result, needed_B: np.ndarray) -> dict[str, dict[str, float]]:
+def _by_objects(tpdm: EvalResult, needed_B: np.ndarray) -> dict[str, dict[str, float]]:
     steps_B, objects_B = (tpdm.column(key)[: len(needed_B)] for key in ("steps", "objects"))
     return {
         str(int(n)): {

@@ -16,7 +16,7 @@ from tpdm.core.device import resolve_device
 from tpdm.core.errors import ConfigError, PromptError
 from tpdm.core.seeding import Stream, derive_seed
 from tpdm.data.prompts import load_source, split_by_hash
-from tpdm.evaluation.runner import Task
+from tpdm.evaluation.runner import EvalTask
 from tpdm.pipelines.loading.load import load_backbone, pipeline_arguments
 from tpdm.policies.pretrained import WEIGHTS
 from tpdm.rewards.base import Reward
@@ -27,11 +27,11 @@ from tpdm.training.build import check_negatives, choose_prompts
 from tpdm.training.run_identity import FREE, differences, is_later, run_identity
 
 
-def fingerprint(recipe: Recipe, tuning: Task, test: Task) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> dict[str, Any]:
     """Of every policy's rows.
 
-    Places and sizes that move memory and time alone (``tpdm.training.run_identity.FREE``) are no part of it: an evaluation
-    that ran out of memory goes on with another ``backbone.offload``.
+    Places and sizes that change memory and time alone (``tpdm.training.run_identity.FREE``) are no part of it: an
+    evaluation that ran out of memory goes on with another ``backbone.offload``.
 
     Args:
         recipe: that is evaluated.
@@ -70,7 +70,7 @@ def _standards(reward: Reward) -> dict[str, Any] | None:
     return {key: asdict(standard) for key, standard in reward.standards.items()}
 
 
-def _asked(task: Task) -> str:
+def _asked(task: EvalTask) -> str:
     return _digest(json.dumps([list(task.prompts), list(task.negatives or []), list(task.seeds)]).encode())
 
 
@@ -83,7 +83,7 @@ def run_device(recipe: Recipe) -> str:
     return resolve_device(recipe.backbone.device)
 
 
-def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
+def make_tasks(recipe: Recipe) -> tuple[EvalTask, EvalTask]:
     """Tuning and test tasks.
 
     Args:
@@ -110,7 +110,7 @@ def make_tasks(recipe: Recipe) -> tuple[Task, Task]:
     scoring = reward_device(recipe.reward, device)
     pipe = load_backbone(replace(recipe.backbone, shard=False), device)  # one process has nobody to share with
     pipe.set_progress_bar_config(disable=True)
-    tuning = Task(
+    tuning = EvalTask(
         prompts=[p.text for p in fresh[:tuned]],
         seeds=[derive_seed(Stream.TEST, 1, i) for i in range(tuned)],
         pipe=pipe,
@@ -147,7 +147,7 @@ _LOG = logging.getLogger(__name__)
 _TOLD = ("backbone.", "sampling.", "reward.")
 
 
-def check_unseen(recipe: Recipe, tuning: Task, test: Task) -> None:
+def check_no_leakage(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> None:
     """Refuses prompts that the TPM was trained or chosen on, and says what else differs from its training.
 
     Nothing is known, and nothing said, of a TPM that lies in no run.

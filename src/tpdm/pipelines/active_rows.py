@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.registry import bind_arguments, find_entry
-from tpdm.pipelines.time_mapping import ImageTimes
+from tpdm.pipelines.time_mapping import PerSampleTimesteps
 
 
 class ActiveRows:
@@ -24,7 +24,7 @@ class ActiveRows:
     calls pass through untouched.
 
     Args:
-        denoiser: the network, of a class in ``backbones.TAPS``.
+        denoiser: the network, of a class in ``backbones.DENOISERS``.
         read_active: () -> (number of images B, positions of the active ones, ascending and not empty).
         guided: whether the pipeline guides; where it does not, a call has one row per image.
 
@@ -127,7 +127,7 @@ def check_thread(driver: int) -> None:
 
 
 def _take(tensor: Tensor, rows: list[int], full: int, active: list[int], images: int) -> Tensor:
-    if isinstance(tensor, ImageTimes) and len(tensor) == images:
+    if isinstance(tensor, PerSampleTimesteps) and len(tensor) == images:
         # UNets get one time per image even when guidance doubles the rows, and tile it themselves.
         return tensor[_index(active, tensor)]
     if tensor.ndim == 0 or tensor.shape[0] != full:

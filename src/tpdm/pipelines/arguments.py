@@ -155,7 +155,7 @@ def deciding_seeds(
     return deciding
 
 
-def is_refusal(error: ValueError, pipe: Any) -> bool:
+def is_argument_error(error: ValueError, pipe: Any) -> bool:
     """Whether a pipeline says so of the arguments of its call, and not a tokenizer, an encoder or a decoder of its own.
 
     Args:

@@ -16,14 +16,14 @@ from tpdm.core.types import Policy, Trajectory
 from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
 from tpdm.pipelines.compatibility import check_pipe
 from tpdm.pipelines.driving import driven, own_scheduler
-from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.feature_hooks import FeatureHooks
 from tpdm.pipelines.guidance import Guidance, may_double
 from tpdm.pipelines.registry import backbone_facts, find_denoiser, token_width
 from tpdm.pipelines.step_keyed import told_steps
-from tpdm.pipelines.time_mapping import TimeAxis, choose_axis
-from tpdm.policies.conditioned import quality_for, set_dial
+from tpdm.pipelines.time_mapping import TimeMapping, make_time_mapping
+from tpdm.policies.conditioned import condition_policy, quality_for
 from tpdm.policies.pretrained import check_backbone, load_policy
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class AdaptivePipeline:
         arguments.update(noise_arguments(arguments, seeds, images))
         limit = self.max_steps if max_steps is None else max_steps
         deciding = deciding_seeds(sample, seeds, decision_seeds)
-        policy = set_dial(self.policy, images, gamma, quality)
+        policy = condition_policy(self.policy, images, gamma, quality)
         strength = start_time(self.pipe, arguments)
         # A fixed list says itself where it starts.
         t_start = strength if policy.fixed_steps is None else None
@@ -136,7 +136,7 @@ class AdaptivePipeline:
 
         make_stepper(None)  # wrong limits or seeds are said before the text encoders run
         guidance = feature_guidance(self.pipe, self.policy, arguments)
-        taps = (lambda: FeatureTaps(denoiser, guidance)) if self.policy.reads_features else None
+        taps = (lambda: FeatureHooks(denoiser, guidance)) if self.policy.reads_features else None
         guided = may_double(self.pipe, arguments)
         with driven(self.pipe, denoiser, axis, make_stepper, taps, guided) as (scheduler, rows):
             # The number of steps only sizes the progress bar.
@@ -154,7 +154,10 @@ class AdaptivePipeline:
         )
 
     def quality_for(self, mean_steps: float) -> float:
-        """The ``quality`` at which the TPM takes so many steps on average; see ``tpdm.policies.conditioned.quality_for``."""
+        """The ``quality`` at which the TPM takes that many steps on average.
+
+        See ``tpdm.policies.conditioned.quality_for``.
+        """
         return quality_for(self.policy, mean_steps)
 
 
@@ -170,7 +173,7 @@ def attach(
     """Joins a stock diffusers pipeline and a policy.
 
     Args:
-        pipe: a pipeline with a scheduler and a denoiser of a class in ``backbones.TAPS``; left as it is.
+        pipe: a pipeline with a scheduler and a denoiser of a class in ``backbones.DENOISERS``; left as it is.
         policy: the policy, or the folder or hub id of a trained one, which is loaded to where the pipeline computes. A
             trained one brings what it was trained with: solver, limits, and arguments of the pipeline's call such as
             the guidance scale, as far as this pipeline knows them. What is given here, or in a call, goes first. A TPM
@@ -185,13 +188,13 @@ def attach(
 
     Raises:
         BackboneError: the pipeline cannot be driven.
-        ArtefactError: the folder cannot be read, or its TPM belongs to another denoiser.
+        CheckpointError: the folder cannot be read, or its TPM belongs to another denoiser.
         ConfigError: the solver is unknown, or a limit is out of range.
     """
     check_pipe(pipe)
     here = pipe._execution_device  # a policy that is given is left where it is
     chosen: Policy = load_policy(policy).to(here) if isinstance(policy, str | Path) else policy
-    trained = chosen.artefact if isinstance(chosen, TimePredictor) else None
+    trained = chosen.artefact if isinstance(chosen, TimePredictionModule) else None
     solver = solver or (trained.solver if trained else "euler")
     check_joined(pipe, chosen, solver)
     if max_steps is None:
@@ -205,24 +208,24 @@ def attach(
     return AdaptivePipeline(pipe, chosen, solver, max_steps, stop_below, call_defaults)
 
 
-def check_joined(pipe: Any, policy: Policy, solver: str) -> TimeAxis:
+def check_joined(pipe: Any, policy: Policy, solver: str) -> TimeMapping:
     """Refuses a pipeline, as it is now, that this policy cannot drive; what the pipeline makes of times.
 
     Raises:
         BackboneError: the pipeline cannot be driven.
-        ArtefactError: the TPM belongs to another denoiser.
+        CheckpointError: the TPM belongs to another denoiser.
         ConfigError: the solver is unknown, or not one of the pipeline's path.
     """
     entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
-    trained = policy.artefact if isinstance(policy, TimePredictor) else None
+    trained = policy.artefact if isinstance(policy, TimePredictionModule) else None
     if trained is not None:
         check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
-    return choose_axis(own_scheduler(pipe), entry, solver)
+    return make_time_mapping(own_scheduler(pipe), entry, solver)
 
 
 def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
     """w of this call, for a TPM that reads guided features; None for other policies and where nothing is guided."""
-    if not isinstance(policy, TimePredictor) or policy.shape.features != "guided":
+    if not isinstance(policy, TimePredictionModule) or policy.shape.features != "guided":
         return None
     # Some pipelines of a family cannot guide (FLUX.1 Fill): their features are those of guidance switched off.
     return Guidance.of(pipe).scale(arguments)

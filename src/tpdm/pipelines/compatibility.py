@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from tpdm.core.errors import BackboneError
-from tpdm.pipelines.registry import TapEntry, find_denoiser, find_entry
+from tpdm.pipelines.registry import DenoiserSpec, find_denoiser, find_entry
 
 # How the names of pipeline classes begin that use their network in a way of their own, and what that is. Classes that
 # derive from one of them are refused too.
@@ -40,7 +40,7 @@ REFUSED_PIPELINES = {
 }
 
 
-def check_pipe(pipe: Any) -> TapEntry:
+def check_pipe(pipe: Any) -> DenoiserSpec:
     """The entry of the pipeline's denoiser.
 
     Raises:
@@ -87,8 +87,8 @@ def check_denoiser(denoiser: nn.Module) -> None:
     if is_compiled_module(denoiser) or denoiser._compiled_call_impl is not None:
         raise BackboneError(
             f"got a {type(denoiser).__name__} that is compiled as a whole, expected one whose hooks run in every call: "
-            "compile an uncompiled one with tpdm.pipelines.feature_hooks.compile_denoiser(pipe), or its blocks alone, with "
-            "block.compile() for each."
+            "compile an uncompiled one with tpdm.pipelines.feature_hooks.compile_denoiser(pipe), or its blocks alone, "
+            "with block.compile() for each."
         )
     if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
         raise BackboneError(

@@ -19,9 +19,9 @@ from tpdm.core.errors import BackboneError
 from tpdm.core.stepper import Stepper
 from tpdm.core.types import Features
 from tpdm.pipelines.active_rows import ActiveRows, dependent_calls
-from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.feature_hooks import FeatureHooks
 from tpdm.pipelines.scheduler import AdaptiveScheduler
-from tpdm.pipelines.time_mapping import TimeAxis
+from tpdm.pipelines.time_mapping import TimeMapping
 
 
 class _Lock:
@@ -40,9 +40,9 @@ _LOCKS_CHANGE = threading.Lock()
 def driven(
     pipe: Any,
     denoiser: nn.Module,
-    axis: TimeAxis,
+    axis: TimeMapping,
     make_stepper: Callable[[str | torch.device | None], Stepper],
-    make_taps: Callable[[], FeatureTaps] | None,
+    make_taps: Callable[[], FeatureHooks] | None,
     guided: bool,
 ) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
     """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens.

@@ -18,14 +18,14 @@ from tpdm.core.errors import BackboneError
 from tpdm.core.types import Features
 from tpdm.pipelines.compatibility import check_pipe
 from tpdm.pipelines.registry import bind_arguments, find_denoiser, find_entry
-from tpdm.pipelines.time_mapping import ImageTimes
+from tpdm.pipelines.time_mapping import PerSampleTimesteps
 
 
-class Held:
+class CompiledCapture:
     """What the hooks saw in the newest call.
 
     Attributes:
-        first, last, temb: as ``TapEntry`` names them, and as the modules gave them.
+        first, last, temb: as ``DenoiserSpec`` names them, and as the modules gave them.
     """
 
     def __init__(self) -> None:
@@ -34,10 +34,10 @@ class Held:
         self.temb: Any = None
 
 
-_HELD: WeakKeyDictionary[nn.Module, Held] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[nn.Module, CompiledCapture] = WeakKeyDictionary()
 
 
-def held_by(denoiser: nn.Module) -> Held | None:
+def get_compiled_capture(denoiser: nn.Module) -> CompiledCapture | None:
     """What a denoiser that was compiled by ``compile_denoiser`` shows; None for any other."""
     return _HELD.get(denoiser)
 
@@ -66,7 +66,7 @@ def compile_denoiser(
     denoiser = find_denoiser(pipe)
     if denoiser in _HELD:
         return
-    entry, held = find_entry(denoiser), Held()
+    entry, held = find_entry(denoiser), CompiledCapture()
 
     def keep_first(module: nn.Module, args: Any, output: Any) -> None:
         held.first = output
@@ -82,7 +82,7 @@ def compile_denoiser(
         bound = bind_arguments(module, args, kwargs)
         rows = len(bound.arguments[entry.sample])
         for name, value in bound.arguments.items():
-            if isinstance(value, ImageTimes):
+            if isinstance(value, PerSampleTimesteps):
                 bound.arguments[name] = value.expand(rows)
         return bound.args, bound.kwargs
 
@@ -113,11 +113,11 @@ class _Capture:
     temb: Tensor | None = None
 
 
-class FeatureTaps:
+class FeatureHooks:
     """Sets hooks while its ``with`` block lasts, and hands out what the step's denoiser calls computed.
 
     Args:
-        denoiser: the network, of a class in ``backbones.TAPS``.
+        denoiser: the network, of a class in ``backbones.DENOISERS``.
         guidance: w, for features u + w (c - u) where the pipeline guides; None reads conditional rows alone.
 
     Raises:
@@ -129,8 +129,8 @@ class FeatureTaps:
         self._calls: list[_Capture] = []
         self._handles: list[Any] = []
 
-    def __enter__(self) -> FeatureTaps:
-        entry, held = self.entry, held_by(self.denoiser)
+    def __enter__(self) -> FeatureHooks:
+        entry, held = self.entry, get_compiled_capture(self.denoiser)
         # Found before the first hook is set: a path that leads nowhere leaves none behind.
         first, last, temb = (self.denoiser.get_submodule(path) for path in (entry.first, entry.last, entry.temb))
         self._handles = [self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
@@ -200,7 +200,7 @@ class FeatureTaps:
         if rows.shape[0] != 2 * images or self.entry.guidance == "two_calls":
             raise BackboneError(
                 f"got {rows.shape[0]} rows in a call of {type(self.denoiser).__name__} for {images} active "
-                f"images, expected {images}, or twice that under guidance: correct the TapEntry's guidance."
+                f"images, expected {images}, or twice that under guidance: correct the DenoiserSpec's guidance."
             )
         second = conditional == (self.entry.guidance == "uncond_cond")
         return rows[images:] if second else rows[:images]
@@ -238,7 +238,7 @@ def _as_map(value: Tensor, rows: int, grid: tuple[int, int], start_B: Tensor | N
     if tokens_BND.shape[1] < start + height * width:
         raise BackboneError(
             f"got {tokens_BND.shape[1]} tokens for a grid of {height} x {width} from token {start} on, expected at "
-            f"least {start + height * width}: the grid rule of this denoiser's TapEntry does not fit."
+            f"least {start + height * width}: the grid rule of this denoiser's DenoiserSpec does not fit."
         )
     if start_B is None:
         tokens_BND = tokens_BND[:, : height * width]

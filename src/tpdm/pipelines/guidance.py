@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from tpdm.core.errors import BackboneError, ConfigError
-from tpdm.pipelines.registry import TapEntry, find_denoiser, find_entry
+from tpdm.pipelines.registry import DenoiserSpec, find_denoiser, find_entry
 
 OWN, TRUE = "guidance_scale", "true_cfg_scale"
 NEGATIVE = "negative_prompt"
@@ -33,7 +33,7 @@ class Guidance:
 
     pipeline: str
     denoiser: str
-    entry: TapEntry
+    entry: DenoiserSpec
     defaults: Mapping[str, Any]
     embeds: bool
     guides: bool
@@ -59,7 +59,7 @@ class Guidance:
 
     @classmethod
     def made(
-        cls, pipeline: Any, denoiser: str, entry: TapEntry, config: Mapping[str, Any], index: Mapping[str, Any]
+        cls, pipeline: Any, denoiser: str, entry: DenoiserSpec, config: Mapping[str, Any], index: Mapping[str, Any]
     ) -> Guidance:
         """Of a pipeline's class, its denoiser's class, entry and configuration, and its own configuration."""
         defaults, consistency = _defaults(pipeline), config.get("time_cond_proj_dim") is not None
@@ -283,7 +283,10 @@ def _is_something(value: Any) -> bool:
 
 
 def is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a denoiser call holds two rows for an image: guidance in two calls, and one that the denoiser is told as a number, leave calls alike."""
+    """Whether a denoiser call holds two rows for an image.
+
+    It does not where guidance makes two calls, or is a number that the denoiser gets.
+    """
     guidance = Guidance.of(pipe)
     return guidance.entry.guidance != "two_calls" and guidance.is_on(arguments)
 

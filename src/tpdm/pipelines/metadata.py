@@ -11,11 +11,11 @@ from tpdm.core.errors import BackboneError
 from tpdm.pipelines.loading.components import meta_component, part_config
 from tpdm.pipelines.loading.load import pipeline_folder
 from tpdm.pipelines.loading.model_index import read_index
-from tpdm.pipelines.registry import DENOISERS, find_entry, token_width
+from tpdm.pipelines.registry import DENOISER_ATTRIBUTES, find_entry, token_width
 
 
 @dataclass(frozen=True)
-class CallFacts:
+class PipelineMetadata:
     """What a call of a pipeline does where the caller says nothing, and what it cannot do.
 
     Attributes:
@@ -27,7 +27,7 @@ class CallFacts:
     largest_side: int | None
 
 
-def call_facts(name_or_path: str | Path) -> CallFacts:
+def read_pipeline_metadata(name_or_path: str | Path) -> PipelineMetadata:
     """The facts of "tinyworld", of a pipeline folder or of a Hub name, from its configuration files.
 
     Raises:
@@ -35,13 +35,13 @@ def call_facts(name_or_path: str | Path) -> CallFacts:
             diffusers lacks a class of it.
     """
     index = read_index(pipeline_folder(name_or_path), name_or_path)
-    present = [name for name in (*DENOISERS, "vae") if name in index.parts]
+    present = [name for name in (*DENOISER_ATTRIBUTES, "vae") if name in index.parts]
     configs = [part_config(index, name) for name in present]
     known = {key: value for config in configs for key, value in config.items()}
     positions, blocks = known.get("pos_embed_max_size"), known.get("block_out_channels")
     # Each block of the autoencoder but the last halves the picture.
     largest = positions * known["patch_size"] * 2 ** (len(blocks) - 1) if positions and blocks else None
-    return CallFacts(index.default_steps(), largest)
+    return PipelineMetadata(index.default_steps(), largest)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
         BackboneError: there is no such pipeline, or no denoiser in it that tpdm knows.
     """
     networks = meta_networks(name_or_path)
-    denoiser = next((name for name in DENOISERS if name in networks), None)
+    denoiser = next((name for name in DENOISER_ATTRIBUTES if name in networks), None)
     if denoiser is None:
         raise BackboneError(
             f"got the parts {', '.join(networks) or 'none'} in {str(name_or_path)!r}, expected one called "
-            f"{' or '.join(DENOISERS)}: give a text-to-image pipeline."
+            f"{' or '.join(DENOISER_ATTRIBUTES)}: give a text-to-image pipeline."
         )
     network = networks[denoiser]
     entry = find_entry(network)

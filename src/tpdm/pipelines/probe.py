@@ -74,7 +74,7 @@ def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[f
     return flow_times(pipe.scheduler)
 
 
-def probe_features(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:
+def infer_feature_shapes(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:
     """Runs one step of the pipeline without decoding and reports the features a TPM would read.
 
     Args:

@@ -22,11 +22,11 @@ from tpdm.pipelines.token_grids import (
 )
 
 Guidance = Literal["uncond_cond", "cond_uncond", "two_calls"]
-DENOISERS = ("transformer", "unet")
+DENOISER_ATTRIBUTES = ("transformer", "unet")
 
 
 @dataclass(frozen=True)
-class TapEntry:
+class DenoiserSpec:
     """What tpdm has to know of one denoiser class.
 
     Attributes:
@@ -73,11 +73,11 @@ class TapEntry:
     told_apart_by: tuple[str, ...] = ()
 
 
-TAPS: dict[str, TapEntry] = {
-    "SD3Transformer2DModel": TapEntry(
+DENOISERS: dict[str, DenoiserSpec] = {
+    "SD3Transformer2DModel": DenoiserSpec(
         "pos_embed", "proj_out", "time_text_embed", grid_of_latents, time_scale=1000.0, guidance="uncond_cond"
     ),
-    "FluxTransformer2DModel": TapEntry(
+    "FluxTransformer2DModel": DenoiserSpec(
         "x_embedder",
         "proj_out",
         "time_text_embed",
@@ -88,7 +88,7 @@ TAPS: dict[str, TapEntry] = {
         against_negative=True,
         unbatched=frozenset({"img_ids", "txt_ids"}),
     ),
-    "Flux2Transformer2DModel": TapEntry(
+    "Flux2Transformer2DModel": DenoiserSpec(
         "x_embedder",
         "proj_out",
         "time_guidance_embed",
@@ -97,7 +97,7 @@ TAPS: dict[str, TapEntry] = {
         guidance="two_calls",
         unbatched=frozenset({"img_ids", "txt_ids"}),
     ),
-    "QwenImageTransformer2DModel": TapEntry(
+    "QwenImageTransformer2DModel": DenoiserSpec(
         "img_in",
         "proj_out",
         "time_text_embed",
@@ -109,7 +109,7 @@ TAPS: dict[str, TapEntry] = {
         asked="true_cfg_scale",
         listed=frozenset({"img_shapes"}),
     ),
-    "SanaTransformer2DModel": TapEntry(
+    "SanaTransformer2DModel": DenoiserSpec(
         "patch_embed",
         "proj_out",
         "time_embed",
@@ -118,7 +118,7 @@ TAPS: dict[str, TapEntry] = {
         guidance="uncond_cond",
         temb_index=1,
     ),
-    "Lumina2Transformer2DModel": TapEntry(
+    "Lumina2Transformer2DModel": DenoiserSpec(
         "x_embedder",
         "norm_out.linear_2",
         "time_caption_embed",
@@ -129,7 +129,7 @@ TAPS: dict[str, TapEntry] = {
         temb_index=0,
         last_start=text_lengths,
     ),
-    "ZImageTransformer2DModel": TapEntry(
+    "ZImageTransformer2DModel": DenoiserSpec(
         "all_x_embedder.2-1",
         "all_final_layer.2-1.linear",
         "t_embedder",
@@ -141,7 +141,7 @@ TAPS: dict[str, TapEntry] = {
         sample="x",
         listed=frozenset({"x", "cap_feats"}),
     ),
-    "WanTransformer3DModel": TapEntry(
+    "WanTransformer3DModel": DenoiserSpec(
         "patch_embedding",
         "proj_out",
         "condition_embedder",
@@ -150,7 +150,7 @@ TAPS: dict[str, TapEntry] = {
         guidance="two_calls",
         temb_index=0,
     ),
-    "PixArtTransformer2DModel": TapEntry(
+    "PixArtTransformer2DModel": DenoiserSpec(
         "pos_embed",
         "proj_out",
         "adaln_single",
@@ -161,7 +161,7 @@ TAPS: dict[str, TapEntry] = {
         temb_index=1,
         path="vp",
     ),
-    "UNet2DConditionModel": TapEntry(
+    "UNet2DConditionModel": DenoiserSpec(
         "conv_in",
         "conv_out",
         "time_embedding",
@@ -182,7 +182,7 @@ def find_denoiser(pipe: Any) -> nn.Module:
     Raises:
         BackboneError: it has neither.
     """
-    for name in DENOISERS:
+    for name in DENOISER_ATTRIBUTES:
         denoiser: nn.Module | None = getattr(pipe, name, None)
         if denoiser is not None:
             return denoiser
@@ -192,21 +192,21 @@ def find_denoiser(pipe: Any) -> nn.Module:
     )
 
 
-def find_entry(denoiser: nn.Module) -> TapEntry:
+def find_entry(denoiser: nn.Module) -> DenoiserSpec:
     """The entry of the denoiser's class, or of the nearest parent class that has one.
 
     Raises:
         BackboneError: there is none.
     """
     for cls in type(denoiser).__mro__:
-        if cls.__name__ in TAPS:
-            return TAPS[cls.__name__]
+        if cls.__name__ in DENOISERS:
+            return DENOISERS[cls.__name__]
     name = type(denoiser).__name__
     if inner := _wrapped(denoiser):
         raise BackboneError(f"got a {name} around {inner}.")
     raise BackboneError(
-        f"got denoiser class {name}, expected one of {', '.join(TAPS)}: add TAPS[{name!r}] = TapEntry(first="
-        "<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
+        f"got denoiser class {name}, expected one of {', '.join(DENOISERS)}: add DENOISERS[{name!r}] = DenoiserSpec("
+        "first=<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
         "guidance=...) to tpdm.pipelines.registry, or set it from your own code (docs/pipelines.md)."
     )
 
@@ -217,7 +217,7 @@ def _wrapped(denoiser: nn.Module) -> str | None:
     Wrappers stay: what they do is in calls of their own, and hooks of a policy on what is inside may never run.
     """
     found = [(path, type(module).__name__) for path, module in denoiser.named_modules() if path]
-    inside = next(((path, name) for path, name in found if name in TAPS), None)
+    inside = next(((path, name) for path, name in found if name in DENOISERS), None)
     if inside is None:
         return None
     path, name = inside

@@ -22,7 +22,7 @@ from tpdm.core.paths import rows
 from tpdm.core.stepper import Stepper
 from tpdm.core.types import Features
 from tpdm.pipelines.active_rows import check_thread
-from tpdm.pipelines.time_mapping import ImageTimes, TimeAxis
+from tpdm.pipelines.time_mapping import PerSampleTimesteps, TimeMapping
 
 
 class LazyTimesteps:
@@ -97,7 +97,7 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
 
     init_noise_sigma = 1.0
     stands_for: Any
-    _axis: TimeAxis
+    _axis: TimeMapping
     _thread: int
     _make_stepper: Callable[[str | torch.device | None], Stepper]
     _read_features: Callable[[Stepper], Features | None]
@@ -123,7 +123,7 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         cls,
         make_stepper: Callable[[str | torch.device | None], Stepper],
         read_features: Callable[[Stepper], Features | None],
-        axis: TimeAxis,
+        axis: TimeMapping,
         stands_for: Any = None,
     ) -> AdaptiveScheduler:
         """Makes the scheduler of one pipeline call.
@@ -163,7 +163,7 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
 
     def time_now(self) -> Tensor:
         """What the pipeline is handed for the time of every image, (B,) fp32; num_train_timesteps * t on the flow."""
-        times: Tensor = self._axis.timesteps(self.stepper.t_B).as_subclass(ImageTimes)
+        times: Tensor = self._axis.timesteps(self.stepper.t_B).as_subclass(PerSampleTimesteps)
         return times
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.paths import VPPath, flow_interpolate, vp_path
 from tpdm.core.solvers import PREDICTIONS, SOLVERS, VP_SOLVERS, Solver
-from tpdm.pipelines.registry import TapEntry
+from tpdm.pipelines.registry import DenoiserSpec
 
 # Scheduler options that make the path another one, and what the network may predict on it, the usual first.
 OPTIONS = {"flow": ("stochastic_sampling", "invert_sigmas"), "vp": ("clip_sample", "thresholding")}
@@ -22,7 +22,7 @@ PREDICTED = {"flow": ("flow_prediction",), "vp": PREDICTIONS}
 
 
 @dataclass(frozen=True)
-class TimeAxis:
+class TimeMapping:
     """What one pipeline makes of times t in (0, 1].
 
     Attributes:
@@ -43,7 +43,7 @@ class TimeAxis:
     train_timesteps: int
 
 
-def choose_axis(scheduler: Any, entry: TapEntry, solver: str) -> TimeAxis:
+def make_time_mapping(scheduler: Any, entry: DenoiserSpec, solver: str) -> TimeMapping:
     """The axis of a pipeline with this scheduler.
 
     Args:
@@ -69,10 +69,12 @@ def choose_axis(scheduler: Any, entry: TapEntry, solver: str) -> TimeAxis:
     prediction = _prediction(scheduler, entry)
     steps: int = scheduler.config.num_train_timesteps
     if entry.path == "flow":
-        return TimeAxis(SOLVERS[solver], lambda t_B: t_B * steps, lambda k_B: k_B / steps, _same, _flow_noised, steps)
+        return TimeMapping(
+            SOLVERS[solver], lambda t_B: t_B * steps, lambda k_B: k_B / steps, _same, _flow_noised, steps
+        )
     path = path_of_scheduler(scheduler)
     integrate = VP_SOLVERS[solver](path, prediction)
-    return TimeAxis(integrate, path.timestep, path.time_of_timestep, path.sigma, path.interpolate, steps)
+    return TimeMapping(integrate, path.timestep, path.time_of_timestep, path.sigma, path.interpolate, steps)
 
 
 def path_of_scheduler(scheduler: Any) -> VPPath:
@@ -113,7 +115,7 @@ def _flow_noised(x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
     return flow_interpolate(x0, eps, t_B.to(x0.dtype))
 
 
-def _prediction(scheduler: Any, entry: TapEntry) -> str:
+def _prediction(scheduler: Any, entry: DenoiserSpec) -> str:
     expected = PREDICTED[entry.path]
     prediction: str = scheduler.config.get("prediction_type", expected[0])
     if prediction not in expected or (entry.path == "vp" and "beta_start" not in scheduler.config):
@@ -124,7 +126,7 @@ def _prediction(scheduler: Any, entry: TapEntry) -> str:
     return prediction
 
 
-class ImageTimes(Tensor):
+class PerSampleTimesteps(Tensor):
     """One time per image, (B,). Behaves as a tensor, except that expanding to a multiple of B rows tiles it.
 
     Pipelines write ``t.expand(rows)``: with one time per image and guidance in one call, rows is 2B.

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-from tpdm.data.truncation import OverLong, count_over_long
+from tpdm.data.truncation import Truncation, count_over_long
 
 _NO_LIMIT = 10**6  # tokenizers that know of no limit say 10**30
 
@@ -29,7 +29,7 @@ class Reader:
     tokens: int
 
 
-def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> list[OverLong]:
+def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> list[Truncation]:
     """How many prompts have more tokens than each text encoder of a pipeline reads.
 
     Words that a pipeline puts around the prompt (Qwen-Image's template) are not counted.
@@ -40,7 +40,7 @@ def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -
         prompts: to be read.
     """
     return [
-        OverLong(reader.name, reader.tokens, count_over_long(reader.tokenizer, reader.tokens, prompts))
+        Truncation(reader.name, reader.tokens, count_over_long(reader.tokenizer, reader.tokens, prompts))
         for reader in readers(pipe, arguments)
     ]
 

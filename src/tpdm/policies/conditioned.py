@@ -11,11 +11,11 @@ from torch import Tensor
 from tpdm.core.errors import ConfigError
 from tpdm.core.types import Decision, Features, Observation, Policy
 from tpdm.policies.gamma import quality_to_gamma, steps_to_quality
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 
 
 @dataclass(frozen=True)
-class Dialled(Policy):
+class ConditionedPolicy(Policy):
     """A TPM with a dial, set for every image of a call: a :class:`tpdm.core.types.Policy`.
 
     Attributes:
@@ -23,7 +23,7 @@ class Dialled(Policy):
         gamma_B: of each image of the call, fp32.
     """
 
-    predictor: TimePredictor
+    predictor: TimePredictionModule
     gamma_B: Tensor
 
     @property
@@ -57,7 +57,7 @@ class Dialled(Policy):
         return self.predictor.propose(observation, seeds)
 
 
-def set_dial(
+def condition_policy(
     policy: Policy,
     images: int,
     gamma: float | Sequence[float] | None = None,
@@ -79,10 +79,10 @@ def set_dial(
         ConfigError: there is no dial to set, both are given, the number of values does not fit, or one is out of range;
             or the TPM is in half precision.
     """
-    if isinstance(policy, TimePredictor):
+    if isinstance(policy, TimePredictionModule):
         policy.check_precision()
-    dial = policy.shape.gamma_range if isinstance(policy, TimePredictor) else None
-    if not isinstance(policy, TimePredictor) or dial is None:
+    dial = policy.shape.gamma_range if isinstance(policy, TimePredictionModule) else None
+    if not isinstance(policy, TimePredictionModule) or dial is None:
         for name, value in (("gamma", gamma), ("quality", quality)):
             if value is not None:
                 raise ConfigError(
@@ -98,7 +98,7 @@ def set_dial(
             raise ConfigError(
                 f"got gamma={value:g}, expected {dial[0]:g} to {dial[1]:g} as this TPM was trained for: correct it."
             )
-    return Dialled(policy, torch.tensor(gammas, dtype=torch.float32, device="cpu"))
+    return ConditionedPolicy(policy, torch.tensor(gammas, dtype=torch.float32, device="cpu"))
 
 
 def quality_for(policy: Policy, mean_steps: float) -> float:
@@ -111,7 +111,7 @@ def quality_for(policy: Policy, mean_steps: float) -> float:
     Raises:
         ConfigError: there is no calibrated dial, or the number is not above 0.
     """
-    artefact = policy.artefact if isinstance(policy, TimePredictor) else None
+    artefact = policy.artefact if isinstance(policy, TimePredictionModule) else None
     if artefact is None or artefact.dial is None:
         raise ConfigError(
             f"got {mean_steps:g} mean steps for a policy without a calibrated dial, expected a TPM that was trained "
@@ -122,7 +122,7 @@ def quality_for(policy: Policy, mean_steps: float) -> float:
     return steps_to_quality(mean_steps, [steps for _, steps in artefact.dial])
 
 
-def _by_quality(policy: TimePredictor, quality: float | Sequence[float] | None, images: int) -> list[float]:
+def _by_quality(policy: TimePredictionModule, quality: float | Sequence[float] | None, images: int) -> list[float]:
     artefact = policy.artefact
     if quality is None:
         if artefact is None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.core.file_errors import fault
 from tpdm.core.io import expand
 from tpdm.policies.conversion_source import find_checkpoint
-from tpdm.policies.pretrained import load_strict, read_config, save_pretrained
-from tpdm.policies.pretrained_config import ArtefactConfig
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.pretrained import load_state_dict_strict, read_config, save_pretrained
+from tpdm.policies.pretrained_config import PretrainedConfig
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 
 PREFIXES = ("agent_model.time_predictor.", "time_predictor.")
 NORM = "norm1.norm"  # our name of the group norm inside norm1
@@ -58,7 +58,7 @@ def convert(
         The folder, ready for ``attach``.
 
     Raises:
-        ArtefactError: no such place, not one checkpoint in it, no safetensors, or no whole TPM in it.
+        CheckpointError: no such place, not one checkpoint in it, no safetensors, or no whole TPM in it.
         ConfigError: a subfolder of a file, a revision of what is not on the hub, a size that the folded layout cannot
             have, a limit out of range, or a folder that holds something else.
     """
@@ -77,9 +77,9 @@ def convert(
         _check_target(out, path)
     tensors = {name: tensor for path in source.files for name, tensor in read_release(path).items()}
     shape = shape_of(tensors, (size // SD3_PATCH, size // SD3_PATCH), path)
-    policy = TimePredictor(shape)
-    load_strict(policy, tensors, path)
-    config = ArtefactConfig(
+    policy = TimePredictionModule(shape)
+    load_state_dict_strict(policy, tensors, path)
+    config = PretrainedConfig(
         shape=shape,
         backbone_class="SD3Transformer2DModel",
         backbone_name=backbone,
@@ -111,7 +111,7 @@ def _check_target(out: Path, checkpoint: Path) -> None:
         return
     try:
         read_config(folder)
-    except ArtefactError:
+    except CheckpointError:
         raise ConfigError(f"got out {out}, which holds other files and no TPM, expected a new folder.") from None
 
 
@@ -119,16 +119,16 @@ def read_release(path: Path) -> dict[str, Tensor]:
     """The TPM's tensors of a release's file under our names, in fp32.
 
     Raises:
-        ArtefactError: a damaged file, no safetensors, or no tensor of a TPM in it.
+        CheckpointError: a damaged file, no safetensors, or no tensor of a TPM in it.
     """
     if said := fault(path):
-        raise ArtefactError(f"got {path}, which {said}, expected the release's checkpoint; download it again.")
+        raise CheckpointError(f"got {path}, which {said}, expected the release's checkpoint; download it again.")
     with safe_open(str(path), framework="pt") as file:
         names = {name: _ours(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         tensors = {ours: file.get_tensor(name).float() for name, ours in names.items() if ours}
     if not tensors:
         some = f", the first is {min(names)!r}" if names else ""
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {len(names)} tensors in {path} but none of a TPM{some}, expected names with "
             f"'{PREFIXES[1]}'; give the release's checkpoint."
         )
@@ -147,20 +147,20 @@ def _ours(name: str) -> str | None:
     return None
 
 
-def shape_of(tensors: dict[str, Tensor], token_grid: tuple[int, int], where: Path) -> TpmShape:
+def shape_of(tensors: dict[str, Tensor], token_grid: tuple[int, int], where: Path) -> TPMConfig:
     """The published architecture in the sizes of these tensors.
 
     Raises:
-        ArtefactError: the tensors that tell them are missing or misshapen.
+        CheckpointError: the tensors that tell them are missing or misshapen.
     """
     conv, linear = tensors.get("conv1.weight"), tensors.get("norm1.linear.weight")
     if conv is None or linear is None or conv.ndim != 4 or linear.ndim != 2 or conv.shape[1] % 2:
         found = None if conv is None else tuple(conv.shape)
-        raise ArtefactError(
+        raise CheckpointError(
             f"got conv1.weight of shape {found} in {where}, expected (channels, 2 x width, 3, 3) beside norm1.linear; "
             "give the release's checkpoint."
         )
-    return TpmShape(
+    return TPMConfig(
         feature_channels=conv.shape[1] // 2,  # two maps
         temb_channels=linear.shape[1],
         features="guided",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tpdm.core.errors import ArtefactError, ConfigError
+from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.core.file_errors import first_line
 from tpdm.policies.pretrained import HUB_ID, PICKLES
 
@@ -39,7 +39,7 @@ def find_checkpoint(
         wanted: beginnings of the names of the tensors that are needed.
 
     Raises:
-        ArtefactError: there is no such place, or not one checkpoint in it.
+        CheckpointError: there is no such place, or not one checkpoint in it.
         ConfigError: a subfolder of a file, or a revision of what is on this machine.
     """
     path = Path(place)
@@ -52,16 +52,18 @@ def find_checkpoint(
         if subfolder is not None:
             raise ConfigError(f"got subfolder {subfolder!r} for the file {path}, expected a folder: leave it out.")
         if path.is_file() and path.suffix != _WEIGHTS:
-            raise ArtefactError(
+            raise CheckpointError(
                 f"got {path}, expected a .safetensors checkpoint, for pickles are never loaded; find one of that kind."
             )
         if not path.is_file():
-            raise ArtefactError(f"got {path}, which is no file, expected a .safetensors checkpoint; correct the path.")
+            raise CheckpointError(
+                f"got {path}, which is no file, expected a .safetensors checkpoint; correct the path."
+            )
         return Checkpoint((path,), path.name)
     owner, *rest = str(place).strip("/").split("/")
     repository, inner = "/".join([owner, *rest[:1]]), "/".join(rest[1:])
     if not HUB_ID.fullmatch(repository) or (inner and subfolder is not None):
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {str(place)!r}, which is no file or folder here, expected one, or a hub id such as owner/name with "
             "--subfolder; correct the path."
         )
@@ -95,8 +97,8 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None, want
     return _choose(names, subfolder, repository, fetch, wanted)
 
 
-def _out_of_reach(repository: str, error: Exception) -> ArtefactError:
-    return ArtefactError(
+def _out_of_reach(repository: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
         f"got {repository!r}, which is no file or folder here and cannot be had from the hub ({type(error).__name__}), "
         "expected a checkpoint; correct the name or the revision, or check the network."
     )
@@ -125,19 +127,19 @@ def _choose(
         return Checkpoint((fetch(there[0]),), f"{where}/{there[0]}")
     place = f"{where}/{inside}" if subfolder else where
     if there:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {len(there)} checkpoints in {place} ({', '.join(there[:5])}), expected one; give the file itself "
             "(of a repository: after `hf download`)."
         )
     pickles = [n for n in names if PurePosixPath(n).parent == inside and PurePosixPath(n).suffix in PICKLES]
     if pickles:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {min(pickles)} alone in {where}, expected a .safetensors file; pickles are never loaded, find a "
             "copy that was saved otherwise."
         )
     folders = sorted({str(PurePosixPath(name).parent) for name in weights})
     hint = f"give --subfolder {' or '.join(folders[:5])}" if folders else "correct the place"
-    raise ArtefactError(f"got no .safetensors file in {place}, expected the release's checkpoint; {hint}.")
+    raise CheckpointError(f"got no .safetensors file in {place}, expected the release's checkpoint; {hint}.")
 
 
 def _shards(path: Path, wanted: Sequence[str]) -> list[str]:
@@ -145,7 +147,7 @@ def _shards(path: Path, wanted: Sequence[str]) -> list[str]:
     try:
         named = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, LookupError, TypeError) as error:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {path}, which is no list of shards ({first_line(error)}), expected one; download it again."
         ) from error
     return sorted({file for name, file in named.items() if name.startswith(tuple(wanted))} or set(named.values()))

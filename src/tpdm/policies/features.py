@@ -9,10 +9,10 @@ from tpdm.core.device import average_pool
 from tpdm.core.errors import BackboneError
 from tpdm.core.types import Features
 from tpdm.policies.layers import fold_tokens, normalise
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm_config import TPMConfig
 
 
-def reduce_features(shape: TpmShape, features: Features | None) -> tuple[Tensor, Tensor]:
+def reduce_features(shape: TPMConfig, features: Features | None) -> tuple[Tensor, Tensor]:
     """What a TPM of this shape reads of one evaluation, fp32.
 
     Args:
@@ -38,7 +38,7 @@ def reduce_features(shape: TpmShape, features: Features | None) -> tuple[Tensor,
     return torch.cat([x.float() for x in maps_BDHW], dim=1), temb_BE.float()
 
 
-def check_features(shape: TpmShape, features: Features | None) -> Features:
+def check_features(shape: TPMConfig, features: Features | None) -> Features:
     """The features, which fit the TPM.
 
     Raises:

@@ -12,7 +12,7 @@ from tpdm.core.errors import ConfigError
 from tpdm.core.types import Decision, Features, Observation, Policy
 
 
-class FixedTimes(Policy):
+class FixedSchedule(Policy):
     """One list of times for all images, or one list per image; decides without looking.
 
     A list is t_0 > t_1 > ... > t_N = 0 with t_0 in (0, 1]: N steps. The stepper never cuts a list: its stop

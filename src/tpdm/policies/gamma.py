@@ -27,7 +27,7 @@ def check_range(low: float, high: float) -> None:
         raise ConfigError(f"got gammas from {low:g} to {high:g}, expected 0 < low < high < 1; correct the range.")
 
 
-def dial_position(gamma_B: Tensor, low: float, high: float) -> Tensor:
+def gamma_position(gamma_B: Tensor, low: float, high: float) -> Tensor:
     """Where gammas stand between the ends: -1 at ``low``, +1 at ``high``; fp32, the shape of ``gamma_B``."""
     price_B = torch.log1p(-gamma_B.float())
     first, last = math.log1p(-low), math.log1p(-high)

@@ -16,41 +16,41 @@ import torch
 from torch import Tensor
 
 from tpdm.core.builtins import find_builtin
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.core.file_errors import fault
 from tpdm.core.io import expand, load_tensors, save_tensors, write_json
 from tpdm.core.types import Policy
-from tpdm.policies.pretrained_config import CONFIG, FORMAT_VERSION, OPTIONAL, ArtefactConfig, parse_config
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.pretrained_config import CONFIG, FORMAT_VERSION, OPTIONAL, PretrainedConfig, parse_config
+from tpdm.policies.tpm import TimePredictionModule
 
 WEIGHTS = "model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str | Path) -> Path:
+def save_pretrained(policy: TimePredictionModule, config: PretrainedConfig, folder: str | Path) -> Path:
     """Writes the folder whole: both files are finished beside it, then the folder changes places by renaming.
 
     Other files of an existing folder (a README, samples) are kept.
 
     Raises:
-        ArtefactError: the config does not describe this policy, or holds something JSON cannot.
+        CheckpointError: the config does not describe this policy, or holds something JSON cannot.
     """
     if config.shape != policy.shape:
-        raise ArtefactError("got a config of another shape than the policy's, expected policy.shape; use that one.")
+        raise CheckpointError("got a config of another shape than the policy's, expected policy.shape; use that one.")
     # Without what is empty, the file is as older versions wrote it, and read it.
     current = dataclasses.replace(config, format_version=FORMAT_VERSION)
     values = {k: v for k, v in dataclasses.asdict(current).items() if v or k not in OPTIONAL}
     try:
         text = json.dumps(values, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got a config that JSON cannot hold ({error}), expected plain values; correct it."
         ) from None
     parse_config(text, "the config")
     folder = Path(expand(folder)).resolve()
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(f"got the file {folder}, expected a folder to save the TPM in; choose another path.")
+        raise CheckpointError(f"got the file {folder}, expected a folder to save the TPM in; choose another path.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     new, old = room / "new", room / "old"
@@ -72,7 +72,7 @@ def save_pretrained(policy: TimePredictor, config: ArtefactConfig, folder: str |
     return folder
 
 
-def locate(name: str | Path, revision: str | None = None, also: Sequence[str] = ()) -> Path:
+def resolve_path(name: str | Path, revision: str | None = None, also: Sequence[str] = ()) -> Path:
     """The local folder of a path, of the shipped TPM ("tinyworld"), or of a hub id (downloaded on first use).
 
     Args:
@@ -81,7 +81,7 @@ def locate(name: str | Path, revision: str | None = None, also: Sequence[str] = 
         also: files to download beside weights and config, where there are such.
 
     Raises:
-        ArtefactError: there is no such folder, here or on the hub.
+        CheckpointError: there is no such folder, here or on the hub.
     """
     name = expand(name)
     builtin = find_builtin(name)
@@ -91,29 +91,29 @@ def locate(name: str | Path, revision: str | None = None, also: Sequence[str] = 
     if folder.is_dir():
         return folder
     if isinstance(name, Path) or not HUB_ID.fullmatch(name):
-        raise ArtefactError(f"got {str(name)!r}, expected a folder or a hub id such as org/name; correct the path.")
+        raise CheckpointError(f"got {str(name)!r}, expected a folder or a hub id such as org/name; correct the path.")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, *also]))
     except Exception as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {name!r}, which is no folder here and cannot be had from the hub ({type(error).__name__}),"
             " expected a trained TPM; correct the name or check the network."
         ) from error
 
 
-def read_config(folder: Path) -> ArtefactConfig:
+def read_config(folder: Path) -> PretrainedConfig:
     """``config.json`` of a folder.
 
     Raises:
-        ArtefactError: missing, unreadable, or not as it was written.
+        CheckpointError: missing, unreadable, or not as it was written.
     """
     path = folder / CONFIG
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got no readable {path} ({type(error).__name__}), expected a folder written by save_pretrained;"
             " correct the path."
         ) from None
@@ -124,23 +124,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder, on the CPU.
 
     Raises:
-        ArtefactError: missing, damaged, or a pickle.
+        CheckpointError: missing, damaged, or a pickle.
     """
     path = folder / WEIGHTS
     if not path.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         found = f"only {pickles[0]}" if pickles else "none"
-        raise ArtefactError(f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained.")
+        raise CheckpointError(f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained.")
     if said := fault(path):
-        raise ArtefactError(f"got {path}, which {said}, expected whole safetensors; fetch it again.")
+        raise CheckpointError(f"got {path}, which {said}, expected whole safetensors; fetch it again.")
     return load_tensors(path)[0]
 
 
-def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | Path) -> None:
+def load_state_dict_strict(policy: TimePredictionModule, tensors: dict[str, Tensor], where: str | Path) -> None:
     """Loads weights where names, shapes and dtypes match exactly and every value is finite.
 
     Raises:
-        ArtefactError: naming the first tensor that does not fit.
+        CheckpointError: naming the first tensor that does not fit.
     """
     expected = policy.state_dict()
     for problem, names in (
@@ -148,22 +148,24 @@ def load_strict(policy: TimePredictor, tensors: dict[str, Tensor], where: str | 
         ("unknown", tensors.keys() - expected.keys()),
     ):
         if names:
-            raise ArtefactError(
+            raise CheckpointError(
                 f"got {problem} tensor {min(names)!r} in {where}, expected those of its shape; use the matching config."
             )
     for name, tensor in tensors.items():
         want = expected[name]
         if tensor.shape != want.shape or tensor.dtype != want.dtype:
-            raise ArtefactError(
+            raise CheckpointError(
                 f"got {name!r} as {tensor.dtype} {tuple(tensor.shape)} in {where}, expected {want.dtype}"
                 f" {tuple(want.shape)}; use the matching config."
             )
         if not torch.isfinite(tensor).all():
-            raise ArtefactError(f"got NaN or infinity in {name!r} of {where}, expected numbers; take an earlier save.")
+            raise CheckpointError(
+                f"got NaN or infinity in {name!r} of {where}, expected numbers; take an earlier save."
+            )
     policy.load_state_dict(tensors)
 
 
-def load_weights(policy: TimePredictor, config: ArtefactConfig, folder: Path) -> None:
+def load_weights(policy: TimePredictionModule, config: PretrainedConfig, folder: Path) -> None:
     """Loads the weights of a folder as its config says that they are kept.
 
     Args:
@@ -172,16 +174,16 @@ def load_weights(policy: TimePredictor, config: ArtefactConfig, folder: Path) ->
         folder: with the weights.
 
     Raises:
-        ArtefactError: as ``read_weights`` and ``load_strict``.
+        CheckpointError: as ``read_weights`` and ``load_state_dict_strict``.
     """
-    load_strict(policy, read_weights(folder), folder / WEIGHTS)
+    load_state_dict_strict(policy, read_weights(folder), folder / WEIGHTS)
     if config.format_version == 1:  # the scale came before the shift
         with torch.no_grad():
             for parameter in policy.norm1.linear.parameters():
                 parameter.copy_(torch.cat(parameter.chunk(2)[::-1]))
 
 
-def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[TimePredictor, ArtefactConfig]:
+def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[TimePredictionModule, PretrainedConfig]:
     """Loads a TPM on the CPU, ready for use.
 
     Args:
@@ -189,29 +191,29 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[Time
         revision: branch, tag or commit on the hub.
 
     Raises:
-        ArtefactError: anything missing, unknown, damaged or misshapen, in one sentence.
+        CheckpointError: anything missing, unknown, damaged or misshapen, in one sentence.
     """
-    folder = locate(name, revision)
+    folder = resolve_path(name, revision)
     config = read_config(folder)
-    policy = TimePredictor(config.shape)
+    policy = TimePredictionModule(config.shape)
     load_weights(policy, config, folder)
     policy.artefact = config
     return policy.eval(), config
 
 
-def load_policy(name: str | Path, revision: str | None = None) -> TimePredictor:
+def load_policy(name: str | Path, revision: str | None = None) -> TimePredictionModule:
     """Like :func:`from_pretrained`; the config is in ``policy.artefact``."""
     return from_pretrained(name, revision)[0]
 
 
-def unsaid(defaults: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+def backbone_defaults(defaults: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """Those of a backbone's arguments that a TPM was not trained with others for; all of them for other policies."""
-    trained = policy.artefact if isinstance(policy, TimePredictor) else None
+    trained = policy.artefact if isinstance(policy, TimePredictionModule) else None
     return {k: v for k, v in defaults.items() if trained is None or k not in trained.call_defaults}
 
 
 def check_backbone(
-    config: ArtefactConfig,
+    config: PretrainedConfig,
     denoiser_class: str,
     feature_channels: int,
     temb_channels: int | None = None,
@@ -227,12 +229,12 @@ def check_backbone(
         facts: what tells it from others of the class and widths; heeded where the TPM has them.
 
     Raises:
-        ArtefactError: another class, other widths or other facts.
+        CheckpointError: another class, other widths or other facts.
     """
     shape = config.shape
     temb_fits = temb_channels in (None, shape.temb_channels)
     if (denoiser_class, feature_channels) != (config.backbone_class, shape.feature_channels) or not temb_fits:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got the denoiser {denoiser_class} of width {feature_channels} (time embedding"
             f" {temb_channels or 'not looked at'}), expected {config.backbone_class} of width"
             f" {shape.feature_channels} (time embedding {shape.temb_channels}); load {config.backbone_name} or a"
@@ -240,7 +242,7 @@ def check_backbone(
         )
     for name, trained in config.backbone_facts.items():
         if facts.get(name) != trained:
-            raise ArtefactError(
+            raise CheckpointError(
                 f"got the denoiser {denoiser_class} of {name} {facts.get(name)!r}, expected {trained!r}; load"
                 f" {config.backbone_name} or a TPM trained for this denoiser."
             )

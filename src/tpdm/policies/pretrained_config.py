@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from tpdm.core.errors import ArtefactError, ConfigError
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.core.errors import CheckpointError, ConfigError
+from tpdm.policies.tpm_config import TPMConfig
 
 FORMAT_VERSION = 2
 FIRST_NORM_EPS = 1e-5  # of the group norm, in TPMs of format_version 1
@@ -27,7 +27,7 @@ def _tpdm_version() -> str:
 
 
 @dataclass(frozen=True)
-class ArtefactConfig:
+class PretrainedConfig:
     """All that is needed to use a TPM as it was trained; config.json is this, key by key.
 
     Attributes:
@@ -60,7 +60,7 @@ class ArtefactConfig:
         "allow_inf_nan": False,
     }
 
-    shape: TpmShape
+    shape: TPMConfig
     backbone_class: str
     backbone_name: str
     features: str
@@ -89,11 +89,11 @@ class ArtefactConfig:
 def _check_keys(value: Any, cls: type, where: str) -> None:
     """Every field of ``cls`` is there and nothing else: defaults are for writers, and for readers of ``OPTIONAL``."""
     if not isinstance(value, dict):
-        raise ArtefactError(f"got {type(value).__name__} for {where}, expected an object; save the TPM again.")
+        raise CheckpointError(f"got {type(value).__name__} for {where}, expected an object; save the TPM again.")
     names = {f.name for f in dataclasses.fields(cls)}
     for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys() - OPTIONAL)):
         if keys:
-            raise ArtefactError(
+            raise CheckpointError(
                 f"got {problem} {min(keys)!r} in {where}, expected exactly the keys of {cls.__name__};"
                 " correct it or save the TPM again."
             )
@@ -103,11 +103,11 @@ def _complete_first_format(raw: dict[str, Any], where: str) -> None:
     """Gives a config of format_version 1 the keys that came later.
 
     Raises:
-        ArtefactError: it is of a checkpoint of the release: version 1 read the halves of its norm in the wrong order.
+        CheckpointError: it is of a checkpoint of the release: version 1 read the halves of its norm in the wrong order.
     """
     trained, shape = raw.get("trained"), raw.get("shape")
     if isinstance(trained, dict) and "converted_from" in trained:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {where} of the checkpoint {trained['converted_from']} as an earlier tpdm converted it, with scale "
             "and shift of its norm exchanged, expected one converted by this version; run tpdm convert again."
         )
@@ -115,35 +115,37 @@ def _complete_first_format(raw: dict[str, Any], where: str) -> None:
         shape.setdefault("norm_eps", FIRST_NORM_EPS)
 
 
-def parse_config(text: str, where: str = CONFIG) -> ArtefactConfig:
+def parse_config(text: str, where: str = CONFIG) -> PretrainedConfig:
     """Reads the JSON text of a config.
 
     Raises:
-        ArtefactError: no JSON, a missing or unknown key, a wrong type, a format newer than this program, or a
+        CheckpointError: no JSON, a missing or unknown key, a wrong type, a format newer than this program, or a
             checkpoint of the release that an earlier version converted with a wrong norm.
     """
     try:
         raw = json.loads(text)
     except ValueError as error:
-        raise ArtefactError(f"got {where} that is no JSON ({error}), expected one object; download it again.") from None
+        raise CheckpointError(
+            f"got {where} that is no JSON ({error}), expected one object; download it again."
+        ) from None
     found = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(found, int) and not 1 <= found <= FORMAT_VERSION:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got format_version {found} in {where}, expected 1 to {FORMAT_VERSION}; install the tpdm version that "
             "wrote it."
         )
     if found == 1:
         _complete_first_format(raw, where)
-    _check_keys(raw, ArtefactConfig, where)
-    _check_keys(raw["shape"], TpmShape, f"shape of {where}")
+    _check_keys(raw, PretrainedConfig, where)
+    _check_keys(raw["shape"], TPMConfig, f"shape of {where}")
     try:
-        return TypeAdapter(ArtefactConfig).validate_json(json.dumps(raw))
+        return TypeAdapter(PretrainedConfig).validate_json(json.dumps(raw))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         reason = first["msg"][0].lower() + first["msg"][1:]
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {first['input']!r} for {key} in {where}, expected something else ({reason}); correct it."
         ) from None
     except ConfigError as error:
-        raise ArtefactError(f"{where}: {error}") from None
+        raise CheckpointError(f"{where}: {error}") from None

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpdm.core.device import average_pool
-from tpdm.core.errors import BackboneError, ConfigError, NumbersError
+from tpdm.core.errors import BackboneError, ConfigError, NonFiniteError
 from tpdm.core.types import Decision, Features, Observation, Policy
 from tpdm.policies import beta
 from tpdm.policies.beta import BetaParams
 from tpdm.policies.features import reduce_features
-from tpdm.policies.gamma import dial_position
+from tpdm.policies.gamma import gamma_position
 from tpdm.policies.layers import FRESH, TimeAdaptiveNorm, fit_over_time, full_precision, hat_basis, schedule_logit
-from tpdm.policies.tpm_config import STORAGE, TpmShape
+from tpdm.policies.tpm_config import STORAGE, TPMConfig
 
 if TYPE_CHECKING:
-    from tpdm.policies.pretrained_config import ArtefactConfig
+    from tpdm.policies.pretrained_config import PretrainedConfig
 
 TIME_SCALARS = 4  # t, log t, decision index / 16, 1
 DIAL_SCALARS = 2  # its position and the square of it
@@ -34,7 +34,7 @@ STD_FLOOR = 1e-2  # features are about 1; one that hardly varies is not blown up
 TIME_KNOTS = 24  # of the table of what the time alone puts into the time embedding
 
 
-class TimePredictor(nn.Module, Policy):
+class TimePredictionModule(nn.Module, Policy):
     """The TPM (4,097,154 parameters in the published shape), a :class:`tpdm.core.types.Policy`.
 
     Args:
@@ -53,10 +53,10 @@ class TimePredictor(nn.Module, Policy):
     change_std: Tensor
 
     @torch.random.fork_rng(devices=[])  # layers draw weights when they are made, which are drawn again below
-    def __init__(self, shape: TpmShape, seed: int = 0) -> None:
+    def __init__(self, shape: TPMConfig, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
-        self.artefact: ArtefactConfig | None = None
+        self.artefact: PretrainedConfig | None = None
         C, extra = shape.channels, _scalars(shape)
         self.conv1 = nn.Conv2d(shape.map_channels, C, 3, padding=1, **FRESH)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra, shape.norm_eps)
@@ -249,7 +249,7 @@ class TimePredictor(nn.Module, Policy):
             return None
         if observation.gamma_B is None:
             raise BackboneError("got no gamma for a TPM with a dial, expected one per image; pass gamma or quality.")
-        return dial_position(observation.gamma_B.to(self.fc2.weight.device), *self.shape.gamma_range)
+        return gamma_position(observation.gamma_B.to(self.fc2.weight.device), *self.shape.gamma_range)
 
     def _change(self, change_B: Tensor | None, t_B: Tensor) -> Tensor:
         """Log of the change beside the usual one at this time, in standard deviations; 0 where none is known."""
@@ -280,13 +280,13 @@ class TimePredictor(nn.Module, Policy):
             The decision in fp32 on the device of ``observation.t_B``.
 
         Raises:
-            NumbersError: NaN or infinity reached the output.
+            NonFiniteError: NaN or infinity reached the output.
         """
         a_B, b_B = self(observation)
         finite_B = torch.isfinite(a_B) & torch.isfinite(b_B)
         if not finite_B.all():
             first = int(observation.row_B[int((~finite_B).nonzero()[0])])
-            raise NumbersError(
+            raise NonFiniteError(
                 f"got NaN or infinity from the TPM for image {first}, expected finite features and weights; run the"
                 ' denoiser in bfloat16, or use storage="fp32".',
                 first,
@@ -315,7 +315,7 @@ class TimePredictor(nn.Module, Policy):
         return beta.log_prob(params, action_B.to(params.alpha_B.device)), beta.entropy(params), params
 
 
-def _scalars(shape: TpmShape) -> int:
+def _scalars(shape: TPMConfig) -> int:
     """Numbers that stand beside the time embedding."""
     if shape.layout == "folded":
         return 0

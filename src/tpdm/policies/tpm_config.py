@@ -15,7 +15,7 @@ STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class TpmShape:
+class TPMConfig:
     """Everything that fixes the architecture of a TPM.
 
     Attributes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tpdm.core.errors import RewardError
-from tpdm.data.truncation import OverLong
+from tpdm.data.truncation import Truncation
 
 
 class Reward(Protocol):
@@ -27,7 +27,7 @@ class Reward(Protocol):
 class ReadsTokens(Protocol):
     """A reward that reads so many tokens of a prompt and no more."""
 
-    def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
+    def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
         """One entry for each text tower: how many of the prompts it does not read to their end."""
 
 

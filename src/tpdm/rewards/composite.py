@@ -13,7 +13,7 @@ from torch import Tensor
 from tpdm.core.device import wide
 from tpdm.core.errors import RewardError
 from tpdm.core.io import write_json
-from tpdm.data.truncation import OverLong
+from tpdm.data.truncation import Truncation
 from tpdm.rewards.base import ReadsTokens, Reward, checked_scores
 
 STANDARDS = "reward-statistics.json"
@@ -43,7 +43,7 @@ class Standard:
 
 
 @dataclass(frozen=True)
-class Scored:
+class RewardOutput:
     """Scores and what they are made of.
 
     Attributes:
@@ -86,7 +86,7 @@ class CompositeReward:
         """
         return {part.key: checked_scores(part.reward, images_B3HW, prompts, seeds) for part in self.parts}
 
-    def over_long(self, prompts: Sequence[str]) -> list[OverLong]:
+    def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
         """What its parts say of themselves."""
         readers = [part.reward for part in self.parts if isinstance(part.reward, ReadsTokens)]
         return [said for reader in readers for said in reader.over_long(prompts)]
@@ -126,12 +126,14 @@ class CompositeReward:
         return replace(self, standards=standards)
 
 
-def judge(reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Scored:
+def judge(
+    reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
+) -> RewardOutput:
     """``checked_scores``, with the parts where the reward has any."""
     if not isinstance(reward, CompositeReward):
-        return Scored(checked_scores(reward, images_B3HW, prompts, seeds), {})
+        return RewardOutput(checked_scores(reward, images_B3HW, prompts, seeds), {})
     parts = reward.score_parts(images_B3HW, prompts, seeds)
-    return Scored(reward.combine(parts), parts)
+    return RewardOutput(reward.combine(parts), parts)
 
 
 def save_standards(reward: CompositeReward, folder: Path) -> None:

@@ -19,7 +19,7 @@ from tpdm.rewards.base import Reward
 
 
 @dataclass(frozen=True)
-class _Wish:
+class RewardSpec:
     """What a reward is loaded with; ``place`` is None where the name gives none."""
 
     name: str
@@ -59,7 +59,7 @@ def load_reward(
         raise RewardError(f"got reward '{name}', expected one of {', '.join(_USAGES)}; correct reward.name")
     if kind not in ("python", "remote"):
         place = expand(place)
-    return _KINDS[kind](_Wish(name, place or None, resolve_device(device), batch, timeout, token))
+    return _KINDS[kind](RewardSpec(name, place or None, resolve_device(device), batch, timeout, token))
 
 
 def recipe_reward(config: RewardConfig, device: str = "cpu") -> Reward:
@@ -113,64 +113,64 @@ def read_token(variable: str | None) -> str | None:
     return token
 
 
-def _builtin(wish: _Wish) -> Reward:
+def _builtin(spec: RewardSpec) -> Reward:
     from tpdm.rewards.clip import ClipReward
 
-    name = wish.name.partition(":")[0]
+    name = spec.name.partition(":")[0]
     builtin = find_builtin(name)
-    if builtin is None or wish.place is not None:
-        raise RewardError(f"got reward '{wish.name}', expected '{name}' alone, it is shipped; correct reward.name")
+    if builtin is None or spec.place is not None:
+        raise RewardError(f"got reward '{spec.name}', expected '{name}' alone, it is shipped; correct reward.name")
     with quiet_loading():
         # All images at once, whatever the batch: it is tiny, and its published runs stay what they are to the bit.
-        return ClipReward.from_folder(builtin.WEIGHTS / "reward", name, device=wish.device, batch=2**20)
+        return ClipReward.from_folder(builtin.WEIGHTS / "reward", name, device=spec.device, batch=2**20)
 
 
-def _clip(wish: _Wish) -> Reward:
+def _clip(spec: RewardSpec) -> Reward:
     from tpdm.rewards.clip import ClipReward
 
-    if wish.place is None:
+    if spec.place is None:
         raise RewardError("got reward 'clip', expected clip:FOLDER_OR_HUB_ID; say which CLIP model")
     name = f"CLIP score ({Path(wish.place).name})"
-    return ClipReward.from_folder(wish.place, name, scale=100.0, device=wish.device, batch=wish.batch)
+    return ClipReward.from_folder(spec.place, name, scale=100.0, device=spec.device, batch=spec.batch)
 
 
-def _pickscore(wish: _Wish) -> Reward:
+def _pickscore(spec: RewardSpec) -> Reward:
     from tpdm.rewards.clip import HUB, load_pickscore
 
-    return load_pickscore(wish.place or HUB, wish.device, wish.batch)
+    return load_pickscore(spec.place or HUB, spec.device, spec.batch)
 
 
-def _hpsv2(wish: _Wish) -> Reward:
+def _hpsv2(spec: RewardSpec) -> Reward:
     from tpdm.rewards.hpsv2 import HUB, load_hpsv2
 
-    return load_hpsv2(wish.place or HUB, wish.device, wish.batch)
+    return load_hpsv2(spec.place or HUB, spec.device, spec.batch)
 
 
-def _imagereward(wish: _Wish) -> Reward:
+def _imagereward(spec: RewardSpec) -> Reward:
     from tpdm.rewards.imagereward import HUB, load_imagereward
 
-    return load_imagereward(wish.place or HUB, wish.device, wish.batch)
+    return load_imagereward(spec.place or HUB, spec.device, spec.batch)
 
 
-def _aesthetic(wish: _Wish) -> Reward:
+def _aesthetic(spec: RewardSpec) -> Reward:
     from tpdm.rewards.aesthetic import load_aesthetic
 
-    return load_aesthetic(wish.place, wish.device, wish.batch)
+    return load_aesthetic(spec.place, spec.device, spec.batch)
 
 
-def _python(wish: _Wish) -> Reward:
+def _python(spec: RewardSpec) -> Reward:
     from tpdm.rewards.custom import load_function
 
-    return load_function(wish.place or "", wish.device, wish.batch)
+    return load_function(spec.place or "", spec.device, spec.batch)
 
 
-def _remote(wish: _Wish) -> Reward:
+def _remote(spec: RewardSpec) -> Reward:
     from tpdm.rewards.remote import RemoteReward
 
-    return RemoteReward(wish.place or "", wish.token, wish.timeout, batch=wish.batch)
+    return RemoteReward(spec.place or "", spec.token, spec.timeout, batch=spec.batch)
 
 
-_KINDS: dict[str, Callable[[_Wish], Reward]] = {
+_KINDS: dict[str, Callable[[RewardSpec], Reward]] = {
     "tinyworld": _builtin,
     "clip": _clip,
     "pickscore": _pickscore,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from tpdm.core.errors import NumbersError
+from tpdm.core.errors import NonFiniteError
 from tpdm.core.types import Trajectory
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # training on another sampler loads no diffusers
 
 
 @dataclass(frozen=True)
-class Generated:
+class SampleBatch:
     """Finished images in the order they were asked for.
 
     Attributes:
@@ -50,7 +50,7 @@ class Sampler(Protocol):
         record: bool = False,
         negatives: Sequence[str] | None = None,
         gammas: Sequence[float] | None = None,
-    ) -> Generated:
+    ) -> SampleBatch:
         """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode.
 
         ``negatives`` are negative prompts, one per image; None leaves the pipeline's own. ``gammas`` set the dial of
@@ -59,7 +59,7 @@ class Sampler(Protocol):
 
 
 @contextmanager
-def naming(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
+def annotate_numeric_errors(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
     """An error that one image is to blame for says what to make it again from.
 
     Args:
@@ -68,12 +68,12 @@ def naming(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
     """
     try:
         yield
-    except NumbersError as error:
-        raise error.made_of(prompts[error.image], seeds[error.image]) from error
+    except NonFiniteError as error:
+        raise error.with_prompt(prompts[error.image], seeds[error.image]) from error
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """The images of one call of a ``Sampler``, whose arguments these are.
 
     Attributes:
@@ -118,7 +118,7 @@ class Asked:
         return {"prompt": list(prompts), **told}
 
 
-class Album:
+class SampleCollector:
     """Collects finished images, in any order and from any thread.
 
     Args:
@@ -158,8 +158,8 @@ class Album:
             self._trajectories[part] = absent if output.trajectories is None else [*output.trajectories]
             self._steps[part] = output.steps
 
-    def generated(self, record: bool) -> Generated:
+    def generated(self, record: bool) -> SampleBatch:
         """All of it; every image has been put in."""
         assert self._images_B3HW is not None
         trajectories = [one for one in self._trajectories if one is not None] if record else None
-        return Generated(self._images_B3HW, self._steps, self._times, trajectories)
+        return SampleBatch(self._images_B3HW, self._steps, self._times, trajectories)

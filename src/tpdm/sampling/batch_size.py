@@ -11,7 +11,7 @@ from tpdm.core.errors import TrainingError
 _LOG = logging.getLogger(__name__)
 
 
-class Portion:
+class AdaptiveBatchSize:
     """A number of items that is halved whenever memory runs out, and stays so.
 
     What comes of an item does not depend on the others of its portion, so that results stay but for rounding.

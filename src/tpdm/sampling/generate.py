@@ -153,10 +153,10 @@ def _drawing(
     if tpm is None:
         return partial(_draw_stock, pipe, defaults), defaults
     from tpdm.pipelines.attach import attach
-    from tpdm.policies.pretrained import load_policy, unsaid
+    from tpdm.policies.pretrained import backbone_defaults, load_policy
 
     policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
-    adaptive = attach(pipe, policy, max_steps=max_steps, defaults=unsaid(defaults, policy))
+    adaptive = attach(pipe, policy, max_steps=max_steps, defaults=backbone_defaults(defaults, policy))
     return adaptive, adaptive.defaults
 
 

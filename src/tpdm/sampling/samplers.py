@@ -12,12 +12,12 @@ import torch
 
 from tpdm.config.recipe import Recipe
 from tpdm.core.errors import BackboneError, TpdmError
-from tpdm.sampling.base import Album, Asked, Generated, Sampler, naming
-from tpdm.sampling.batch_size import Portion
+from tpdm.sampling.base import SampleBatch, SampleCollector, Sampler, SampleRequest, annotate_numeric_errors
+from tpdm.sampling.batch_size import AdaptiveBatchSize
 
 if TYPE_CHECKING:
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
-    from tpdm.sampling.batching.pipeline import ContinuousRun
+    from tpdm.sampling.batching.pipeline import BatchedRun
     from tpdm.sampling.prompt_embeddings import TextStore
 
 
@@ -38,10 +38,10 @@ class PipelineSampler:
     arguments: dict[str, Any]
     texts: TextStore | None = None
     decode_batch: int | None = None
-    _portion: Portion = field(init=False, repr=False, compare=False)
+    _portion: AdaptiveBatchSize = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_portion", Portion(self.batch, "rl.rollout_batch", "images"))
+        object.__setattr__(self, "_portion", AdaptiveBatchSize(self.batch, "rl.rollout_batch", "images"))
 
     def __call__(
         self,
@@ -51,10 +51,10 @@ class PipelineSampler:
         record: bool = False,
         negatives: Sequence[str] | None = None,
         gammas: Sequence[float] | None = None,
-    ) -> Generated:
+    ) -> SampleBatch:
         """See ``Sampler``."""
-        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
-        album, done = Album(len(prompts)), 0
+        asked = SampleRequest(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
+        album, done = SampleCollector(len(prompts)), 0
         while done < len(prompts):
             part = slice(done, done + self._portion.size)
             output = self._try(asked, part)
@@ -77,12 +77,12 @@ class PipelineSampler:
 
         return decoding_in_slices(self.pipeline.pipe, self.decode_batch)
 
-    def _try(self, asked: Asked, part: slice) -> AdaptiveOutput | None:
+    def _try(self, asked: SampleRequest, part: slice) -> AdaptiveOutput | None:
         """One call of the pipeline; None where memory does not hold it, and then nothing of it is held any more."""
         device = None if self.texts is None else self.pipeline.pipe._execution_device
         call = asked.call(part, self.texts, device)
         try:
-            with naming(asked.prompts[part], asked.seeds[part]), self._decoding():
+            with annotate_numeric_errors(asked.prompts[part], asked.seeds[part]), self._decoding():
                 return self.pipeline(**call)
         except torch.OutOfMemoryError:
             return None
@@ -109,10 +109,10 @@ class ContinuousSampler:
     places: int
     arguments: dict[str, Any]
     texts: TextStore | None = None
-    _portion: Portion = field(init=False, repr=False, compare=False)
+    _portion: AdaptiveBatchSize = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_portion", Portion(self.places, "rl.rollout_batch", "images"))
+        object.__setattr__(self, "_portion", AdaptiveBatchSize(self.places, "rl.rollout_batch", "images"))
 
     def __call__(
         self,
@@ -122,32 +122,32 @@ class ContinuousSampler:
         record: bool = False,
         negatives: Sequence[str] | None = None,
         gammas: Sequence[float] | None = None,
-    ) -> Generated:
+    ) -> SampleBatch:
         """See ``Sampler``."""
-        asked = Asked(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
-        album = Album(len(prompts))
+        asked = SampleRequest(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
+        album = SampleCollector(len(prompts))
         while album.missing:
             if not self._try(asked, album):
                 self._portion.halve(min(len(album.missing), self._portion.size))
         return album.generated(record)
 
-    def _try(self, asked: Asked, album: Album) -> bool:
+    def _try(self, asked: SampleRequest, album: SampleCollector) -> bool:
         """Makes what the album lacks.
 
         Returns:
             False where memory did not hold so many images at once; the others are made, and nothing more is held.
         """
-        from tpdm.sampling.batching.pipeline import ContinuousPipeline
+        from tpdm.sampling.batching.pipeline import BatchedPipeline
 
         device = None if self.texts is None else self.pipeline.pipe._execution_device
 
-        def make(row: int, run: ContinuousRun) -> None:
+        def make(row: int, run: BatchedRun) -> None:
             part = slice(row, row + 1)
-            with naming(asked.prompts[part], asked.seeds[part]):
+            with annotate_numeric_errors(asked.prompts[part], asked.seeds[part]):
                 album.put(part, run(self.pipeline, **asked.call(part, self.texts, device)))
 
         places = self._portion.size
-        shared = ContinuousPipeline(self.pipeline.pipe, places, in_order=True)
+        shared = BatchedPipeline(self.pipeline.pipe, places, in_order=True)
         # All have their place in the order before the first one asks for it.
         runs = [(row, shared.run()) for row in album.missing]
         # As many again, whose texts are encoded while the others run, or that are decoded.

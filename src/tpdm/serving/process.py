@@ -37,7 +37,7 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 VARIABLE = "MALLOC_ARENA_MAX"
 
 
-def few_arenas() -> bool:
+def limit_malloc_arenas() -> bool:
     """Lets all threads of this process share two of glibc's arenas.
 
     By default glibc gives threads up to eight arenas per core, and what is freed in one is not used by the others: with

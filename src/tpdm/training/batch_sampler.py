@@ -11,10 +11,10 @@ from tpdm.config.recipe import RewardConfig
 from tpdm.core.errors import PromptError
 from tpdm.core.seeding import Stream, stream_generator
 from tpdm.data.prompts import Prompt
-from tpdm.policies.gamma import dial_position, spread_gammas
+from tpdm.policies.gamma import gamma_position, spread_gammas
 
 
-def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) -> list[Prompt]:
+def draw_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) -> list[Prompt]:
     """``count`` prompts for one update: every prompt once before any comes again, in the seed's order.
 
     Depends on its arguments alone, so that a resumed run sees what an uninterrupted one would have seen.
@@ -31,7 +31,7 @@ def deal_prompts(prompts: Sequence[Prompt], count: int, seed: int, update: int) 
     return [prompts[orders[epoch][place]] for epoch, place in places]
 
 
-def deal_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> list[float] | None:
+def draw_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> list[float] | None:
     """One gamma for each prompt of an update; None without a dial.
 
     The samples of a prompt share it, so that they are compared at the same price. Over the update the gammas are
@@ -48,4 +48,4 @@ def dial_places(config: RewardConfig, gammas_P: Sequence[float] | None) -> Tenso
     """Where the gammas of the prompts stand on the dial, in [-1, 1]; None without a dial."""
     if config.gamma_range is None or gammas_P is None:
         return None
-    return dial_position(torch.tensor(gammas_P, dtype=torch.float32, device="cpu"), *config.gamma_range)
+    return gamma_position(torch.tensor(gammas_P, dtype=torch.float32, device="cpu"), *config.gamma_range)

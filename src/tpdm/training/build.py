@@ -14,7 +14,7 @@ from tpdm.config.recipe import Recipe
 from tpdm.core.device import resolve_device
 from tpdm.core.errors import BackboneError, ConfigError, PromptError
 from tpdm.data.prompts import Prompt, load_source, split_by_hash
-from tpdm.data.truncation import OverLong, tell
+from tpdm.data.truncation import Truncation, tell
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.compatibility import check_pictures
 from tpdm.pipelines.guidance import Guidance
@@ -29,27 +29,27 @@ from tpdm.pipelines.loading.load import (
     pinned_arguments,
     pipeline_arguments,
 )
-from tpdm.pipelines.probe import probe_features
+from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.pipelines.registry import backbone_facts, find_denoiser
 from tpdm.pipelines.truncation import over_long
 from tpdm.policies.pretrained import save_pretrained
-from tpdm.policies.pretrained_config import ArtefactConfig
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.pretrained_config import PretrainedConfig
+from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.loading import load_judges, recipe_reward, reward_device
 from tpdm.sampling.prompt_embeddings import Text, TextStore
 from tpdm.sampling.samplers import choose_sampler
-from tpdm.training.batch_sampler import deal_prompts
-from tpdm.training.components import Parts
-from tpdm.training.distributed.context import ALONE, Team
-from tpdm.training.distributed.sharding import InStep, check_shard, shard_denoiser
-from tpdm.training.initialization import CALIBRATION_PROMPTS, fast_times, make_policy, start_times
+from tpdm.training.batch_sampler import draw_prompts
+from tpdm.training.components import TrainingComponents
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
+from tpdm.training.distributed.sharding import SynchronizedSampler, check_shard, shard_denoiser
+from tpdm.training.initialization import CALIBRATION_PROMPTS, fast_times, init_policy, start_times
 from tpdm.training.monitoring.metrics import calibration
 
 _LOG = logging.getLogger(__name__)
 
 
-def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
+def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SINGLE_PROCESS) -> TrainingComponents:
     """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
     train_prompts, validation_prompts = choose_prompts(recipe)
     check_negatives(recipe, (*train_prompts, *validation_prompts))
@@ -67,9 +67,9 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         shard_denoiser(pipe, device, team.size)
         pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    widths = probe_features(pipe, looking)
+    widths = infer_feature_shapes(pipe, looking)
     start, fast = start_times(recipe.tpm, pipe, looking), fast_times(recipe.tpm, pipe, looking)
-    policy = make_policy(recipe, widths, start, fast).to(device)
+    policy = init_policy(recipe, widths, start, fast).to(device)
     adaptive = attach(
         pipe,
         policy,
@@ -78,19 +78,19 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
         stop_below=recipe.sampling.stop_below,
     )
 
-    def save(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
+    def save(name: str, policy: TimePredictionModule, facts: dict[str, Any]) -> None:
         pinned = pinned_arguments(pipe, arguments, any(p.negative for p in (*train_prompts, *validation_prompts)))
         config = artefact_config(recipe, policy, pipe, pinned, facts)
         save_pretrained(policy, config, folder / name)
 
     scoring = reward_device(recipe.reward, device)
     reward = recipe_reward(recipe.reward, scoring)
-    if team.leads:
+    if team.is_main_process:
         tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     sampler = choose_sampler(recipe, adaptive, arguments, texts)
-    return Parts(
+    return TrainingComponents(
         policy=policy,
-        sampler=InStep(sampler, find_denoiser(pipe), team) if recipe.backbone.shard else sampler,
+        sampler=SynchronizedSampler(sampler, find_denoiser(pipe), team) if recipe.backbone.shard else sampler,
         reward=reward,
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
@@ -101,7 +101,7 @@ def build_parts(recipe: Recipe, folder: Path, team: Team = ALONE) -> Parts:
 
 def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
     """Says once, as a warning in the log, how many prompts a text encoder or the reward does not read to their end."""
-    readers: list[OverLong] = over_long(pipe, arguments, prompts)
+    readers: list[Truncation] = over_long(pipe, arguments, prompts)
     readers += reward.over_long(prompts) if isinstance(reward, ReadsTokens) else []
     tell(readers, len(prompts))
 
@@ -140,14 +140,14 @@ def check_negatives(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
 
 def artefact_config(
     recipe: Recipe,
-    policy: TimePredictor,
+    policy: TimePredictionModule,
     pipe: Any,
     arguments: dict[str, Any],
     facts: dict[str, Any],
-) -> ArtefactConfig:
+) -> PretrainedConfig:
     """What the artefact says of itself."""
     denoiser, guidance = find_denoiser(pipe), arguments.get(Guidance.of(pipe).asked)
-    return ArtefactConfig(
+    return PretrainedConfig(
         shape=policy.shape,
         backbone_class=type(denoiser).__name__,
         backbone_name=recipe.backbone.name_or_path,
@@ -181,11 +181,11 @@ FOLDER = "texts"  # of a run's folder
 
 
 def run_texts(recipe: Recipe, train_prompts: Sequence[Prompt], validation_prompts: Sequence[Prompt]) -> list[Text]:
-    """Every prompt that a run will draw, with its negative prompt as ``Parts.make`` gives it, each once."""
+    """Every prompt that a run will draw, with its negative prompt, each once."""
     rl = recipe.rl
-    drawn = [*validation_prompts, *deal_prompts(train_prompts, CALIBRATION_PROMPTS, recipe.seed, 0)]
+    drawn = [*validation_prompts, *draw_prompts(train_prompts, CALIBRATION_PROMPTS, recipe.seed, 0)]
     for update in range(rl.updates):
-        drawn += deal_prompts(train_prompts, rl.prompts_per_update, recipe.seed, update)
+        drawn += draw_prompts(train_prompts, rl.prompts_per_update, recipe.seed, update)
         if len(set(drawn)) >= len(train_prompts) + len(validation_prompts):
             break
     # The empty text too, where guidance needs a negative prompt.

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from tpdm.core.errors import TrainingError
 from tpdm.core.io import load_tensors, save_tensors, write_json
-from tpdm.policies.tpm import TimePredictor
-from tpdm.training.distributed.context import ALONE, Team
-from tpdm.training.ema import WeightAverage
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
+from tpdm.training.ema import EMA
 from tpdm.training.run_identity import differences
 
 _LOG = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class RunState:
 
 def save_checkpoint(
     folder: Path,
-    policy: TimePredictor,
-    average: WeightAverage,
+    policy: TimePredictionModule,
+    average: EMA,
     optimizer: torch.optim.Optimizer,
     state: RunState,
     identity: Mapping[str, Any],
@@ -113,11 +113,11 @@ class _Checkpoint:
 
 def load_checkpoint(
     folder: Path,
-    policy: TimePredictor,
-    average: WeightAverage,
+    policy: TimePredictionModule,
+    average: EMA,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
-    team: Team = ALONE,
+    team: DistributedContext = SINGLE_PROCESS,
 ) -> RunState | None:
     """Restores the newest whole checkpoint into policy, average and optimizer; None where there is none.
 
@@ -126,11 +126,11 @@ def load_checkpoint(
     Raises:
         TrainingError: no checkpoint is whole, or the newest belongs to another run (see ``run_identity``).
     """
-    found = _newest_whole(folder, identity) if team.leads else None
-    facts = team.from_lead(None if found is None else asdict(found.state))
+    found = _newest_whole(folder, identity) if team.is_main_process else None
+    facts = team.broadcast_object(None if found is None else asdict(found.state))
     if facts is None:
         return None
-    _restore(team.tensors_from_lead({} if found is None else found.tensors), policy, average, optimizer)
+    _restore(team.broadcast_tensors({} if found is None else found.tensors), policy, average, optimizer)
     return _state(facts)
 
 
@@ -183,7 +183,7 @@ def _state(facts: dict[str, Any]) -> RunState:
 
 
 def _restore(
-    tensors: Mapping[str, Tensor], policy: TimePredictor, average: WeightAverage, optimizer: torch.optim.Optimizer
+    tensors: Mapping[str, Tensor], policy: TimePredictionModule, average: EMA, optimizer: torch.optim.Optimizer
 ) -> None:
     by_file: dict[str, dict[str, Tensor]] = {"policy": {}, "average": {}, "optimizer": {}}
     for key, value in tensors.items():

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from tpdm.config.recipe import Recipe, RewardConfig
 from tpdm.data.prompts import Prompt
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.base import Reward
-from tpdm.sampling.base import Generated, Sampler
-from tpdm.training.batch_sampler import deal_gammas
-from tpdm.training.monitoring.trackers import Listener
+from tpdm.sampling.base import SampleBatch, Sampler
+from tpdm.training.batch_sampler import draw_gammas
+from tpdm.training.monitoring.trackers import TrackerCallback
 from tpdm.training.objective import additive_reward, discounted_reward
-from tpdm.training.rollout import MakeImages
+from tpdm.training.rollout import SampleFn
 
-SaveArtefact = Callable[[str, TimePredictor, dict[str, Any]], None]
+SaveArtefact = Callable[[str, TimePredictionModule, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingComponents:
     """What a run is made of.
 
     Attributes:
@@ -36,14 +36,14 @@ class Parts:
         listeners: are told of the run, where this process leads.
     """
 
-    policy: TimePredictor
+    policy: TimePredictionModule
     sampler: Sampler
     reward: Reward
     train_prompts: Sequence[Prompt]
     validation_prompts: Sequence[Prompt]
     save: SaveArtefact
     judges: Mapping[str, Reward] = field(default_factory=dict)
-    listeners: Sequence[Listener] = ()
+    listeners: Sequence[TrackerCallback] = ()
 
     def make(
         self,
@@ -52,7 +52,7 @@ class Parts:
         decision_seeds: Sequence[int] | None = None,
         record: bool = False,
         gammas: Sequence[float] | None = None,
-    ) -> Generated:
+    ) -> SampleBatch:
         """Images of prompts, with their negative prompts where any prompt of the run has one.
 
         Of the run, not of this call: to some pipelines an empty negative prompt is not the same as none, and what
@@ -67,7 +67,9 @@ class Parts:
         return self.sampler(texts, seeds, decision_seeds, record, negatives, **dial)
 
 
-def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Sequence[float] | None = None) -> Tensor:
+def apply_step_penalty(
+    score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Sequence[float] | None = None
+) -> Tensor:
     """The objective of each image: its score with the price of its steps, in the recipe's form.
 
     ``gammas_B`` are the discounts of a dial, one for each image; None takes the recipe's.
@@ -78,13 +80,13 @@ def priced(score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Seq
     return discounted_reward(score_B, steps_B, gamma, config.offset)
 
 
-def over_the_dial(recipe: Recipe, parts: Parts) -> MakeImages:
+def over_the_dial(recipe: Recipe, parts: TrainingComponents) -> SampleFn:
     """``parts.make`` with the gammas of a first update, where there is a dial."""
 
     def make(
         prompts: Sequence[Prompt], seeds: Sequence[int], decision_seeds: Sequence[int] | None, record: bool
-    ) -> Generated:
-        gammas = deal_gammas(recipe.reward, len(prompts), recipe.seed, 0)
+    ) -> SampleBatch:
+        gammas = draw_gammas(recipe.reward, len(prompts), recipe.seed, 0)
         return parts.make(prompts, seeds, decision_seeds, record, gammas)
 
     return make

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.tpm import TimePredictionModule
 
 
-class WeightAverage:
+class EMA:
     """Exponential moving average of the weights after every update (Polyak and Juditsky 1992, with forgetting).
 
     Rollouts go on with the policy itself, so that the ratio stays 1 before the first step; validation and the
@@ -23,19 +23,19 @@ class WeightAverage:
         decay: share that stays at each update, in [0, 1); 0 follows the policy exactly.
     """
 
-    def __init__(self, policy: TimePredictor, decay: float) -> None:
+    def __init__(self, policy: TimePredictionModule, decay: float) -> None:
         self.decay = decay
         self.weights: dict[str, Tensor] = {k: v.detach().clone() for k, v in policy.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, policy: TimePredictor, updates: int) -> None:
+    def update(self, policy: TimePredictionModule, updates: int) -> None:
         """Takes in the weights after so many updates (1 or more)."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
         for name, value in policy.state_dict().items():
             self.weights[name].lerp_(value, 1 - decay)
 
     @contextmanager
-    def worn_by(self, policy: TimePredictor) -> Iterator[None]:
+    def average_parameters(self, policy: TimePredictionModule) -> Iterator[None]:
         """The policy has the averaged weights inside the block, and its own again after it."""
         own = {k: v.detach().clone() for k, v in policy.state_dict().items()}
         policy.load_state_dict(self.weights)

@@ -14,36 +14,36 @@ from tpdm.core.seeding import Stream, derive_seed
 from tpdm.data.prompts import Prompt
 from tpdm.pipelines.probe import FeatureWidths, default_times
 from tpdm.policies.pretrained import load_policy
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import CompositeReward, Standard, run_reward, save_standards
-from tpdm.sampling.base import Generated
-from tpdm.training.batch_sampler import deal_prompts
-from tpdm.training.distributed.context import ALONE, Team
-from tpdm.training.rollout import MakeImages, make_replay
+from tpdm.sampling.base import SampleBatch
+from tpdm.training.batch_sampler import draw_prompts
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
+from tpdm.training.rollout import SampleFn, make_rollout_buffer
 
 CALIBRATION_PROMPTS = 64
 
 
-def calibrate_policy(policy: TimePredictor, make: MakeImages, prompts: Sequence[Prompt], seed: int) -> None:
+def calibrate_policy(policy: TimePredictionModule, make: SampleFn, prompts: Sequence[Prompt], seed: int) -> None:
     """Shows the untrained policy what features look like: the same ones whenever the run is started or resumed."""
     if not policy.reads_features:
         return
     policy.eval()
     _, generated = _first_images(make, prompts, seed, record=True)
     assert generated.trajectories is not None
-    policy.calibrate(make_replay(generated.trajectories).observation)
+    policy.calibrate(make_rollout_buffer(generated.trajectories).observation)
 
 
 def calibrated_reward(
     reward: Reward,
-    make: MakeImages,
+    make: SampleFn,
     prompts: Sequence[Prompt],
     seed: int,
     folder: Path,
     fresh: bool,
-    team: Team = ALONE,
+    team: DistributedContext = SINGLE_PROCESS,
     everyone: bool = False,
 ) -> Reward:
     """The reward that a run uses from its first image to its last.
@@ -63,22 +63,22 @@ def calibrated_reward(
     """
     if not isinstance(reward, CompositeReward):
         return reward
-    if fresh and (team.leads or everyone):
+    if fresh and (team.is_main_process or everyone):
         texts, generated = _first_images(make, prompts, seed, record=False)
-        if team.leads:
+        if team.is_main_process:
             reward = reward.calibrated(generated.images_B3HW, texts)
             save_standards(reward, folder)
-    elif team.leads:
+    elif team.is_main_process:
         reward = run_reward(reward, folder)
     assert isinstance(reward, CompositeReward)
     known = None if reward.standards is None else {key: asdict(one) for key, one in reward.standards.items()}
-    return replace(reward, standards={key: Standard(**one) for key, one in team.from_lead(known).items()})
+    return replace(reward, standards={key: Standard(**one) for key, one in team.broadcast_object(known).items()})
 
 
 def _first_images(
-    make: MakeImages, train_prompts: Sequence[Prompt], seed: int, record: bool
-) -> tuple[list[str], Generated]:
-    prompts = deal_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)
+    make: SampleFn, train_prompts: Sequence[Prompt], seed: int, record: bool
+) -> tuple[list[str], SampleBatch]:
+    prompts = draw_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)
     noise, decisions = ([derive_seed(seed, Stream.CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
     return [p.text for p in prompts], make(prompts, noise, decisions, record)
 
@@ -102,12 +102,12 @@ def _schedule(steps: int, tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) 
     return tuple(shifted(steps, tpm.start_shift).tolist())
 
 
-def make_policy(
+def init_policy(
     recipe: Recipe,
     widths: FeatureWidths,
     start: tuple[float, ...] | None = None,
     fast: tuple[float, ...] | None = None,
-) -> TimePredictor:
+) -> TimePredictionModule:
     """A fresh TPM for features of these widths, or the one the recipe starts from.
 
     Raises:
@@ -118,7 +118,7 @@ def make_policy(
         _check_shape(recipe, policy.shape)
         return policy.train()
     folded = recipe.tpm.layout == "folded"
-    shape = TpmShape(
+    shape = TPMConfig(
         feature_channels=widths.feature_channels,
         temb_channels=widths.temb_channels,
         layout=recipe.tpm.layout,
@@ -135,10 +135,10 @@ def make_policy(
         change=recipe.tpm.change and not recipe.tpm.time_only,
         token_grid=widths.token_grid if folded else None,
     )
-    return TimePredictor(shape, seed=derive_seed(recipe.seed, Stream.WEIGHTS) % 2**31)
+    return TimePredictionModule(shape, seed=derive_seed(recipe.seed, Stream.WEIGHTS) % 2**31)
 
 
-def _check_shape(recipe: Recipe, shape: TpmShape) -> None:
+def _check_shape(recipe: Recipe, shape: TPMConfig) -> None:
     """A TPM that is trained on keeps its shape: what a recipe says of it must not be passed over.
 
     A key at its default is taken for not said; the dial has to be the same, since the price of a step and what the TPM

@@ -16,25 +16,27 @@ from tqdm.auto import tqdm
 from tpdm.config.loader import dump_recipe
 from tpdm.config.recipe import Recipe
 from tpdm.core.seeding import Stream, derive_seed
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.base import naming
-from tpdm.sampling.batch_size import Portion
-from tpdm.training.batch_sampler import deal_gammas, deal_prompts, dial_places
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.base import annotate_numeric_errors
+from tpdm.sampling.batch_size import AdaptiveBatchSize
+from tpdm.training.batch_sampler import dial_places, draw_gammas, draw_prompts
 from tpdm.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from tpdm.training.components import Parts, over_the_dial, priced
-from tpdm.training.distributed.context import ALONE, Team
-from tpdm.training.ema import WeightAverage
+from tpdm.training.components import TrainingComponents, apply_step_penalty, over_the_dial
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
+from tpdm.training.ema import EMA
 from tpdm.training.initialization import calibrate_policy, calibrated_reward
-from tpdm.training.monitoring.logger import Diary, NoDiary
+from tpdm.training.monitoring.logger import NullRunLogger, RunLogger
 from tpdm.training.monitoring.metrics import part_statistics, step_statistics
 from tpdm.training.objective import rloo_advantages
 from tpdm.training.policy_update import learning_rate, make_optimizer, update_policy
-from tpdm.training.rollout import make_scored
+from tpdm.training.rollout import collect_rollout
 from tpdm.training.run_identity import run_identity
 from tpdm.training.validation import validate
 
 
-def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -> RunState:
+def train_loop(
+    recipe: Recipe, parts: TrainingComponents, folder: Path, team: DistributedContext = SINGLE_PROCESS
+) -> RunState:
     """Trains until ``recipe.rl.updates``, going on from the newest checkpoint in ``folder`` if there is one.
 
     Args:
@@ -51,20 +53,20 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -
         TrainingError: the reward says nothing, a gradient is not finite, or a checkpoint does not fit.
         RewardError: the reward failed. After any error the same call goes on from the newest checkpoint.
     """
-    if not team.leads:
+    if not team.is_main_process:
         parts = replace(parts, save=_save_nothing)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
     first_make = over_the_dial(recipe, parts)
     if not recipe.tpm.init_from:
         calibrate_policy(parts.policy, first_make, parts.train_prompts, recipe.seed)
-    parts.policy.load_state_dict(team.tensors_from_lead(parts.policy.state_dict()))
+    parts.policy.load_state_dict(team.broadcast_tensors(parts.policy.state_dict()))
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
-    average = WeightAverage(parts.policy, recipe.optimizer.average)
+    average = EMA(parts.policy, recipe.optimizer.average)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     checkpoints = folder / "checkpoints"
     state = load_checkpoint(checkpoints, parts.policy, average, optimizer, identity, team) or RunState(0)
     # Only now: a recipe that the checkpoint refuses must not replace the one the run was made with.
-    if team.leads:
+    if team.is_main_process:
         dump_recipe(recipe, folder / "recipe.yaml")
     fresh = state.update == 0
     everyone = recipe.backbone.shard
@@ -72,12 +74,12 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -
         parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh, team, everyone
     )
     parts = replace(parts, reward=reward)
-    log = Diary(recipe, folder, state.update, parts.listeners) if team.leads else NoDiary()
-    portion = Portion(recipe.rl.update_batch, "rl.update_batch", "decisions")
+    log = RunLogger(recipe, folder, state.update, parts.listeners) if team.is_main_process else NullRunLogger()
+    portion = AdaptiveBatchSize(recipe.rl.update_batch, "rl.update_batch", "decisions")
     if fresh:
         state = validate(recipe, parts, state, log, team)
     updates = range(state.update, recipe.rl.updates)
-    total, quiet = recipe.rl.updates, not team.leads
+    total, quiet = recipe.rl.updates, not team.is_main_process
     with tqdm(updates, desc="train", initial=state.update, total=total, dynamic_ncols=True, disable=quiet) as bar:
         for update in bar:
             began = time.monotonic()
@@ -89,37 +91,37 @@ def train_loop(recipe: Recipe, parts: Parts, folder: Path, team: Team = ALONE) -
             bar.set_postfix(score=f"{row['score_mean']:.3f}", steps=f"{row['steps_mean']:.1f}")
             last = state.update == recipe.rl.updates
             if state.update % recipe.validation.every == 0 or last:
-                with average.worn_by(parts.policy):
+                with average.average_parameters(parts.policy):
                     state = validate(recipe, parts, state, log, team)
             # After the validation, so that a run that goes on from here knows of it.
             if state.update % recipe.checkpoint.every == 0 or last:
-                team.check_equal(parts.policy)
+                team.assert_replicas_equal(parts.policy)
                 keep = recipe.checkpoint.keep
-                if team.leads:
+                if team.is_main_process:
                     save_checkpoint(checkpoints, parts.policy, average, optimizer, state, identity, keep)
     return state
 
 
 def _one_update(
     recipe: Recipe,
-    parts: Parts,
+    parts: TrainingComponents,
     optimizer: torch.optim.Optimizer,
-    reference: TimePredictor | None,
+    reference: TimePredictionModule | None,
     update: int,
-    team: Team,
-    portion: Portion,
+    team: DistributedContext,
+    portion: AdaptiveBatchSize,
 ) -> dict[str, Any]:
     rl, K = recipe.rl, recipe.rl.samples_per_prompt
-    prompts_P = deal_prompts(parts.train_prompts, rl.prompts_per_update, recipe.seed, update)
+    prompts_P = draw_prompts(parts.train_prompts, rl.prompts_per_update, recipe.seed, update)
     places = [(p, k) for p in range(len(prompts_P)) for k in range(K)]
-    gammas_P = deal_gammas(recipe.reward, len(prompts_P), recipe.seed, update)
+    gammas_P = draw_gammas(recipe.reward, len(prompts_P), recipe.seed, update)
     gammas_B = None if gammas_P is None else [gamma for gamma in gammas_P for _ in range(K)]
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
     prompts_B = [p for p in prompts_P for _ in range(K)]
     seeds = [derive_seed(recipe.seed, Stream.NOISE, update, *n) for n in noise]
     parts.policy.eval()
-    rollout = make_scored(
+    rollout = collect_rollout(
         team,
         parts.make,
         parts.reward,
@@ -130,13 +132,15 @@ def _one_update(
     )
     sampled = time.monotonic()
     score_B = rollout.scored.score_B
-    objective_B = priced(score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B)
+    objective_B = apply_step_penalty(
+        score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B
+    )
     objective_PK = objective_B.view(-1, K)
     place_P = dial_places(recipe.reward, gammas_P)
     advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages, place_P).flatten()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
-    with naming([p.text for p in prompts_B[rollout.mine]], seeds[rollout.mine]):
+    with annotate_numeric_errors([p.text for p in prompts_B[rollout.mine]], seeds[rollout.mine]):
         stats = update_policy(
             parts.policy,
             optimizer,
@@ -163,11 +167,11 @@ def _one_update(
     }
 
 
-def _save_nothing(name: str, policy: TimePredictor, facts: dict[str, Any]) -> None:
+def _save_nothing(name: str, policy: TimePredictionModule, facts: dict[str, Any]) -> None:
     """The leading process saves."""
 
 
-def _frozen_copy(policy: TimePredictor) -> TimePredictor:
-    copy = TimePredictor(policy.shape)
+def _frozen_copy(policy: TimePredictionModule) -> TimePredictionModule:
+    copy = TimePredictionModule(policy.shape)
     copy.load_state_dict(policy.state_dict())
     return copy.requires_grad_(False).to(next(policy.parameters()).device)

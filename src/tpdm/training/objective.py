@@ -74,7 +74,7 @@ def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: T
             differ by little more than the price of a step is heard as clearly as one whose pictures differ widely.
             "dial" by that of the prompts that stand near on the dial: where steps are dear, pictures differ more, and
             a divisor for all would leave the other end unheard.
-        place_P: with "dial", where each prompt stands in [-1, 1] (``core.dial.dial_position``); None is "batch".
+        place_P: with "dial", where each prompt stands in [-1, 1] (``core.dial.gamma_position``); None is "batch".
 
     Returns:
         (P, K); every row sums to 0.

@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from tpdm.config.recipe import OptimizerConfig, RlConfig
 from tpdm.core.device import without_autocast
-from tpdm.core.errors import NumbersError, TrainingError
+from tpdm.core.errors import NonFiniteError, TrainingError
 from tpdm.policies import beta
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batch_size import Portion
-from tpdm.training.distributed.context import ALONE, Team
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.batch_size import AdaptiveBatchSize
+from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.objective import MAX_LOG_RATIO, clip_diagnostics, clipped_objective, trajectory_log_ratio
-from tpdm.training.rollout import Replay
+from tpdm.training.rollout import RolloutBuffer
 
 
-def find_culprit(
-    policy: TimePredictor,
-    whole: Amount,
-    replay: Replay | None,
+def find_nonfinite_trajectory(
+    policy: TimePredictionModule,
+    whole: GlobalCounts,
+    replay: RolloutBuffer | None,
     advantage_B: Tensor,
     rl: RlConfig,
-    reference: TimePredictor | None,
+    reference: TimePredictionModule | None,
 ) -> int | None:
     """The first of this process's trajectories whose own gradient is not finite; None where only their sum is not."""
     for n in range(0 if replay is None else replay.trajectories):
@@ -41,31 +41,31 @@ def find_culprit(
 
 
 @dataclass(frozen=True)
-class Amount:
+class GlobalCounts:
     """What the means of the loss are over: all processes' trajectories, and their decisions that count."""
 
     trajectories: int
     decisions: int
 
 
-def count_amount(team: Team, replay: Replay | None, advantage_B: Tensor) -> Amount:
+def all_reduce_counts(team: DistributedContext, replay: RolloutBuffer | None, advantage_B: Tensor) -> GlobalCounts:
     """Counts the rollout of all processes.
 
     Raises:
         TrainingError: no process has a decision that counts.
     """
     mine = [len(advantage_B), 0 if replay is None else len(replay.action_T)]
-    trajectories, decisions = (sum(n) for n in zip(*team.gather_json(mine), strict=True))
+    trajectories, decisions = (sum(n) for n in zip(*team.all_gather_object(mine), strict=True))
     if not decisions:
         raise TrainingError(
             f"got no decision that counts in {trajectories} trajectories, expected at least one that the "
             "cap did not overrule; raise sampling.max_steps"
         )
-    return Amount(trajectories, decisions)
+    return GlobalCounts(trajectories, decisions)
 
 
 @dataclass(frozen=True)
-class Measured:
+class PassStats:
     """What a pass measured of each ratio (X: trajectories or decisions, as ``rl.ratio`` says) and decision.
 
     Kept one by one, so that the statistics are taken once, over all of them in their order.
@@ -76,19 +76,19 @@ class Measured:
     kl_T: Tensor
 
 
-def make_gradient(
-    policy: TimePredictor,
-    whole: Amount,
-    replay: Replay | None,
+def accumulate_gradients(
+    policy: TimePredictionModule,
+    whole: GlobalCounts,
+    replay: RolloutBuffer | None,
     advantage_B: Tensor,
     rl: RlConfig,
-    reference: TimePredictor | None,
-    portion: Portion,
-) -> Measured:
+    reference: TimePredictionModule | None,
+    portion: AdaptiveBatchSize,
+) -> PassStats:
     """Makes the gradient of this process's decisions, in parts that fit into memory."""
     if replay is None:  # its trajectories, if any, count with a ratio of 1
         ratios = len(advantage_B) if rl.ratio == "trajectory" else 0
-        return Measured(*(torch.zeros(n, dtype=torch.float32, device="cpu") for n in (ratios, 0, 0)))
+        return PassStats(*(torch.zeros(n, dtype=torch.float32, device="cpu") for n in (ratios, 0, 0)))
     while True:
         try:
             return _joined(
@@ -103,16 +103,16 @@ def make_gradient(
         portion.halve(min(portion.size, len(replay.action_T)))
 
 
-def _joined(parts: Sequence[Measured]) -> Measured:
-    return Measured(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Measured)))
+def _joined(parts: Sequence[PassStats]) -> PassStats:
+    return PassStats(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PassStats)))
 
 
-def everywhere(team: Team, mine: Measured) -> Measured:
+def gather_metrics(team: DistributedContext, mine: PassStats) -> PassStats:
     """What all processes measured, in their order."""
-    return Measured(*(team.gather(getattr(mine, f.name)) for f in fields(Measured)))
+    return PassStats(*(team.gather(getattr(mine, f.name)) for f in fields(PassStats)))
 
 
-def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
+def _micro_batches(replay: RolloutBuffer, decisions: int) -> Iterator[tuple[int, int]]:
     """Ranges of whole trajectories with at most so many decisions (one trajectory at least)."""
     lengths = torch.bincount(replay.segment_T, minlength=replay.trajectories).tolist()
     first, total = 0, 0
@@ -127,13 +127,13 @@ def _micro_batches(replay: Replay, decisions: int) -> Iterator[tuple[int, int]]:
 
 @without_autocast()
 def _accumulate(
-    policy: TimePredictor,
-    whole: Amount,
-    part: Replay,
+    policy: TimePredictionModule,
+    whole: GlobalCounts,
+    part: RolloutBuffer,
     advantage_B: Tensor,
     rl: RlConfig,
-    reference: TimePredictor | None,
-) -> Measured:
+    reference: TimePredictionModule | None,
+) -> PassStats:
     """Adds the gradient of one micro-batch; its share is that of its real trajectories or decisions in the whole."""
     logp_T, entropy_T, params = policy.evaluate(part.observation, part.action_T)
     logp_T, entropy_T = logp_T.cpu(), entropy_T.cpu()
@@ -153,7 +153,7 @@ def _accumulate(
         kl_T = beta.kl(params, initial).cpu()
         loss = loss + rl.kl_weight * decision_share * kl_T.mean()
     torch.autograd.backward(loss)
-    return Measured(log_ratio_X.detach(), entropy_T.detach(), kl_T.detach())
+    return PassStats(log_ratio_X.detach(), entropy_T.detach(), kl_T.detach())
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class UpdateStats:
     grad_norm: float
 
 
-def make_optimizer(policy: TimePredictor, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(policy: TimePredictionModule, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW as the recipe says."""
     return torch.optim.AdamW(
         policy.parameters(),
@@ -202,15 +202,15 @@ def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
 
 
 def update_policy(
-    policy: TimePredictor,
+    policy: TimePredictionModule,
     optimizer: torch.optim.Optimizer,
-    replay: Replay | None,
+    replay: RolloutBuffer | None,
     advantage_B: Tensor,
     rl: RlConfig,
     grad_clip: float,
-    reference: TimePredictor | None,
-    team: Team = ALONE,
-    portion: Portion | None = None,
+    reference: TimePredictionModule | None,
+    team: DistributedContext = SINGLE_PROCESS,
+    portion: AdaptiveBatchSize | None = None,
 ) -> UpdateStats:
     """``rl.epochs`` passes over one rollout, one optimizer step each.
 
@@ -229,24 +229,24 @@ def update_policy(
         portion: decisions per forward pass, fewer where memory is short; ``rl.update_batch`` if not given.
 
     Raises:
-        TrainingError: no process has a decision, or the gradient is not finite: a NumbersError, where one of this
+        TrainingError: no process has a decision, or the gradient is not finite: a NonFiniteError, where one of this
             process's trajectories is to blame.
     """
-    whole = count_amount(team, replay, advantage_B)
-    portion = portion or Portion(rl.update_batch, "rl.update_batch", "decisions")
-    passes: list[Measured] = []
+    whole = all_reduce_counts(team, replay, advantage_B)
+    portion = portion or AdaptiveBatchSize(rl.update_batch, "rl.update_batch", "decisions")
+    passes: list[PassStats] = []
     norms: list[float] = []
     for _ in range(rl.epochs):
         optimizer.zero_grad(set_to_none=True)
-        passes.append(make_gradient(policy, whole, replay, advantage_B, rl, reference, portion))
-        team.sum_gradients(policy)
+        passes.append(accumulate_gradients(policy, whole, replay, advantage_B, rl, reference, portion))
+        team.all_reduce_gradients(policy)
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), grad_clip))
         if not norm < float("inf"):
-            raise _not_finite(norm, find_culprit(policy, whole, replay, advantage_B, rl, reference))
+            raise _not_finite(norm, find_nonfinite_trajectory(policy, whole, replay, advantage_B, rl, reference))
         optimizer.step()
         norms.append(norm)
-    first_pass = everywhere(team, passes[0])
-    last_pass = everywhere(team, passes[-1])
+    first_pass = gather_metrics(team, passes[0])
+    last_pass = gather_metrics(team, passes[-1])
     clipped = clip_diagnostics(last_pass.log_ratio_X, rl.clip)
     deviation_X = torch.expm1(first_pass.log_ratio_X.clamp_max(MAX_LOG_RATIO)).abs()
     return UpdateStats(
@@ -265,4 +265,4 @@ def _not_finite(norm: float, culprit: int | None) -> TrainingError:
         f"got a gradient of norm {norm} in the update, expected a finite one; lower optimizer.lr or look for extreme "
         "rewards in metrics.jsonl"
     )
-    return TrainingError(message) if culprit is None else NumbersError(message, culprit)
+    return TrainingError(message) if culprit is None else NonFiniteError(message, culprit)

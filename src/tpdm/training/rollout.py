@@ -15,16 +15,16 @@ from tpdm.core.errors import TrainingError
 from tpdm.core.types import Observation, Trajectory
 from tpdm.data.prompts import Prompt
 from tpdm.rewards.base import Reward, checked_scores
-from tpdm.rewards.composite import Scored, judge
-from tpdm.sampling.base import Generated
-from tpdm.training.distributed.context import Team
+from tpdm.rewards.composite import RewardOutput, judge
+from tpdm.sampling.base import SampleBatch
+from tpdm.training.distributed.context import DistributedContext
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True)
-class Replay:
+class RolloutBuffer:
     """All decisions of n trajectories, flat; what the update passes read.
 
     Attributes:
@@ -41,12 +41,12 @@ class Replay:
     segment_T: Tensor
     trajectories: int
 
-    def part(self, first: int, last: int) -> Replay:
+    def part(self, first: int, last: int) -> RolloutBuffer:
         """Trajectories first <= n < last alone, renumbered from 0; views, nothing is copied."""
         edges = torch.tensor([first, last], dtype=torch.int64, device="cpu")
         begin, end = torch.searchsorted(self.segment_T, edges).tolist()
         rows = slice(begin, end)
-        return Replay(
+        return RolloutBuffer(
             self.observation.rows(rows),
             self.action_T[rows],
             self.logp_T[rows],
@@ -55,7 +55,7 @@ class Replay:
         )
 
 
-def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
+def make_rollout_buffer(trajectories: Sequence[Trajectory]) -> RolloutBuffer:
     """Flattens trajectories; decisions that the cap overruled are left out.
 
     Raises:
@@ -81,7 +81,7 @@ def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
         gamma_B=torch.cat(gammas) if gammas else None,
         change_B=torch.cat(changes) if changes else None,
     )
-    return Replay(
+    return RolloutBuffer(
         observation,
         torch.tensor([s.action for _, s in steps], dtype=torch.float32, device="cpu"),
         torch.tensor([s.logp for _, s in steps], dtype=torch.float32, device="cpu"),
@@ -91,14 +91,16 @@ def make_replay(trajectories: Sequence[Trajectory]) -> Replay:
 
 
 # (prompts, seeds, decision seeds, whether to record) -> images
-MakeImages = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool], Generated]
+SampleFn = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool], SampleBatch]
 
 # ... and the gamma of each image, where there is a dial
-MakeDialled = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool, Sequence[float] | None], Generated]
+GammaSampleFn = Callable[
+    [Sequence[Prompt], Sequence[int], Sequence[int] | None, bool, Sequence[float] | None], SampleBatch
+]
 
 
 @dataclass(frozen=True)
-class Rollout:
+class ScoredRollout:
     """What came of B images.
 
     Attributes:
@@ -110,30 +112,30 @@ class Rollout:
         score_seconds: wall-clock time that the reward and the judges took of this process.
     """
 
-    scored: Scored
+    scored: RewardOutput
     steps: list[int]
     mine: slice
-    generated: Generated | None
+    generated: SampleBatch | None
     judged: Mapping[str, Tensor] = field(default_factory=dict)
     score_seconds: float = 0.0
 
-    def replay(self) -> Replay | None:
+    def replay(self) -> RolloutBuffer | None:
         """This process's decisions; None where none of them counts."""
         trajectories = (self.generated.trajectories if self.generated else None) or []
         counts = any(step.counts for trajectory in trajectories for step in trajectory.steps)
-        return make_replay(trajectories) if counts else None
+        return make_rollout_buffer(trajectories) if counts else None
 
 
-def make_scored(
-    team: Team,
-    make: MakeDialled,
+def collect_rollout(
+    team: DistributedContext,
+    make: GammaSampleFn,
     reward: Reward,
     prompts_B: Sequence[Prompt],
     seeds: Sequence[int],
     decision_seeds: Sequence[int] | None = None,
     gammas: Sequence[float] | None = None,
     judges: Mapping[str, Reward] = MappingProxyType({}),
-) -> Rollout:
+) -> ScoredRollout:
     """Makes and scores this process's share of B images, and tells the scores to the others.
 
     The share is a run of consecutive images. Groups stay whole where the processes divide the prompts; elsewhere one
@@ -150,7 +152,7 @@ def make_scored(
         judges: score the images besides.
     """
     mine = team.part(len(prompts_B))
-    generated, scored, judged, seconds = None, Scored(_joined([]), {}), {}, 0.0
+    generated, scored, judged, seconds = None, RewardOutput(_joined([]), {}), {}, 0.0
     if prompts_B[mine]:
         asked = None if decision_seeds is None else decision_seeds[mine]
         dialled = None if gammas is None else gammas[mine]
@@ -166,15 +168,15 @@ def make_scored(
         "judged": {name: score_B.tolist() for name, score_B in judged.items()},
         "steps": generated.steps if generated else [],
     }
-    heard = team.gather_json(said)
+    heard = team.all_gather_object(said)
     # The last process has images where any has.
     parts, others = (
         {key: _joined([one[kind].get(key, []) for one in heard]) for key in heard[-1][kind]}
         for kind in ("parts", "judged")
     )
     steps = [n for one in heard for n in one["steps"]]
-    scored = Scored(_joined([one["score"] for one in heard]), parts)
-    return Rollout(scored, steps, mine, generated, others, seconds)
+    scored = RewardOutput(_joined([one["score"] for one in heard]), parts)
+    return ScoredRollout(scored, steps, mine, generated, others, seconds)
 
 
 def _joined(scores: Sequence[list[Any]]) -> Tensor:

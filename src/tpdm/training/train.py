@@ -16,11 +16,11 @@ from tpdm.config.recipe import Recipe
 from tpdm.config.unused_keys import tell_idle
 from tpdm.core.errors import ConfigError, TrainingError
 from tpdm.core.io import write_json
-from tpdm.training.build import build_parts
-from tpdm.training.distributed.context import join_team
-from tpdm.training.distributed.heartbeat import beating
+from tpdm.training.build import build_components
+from tpdm.training.distributed.context import init_distributed
+from tpdm.training.distributed.heartbeat import heartbeat
 from tpdm.training.loop import train_loop
-from tpdm.training.monitoring.trackers import check_packages, listening
+from tpdm.training.monitoring.trackers import check_packages, open_trackers
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the size that a file may have
 
@@ -29,7 +29,7 @@ _SAFETENSORS = re.compile(r"(?:os error|Os \{ code:) (\d+)")
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
+def translate_disk_full(folder: Path) -> Iterator[None]:
     """Turns errors of a full disk inside the block into a ``TrainingError``; every other error passes."""
     try:
         yield
@@ -66,17 +66,17 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
         TpdmError: whatever the parts refuse; nothing is half written.
     """
     folder = Path(recipe.output)
-    with join_team(recipe.backbone.device) as team:
-        if team.leads and resume == "never" and (folder / "checkpoints").exists():
+    with init_distributed(recipe.backbone.device) as team:
+        if team.is_main_process and resume == "never" and (folder / "checkpoints").exists():
             raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
         check_packages(recipe.trackers)
-        if team.leads:
+        if team.is_main_process:
             tell_idle(recipe)
-        parts = build_parts(recipe, folder, team)
-        told = recipe if team.leads else replace(recipe, trackers=())
-        with beating(team), full_disk_told(folder), listening(told, folder) as listeners:
+        parts = build_components(recipe, folder, team)
+        told = recipe if team.is_main_process else replace(recipe, trackers=())
+        with heartbeat(team), translate_disk_full(folder), open_trackers(told, folder) as listeners:
             state = train_loop(recipe, replace(parts, listeners=listeners), folder, team)
-        if team.leads:
+        if team.is_main_process:
             write_json(
                 folder / "run.json",
                 {

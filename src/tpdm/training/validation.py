@@ -12,9 +12,9 @@ from tpdm.config.recipe import Recipe
 from tpdm.core.errors import PromptError, TrainingError
 from tpdm.core.seeding import Stream, derive_seed
 from tpdm.training.checkpoint import RunState
-from tpdm.training.components import Parts, priced
-from tpdm.training.distributed.context import Team
-from tpdm.training.monitoring.logger import Diary, NoDiary
+from tpdm.training.components import TrainingComponents, apply_step_penalty
+from tpdm.training.distributed.context import DistributedContext
+from tpdm.training.monitoring.logger import NullRunLogger, RunLogger
 from tpdm.training.monitoring.metrics import (
     dial_points,
     dial_statistics,
@@ -22,12 +22,12 @@ from tpdm.training.monitoring.metrics import (
     part_statistics,
     step_statistics,
 )
-from tpdm.training.rollout import make_scored
+from tpdm.training.rollout import collect_rollout
 
 SIGNIFICANT = 1.96  # standard errors: 95 %, two-sided
 
 
-def keeps_up(objectives: Sequence[float], record: Sequence[float], samples: int = 1, points: int = 1) -> bool:
+def is_not_worse(objectives: Sequence[float], record: Sequence[float], samples: int = 1, points: int = 1) -> bool:
     """Whether a validation is at least as good as the record, as far as the same images can tell.
 
     The highest of many noisy validations is a lucky one. With equal images the difference has an error of its own;
@@ -51,7 +51,9 @@ def keeps_up(objectives: Sequence[float], record: Sequence[float], samples: int 
     return mean > -SIGNIFICANT * float(difference_P.std()) / len(difference_P) ** 0.5
 
 
-def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary, team: Team) -> RunState:
+def validate(
+    recipe: Recipe, parts: TrainingComponents, state: RunState, log: RunLogger | NullRunLogger, team: DistributedContext
+) -> RunState:
     """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it keeps up."""
     if not parts.validation_prompts:
         raise PromptError(
@@ -66,11 +68,13 @@ def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary
     prompts_B = [p for p, _ in images]
     parts.policy.eval()
     seeds = [derive_seed(recipe.seed, Stream.VALIDATION, i) for _, i in images]
-    rollout = make_scored(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B, judges=parts.judges)
+    rollout = collect_rollout(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B, judges=parts.judges)
     score_B = rollout.scored.score_B
     if state.update == 0:
         _refuse_constant(score_B, parts.reward.name, prompts_B[0].text)
-    objective_B = priced(score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B)
+    objective_B = apply_step_penalty(
+        score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B
+    )
     objective = float(objective_B.mean())
     row = {
         "score_mean": float(score_B.mean()),
@@ -87,7 +91,7 @@ def validate(recipe: Recipe, parts: Parts, state: RunState, log: Diary | NoDiary
     facts = {"update": state.update, "validation": row}
     parts.save("last", parts.policy, facts)
     now = tuple(objective_B.tolist())
-    if state.record is None or keeps_up(now, state.record, n, len(points or [0])):
+    if state.record is None or is_not_worse(now, state.record, n, len(points or [0])):
         parts.save("best", parts.policy, facts)
         state = replace(state, best_objective=objective, best_update=state.update)
     if state.record is None or sum(now) > sum(state.record):

@@ -23,22 +23,22 @@ from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.loading.components import load_components, meta_component, part_config
 from tpdm.pipelines.loading.download import local_folder, no_such_variant
 from tpdm.pipelines.loading.model_index import read_index
-from tpdm.pipelines.registry import DENOISERS, TAPS
+from tpdm.pipelines.registry import DENOISER_ATTRIBUTES, DENOISERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-Parts = Literal["all", "text encoders", "all but text encoders"]
-ALL: Parts = "all"
-TEXT_ENCODERS: Parts = "text encoders"
-NO_TEXT_ENCODERS: Parts = "all but text encoders"
+TrainingComponents = Literal["all", "text encoders", "all but text encoders"]
+ALL: TrainingComponents = "all"
+TEXT_ENCODERS: TrainingComponents = "text encoders"
+NO_TEXT_ENCODERS: TrainingComponents = "all but text encoders"
 
 
 def load_pipeline(
     name_or_path: str | Path,
     dtype: str = "fp32",
     device: str | torch.device = "auto",
-    parts: Parts = "all",
+    parts: TrainingComponents = "all",
     variant: str | None = None,
 ) -> Any:
     """The embedded pipeline, or a diffusers one from a folder or the Hub. Only safetensors weights are read.
@@ -80,7 +80,7 @@ def load_pipeline(
     return pipe
 
 
-def load_backbone(backbone: BackboneConfig, device: str, parts: Parts = "all") -> Any:
+def load_backbone(backbone: BackboneConfig, device: str, parts: TrainingComponents = "all") -> Any:
     """The pipeline of a recipe, its networks where the recipe wants them; to be sharded, they are still on the CPU.
 
     Args:
@@ -112,7 +112,7 @@ def offload(pipe: Any, way: Literal["none", "model", "sequential"], device: str)
 
 
 def from_pretrained(
-    name_or_path: str | Path, dtype: torch.dtype, parts: Parts = "all", variant: str | None = None
+    name_or_path: str | Path, dtype: torch.dtype, parts: TrainingComponents = "all", variant: str | None = None
 ) -> Any:
     """Any diffusers pipeline, on the CPU; parts that were saved as None stay None.
 
@@ -132,7 +132,7 @@ def from_pretrained(
     given: dict[str, Any] = dict.fromkeys([*index.empty, *left_out])
     if parts == "text encoders":
         # Some pipelines ask the denoiser for the width of what they encode.
-        shapes = {name: meta_component(index, name) for name in left_out if name in DENOISERS}
+        shapes = {name: meta_component(index, name) for name in left_out if name in DENOISER_ATTRIBUTES}
         # diffusers' own `to` warns.
         given |= {name: torch.nn.Module.to(network, dtype) for name, network in shapes.items() if network is not None}
     given |= load_components(replace(index, place=folder), wanted, dtype, variant)
@@ -168,7 +168,7 @@ def _putting_together() -> Iterator[None]:
             diffusers_logging.enable_progress_bar()
 
 
-def _is_left_out(name: str, parts: Parts) -> bool:
+def _is_left_out(name: str, parts: TrainingComponents) -> bool:
     if name.startswith("text_encoder"):
         return parts == "all but text encoders"
     return parts == "text encoders" and not name.startswith(("tokenizer", "scheduler"))
@@ -217,9 +217,9 @@ def guidance_of(name_or_path: str | Path) -> Guidance | None:
         BackboneError: there is no such pipeline, or the installed diffusers lacks a class of it.
     """
     index = read_index(pipeline_folder(name_or_path), name_or_path)
-    part = next((name for name in DENOISERS if name in index.parts), None)
+    part = next((name for name in DENOISER_ATTRIBUTES if name in index.parts), None)
     denoiser = None if part is None else index.part_class(part)
-    entry = next((TAPS[c.__name__] for c in getattr(denoiser, "__mro__", ()) if c.__name__ in TAPS), None)
+    entry = next((DENOISERS[c.__name__] for c in getattr(denoiser, "__mro__", ()) if c.__name__ in DENOISERS), None)
     if part is None or entry is None:
         return None
     made = (index.pipeline_class(), index.parts[part][1], entry)

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tpdm.core.errors import ArtefactError
-from tpdm.policies.hub.provenance import Facts, read_facts
+from tpdm.core.errors import CheckpointError
+from tpdm.policies.hub.provenance import RunProvenance, read_provenance
 from tpdm.policies.hub.push import DIGESTS, sha256
-from tpdm.policies.pretrained import PICKLES, WEIGHTS, load_weights, locate
-from tpdm.policies.pretrained_config import CONFIG, ArtefactConfig
-from tpdm.policies.tpm import TimePredictor
+from tpdm.policies.pretrained import PICKLES, WEIGHTS, load_weights, resolve_path
+from tpdm.policies.pretrained_config import CONFIG, PretrainedConfig
+from tpdm.policies.tpm import TimePredictionModule
 
 READ = (WEIGHTS, CONFIG)
 
@@ -32,7 +32,7 @@ class Report:
     """
 
     folder: Path
-    facts: Facts
+    facts: RunProvenance
     parameters: int
     files: Mapping[str, tuple[int, str]]
     problems: tuple[str, ...]
@@ -58,11 +58,11 @@ def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
     """Looks at a folder, the shipped "tinyworld", or a hub id; damaged weights are reported, not raised.
 
     Raises:
-        ArtefactError: there is no such TPM, or its config cannot be read.
+        CheckpointError: there is no such TPM, or its config cannot be read.
     """
-    folder = locate(name, revision, also=(DIGESTS,))
-    facts = read_facts(folder)
-    policy = TimePredictor(facts.config.shape)
+    folder = resolve_path(name, revision, also=(DIGESTS,))
+    facts = read_provenance(folder)
+    policy = TimePredictionModule(facts.config.shape)
     found = {p.name: (p.stat().st_size, sha256(p)) for p in sorted(folder.iterdir()) if p.is_file()}
     problems = _weights(folder, policy, facts.config) + _digests(
         folder, {name: digest for name, (_, digest) in found.items()}
@@ -75,10 +75,10 @@ def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
     return Report(folder, facts, parameters, found, tuple(problems), tuple(notes))
 
 
-def _weights(folder: Path, policy: TimePredictor, config: ArtefactConfig) -> list[str]:
+def _weights(folder: Path, policy: TimePredictionModule, config: PretrainedConfig) -> list[str]:
     try:
         load_weights(policy, config, folder)
-    except ArtefactError as error:
+    except CheckpointError as error:
         return [str(error)]
     return []
 
@@ -124,7 +124,7 @@ def describe(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _evaluated(facts: Facts) -> list[str]:
+def _evaluated(facts: RunProvenance) -> list[str]:
     if facts.evaluation is None:
         return ["evaluated  no (tpdm eval RECIPE.yaml)"]
     rows = facts.evaluation["rows"]

@@ -8,15 +8,15 @@ from typing import Any
 
 from tpdm.config.recipe import Recipe
 from tpdm.core.formatting import signed_interval
-from tpdm.policies.hub.provenance import Facts
+from tpdm.policies.hub.provenance import RunProvenance
 from tpdm.policies.pretrained import HUB_ID
-from tpdm.policies.pretrained_config import ArtefactConfig
+from tpdm.policies.pretrained_config import PretrainedConfig
 
 SHOWN_VALIDATIONS = 12
 PAPER = "https://arxiv.org/abs/2412.01243"
 
 
-def model_card(facts: Facts, name: str, place: str, curves: Sequence[str] = ()) -> str:
+def model_card(facts: RunProvenance, name: str, place: str, curves: Sequence[str] = ()) -> str:
     """README.md: metadata that the hub understands, then text.
 
     Args:
@@ -34,7 +34,7 @@ def model_card(facts: Facts, name: str, place: str, curves: Sequence[str] = ()) 
     return str(ModelCard(f"---\n{_metadata(facts, name)}\n---\n\n" + "\n\n".join(sections) + "\n"))
 
 
-def _metadata(facts: Facts, name: str) -> str:
+def _metadata(facts: RunProvenance, name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     backbone = facts.config.backbone_name
@@ -61,7 +61,7 @@ def _metadata(facts: Facts, name: str) -> str:
     return str(data.to_yaml())
 
 
-def _use(config: ArtefactConfig, name: str, place: str) -> str:
+def _use(config: PretrainedConfig, name: str, place: str) -> str:
     return f"""# {name}
 
 A Time Prediction Module for `{config.backbone_name}`: after each denoising step it reads the denoiser's features and
@@ -78,7 +78,7 @@ print(out.steps)
 ```"""
 
 
-def _purpose(config: ArtefactConfig) -> str:
+def _purpose(config: PretrainedConfig) -> str:
     call = ", ".join(f"{key} {value}" for key, value in config.call_defaults.items()) or "the pipeline's own"
     steps = "not measured" if config.mean_steps is None else f"{config.mean_steps:.1f} in validation"
     return "## What it is for\n\n" + table(
@@ -96,7 +96,7 @@ def _purpose(config: ArtefactConfig) -> str:
     )
 
 
-def _training(facts: Facts, curves: Sequence[str]) -> str:
+def _training(facts: RunProvenance, curves: Sequence[str]) -> str:
     config = facts.config
     price = f"discounted, eq. (9): gamma {config.gamma:g}"
     if facts.recipe is not None and facts.recipe.reward.form == "additive":

@@ -12,11 +12,11 @@ from tpdm.config.loader import load_recipe
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics
 from tpdm.policies.pretrained import read_config
-from tpdm.policies.pretrained_config import ArtefactConfig
+from tpdm.policies.pretrained_config import PretrainedConfig
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunProvenance:
     """A TPM and where it comes from.
 
     Attributes:
@@ -26,29 +26,29 @@ class Facts:
         evaluation: summary.json of this very TPM; None where there is none.
     """
 
-    config: ArtefactConfig
+    config: PretrainedConfig
     recipe: Recipe | None
     metrics: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any] | None
 
 
-def read_facts(folder: Path) -> Facts:
+def read_provenance(folder: Path) -> RunProvenance:
     """Reads the config of ``folder``, and ``../recipe.yaml``, ``../metrics.jsonl`` and the evaluation where they are.
 
     Raises:
-        ArtefactError: the config cannot be read.
+        CheckpointError: the config cannot be read.
         ConfigError, TrainingError: the run beside it is damaged.
     """
     config = read_config(folder)
     run = folder.resolve().parent
     if not (run / "recipe.yaml").is_file() or not (run / "metrics.jsonl").is_file():
-        return Facts(config, None, [], None)
+        return RunProvenance(config, None, [], None)
     made = config.trained.get("update")
     rows = [row for row in read_metrics(run / "metrics.jsonl") if made is None or row["update"] <= made]
-    return Facts(config, load_recipe(run / "recipe.yaml"), rows, _evaluation(run, config))
+    return RunProvenance(config, load_recipe(run / "recipe.yaml"), rows, _evaluation(run, config))
 
 
-def _evaluation(run: Path, config: ArtefactConfig) -> Mapping[str, Any] | None:
+def _evaluation(run: Path, config: PretrainedConfig) -> Mapping[str, Any] | None:
     """The summary of ``tpdm eval`` (in the run) or of ``tpdm demo`` (above it), where it is of this TPM."""
     return next(
         (summary for above in (run / "eval", run.parent) if (summary := _summary_of(config, above / "summary.json"))),
@@ -56,7 +56,7 @@ def _evaluation(run: Path, config: ArtefactConfig) -> Mapping[str, Any] | None:
     )
 
 
-def _summary_of(config: ArtefactConfig, path: Path) -> dict[str, Any] | None:
+def _summary_of(config: PretrainedConfig, path: Path) -> dict[str, Any] | None:
     """The summary in a file, where it is one and of this TPM."""
     try:
         summary = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tpdm.core.errors import ArtefactError
+from tpdm.core.errors import CheckpointError
 from tpdm.core.io import expand, write_json, write_text
 from tpdm.policies.hub.model_card import model_card
-from tpdm.policies.hub.provenance import Facts, read_facts
-from tpdm.policies.pretrained import HUB_ID, WEIGHTS, from_pretrained, locate, read_config
+from tpdm.policies.hub.provenance import RunProvenance, read_provenance
+from tpdm.policies.pretrained import HUB_ID, WEIGHTS, from_pretrained, read_config, resolve_path
 from tpdm.policies.pretrained_config import CONFIG
 
 # (rows of metrics.jsonl, update that was kept, file_format="png") -> (caption, data URI) of each picture
@@ -36,18 +36,18 @@ def publish_to_folder(
         draw_curves: makes the card's pictures of the training; None leaves them out (its table says it too).
 
     Raises:
-        ArtefactError: the TPM is unsound, or ``target`` holds something else.
+        CheckpointError: the TPM is unsound, or ``target`` holds something else.
     """
     target = Path(expand(target)).resolve()
-    folder = locate(source)
+    folder = resolve_path(source)
     if target == folder.resolve():
-        raise ArtefactError(f"got {target} as source and target, expected two folders; choose another target.")
+        raise CheckpointError(f"got {target} as source and target, expected two folders; choose another target.")
     _check_replaceable(target)
     from_pretrained(folder)  # nothing unsound is handed on
     with _beside(target) as new:
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(folder / name, new / name)
-        facts = read_facts(folder)
+        facts = read_provenance(folder)
         curves = _write_curves(facts, new, draw_curves)
         title = target.name if place is None else place.split("/")[-1]
         write_text(new / CARD, model_card(facts, title, place or target.name, curves))
@@ -68,10 +68,10 @@ def push_to_hub(source: str | Path, repo_id: str, private: bool = False, draw_cu
         The address of the commit.
 
     Raises:
-        ArtefactError: the TPM is unsound, the name is none, or the hub refuses.
+        CheckpointError: the TPM is unsound, the name is none, or the hub refuses.
     """
     if not HUB_ID.fullmatch(repo_id):
-        raise ArtefactError(f"got the repository {repo_id!r}, expected owner/name; correct it.")
+        raise CheckpointError(f"got the repository {repo_id!r}, expected owner/name; correct it.")
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as room:
@@ -82,7 +82,7 @@ def push_to_hub(source: str | Path, repo_id: str, private: bool = False, draw_cu
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A TPM, its card and curves")
         except Exception as error:  # as in artefact.locate: the hub raises a dozen unrelated types
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ArtefactError(
+            raise CheckpointError(
                 f"got a refusal of the hub for '{repo_id}' ({type(error).__name__}: {reason}), expected to write there;"
                 " log in with `hf auth login`, or correct the name."
             ) from error
@@ -98,19 +98,19 @@ def _check_replaceable(target: Path) -> None:
     """Refuses to replace what cannot be written again: all that lies in a folder goes with it.
 
     Raises:
-        ArtefactError: ``target`` holds no TPM, or something beside one.
+        CheckpointError: ``target`` holds no TPM, or something beside one.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
         read_config(target)  # models of diffusers and transformers have a config.json too
-    except ArtefactError:
-        raise ArtefactError(
+    except CheckpointError:
+        raise CheckpointError(
             f"got {target}, which holds no TPM, expected a new folder; choose another target."
         ) from None
     others = sorted(path.name for path in target.iterdir() if path.name not in WRITTEN or path.is_dir())
     if others:
-        raise ArtefactError(
+        raise CheckpointError(
             f"got {target} with {others[0]!r}, which would be deleted, expected a TPM alone; move it away or choose"
             " another target."
         )
@@ -136,7 +136,7 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(room)
 
 
-def _write_curves(facts: Facts, folder: Path, draw: DrawCurves | None) -> list[str]:
+def _write_curves(facts: RunProvenance, folder: Path, draw: DrawCurves | None) -> list[str]:
     """PNG files of the training curves; none where there is no run or nothing that draws."""
     if not facts.metrics or draw is None:
         return []

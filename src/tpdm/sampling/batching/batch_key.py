@@ -16,7 +16,7 @@ from tpdm.pipelines.token_grids import grid_of_image_shapes, grid_of_position_id
 OWN_SIDE = {"ZImagePipeline": 1024}  # where neither the signature nor an attribute says it
 
 
-def call_kind(pipe: Any, arguments: Mapping[str, Any]) -> Hashable:
+def batch_key(pipe: Any, arguments: Mapping[str, Any]) -> Hashable:
     """Calls of other kinds cannot meet: their latents have another shape, or guidance doubles their rows.
 
     Args:

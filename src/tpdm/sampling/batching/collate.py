@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tpdm.pipelines.active_rows import map_leaves
-from tpdm.pipelines.registry import TapEntry
-from tpdm.pipelines.time_mapping import ImageTimes
-from tpdm.sampling.batching.proxy import Answer, Seen
+from tpdm.pipelines.registry import DenoiserSpec
+from tpdm.pipelines.time_mapping import PerSampleTimesteps
+from tpdm.sampling.batching.proxy import DenoiserOutput, RawFeatures
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class DenoiserCall:
     signature: Hashable
 
 
-class CallReader:
+class CallSigner:
     """Reads the calls of ONE pipeline run; remembers what was compared by value, because it stays the same object.
 
     Args:
         entry: of the denoiser.
     """
 
-    def __init__(self, entry: TapEntry) -> None:
+    def __init__(self, entry: DenoiserSpec) -> None:
         self._entry = entry
         self._digests: dict[tuple[str, ...], tuple[Tensor, str]] = {}
 
@@ -72,7 +72,7 @@ class CallReader:
         return known[1]
 
 
-def join_calls(calls: Sequence[DenoiserCall], entry: TapEntry) -> dict[str, Any]:
+def collate_calls(calls: Sequence[DenoiserCall], entry: DenoiserSpec) -> dict[str, Any]:
     """Arguments of the one call that computes them all, rows in the order of the calls.
 
     Args:
@@ -85,7 +85,7 @@ def join_calls(calls: Sequence[DenoiserCall], entry: TapEntry) -> dict[str, Any]
     return {name: _join([call.arguments[name] for call in calls], calls[0].rows, name, entry) for name in names}
 
 
-def part_answer(answer: Answer, calls: Sequence[DenoiserCall], entry: TapEntry) -> list[Answer]:
+def split_output(answer: DenoiserOutput, calls: Sequence[DenoiserCall], entry: DenoiserSpec) -> list[DenoiserOutput]:
     """Each call's own rows of the answer to all of them."""
     if len(calls) == 1:
         return [answer]
@@ -95,20 +95,20 @@ def part_answer(answer: Answer, calls: Sequence[DenoiserCall], entry: TapEntry) 
         output = _cut(answer.output, rows, listed=entry.sample in entry.listed)
         seen = answer.seen
         if seen is not None:
-            seen = Seen(_cut(seen.first, rows), _cut(seen.last, rows), _cut(seen.temb, rows))
-        parts.append(Answer(output, seen))
+            seen = RawFeatures(_cut(seen.first, rows), _cut(seen.last, rows), _cut(seen.temb, rows))
+        parts.append(DenoiserOutput(output, seen))
         start += call.rows
     return parts
 
 
 def _per_row(value: Any, rows: int) -> Any:
     """UNets are given one time per image even where guidance doubles the rows, and tile it themselves."""
-    if isinstance(value, ImageTimes):
+    if isinstance(value, PerSampleTimesteps):
         return value.expand(rows).as_subclass(Tensor)
     return value
 
 
-def _has_rows(value: Tensor, rows: int, name: str, entry: TapEntry) -> bool:
+def _has_rows(value: Tensor, rows: int, name: str, entry: DenoiserSpec) -> bool:
     return name not in entry.unbatched and value.ndim > 0 and len(value) == rows
 
 
@@ -116,7 +116,7 @@ def _is_tensor_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, Tensor) for item in value)
 
 
-def _join(values: list[Any], rows: int, name: str, entry: TapEntry) -> Any:
+def _join(values: list[Any], rows: int, name: str, entry: DenoiserSpec) -> Any:
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(values) if _has_rows(first, rows, name, entry) else first

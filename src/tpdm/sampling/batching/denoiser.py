@@ -18,13 +18,13 @@ from torch import nn
 
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.registry import find_entry
-from tpdm.sampling.batching.collate import DenoiserCall, join_calls, part_answer
-from tpdm.sampling.batching.micro_batcher import let_go
-from tpdm.sampling.batching.policy import Cohort, Member
-from tpdm.sampling.batching.proxy import Answer, SeenByTaps
+from tpdm.sampling.batching.collate import DenoiserCall, collate_calls, split_output
+from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
+from tpdm.sampling.batching.policy import PolicyBatch, PolicyBatchMember
+from tpdm.sampling.batching.proxy import DenoiserOutput, SharedFeatureHooks
 
 
-class Seat:
+class Slot:
     """The part of one pipeline run in the meeting: waits for a place, then asks for one call after the other.
 
     Args:
@@ -32,15 +32,15 @@ class Seat:
         on_place: called once, when it gets its place; must return at once.
     """
 
-    def __init__(self, meeting: CallMeeting, on_place: Callable[[], None]) -> None:
+    def __init__(self, meeting: DenoiserBatcher, on_place: Callable[[], None]) -> None:
         self._meeting, self.on_place = meeting, on_place
         self.pending: DenoiserCall | None = None
         self.signature: Hashable = None
         self.arrived = 0
         self.stopped_by: BaseException | None = None
-        self.answers: SimpleQueue[tuple[Answer, Member] | BaseException] = SimpleQueue()
+        self.answers: SimpleQueue[tuple[DenoiserOutput, PolicyBatchMember] | BaseException] = SimpleQueue()
 
-    def ask(self, call: DenoiserCall) -> tuple[Answer, Member]:
+    def ask(self, call: DenoiserCall) -> tuple[DenoiserOutput, PolicyBatchMember]:
         """Blocks until the call is computed, together with those of others.
 
         Returns:
@@ -69,11 +69,11 @@ class Seat:
         self._meeting.stop(self, error)
 
 
-class CallMeeting:
+class DenoiserBatcher:
     """Merges the calls of at most ``places`` runs at a time; others wait for a place, first come, first served.
 
     Args:
-        denoiser: of a class in ``backbones.TAPS``.
+        denoiser: of a class in ``backbones.DENOISERS``.
         places: runs whose calls are computed together at most.
         in_order: places go to runs in the order in which they were made, and no call starts while one of those that
             have a place has still to ask: then the same runs are computed together every time, to the bit.
@@ -88,23 +88,23 @@ class CallMeeting:
         self._denoiser, self._entry, self._places = denoiser, find_entry(denoiser), places
         self._in_order = in_order
         self._changed = threading.Condition()
-        self._seated: dict[Seat, None] = {}
-        self._standing: deque[Seat] = deque()
+        self._seated: dict[Slot, None] = {}
+        self._standing: deque[Slot] = deque()
         self._arrivals = 0
         self._closed_by: BaseException | None = None
         self._thread = threading.Thread(target=self._compute_all, name="tpdm-denoiser", daemon=True)
         self._thread.start()
 
-    def seat(self, on_place: Callable[[], None] = lambda: None) -> Seat:
+    def seat(self, on_place: Callable[[], None] = lambda: None) -> Slot:
         """A new participant; where it goes by order, its place is booked at once, otherwise it has none yet."""
-        seat = Seat(self, on_place)
+        seat = Slot(self, on_place)
         if self._in_order:
             with self._changed:
                 self._standing.append(seat)
                 self._fill_places()
         return seat
 
-    def bring(self, seat: Seat, call: DenoiserCall) -> None:
+    def bring(self, seat: Slot, call: DenoiserCall) -> None:
         """Hands in a call; the answer goes to the seat."""
         with self._changed:
             stopped = self._closed_by or seat.stopped_by
@@ -121,7 +121,7 @@ class CallMeeting:
                 seat.arrived = self.calls
             self._fill_places()
 
-    def remove(self, seat: Seat) -> None:
+    def remove(self, seat: Slot) -> None:
         """Takes a participant out."""
         with self._changed:
             self._seated.pop(seat, None)
@@ -129,8 +129,8 @@ class CallMeeting:
                 self._standing.remove(seat)
             self._fill_places()
 
-    def stop(self, seat: Seat, error: BaseException) -> None:
-        """See ``Seat.stop``."""
+    def stop(self, seat: Slot, error: BaseException) -> None:
+        """See ``Slot.stop``."""
         with self._changed:
             seat.stopped_by = error
             if seat.pending is not None:
@@ -158,12 +158,12 @@ class CallMeeting:
         if self._ready():
             self._changed.notify()
 
-    def _ready(self) -> list[Seat]:
+    def _ready(self) -> list[Slot]:
         """Seats whose calls go together and are all there; where there are several such groups, the one that waits
         longest."""
         if self._in_order and any(seat.pending is None for seat in self._seated):
             return []
-        groups: dict[Hashable, list[Seat]] = {}
+        groups: dict[Hashable, list[Slot]] = {}
         for seat in self._seated:
             groups.setdefault(seat.signature, []).append(seat)
         complete = [seats for seats in groups.values() if all(seat.pending is not None for seat in seats)]
@@ -171,7 +171,7 @@ class CallMeeting:
 
     @torch.no_grad()
     def _compute_all(self) -> None:
-        with SeenByTaps(self._denoiser) as taps:
+        with SharedFeatureHooks(self._denoiser) as taps:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed_by is not None or self._ready())
@@ -183,20 +183,22 @@ class CallMeeting:
                         seat.pending = None
                 self._compute(seats, calls, taps)
 
-    def _compute(self, seats: list[Seat], calls: list[DenoiserCall], taps: SeenByTaps) -> None:
+    def _compute(self, seats: list[Slot], calls: list[DenoiserCall], taps: SharedFeatureHooks) -> None:
         answers = self._answers(calls, taps)
-        cohort = Cohort(sum(isinstance(answer, Answer) for answer in answers))
+        cohort = PolicyBatch(sum(isinstance(answer, DenoiserOutput) for answer in answers))
         places = count()
         for seat, answer in zip(seats, answers, strict=True):
-            seat.answers.put((answer, Member(cohort, next(places))) if isinstance(answer, Answer) else answer)
+            seat.answers.put(
+                (answer, PolicyBatchMember(cohort, next(places))) if isinstance(answer, DenoiserOutput) else answer
+            )
 
-    def _answers(self, calls: list[DenoiserCall], taps: SeenByTaps) -> list[Answer | BackboneError]:
+    def _answers(self, calls: list[DenoiserCall], taps: SharedFeatureHooks) -> list[DenoiserOutput | BackboneError]:
         """Of one call, or of its halves one after the other where memory does not hold it whole."""
         found = self._try(calls, taps)
         if not isinstance(found, Exception):
             return list(found)
         taps.take()  # of an attempt that is over
-        let_go(found)
+        clear_traceback_frames(found)
         # In order, the same runs are always computed together: whoever wants that takes fewer places himself.
         if isinstance(found, torch.OutOfMemoryError) and len(calls) > 1 and not self._in_order:
             half = len(calls) // 2
@@ -204,12 +206,12 @@ class CallMeeting:
         said = str(found).strip().partition("\n")[0]
         return [_failure(found, said, len(calls)) for _ in calls]
 
-    def _try(self, calls: list[DenoiserCall], taps: SeenByTaps) -> list[Answer] | Exception:
+    def _try(self, calls: list[DenoiserCall], taps: SharedFeatureHooks) -> list[DenoiserOutput] | Exception:
         self.calls += 1
         self.rows += sum(call.rows for call in calls)
         try:
-            output = self._denoiser(**join_calls(calls, self._entry))
-            return part_answer(Answer(output, taps.take()), calls, self._entry)
+            output = self._denoiser(**collate_calls(calls, self._entry))
+            return split_output(DenoiserOutput(output, taps.take()), calls, self._entry)
         except Exception as error:  # whatever it is, those who wait have to be told
             return error
 

@@ -20,27 +20,29 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Expected:
-    """Somebody who is about to ask; made by ``Desk.expect``."""
+class Reservation:
+    """Somebody who is about to ask; made by ``MicroBatcher.expect``."""
 
-    def __init__(self, withdraw: Callable[[], None]) -> None:
-        self._withdraw = withdraw
+    def __init__(self, release_reservation: Callable[[], None]) -> None:
+        self._withdraw = release_reservation
         self._open = True
 
-    def withdraw(self) -> None:
+    def release_reservation(self) -> None:
         """It has asked, or never will. May be called again, from its own thread."""
         if self._open:
             self._open = False
             self._withdraw()
 
 
-class _Wish(Generic[Task, Result]):
+class PendingItem(Generic[Task, Result]):
+    """An item in the queue, and where its caller waits for the result."""
+
     def __init__(self, kind: Hashable, task: Task) -> None:
         self.kind, self.task = kind, task
         self.word: SimpleQueue[Callable[[], Result] | None] = SimpleQueue()  # None: do the work yourself
 
 
-class Desk(Generic[Task, Result]):
+class MicroBatcher(Generic[Task, Result]):
     """Does tasks of equal kinds at once, kinds one after the other, first come, first served.
 
     Args:
@@ -55,17 +57,17 @@ class Desk(Generic[Task, Result]):
         self.calls = self.tasks = 0
         self._work = work
         self._changed = threading.Condition()
-        self._line: list[_Wish[Task, Result]] = []
+        self._line: list[PendingItem[Task, Result]] = []
         self._coming = 0
         self._busy = False
 
-    def expect(self) -> Expected:
+    def expect(self) -> Reservation:
         """Says that this thread is about to ask, so that whoever is first waits for it; withdraw it in any case."""
         with self._changed:
             self._coming += 1
-        return Expected(self._arrived)
+        return Reservation(self._arrived)
 
-    def ask(self, kind: Hashable, task: Task, most: int, expected: Expected | None = None) -> Result:
+    def ask(self, kind: Hashable, task: Task, most: int, expected: Reservation | None = None) -> Result:
         """Blocks until the task is done.
 
         Args:
@@ -77,17 +79,17 @@ class Desk(Generic[Task, Result]):
         Raises:
             Exception: what ``work`` raised for this task alone.
         """
-        wish: _Wish[Task, Result] = _Wish(kind, task)
+        wish: PendingItem[Task, Result] = PendingItem(kind, task)
         with self._changed:
             self._line.append(wish)
             if expected is not None:
-                expected.withdraw()
+                expected.release_reservation()
             self._changed.notify_all()
             lead, self._busy = not self._busy, True
         word = None if lead else wish.word.get()
         return self._lead(wish, most) if word is None else word()
 
-    def _lead(self, wish: _Wish[Task, Result], most: int) -> Result:
+    def _lead(self, wish: PendingItem[Task, Result], most: int) -> Result:
         with self._changed:
             self._changed.wait_for(lambda: not self._coming or len(self._alike(wish)) >= most)
             chosen = self._alike(wish)[:most]
@@ -104,17 +106,17 @@ class Desk(Generic[Task, Result]):
             one.word.put(word)
         return words[0]()
 
-    def _alike(self, wish: _Wish[Task, Result]) -> list[_Wish[Task, Result]]:
+    def _alike(self, wish: PendingItem[Task, Result]) -> list[PendingItem[Task, Result]]:
         # The leader stands first in its line, so that it is always among them.
         return [one for one in self._line if one.kind == wish.kind]
 
-    def _do(self, wishes: Sequence[_Wish[Task, Result]]) -> list[Callable[[], Result]]:
+    def _do(self, wishes: Sequence[PendingItem[Task, Result]]) -> list[Callable[[], Result]]:
         self.calls += 1
         found = self._try([wish.task for wish in wishes])
         if not isinstance(found, Exception):
             self.tasks += len(wishes)
             return [_returning(result) for result in found]
-        let_go(found)
+        clear_traceback_frames(found)
         if len(wishes) == 1:
             return [_raising(found)]
         return [word for wish in wishes for word in self._do([wish])]  # whose was it? The others go on.
@@ -144,7 +146,7 @@ def _raising(error: Exception) -> Callable[[], NoReturn]:
     return say
 
 
-def let_go(error: BaseException) -> None:
+def clear_traceback_frames(error: BaseException) -> None:
     """Frees what the frames of an error hold: the activations of a network, most of all. Where they stood stays.
 
     Call it when the error is no longer being handled: the frame that handles it cannot be freed.
@@ -160,7 +162,7 @@ def let_go(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-class Turns:
+class FifoLock:
     """``with turns:`` lets one thread in at a time, first come, first served."""
 
     def __init__(self) -> None:

@@ -22,18 +22,24 @@ from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
 from tpdm.pipelines.compatibility import check_pipe, check_shared
 from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.registry import find_denoiser, find_entry
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batching.collate import CallReader
-from tpdm.sampling.batching.denoiser import CallMeeting
-from tpdm.sampling.batching.micro_batcher import Expected, Turns
-from tpdm.sampling.batching.policy import Member
-from tpdm.sampling.batching.proxy import Answer, make_stand_in, make_twin, own_copy, set_denoiser
-from tpdm.sampling.batching.text_encoder import TextDesk
-from tpdm.sampling.batching.vae_decoder import DecodeDesk, can_share_decoder
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.batching.collate import CallSigner
+from tpdm.sampling.batching.denoiser import DenoiserBatcher
+from tpdm.sampling.batching.micro_batcher import FifoLock, Reservation
+from tpdm.sampling.batching.policy import PolicyBatchMember
+from tpdm.sampling.batching.proxy import (
+    DenoiserOutput,
+    clone_pipeline,
+    make_denoiser_proxy,
+    set_denoiser,
+    shallow_clone,
+)
+from tpdm.sampling.batching.text_encoder import TextEncoderBatcher
+from tpdm.sampling.batching.vae_decoder import VaeDecoderBatcher, supports_batched_decoding
 
 
 @dataclass(frozen=True)
-class Landing:
+class StepInfo:
     """One step of a run of one image.
 
     Attributes:
@@ -47,7 +53,7 @@ class Landing:
     estimate: Callable[[], Tensor]
 
 
-class ContinuousPipeline:
+class BatchedPipeline:
     """Runs of one pipeline that share its network.
 
     Args:
@@ -64,49 +70,53 @@ class ContinuousPipeline:
         check_pipe(pipe)
         check_shared(pipe)
         self.pipe = pipe
-        self._copied = own_copy(pipe)
+        self._copied = clone_pipeline(pipe)
         together = 1 if in_order else places  # who meets at a desk is a matter of luck, and so would be the last bits
-        self.texts = TextDesk(pipe, together)
-        self.decoder = DecodeDesk(pipe.vae, together) if can_share_decoder(pipe) else None
+        self.texts = TextEncoderBatcher(pipe, together)
+        self.decoder = VaeDecoderBatcher(pipe.vae, together) if supports_batched_decoding(pipe) else None
         # For what no desk does: pipelines that encode in a way of their own, decoders that change their dtype.
-        self.encoding, self.decoding = Turns(), Turns()
-        self.meeting = CallMeeting(find_denoiser(pipe), places, in_order)
+        self.encoding, self.decoding = FifoLock(), FifoLock()
+        self.meeting = DenoiserBatcher(find_denoiser(pipe), places, in_order)
 
     def run(
         self,
         on_place: Callable[[], None] = lambda: None,
-        on_landing: Callable[[Landing], None] = lambda landing: None,
-    ) -> ContinuousRun:
+        on_step_end: Callable[[StepInfo], None] = lambda landing: None,
+    ) -> BatchedRun:
         """A run to be called once, from a thread of the caller's.
 
         Args:
             on_place: called when the image gets its place, from any thread; must return at once.
             on_landing: called after every step, from the run's thread; the others wait for it.
         """
-        return ContinuousRun(self, on_place, on_landing)
+        return BatchedRun(self, on_place, on_step_end)
 
     def own_times(self, steps: int, arguments: Mapping[str, Any]) -> list[float]:
         """``default_times`` of the pipeline, without its network."""
         denoiser = find_denoiser(self.pipe)
         sample = find_entry(denoiser).sample
 
-        def zeros(call: dict[str, Any]) -> Answer:
+        def zeros(call: dict[str, Any]) -> DenoiserOutput:
             value = call[sample]
-            return Answer(([torch.zeros_like(x) for x in value] if isinstance(value, list) else value * 0,), None)
+            return DenoiserOutput(
+                ([torch.zeros_like(x) for x in value] if isinstance(value, list) else value * 0,), None
+            )
 
         pipe = self.pipe_for()
         pipe.scheduler = copy.deepcopy(pipe.scheduler)
-        set_denoiser(pipe, denoiser, make_stand_in(denoiser, zeros))
+        set_denoiser(pipe, denoiser, make_denoiser_proxy(denoiser, zeros))
         with self.encoding_by_turns():
             return default_times(pipe, steps, arguments)
 
-    def pipe_for(self, text: Expected | None = None, picture: Callable[[], Expected | None] = lambda: None) -> Any:
+    def pipe_for(
+        self, text: Reservation | None = None, picture: Callable[[], Reservation | None] = lambda: None
+    ) -> Any:
         """A copy of the pipeline whose texts and latents go to the desks.
 
         Args:
             text, picture: what the others wait for, withdrawn when it has been asked; None if they wait for nothing.
         """
-        mine = own_copy(self._copied)
+        mine = clone_pipeline(self._copied)
         if self.texts.knows:
             vars(mine)["encode_prompt"] = self.texts.at(mine, text)
         if self.decoder is not None:
@@ -122,21 +132,21 @@ class ContinuousPipeline:
         self.meeting.close(error)
 
 
-class ContinuousRun:
-    """One run; made by ``ContinuousPipeline.run``."""
+class BatchedRun:
+    """One run; made by ``BatchedPipeline.run``."""
 
     def __init__(
         self,
-        shared: ContinuousPipeline,
+        shared: BatchedPipeline,
         on_place: Callable[[], None],
-        on_landing: Callable[[Landing], None],
+        on_step_end: Callable[[StepInfo], None],
     ) -> None:
-        self._shared, self._on_landing = shared, on_landing
+        self._shared, self._on_landing = shared, on_step_end
         self._seat = shared.meeting.seat(on_place)
-        self._reader = CallReader(find_entry(find_denoiser(shared.pipe)))
+        self._reader = CallSigner(find_entry(find_denoiser(shared.pipe)))
         self._locks = ExitStack()
-        self._cohort: Member | None = None
-        self._picture: Expected | None = None
+        self._cohort: PolicyBatchMember | None = None
+        self._picture: Reservation | None = None
 
     def __call__(self, attached: AdaptivePipeline, **arguments: Any) -> AdaptiveOutput:
         """Makes the image.
@@ -148,13 +158,13 @@ class ContinuousRun:
         shared = self._shared
         denoiser, text = find_denoiser(shared.pipe), shared.texts.expect()
         with self._locks:
-            self._locks.callback(text.withdraw)
+            self._locks.callback(text.release_reservation)
             self._locks.enter_context(shared.encoding_by_turns())
             try:
                 pipe = shared.pipe_for(text, lambda: self._picture)
-                set_denoiser(pipe, denoiser, make_stand_in(denoiser, self._ask))
+                set_denoiser(pipe, denoiser, make_denoiser_proxy(denoiser, self._ask))
                 policy = self._deciding_together(attached.policy)
-                mine = replace(attached, pipe=pipe, policy=policy, watch=lambda s: _WatchedSolver(s, self._landed))
+                mine = replace(attached, pipe=pipe, policy=policy, watch=lambda s: RecordingSolver(s, self._landed))
                 return mine(**arguments)
             finally:
                 self._leave()
@@ -163,14 +173,14 @@ class ContinuousRun:
         """Makes the run raise ``error`` at its next step; from any thread."""
         self._seat.stop(error)
 
-    def _ask(self, arguments: dict[str, Any]) -> Answer:
+    def _ask(self, arguments: dict[str, Any]) -> DenoiserOutput:
         self._locks.close()  # the text is encoded: the next run may begin
         self._resign()
         answer, self._cohort = self._seat.ask(self._reader.read(arguments))
         return answer
 
     def _deciding_together(self, policy: Policy) -> Policy:
-        if not isinstance(policy, TimePredictor):
+        if not isinstance(policy, TimePredictionModule):
             return policy
 
         def propose(observation: Observation, seeds: Sequence[int] | None) -> Decision:
@@ -178,14 +188,14 @@ class ContinuousRun:
             assert cohort is not None  # a step follows a call
             return cohort.propose(policy, observation, seeds)
 
-        mine = make_twin(policy)
+        mine = shallow_clone(policy)
         vars(mine).update(propose=propose)
         return mine
 
     def _resign(self) -> None:
         cohort, self._cohort = self._cohort, None
         if cohort is not None:
-            cohort.resign()
+            cohort.skip()
 
     def _leave(self) -> None:
         self._resign()
@@ -196,9 +206,9 @@ class ContinuousRun:
             self._locks.enter_context(self._shared.decoding)
         else:
             self._picture = self._shared.decoder.expect()
-            self._locks.callback(self._picture.withdraw)
+            self._locks.callback(self._picture.release_reservation)
 
-    def _landed(self, landing: Landing) -> None:
+    def _landed(self, landing: StepInfo) -> None:
         if landing.t == 0:
             self._leave()
         self._on_landing(landing)
@@ -206,14 +216,14 @@ class ContinuousRun:
             self._begin_decoding()
 
 
-class _WatchedSolver:
+class RecordingSolver:
     """A solver that keeps the latents of one image in fp32, whatever the pipeline's dtype, and says where it lands.
 
     The pipeline sees them rounded to its own dtype. Where it changes them between steps, its change counts.
     """
 
-    def __init__(self, solver: Solver, on_landing: Callable[[Landing], None]) -> None:
-        self._solver, self._on_landing, self._steps = solver, on_landing, 0
+    def __init__(self, solver: Solver, on_step_end: Callable[[StepInfo], None]) -> None:
+        self._solver, self._on_landing, self._steps = solver, on_step_end, 0
 
     def init(self, x: Tensor) -> Any:
         """The state: the latents in fp32, and that of the solver."""
@@ -233,5 +243,5 @@ class _WatchedSolver:
             # One step of the solver without its history, all the way.
             return self._solver.step(exact, wide, t_B, torch.zeros_like(t_B), self._solver.init(exact))[0]
 
-        self._on_landing(Landing(self._steps, max(t_next_B.tolist()), estimate))
+        self._on_landing(StepInfo(self._steps, max(t_next_B.tolist()), estimate))
         return x_next.to(v.dtype), (x_next, inner)

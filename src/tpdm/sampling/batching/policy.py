@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from tpdm.core.types import Decision, Observation
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batching.micro_batcher import let_go
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
 
 
 @dataclass(frozen=True)
-class _Wish:
+class DecisionRequest:
+    """What one run asks of the policy, and where it waits for the decision."""
+
     place: int
-    policy: TimePredictor
+    policy: TimePredictionModule
     observation: Observation
     seeds: Sequence[int] | None
     answers: SimpleQueue[Decision | Exception] = field(default_factory=SimpleQueue)
@@ -31,7 +33,7 @@ class _Wish:
         return id(self.policy), self.seeds is None, shapes
 
 
-class Cohort:
+class PolicyBatch:
     """The runs of one denoiser call, each of which either wishes a decision or resigns.
 
     Whoever comes last evaluates for all. A run that needs no decision of this call (a fixed schedule, the first of two
@@ -44,17 +46,17 @@ class Cohort:
     def __init__(self, size: int) -> None:
         self._mutex = threading.Lock()
         self._missing = size
-        self._wishes: list[_Wish] = []
+        self._wishes: list[DecisionRequest] = []
 
     def propose(
-        self, policy: TimePredictor, observation: Observation, seeds: Sequence[int] | None, place: int = 0
+        self, policy: TimePredictionModule, observation: Observation, seeds: Sequence[int] | None, place: int = 0
     ) -> Decision:
         """``policy.propose`` together with the others, rows in the order of their places in the call.
 
         Raises:
             TpdmError: as the policy does for this image.
         """
-        wish = _Wish(place, policy, observation, seeds)
+        wish = DecisionRequest(place, policy, observation, seeds)
         self._come(wish)
         decision = wish.answers.get()
         if isinstance(decision, Exception):
@@ -64,18 +66,18 @@ class Cohort:
                 del decision  # or this frame and the error keep each other
         return decision
 
-    def resign(self) -> None:
+    def skip(self) -> None:
         """This run decides nothing (more) here."""
         self._come(None)
 
-    def _come(self, wish: _Wish | None) -> None:
+    def _come(self, wish: DecisionRequest | None) -> None:
         with self._mutex:
             self._missing -= 1
             if wish is not None:
                 self._wishes.append(wish)
             if self._missing:
                 return
-        alike: dict[Hashable, list[_Wish]] = {}
+        alike: dict[Hashable, list[DecisionRequest]] = {}
         for one in sorted(self._wishes, key=lambda wish: wish.place):  # whoever came first
             alike.setdefault(one.signature, []).append(one)
         for wishes in alike.values():
@@ -83,28 +85,28 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class Member:
+class PolicyBatchMember:
     """One run of a cohort, at its place in the call."""
 
-    cohort: Cohort
+    cohort: PolicyBatch
     place: int
 
-    def propose(self, policy: TimePredictor, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """See ``Cohort.propose``."""
+    def propose(self, policy: TimePredictionModule, observation: Observation, seeds: Sequence[int] | None) -> Decision:
+        """See ``PolicyBatch.propose``."""
         return self.cohort.propose(policy, observation, seeds, self.place)
 
-    def resign(self) -> None:
-        """See ``Cohort.resign``."""
-        self.cohort.resign()
+    def skip(self) -> None:
+        """See ``PolicyBatch.skip``."""
+        self.cohort.skip()
 
 
-def _grant(wishes: list[_Wish]) -> None:
+def _grant(wishes: list[DecisionRequest]) -> None:
     found = _try(wishes)
     if not isinstance(found, Exception):
         for wish, decision in zip(wishes, found, strict=True):
             wish.answers.put(decision)
         return
-    let_go(found)
+    clear_traceback_frames(found)
     if len(wishes) == 1:
         wishes[0].answers.put(found)
         return
@@ -112,14 +114,14 @@ def _grant(wishes: list[_Wish]) -> None:
         _grant([wish])
 
 
-def _try(wishes: list[_Wish]) -> list[Decision] | Exception:
+def _try(wishes: list[DecisionRequest]) -> list[Decision] | Exception:
     try:
         return _decide(wishes)
     except Exception as error:  # whoever waits has to be told
         return error
 
 
-def _decide(wishes: list[_Wish]) -> list[Decision]:
+def _decide(wishes: list[DecisionRequest]) -> list[Decision]:
     first = wishes[0]
     if len(wishes) == 1:
         return [first.policy.propose(first.observation, first.seeds)]
@@ -133,6 +135,6 @@ def _decide(wishes: list[_Wish]) -> list[Decision]:
     return parts
 
 
-def _join(wishes: list[_Wish], name: str) -> Any:
+def _join(wishes: list[DecisionRequest], name: str) -> Any:
     parts = [getattr(wish.observation, name) for wish in wishes]
     return None if parts[0] is None else torch.cat(parts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tpdm.pipelines.registry import find_entry, forward_signature
 
 
-def own_copy(pipe: Any) -> Any:
+def clone_pipeline(pipe: Any) -> Any:
     """The same parts in a pipeline of its own: what a call notes down on it is seen by no other call.
 
     Args:
@@ -45,8 +45,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the tapped modules of a denoiser saw during one call, as they gave it (see ``TapEntry``)."""
+class RawFeatures:
+    """What the tapped modules of a denoiser saw during one call, as they gave it (see ``DenoiserSpec``)."""
 
     first: Any
     last: Any
@@ -54,22 +54,22 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DenoiserOutput:
     """What a denoiser call came to: the output in the form that the caller asked for, and what the taps saw."""
 
     output: Any
-    seen: Seen | None
+    seen: RawFeatures | None
 
 
-def make_stand_in(denoiser: nn.Module, compute: Callable[[dict[str, Any]], Answer]) -> nn.Module:
+def make_denoiser_proxy(denoiser: nn.Module, compute: Callable[[dict[str, Any]], DenoiserOutput]) -> nn.Module:
     """A denoiser of the same class, with its own hooks, whose calls are answered by ``compute``.
 
     Args:
-        denoiser: of a class in ``backbones.TAPS``; left as it is.
+        denoiser: of a class in ``backbones.DENOISERS``; left as it is.
         compute: (arguments of the call by name) -> its answer.
     """
     entry = find_entry(denoiser)
-    made, signature = make_twin(denoiser), forward_signature(denoiser)
+    made, signature = shallow_clone(denoiser), forward_signature(denoiser)
     first, last, temb = (_relay(made, path) for path in (entry.first, entry.last, entry.temb))
 
     @functools.wraps(denoiser.forward)
@@ -92,7 +92,7 @@ def set_denoiser(pipe: Any, denoiser: nn.Module, stand_in: nn.Module) -> None:
     setattr(pipe, name, stand_in)
 
 
-class SeenByTaps:
+class SharedFeatureHooks:
     """Listens to the tapped modules of the shared denoiser while its ``with`` block lasts."""
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -100,7 +100,7 @@ class SeenByTaps:
         self._found: dict[str, Any] = {}
         self._handles: list[Any] = []
 
-    def __enter__(self) -> SeenByTaps:
+    def __enter__(self) -> SharedFeatureHooks:
         found, entry = self._found, self._entry
         first, last, temb = (self._denoiser.get_submodule(path) for path in (entry.first, entry.last, entry.temb))
         self._handles = [
@@ -116,14 +116,14 @@ class SeenByTaps:
         self._handles = []
         self._found.clear()
 
-    def take(self) -> Seen | None:
+    def take(self) -> RawFeatures | None:
         """What was seen since the last time; None unless all three modules ran."""
         found = dict(self._found)
         self._found.clear()
-        return Seen(**found) if len(found) == 3 else None
+        return RawFeatures(**found) if len(found) == 3 else None
 
 
-def make_twin(module: Module) -> Module:
+def shallow_clone(module: Module) -> Module:
     """A shallow copy without the hooks: the same parameters, buffers and submodules in dictionaries of its own."""
     made = type(module).__new__(type(module))
     nn.Module.__init__(made)
@@ -140,10 +140,10 @@ def _relay(root: nn.Module, path: str) -> nn.Module:
     *parents, leaf = path.split(".")
     here = root
     for name in parents:
-        below = make_twin(here.get_submodule(name))
+        below = shallow_clone(here.get_submodule(name))
         here.add_module(name, below)
         here = below
-    relay = make_twin(here.get_submodule(leaf))
+    relay = shallow_clone(here.get_submodule(leaf))
     vars(relay).update(forward=_same)
     here.add_module(leaf, relay)
     return relay

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tpdm.sampling.batching.micro_batcher import Desk, Expected
+from tpdm.sampling.batching.micro_batcher import MicroBatcher, Reservation
 from tpdm.sampling.prompt_embeddings import ENCODED
 
 # Their tokenizers fill every prompt up to the same length, so that a text does not depend on its neighbours. The others
@@ -31,7 +31,7 @@ class _Text:
     others: dict[str, Any]
 
 
-class TextDesk:
+class TextEncoderBatcher:
     """Encodes for the runs of one pipeline.
 
     Args:
@@ -44,7 +44,7 @@ class TextDesk:
         self._class = type(pipe)
         self._names = ENCODED.get(self._class.__name__)
         self._most = most if self._class.__name__ in PADDED else 1
-        self._desk: Desk[_Text, Encoded] = Desk(self._encode)
+        self._desk: MicroBatcher[_Text, Encoded] = MicroBatcher(self._encode)
         self._kept = _Kept(kept_bytes)
 
     @property
@@ -57,11 +57,11 @@ class TextDesk:
         """Calls of the text encoders."""
         return self._desk.calls
 
-    def expect(self) -> Expected:
-        """See ``Desk.expect``."""
+    def expect(self) -> Reservation:
+        """See ``MicroBatcher.expect``."""
         return self._desk.expect()
 
-    def at(self, pipe: Any, expected: Expected | None) -> Callable[..., Encoded]:
+    def at(self, pipe: Any, expected: Reservation | None) -> Callable[..., Encoded]:
         """``encode_prompt`` for one run.
 
         Args:
@@ -77,7 +77,7 @@ class TextDesk:
 
         return encode_prompt
 
-    def _ask(self, pipe: Any, given: dict[str, Any], expected: Expected | None) -> Encoded:
+    def _ask(self, pipe: Any, given: dict[str, Any], expected: Reservation | None) -> Encoded:
         texts = {name: _one_text(value) for name, value in given.items() if _is_text(name)}
         others = {name: value for name, value in given.items() if name not in texts}
         simple = all(isinstance(value, str | None) for value in texts.values())
@@ -93,7 +93,7 @@ class TextDesk:
             found = self._desk.ask(kind, task, self._most, expected)
             self._kept.put((kind, task.texts), found)
         elif expected is not None:
-            expected.withdraw()
+            expected.release_reservation()
         return found
 
     def _encode(self, tasks: Sequence[_Text]) -> list[Encoded]:

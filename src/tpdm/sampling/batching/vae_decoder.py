@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-from tpdm.sampling.batching.micro_batcher import Desk, Expected
-from tpdm.sampling.batching.proxy import make_twin
+from tpdm.sampling.batching.micro_batcher import MicroBatcher, Reservation
+from tpdm.sampling.batching.proxy import shallow_clone
 
 # A picture of 1024 pixels a side is decoded alone: the activations of its decoder are what serving costs most memory.
 MOST_PIXELS = 1024 * 1024
@@ -24,7 +24,7 @@ class _Latents:
     options: dict[str, Any]
 
 
-class DecodeDesk:
+class VaeDecoderBatcher:
     """Decodes for the runs of one pipeline.
 
     Args:
@@ -35,24 +35,24 @@ class DecodeDesk:
     def __init__(self, vae: nn.Module, most: int) -> None:
         self._limit = most
         self._vae: Any = vae
-        self._desk: Desk[_Latents, Tensor] = Desk(self._decode)
+        self._desk: MicroBatcher[_Latents, Tensor] = MicroBatcher(self._decode)
 
     @property
     def calls(self) -> int:
         """Calls of the decoder."""
         return self._desk.calls
 
-    def expect(self) -> Expected:
-        """See ``Desk.expect``."""
+    def expect(self) -> Reservation:
+        """See ``MicroBatcher.expect``."""
         return self._desk.expect()
 
-    def at(self, expected: Callable[[], Expected | None]) -> nn.Module:
+    def at(self, expected: Callable[[], Reservation | None]) -> nn.Module:
         """The VAE for one run: the shared one to look at, whose ``decode`` comes here.
 
         Args:
             expected: () -> what the run expects, withdrawn when it decodes; None where nobody waits for it.
         """
-        made = make_twin(self._vae)
+        made = shallow_clone(self._vae)
 
         def decode(z: Tensor, return_dict: bool = True, **options: Any) -> Any:
             kind, most = (z.shape, z.dtype, self._kind(options)), self._most(z)
@@ -81,7 +81,7 @@ class DecodeDesk:
         return list(sample.chunk(len(tasks)))
 
 
-def can_share_decoder(pipe: Any) -> bool:
+def supports_batched_decoding(pipe: Any) -> bool:
     """Whether runs may decode together: not where the pipeline turns its decoder to another dtype and back."""
     vae = getattr(pipe, "vae", None)
     if vae is None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpdm.core.types import Policy
-from tpdm.pipelines.arguments import is_refusal
+from tpdm.pipelines.arguments import is_argument_error
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.compatibility import check_pictures
-from tpdm.policies.pretrained import load_policy, unsaid
-from tpdm.sampling.batching.micro_batcher import let_go
-from tpdm.sampling.batching.pipeline import ContinuousPipeline, Landing
+from tpdm.policies.pretrained import backbone_defaults, load_policy
+from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
+from tpdm.sampling.batching.pipeline import BatchedPipeline, StepInfo
 from tpdm.serving.engine.interface import (
     DeadlineExceeded,
     EngineStatus,
@@ -29,11 +29,11 @@ from tpdm.serving.engine.interface import (
     RequestRefused,
     StepEvent,
 )
-from tpdm.serving.engine.job import Ending, Job, engine_status, image_done, reason, tell
+from tpdm.serving.engine.job import Job, Termination, engine_status, image_done, reason, tell
 from tpdm.serving.engine.previews import PreviewThread
 from tpdm.serving.engine.request_adapter import OverLongTexts, RequestReader
-from tpdm.serving.engine.scheduler import Outcome, RequestQueue
-from tpdm.serving.process import describe, few_arenas, quiet_libraries
+from tpdm.serving.engine.scheduler import Outcome, Scheduler
+from tpdm.serving.process import describe, limit_malloc_arenas, quiet_libraries
 
 SPARE = 2  # threads beyond the places and the requests ahead, for images that are being decoded
 log = logging.getLogger("tpdm.serving")
@@ -52,7 +52,7 @@ def make_engine(
     guidance_scale: float | None = None,
     true_cfg_scale: float | None = None,
 ) -> PipelineEngine:
-    """Loads a pipeline and starts an engine on it, in a process that is there for nothing else: see ``few_arenas``.
+    """Loads a pipeline and starts an engine on it, in a process that serves alone: see ``limit_malloc_arenas``.
 
     Args:
         backbone: "tinyworld", a diffusers folder or a Hub name.
@@ -73,7 +73,7 @@ def make_engine(
     from tpdm.pipelines.guidance import named_scales
     from tpdm.pipelines.loading.load import ALL, call_defaults, load_pipeline
 
-    few_arenas()
+    limit_malloc_arenas()
     pipe = load_pipeline(backbone, dtype, device, ALL, variant)
     if not log_prompts:
         quiet_libraries()  # after loading, whose warnings are of no prompt
@@ -109,15 +109,17 @@ class PipelineEngine:
         defaults, said = defaults or {}, said or {}
         check_pictures(pipe)
         policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
-        trained = None if policy is None else attach(pipe, policy, defaults={**unsaid(defaults, policy), **said})
+        trained = (
+            None if policy is None else attach(pipe, policy, defaults={**backbone_defaults(defaults, policy), **said})
+        )
         defaults = {**defaults, **said}
-        self._shared = ContinuousPipeline(pipe, slots)
+        self._shared = BatchedPipeline(pipe, slots)
         self._reader = RequestReader(self._shared, trained, defaults)
         self._over_long = OverLongTexts(pipe, defaults if trained is None else trained.defaults)
         self._previews = PreviewThread(self._shared)
-        self._queue = RequestQueue(queue_limit, slots, slots)
+        self._queue = Scheduler(queue_limit, slots, slots)
         self._jobs: dict[str, Job] = {}
-        self._endings: list[Ending] = []
+        self._endings: list[Termination] = []
         self._lock = threading.RLock()
         self._work_there, self._desk, self._answered = (threading.Condition(self._lock) for _ in range(3))
         self._closing = False
@@ -172,7 +174,7 @@ class PipelineEngine:
             stopped = EngineStopped("got a shutdown before the picture was done, expected time for it; send it again.")
             for key in self._queue.waiting_keys():
                 self._queue.end(key, "failed")
-                self._endings.append(Ending(self._jobs[key], stopped, worked_on=False))
+                self._endings.append(Termination(self._jobs[key], stopped, worked_on=False))
             self._work_there.notify_all()
             self._desk.notify()
         self._shared.close(stopped)
@@ -198,7 +200,7 @@ class PipelineEngine:
         if isinstance(found, ImageDone):
             self._answer(job, "finished", found)
         else:
-            let_go(found)  # the answer may wait for its reader, with the error in it
+            clear_traceback_frames(found)  # the answer may wait for its reader, with the error in it
             self._answer(job, "failed", Failed(found))
 
     def _try(self, job: Job) -> ImageDone | Exception:
@@ -210,7 +212,7 @@ class PipelineEngine:
             return error
         except Exception as error:
             # Pipelines say so of sizes that they cannot make.
-            if isinstance(error, ValueError) and is_refusal(error, self._shared.pipe):
+            if isinstance(error, ValueError) and is_argument_error(error, self._shared.pipe):
                 return RequestRefused(str(error))
             # Here, because what led to an error does not cross processes.
             log.error("request %s failed: %s", job.key, describe(error))
@@ -221,7 +223,7 @@ class PipelineEngine:
             self._jobs[key].placed = time.monotonic()
             self._queue.seat(key)
 
-    def _landed(self, key: str, landing: Landing) -> None:
+    def _landed(self, key: str, landing: StepInfo) -> None:
         with self._lock:
             job = self._jobs[key]
             self._image_steps += 1
@@ -260,7 +262,7 @@ class PipelineEngine:
         if place is None:
             return False
         job = self._jobs[key]
-        self._endings.append(Ending(job, reason(job.request, why), worked_on=place != "waiting"))
+        self._endings.append(Termination(job, reason(job.request, why), worked_on=place != "waiting"))
         self._desk.notify()
         return True
 

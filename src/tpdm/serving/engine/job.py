@@ -10,7 +10,7 @@ from typing import Literal
 
 from tpdm.core.errors import TpdmError
 from tpdm.pipelines.attach import AdaptiveOutput
-from tpdm.sampling.batching.pipeline import ContinuousPipeline, ContinuousRun
+from tpdm.sampling.batching.pipeline import BatchedPipeline, BatchedRun
 from tpdm.serving.engine.interface import (
     DeadlineExceeded,
     EngineStatus,
@@ -20,7 +20,7 @@ from tpdm.serving.engine.interface import (
     RequestCancelled,
 )
 from tpdm.serving.engine.previews import PreviewStream
-from tpdm.serving.engine.scheduler import RequestQueue
+from tpdm.serving.engine.scheduler import Scheduler
 from tpdm.serving.process import describe
 
 log = logging.getLogger("tpdm.serving")
@@ -43,13 +43,13 @@ class Job:
     request: ImageRequest
     on_event: Callable[[Event], None]
     submitted: float
-    run: ContinuousRun
+    run: BatchedRun
     previews: PreviewStream | None = None
     placed: float = 0.0
 
 
 @dataclass(frozen=True)
-class Ending:
+class Termination:
     """A request that is to end with an error, at its next step or, where nobody works on it, now."""
 
     job: Job
@@ -88,7 +88,7 @@ def reason(request: ImageRequest, why: Literal["cancelled", "expired"]) -> TpdmE
     )
 
 
-def engine_status(queue: RequestQueue, shared: ContinuousPipeline, image_steps: int) -> EngineStatus:
+def engine_status(queue: Scheduler, shared: BatchedPipeline, image_steps: int) -> EngineStatus:
     """The state of an engine in numbers; the caller holds the lock of the queue.
 
     Args:

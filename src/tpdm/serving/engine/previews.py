@@ -9,7 +9,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 
 from tpdm.pipelines.vae import decode_preview
-from tpdm.sampling.batching.pipeline import ContinuousPipeline, Landing
+from tpdm.sampling.batching.pipeline import BatchedPipeline, StepInfo
 from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest, StepEvent
 from tpdm.serving.engine.preview_plan import PreviewPlan
 from tpdm.serving.process import describe
@@ -24,7 +24,7 @@ class PreviewThread:
         shared: whose decoder makes the pictures, together or in turns with those of finished images.
     """
 
-    def __init__(self, shared: ContinuousPipeline) -> None:
+    def __init__(self, shared: BatchedPipeline) -> None:
         self._pipe = shared.pipe_for()
         self._line: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tpdm-previews", daemon=True)
@@ -43,7 +43,7 @@ class PreviewThread:
         """Runs a task after all that were given before."""
         self._line.put(task)
 
-    def paint(self, request: ImageRequest, landing: Landing) -> StepEvent:
+    def paint(self, request: ImageRequest, landing: StepInfo) -> StepEvent:
         """The event of a step with its picture, or without one if it cannot be made."""
         image = None
         try:
@@ -71,11 +71,11 @@ class PreviewStream:
     def __init__(self, thread: PreviewThread, request: ImageRequest, say: Callable[[StepEvent], None]) -> None:
         self._thread, self._request, self._say = thread, request, say
         wanted = request.previews
-        self._plan = None if wanted == "every" else PreviewPlan[Landing](wanted)
+        self._plan = None if wanted == "every" else PreviewPlan[StepInfo](wanted)
         self._latest: float = 0
         self._missing = 0
 
-    def step(self, landing: Landing) -> None:
+    def step(self, landing: StepInfo) -> None:
         """A step was made."""
         self._latest = landing.index
         self._thread.do(lambda: self._tell(landing))
@@ -92,7 +92,7 @@ class PreviewStream:
         words = f"partial_images: {self._missing} previews could not be made of this pipeline's latents"
         return replace(last, warnings=(*last.warnings, words))
 
-    def _tell(self, landing: Landing) -> None:
+    def _tell(self, landing: StepInfo) -> None:
         if self._plan is None:
             shown = [landing] if landing.index >= self._latest else []
         else:

@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 
 from tpdm.core.errors import ConfigError, TpdmError
 from tpdm.serving.engine.interface import Engine, EngineStopped, Event, Failed, ImageDone, ImageRequest
-from tpdm.serving.engine.remote import RemoteEngine, Report
+from tpdm.serving.engine.remote import RemoteEngine, ReplicaStatus
 
 APP = "tpdm"
 UPSCALE_SECONDS = 5.0  # of too much load before a replica is added; Ray's own 30 would let a queue build
@@ -29,7 +29,7 @@ AHEAD = 2  # requests that a replica has beyond its slots, so that no slot waits
 
 
 @dataclass(frozen=True)
-class ReplicaPlan:
+class ReplicaConfig:
     """What replicas are started with.
 
     Attributes:
@@ -69,7 +69,7 @@ class EngineReplica:
         self._engine = make()
         self._name = f"{generation}:{os.getpid()}"
 
-    async def make(self, request: ImageRequest) -> AsyncGenerator[Event | Report, None]:
+    async def make(self, request: ImageRequest) -> AsyncGenerator[Event | ReplicaStatus, None]:
         """All events of one image; before the last, what this replica has done so far."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         try:
@@ -81,7 +81,7 @@ class EngineReplica:
             while True:
                 event = await events.get()
                 if isinstance(event, ImageDone | Failed):
-                    yield Report(self._name, self._engine.status())
+                    yield ReplicaStatus(self._name, self._engine.status())
                     yield event
                     return
                 yield event
@@ -97,7 +97,7 @@ def _post(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: 
     loop.call_soon_threadsafe(events.put_nowait, event)
 
 
-def start_replicas(plan: ReplicaPlan) -> RemoteEngine:
+def start_replicas(plan: ReplicaConfig) -> RemoteEngine:
     """Starts the replicas and waits until they are ready; RAY_ADDRESS names a cluster, else one starts here."""
     mine = not ray.is_initialized()
     if mine:
@@ -119,7 +119,7 @@ def start_replicas(plan: ReplicaPlan) -> RemoteEngine:
         if mine:
             ray.shutdown()
 
-    async def make(request: ImageRequest) -> AsyncGenerator[Event | Report, None]:
+    async def make(request: ImageRequest) -> AsyncGenerator[Event | ReplicaStatus, None]:
         response = handle.make.remote(request)
         try:
             async for event in response:
@@ -134,14 +134,14 @@ def start_replicas(plan: ReplicaPlan) -> RemoteEngine:
     return RemoteEngine(make, slots=slots, queue_limit=plan.queue_limit, restart=deploy, stop=stop)
 
 
-def _local(plan: ReplicaPlan) -> dict[str, Any]:
+def _local(plan: ReplicaConfig) -> dict[str, Any]:
     """Settings of a cluster that starts here. Replicas always find a place: torch shares the processors itself."""
     if "RAY_ADDRESS" in os.environ:
         return {}
     return {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, plan.most + 1)}
 
 
-def _settled(plan: ReplicaPlan) -> ReplicaPlan:
+def _settled(plan: ReplicaConfig) -> ReplicaConfig:
     """The plan with its GPUs counted: those of the cluster, for the front may be on a machine without."""
     if plan.gpus is not None:
         return plan
@@ -151,7 +151,7 @@ def _settled(plan: ReplicaPlan) -> ReplicaPlan:
     return replace(plan, gpus=1.0, make=partial(plan.make, device="cuda"))
 
 
-def _bind(plan: ReplicaPlan, generation: int) -> Any:
+def _bind(plan: ReplicaConfig, generation: int) -> Any:
     options: dict[str, Any] = {
         # The rest waits in the front, where the loss of a replica does not touch it and any replica may take it.
         "max_ongoing_requests": plan.slots + AHEAD,

@@ -29,14 +29,14 @@ FIRST_GUESS = 1.0  # seconds of an image before any was made
 
 
 @dataclass(frozen=True)
-class Report:
+class ReplicaStatus:
     """What a replica has done since its start, with the name of its process."""
 
     replica: str
     status: EngineStatus
 
 
-Make = Callable[[ImageRequest], AsyncGenerator[Event | Report, None]]
+Make = Callable[[ImageRequest], AsyncGenerator[Event | ReplicaStatus, None]]
 
 
 @dataclass
@@ -160,7 +160,7 @@ class RemoteEngine:
     async def _follow(self, job: _Job) -> ImageDone | Failed:
         async with aclosing(self._make(job.request)) as events:
             async for event in events:
-                if isinstance(event, Report):
+                if isinstance(event, ReplicaStatus):
                     with self._changed:
                         self._reports[event.replica] = event.status
                 elif isinstance(event, StepEvent):

@@ -14,11 +14,11 @@ from tpdm.data.truncation import count_over_long
 from tpdm.pipelines.attach import AdaptivePipeline, attach
 from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.truncation import readers
-from tpdm.policies.conditioned import set_dial
-from tpdm.policies.fixed import FixedTimes
-from tpdm.policies.tpm import TimePredictor
-from tpdm.sampling.batching.batch_key import call_kind, token_grid
-from tpdm.sampling.batching.pipeline import ContinuousPipeline
+from tpdm.policies.conditioned import condition_policy
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.batching.batch_key import batch_key, token_grid
+from tpdm.sampling.batching.pipeline import BatchedPipeline
 from tpdm.serving.engine.interface import ImageRequest, RequestRefused
 
 MOST_STEPS = 10_000  # of a fixed schedule, which is made in full before the first step
@@ -35,9 +35,7 @@ class RequestReader:
         defaults: arguments of the pipeline's call where the request says nothing.
     """
 
-    def __init__(
-        self, shared: ContinuousPipeline, trained: AdaptivePipeline | None, defaults: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, shared: BatchedPipeline, trained: AdaptivePipeline | None, defaults: Mapping[str, Any]) -> None:
         self._shared, self._trained, self._defaults = shared, trained, defaults
         self._parameters = inspect.signature(shared.pipe.__call__).parameters
         self._guidance = Guidance.of(shared.pipe)
@@ -90,7 +88,7 @@ class RequestReader:
 
     def group(self, request: ImageRequest) -> Hashable:
         """Requests of other groups cannot share a denoiser call."""
-        return call_kind(self._shared.pipe, self._arguments(request))
+        return batch_key(self._shared.pipe, self._arguments(request))
 
     def read(self, request: ImageRequest) -> tuple[AdaptivePipeline, dict[str, Any]]:
         """The pipeline with the policy of this request, and the arguments of its call."""
@@ -131,14 +129,14 @@ class RequestReader:
         if self._trained is None or request.fixed_steps is not None:
             raise RequestRefused(f"got {min(_dial(request))} for a fixed schedule, expected a TPM; leave it out.")
         try:
-            set_dial(self._trained.policy, 1, request.gamma, request.quality)
+            condition_policy(self._trained.policy, 1, request.gamma, request.quality)
         except ConfigError as error:
             raise RequestRefused(str(error)) from error
 
     def _check_grid(self, request: ImageRequest) -> None:
         """A folded TPM reads one grid of tokens, or even ones: it would fail after the first step."""
         policy = None if self._trained is None or request.fixed_steps is not None else self._trained.policy
-        if not isinstance(policy, TimePredictor) or policy.shape.layout != "folded":
+        if not isinstance(policy, TimePredictionModule) or policy.shape.layout != "folded":
             return
         grid = token_grid(self._shared.pipe, self._arguments(request))
         read = policy.shape.token_grid
@@ -155,7 +153,7 @@ class RequestReader:
         fixed = self._fixed.get(key)
         if fixed is None:
             sizes = {name: value for name, value in (("width", request.width), ("height", request.height)) if value}
-            times = FixedTimes(self._shared.own_times(steps, {**self._defaults, **sizes}))
+            times = FixedSchedule(self._shared.own_times(steps, {**self._defaults, **sizes}))
             fixed = attach(self._shared.pipe, times, max_steps=times.steps, defaults=self._defaults)
             if len(self._fixed) >= SCHEDULES_KEPT:
                 self._fixed.clear()

@@ -31,7 +31,7 @@ class _Ticket:
     ended_by: Outcome | None = None  # asked for, and due at the next step
 
 
-class RequestQueue:
+class Scheduler:
     """All requests of one engine; the caller brings the lock and the time (seconds of any one clock).
 
     Args:

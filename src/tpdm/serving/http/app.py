@@ -24,11 +24,11 @@ from starlette.exceptions import HTTPException
 from tpdm.core.errors import TpdmError
 from tpdm.serving.engine.interface import Engine
 from tpdm.serving.http.errors import RETRY_SECONDS, ApiError, api_error, unknown_model
-from tpdm.serving.http.handlers import Answers
+from tpdm.serving.http.handlers import Handlers
 from tpdm.serving.http.image_store import ImageStore
 from tpdm.serving.http.metrics import Metrics
-from tpdm.serving.http.middleware import Guard
-from tpdm.serving.http.request_tracker import Calls
+from tpdm.serving.http.middleware import SecurityMiddleware
+from tpdm.serving.http.request_tracker import RequestTracker
 from tpdm.serving.http.settings import ANY, ModelCard, Settings
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,9 +47,9 @@ def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) 
     settings = settings or Settings()
     limits, metrics = settings.limits, Metrics(engine)
     store = ImageStore(limits.store_bytes, limits.store_seconds)
-    answers = Answers(Calls(engine), card, settings, metrics, store)
+    answers = Handlers(RequestTracker(engine), card, settings, metrics, store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(SecurityMiddleware, settings=settings, metrics=metrics)
     _answer_errors(app)
 
     app.post("/v1/images/generations")(answers.generate)

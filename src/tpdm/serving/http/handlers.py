@@ -16,19 +16,21 @@ from tpdm.serving.http.errors import ApiError, api_error, internal_error
 from tpdm.serving.http.image_encoding import b64, media_type
 from tpdm.serving.http.image_store import ImageStore
 from tpdm.serving.http.metrics import Metrics
-from tpdm.serving.http.protocol import Asked, facts, parse
-from tpdm.serving.http.request_tracker import Calls
+from tpdm.serving.http.protocol import ParsedRequest, facts, parse
+from tpdm.serving.http.request_tracker import RequestTracker
 from tpdm.serving.http.settings import ModelCard, Settings
-from tpdm.serving.http.streaming import PAUSE, WAITING, EventStream, event, read_body, unless_gone
+from tpdm.serving.http.streaming import PAUSE, WAITING, EventStream, cancel_on_disconnect, event, read_body
 from tpdm.serving.process import describe
 
 log = logging.getLogger("tpdm.serving")
 
 
-class Answers:
+class Handlers:
     """The handlers of the routes below /v1 that make, end and hand out pictures."""
 
-    def __init__(self, calls: Calls, card: ModelCard, settings: Settings, metrics: Metrics, store: ImageStore) -> None:
+    def __init__(
+        self, calls: RequestTracker, card: ModelCard, settings: Settings, metrics: Metrics, store: ImageStore
+    ) -> None:
         self._calls, self._card, self._settings = calls, card, settings
         self._metrics, self._store = metrics, store
 
@@ -39,7 +41,7 @@ class Answers:
         shown = f" {first.prompt!r}" if self._settings.log_prompts else ""
         log.info("%s %d images of seed %d%s", request.state.request_id, len(asked.images), first.seed, shown)
         if not asked.stream:
-            return JSONResponse(await unless_gone(request.receive, self._collect(asked, request)))
+            return JSONResponse(await cancel_on_disconnect(request.receive, self._collect(asked, request)))
         events = self._events(asked, request)
         return EventStream(await anext(events), events)  # the first at once: a refusal is a status, not an event
 
@@ -71,7 +73,7 @@ class Answers:
             raise ApiError(413, f"the request is longer than {limits.body} bytes; shorten the prompt", "too_large")
         return body
 
-    async def _collect(self, asked: Asked, request: Request) -> dict[str, object]:
+    async def _collect(self, asked: ParsedRequest, request: Request) -> dict[str, object]:
         found: dict[int, ImageDone] = {}
         with self._calls.start(asked.images) as call:
             async for one in call.events():
@@ -83,7 +85,7 @@ class Answers:
         answer = {"created": int(time.time()), "id": call.id, "model": self._card.id, **_of_all(asked)}
         return {**answer, "size": _size(found[0]), "data": data}
 
-    async def _events(self, asked: Asked, request: Request) -> AsyncGenerator[bytes, None]:
+    async def _events(self, asked: ParsedRequest, request: Request) -> AsyncGenerator[bytes, None]:
         shown: Counter[int] = Counter()  # previews sent, by the index of their picture
         with self._calls.start(asked.images) as call:
             seeds = [image.seed for image in call.requests]
@@ -104,7 +106,7 @@ class Answers:
                     yield event("error", {"type": "error", "index": index, **body})
         yield b"data: [DONE]\n\n"
 
-    async def _step(self, index: int, step: StepEvent, asked: Asked, shown: Counter[int]) -> bytes:
+    async def _step(self, index: int, step: StepEvent, asked: ParsedRequest, shown: Counter[int]) -> bytes:
         where = {"index": index, "step": step.step, "time": round(step.time, 6)}
         if step.preview is None:
             return _said("step", **where)
@@ -115,7 +117,7 @@ class Answers:
         about = {"partial_image_index": number, **_now(), **_of_all(asked), "size": size}
         return _said("partial_image", **where, **about, b64_json=picture)
 
-    async def _data(self, index: int, done: ImageDone, asked: Asked, request: Request) -> dict[str, object]:
+    async def _data(self, index: int, done: ImageDone, asked: ParsedRequest, request: Request) -> dict[str, object]:
         self._metrics.image(done)
         content = await asyncio.to_thread(asked.encoding.encode, done.image)
         place = {"b64_json": b64(content)} if asked.inline else {}
@@ -140,7 +142,7 @@ def _now() -> dict[str, object]:
     return {"created_at": int(time.time())}
 
 
-def _of_all(asked: Asked) -> dict[str, object]:
+def _of_all(asked: ParsedRequest) -> dict[str, object]:
     """What OpenAI's answers say of all pictures of a request."""
     said: dict[str, object] = {"output_format": asked.encoding.format, "background": "opaque"}
     return said if asked.user is None else {**said, "safety_identifier": asked.user}

@@ -39,7 +39,7 @@ CLIENT_LEFT = 499  # nginx's number for it: nobody is there to read one
 log = logging.getLogger("tpdm.serving")
 
 
-class Guard:
+class SecurityMiddleware:
     """The middleware around the application."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:

@@ -59,7 +59,7 @@ class GenerationRequest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """A checked request.
 
     Attributes:
@@ -81,7 +81,7 @@ class Asked:
     user: str | None
 
 
-def parse(body: bytes, settings: Settings, card: ModelCard) -> Asked:
+def parse(body: bytes, settings: Settings, card: ModelCard) -> ParsedRequest:
     """Checks the bytes of a request. A field that is null counts as left out.
 
     Raises:
@@ -100,7 +100,7 @@ def parse(body: bytes, settings: Settings, card: ModelCard) -> Asked:
     _check(asked, settings, card)
     # Streams are newer than urls: their clients read b64_json, and a url only where they ask for it.
     carried = asked.response_format or ("b64_json" if asked.stream else settings.response_format)
-    return Asked(
+    return ParsedRequest(
         images=_images(asked, settings.limits, card),
         stream=bool(asked.stream),
         by_url=carried != "b64_json",
@@ -213,7 +213,7 @@ def _size(size: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def facts(asked: Asked, index: int, done: ImageDone) -> dict[str, object]:
+def facts(asked: ParsedRequest, index: int, done: ImageDone) -> dict[str, object]:
     """What the answer says of a picture besides the picture."""
     said: dict[str, object] = {
         "seed": asked.images[index].seed,

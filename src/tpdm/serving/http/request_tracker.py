@@ -17,8 +17,8 @@ class _Unread:
     event: Event
 
 
-class Call:
-    """The images of one request, asked of the engine together. Made by ``Calls.start``.
+class RequestHandle:
+    """The images of one request, asked of the engine together. Made by ``RequestTracker.start``.
 
     A reader that falls behind misses no event. Where it wants a picture of every step, the newest of each image alone
     waits for it; where it wants a number of them, all do.
@@ -79,24 +79,24 @@ class Call:
         self._events.put_nowait(one)
 
 
-class Calls:
+class RequestTracker:
     """The requests that are being answered, by id."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._calls: dict[str, Call] = {}
+        self._calls: dict[str, RequestHandle] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
 
     @contextlib.contextmanager
-    def start(self, requests: Sequence[ImageRequest]) -> Iterator[Call]:
+    def start(self, requests: Sequence[ImageRequest]) -> Iterator[RequestHandle]:
         """A call that was submitted; whatever is not finished at the end of the block is cancelled.
 
         Raises:
             TpdmError: as ``Engine.submit``.
         """
-        call = Call(self._engine, requests)
+        call = RequestHandle(self._engine, requests)
         call.submit()
         self._calls[call.id] = call
         try:

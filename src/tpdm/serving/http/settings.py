@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tpdm.core.io import expand
-from tpdm.pipelines.metadata import call_facts
+from tpdm.pipelines.metadata import read_pipeline_metadata
 from tpdm.policies.pretrained import from_pretrained
 
 TINYWORLD = (
@@ -33,13 +33,13 @@ def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
         tpm: folder or hub id; None where the pipeline's own schedule serves.
 
     Raises:
-        ArtefactError: there is no such TPM.
+        CheckpointError: there is no such TPM.
         BackboneError: there is no such pipeline.
     """
     backbone, dial = expand(backbone), False
     if tpm is not None:
         dial = from_pretrained(tpm)[1].dial is not None
-    facts = call_facts(backbone)
+    facts = read_pipeline_metadata(backbone)
     return ModelCard(
         id=Path(backbone).name if Path(backbone).is_dir() else backbone,
         learned=tpm is not None,

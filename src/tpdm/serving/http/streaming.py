@@ -17,7 +17,7 @@ PAUSE = 10.0  # seconds without an event, after which a comment keeps proxies fr
 WAITING = b": still waiting\n\n"
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, which is cancelled when the client hangs up.
 
     Args:
@@ -91,7 +91,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's call."""
         try:
-            await unless_gone(receive, self._send(send))
+            await cancel_on_disconnect(receive, self._send(send))
         finally:
             await self._rest.aclose()
 

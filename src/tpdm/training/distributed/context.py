@@ -33,12 +33,12 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 _PATIENCE = timedelta(hours=6)
 
 
-class LostProcess(TrainingError):
+class PeerLostError(TrainingError):
     """Another process of the run does not answer."""
 
 
-class Team:
-    """The processes of a run as one of them sees it; ``Team()`` is a process alone.
+class DistributedContext:
+    """The processes of a run as one of them sees it; ``DistributedContext()`` is a process alone.
 
     Args:
         rank: of this process, 0 leads: it alone writes.
@@ -50,7 +50,7 @@ class Team:
         self.rank, self.size, self._group = rank, size, group
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
@@ -73,7 +73,7 @@ class Team:
             dist.all_gather(found, padded, group=self._group)
         return torch.cat([part[: int(n)] for part, n in zip(found, rows, strict=True)])
 
-    def gather_json(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """A plain value of every process, in their order; floats arrive bit for bit."""
         if self.size == 1:
             return [value]
@@ -81,16 +81,18 @@ class Team:
         lines = self.gather(_bytes((json.dumps(value) + "\n").encode()))
         return [json.loads(line) for line in bytes(lines.tolist()).decode().splitlines()]
 
-    def from_lead(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The leading process's plain value."""
-        return self.gather_json(value if self.leads else None)[0]
+        return self.all_gather_object(value if self.is_main_process else None)[0]
 
-    def tensors_from_lead(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The leading process's tensors, on the CPU; what the others pass is not read."""
         if self.size == 1:
             return dict(tensors)
-        ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()} if self.leads else {}
-        data = self.gather(_bytes(save(ready)) if self.leads else torch.empty(0, dtype=torch.uint8, device="cpu"))
+        ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()} if self.is_main_process else {}
+        data = self.gather(
+            _bytes(save(ready)) if self.is_main_process else torch.empty(0, dtype=torch.uint8, device="cpu")
+        )
         return load(data.numpy().tobytes())
 
     def any(self, mine: bool) -> bool:
@@ -108,7 +110,7 @@ class Team:
             with self._together():
                 dist.barrier(group=self._group)
 
-    def sum_gradients(self, policy: nn.Module) -> None:
+    def all_reduce_gradients(self, policy: nn.Module) -> None:
         """Every parameter's gradient becomes the sum over processes; one without any counts as 0."""
         if self.size == 1:
             return
@@ -121,7 +123,7 @@ class Team:
         for p, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = summed.view_as(p).to(p.device, p.dtype)
 
-    def check_equal(self, policy: nn.Module) -> None:
+    def assert_replicas_equal(self, policy: nn.Module) -> None:
         """Refuses to go on where the weights of two processes differ.
 
         Raises:
@@ -130,7 +132,7 @@ class Team:
         if self.size == 1:
             return
         weights = save({k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items()})
-        digests = self.gather_json(hashlib.sha256(weights).hexdigest())
+        digests = self.all_gather_object(hashlib.sha256(weights).hexdigest())
         other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
         if other is not None:
             raise TrainingError(
@@ -144,13 +146,13 @@ class Team:
             yield
         except RuntimeError as error:  # what torch.distributed raises, whatever went wrong
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise LostProcess(
+            raise PeerLostError(
                 f"process {self.rank} of {self.size} got no answer from another one ({reason}), expected all of them; "
                 "the same command goes on from the last checkpoint"
             ) from error
 
 
-ALONE = Team()
+SINGLE_PROCESS = DistributedContext()
 
 
 def _bytes(data: bytes) -> Tensor:
@@ -158,7 +160,7 @@ def _bytes(data: bytes) -> Tensor:
 
 
 @contextmanager
-def join_team(device: str = "auto") -> Iterator[Team]:
+def init_distributed(device: str = "auto") -> Iterator[DistributedContext]:
     """The processes that ``torchrun`` or ``accelerate launch`` started; a process alone where nobody did.
 
     Args:
@@ -180,7 +182,7 @@ def join_team(device: str = "auto") -> Iterator[Team]:
                 "accelerate launch was asked for several processes and started one, as it does on CPUs without mpirun; "
                 "start them with torchrun --nproc-per-node N -m tpdm train RECIPE.yaml"
             )
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     try:
         from accelerate import PartialState
@@ -191,7 +193,7 @@ def join_team(device: str = "auto") -> Iterator[Team]:
         ) from error
     state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    team = Team(state.process_index, state.num_processes, group)
+    team = DistributedContext(state.process_index, state.num_processes, group)
     try:
         yield team
         team.wait()  # the leading process has written everything before any ends

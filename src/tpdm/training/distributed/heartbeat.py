@@ -18,7 +18,7 @@ from types import FrameType
 import torch.distributed as dist
 
 from tpdm.core.errors import TrainingError
-from tpdm.training.distributed.context import LostProcess, Team
+from tpdm.training.distributed.context import DistributedContext, PeerLostError
 
 
 class _ToldToEnd(TrainingError):
@@ -40,7 +40,7 @@ def _kill(reason: str) -> None:
 
 
 @contextmanager
-def beating(team: Team) -> Iterator[None]:
+def heartbeat(team: DistributedContext) -> Iterator[None]:
     """Inside the block the processes of a team watch over each other; a process alone has nobody to watch.
 
     Raises:
@@ -50,10 +50,10 @@ def beating(team: Team) -> Iterator[None]:
         yield
         return
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if team.leads else None
-    port = team.from_lead(None if own is None else own.port)
+    own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if team.is_main_process else None
+    port = team.broadcast_object(None if own is None else own.port)
     store = own or dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENT))
-    pulse = Pulse(team.rank, team.size, store, _interrupt_main_thread, _kill)
+    pulse = Heartbeat(team.rank, team.size, store, _interrupt_main_thread, _kill)
     team.wait()
     pulse.start()
     before = signal.signal(signal.SIGTERM, _raise_told)
@@ -61,7 +61,7 @@ def beating(team: Team) -> Iterator[None]:
         yield
         pulse.stop()  # before the others are waited for: the first one to end is not missed
         team.wait()
-    except (LostProcess, _ToldToEnd) as error:
+    except (PeerLostError, _ToldToEnd) as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that also noticed may not cut the sentence short
         raise TrainingError(pulse.explain()) from error
     except Exception as error:
@@ -91,7 +91,7 @@ class _Heard:
     left: str | None
 
 
-class Pulse:
+class Heartbeat:
     """Says that this process is there, and listens for the others.
 
     Args:

@@ -18,12 +18,12 @@ from tpdm.config.recipe import Recipe
 from tpdm.core.errors import BackboneError, ConfigError, TrainingError
 from tpdm.pipelines.active_rows import ActiveRows
 from tpdm.pipelines.registry import bind_arguments, find_denoiser, find_entry
-from tpdm.pipelines.time_mapping import ImageTimes
-from tpdm.sampling.base import Generated, Sampler
-from tpdm.training.distributed.context import Team
+from tpdm.pipelines.time_mapping import PerSampleTimesteps
+from tpdm.sampling.base import SampleBatch, Sampler
+from tpdm.training.distributed.context import DistributedContext
 
 
-def check_shard(recipe: Recipe, team: Team, validation_images: int) -> None:
+def check_shard(recipe: Recipe, team: DistributedContext, validation_images: int) -> None:
     """Refuses a recipe that cannot be sharded over this team.
 
     Args:
@@ -86,7 +86,7 @@ def shard_denoiser(pipe: Any, device: str, processes: int) -> None:
 
 
 @dataclass(frozen=True)
-class InStep:
+class SynchronizedSampler:
     """A ``Sampler`` whose processes make equally many calls of one sharded denoiser.
 
     Every process calls it at the same time, with one image at least.
@@ -99,7 +99,7 @@ class InStep:
 
     sampler: Sampler
     denoiser: nn.Module
-    team: Team
+    team: DistributedContext
 
     def __call__(
         self,
@@ -109,13 +109,13 @@ class InStep:
         record: bool = False,
         negatives: Sequence[str] | None = None,
         gammas: Sequence[float] | None = None,
-    ) -> Generated:
+    ) -> SampleBatch:
         """See ``Sampler``.
 
         Raises:
             TrainingError: memory is short in this process: the others cannot try again with it.
         """
-        calls = Calls(self.denoiser, self.team)
+        calls = CallSynchronizer(self.denoiser, self.team)
         with calls:
             generated = self.sampler(prompts, seeds, decision_seeds, record, negatives, gammas)
         while self.team.any(False):
@@ -123,10 +123,10 @@ class InStep:
         return generated
 
 
-class Calls:
+class CallSynchronizer:
     """Tells the team of every call of a denoiser while its ``with`` block lasts, and can repeat the newest one."""
 
-    def __init__(self, denoiser: nn.Module, team: Team) -> None:
+    def __init__(self, denoiser: nn.Module, team: DistributedContext) -> None:
         self._denoiser, self._entry, self._team = denoiser, find_entry(denoiser), team
         self._arguments: dict[str, Any] = {}
         self._running = False
@@ -167,6 +167,6 @@ class Calls:
         rows = len(arguments[self._entry.sample])
         # UNets are given one time per image even where guidance doubles the rows.
         self._arguments = {
-            name: value.expand(rows).as_subclass(torch.Tensor) if isinstance(value, ImageTimes) else value
+            name: value.expand(rows).as_subclass(torch.Tensor) if isinstance(value, PerSampleTimesteps) else value
             for name, value in arguments.items()
         }

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tpdm.training.monitoring.run_view import RunView, read_run
+from tpdm.training.monitoring.run_view import RunStatus, read_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
@@ -47,7 +47,7 @@ def watch(folder: Path, every: float = 2.0, once: bool = False, console: Console
             live.update(frame(view), refresh=True)
 
 
-def frame(view: RunView) -> RenderableType:
+def frame(view: RunStatus) -> RenderableType:
     """All that is shown of a run at one moment."""
     recipe = view.recipe
     grid = Table.grid(padding=(0, 2))
@@ -69,7 +69,7 @@ def frame(view: RunView) -> RenderableType:
     return Panel(Group(grid, *warned), title=f"{recipe.name}  ({view.folder})", title_align="left", width=88)
 
 
-def _state(view: RunView) -> str:
+def _state(view: RunStatus) -> str:
     if view.state != "quiet":
         return view.state
     return (
@@ -78,7 +78,7 @@ def _state(view: RunView) -> str:
     )
 
 
-def _clock(view: RunView) -> str:
+def _clock(view: RunStatus) -> str:
     spent = f", {duration(float(view.train[-1]['seconds']))} so far" if view.train else ""
     if view.finished or view.remaining is None:
         return spent

@@ -14,15 +14,15 @@ from tqdm.auto import tqdm
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics, write_text
 from tpdm.data.prompts import Prompt
-from tpdm.sampling.base import Generated
+from tpdm.sampling.base import SampleBatch
 from tpdm.training.monitoring.sample_sheets import write_pictures
-from tpdm.training.monitoring.trackers import Listener
-from tpdm.training.monitoring.warnings import Health
+from tpdm.training.monitoring.trackers import TrackerCallback
+from tpdm.training.monitoring.warnings import TrainingMonitor
 
 _LOG = logging.getLogger(__name__)
 
 
-class Diary:
+class RunLogger:
     """Writes a run's rows and pictures, and warns in the log.
 
     Args:
@@ -32,10 +32,10 @@ class Diary:
         listeners: are told the same.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, update: int, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, update: int, listeners: Sequence[TrackerCallback] = ()) -> None:
         self.recipe, self.folder, self.listeners = recipe, folder, listeners
         self._metrics = MetricsLog(folder / "metrics.jsonl", keep_up_to=update)
-        self._health = Health(recipe)
+        self._health = TrainingMonitor(recipe)
         for row in read_metrics(self._metrics.path):  # what was told before the interruption is not told again
             self._health.look(row)
         for listener in listeners:
@@ -55,7 +55,7 @@ class Diary:
         update: int,
         prompts: Sequence[Prompt],
         seeds: Sequence[int],
-        generated: Generated,
+        generated: SampleBatch,
         score_B: Tensor,
         gammas: Sequence[float] | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class Diary:
             listener.picture(update, path)
 
 
-class NoDiary:
+class NullRunLogger:
     """Of a process that does not lead."""
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ class NoDiary:
         update: int,
         prompts: Sequence[Prompt],
         seeds: Sequence[int],
-        generated: Generated,
+        generated: SampleBatch,
         score_B: Tensor,
         gammas: Sequence[float] | None = None,
     ) -> None:

@@ -41,7 +41,7 @@ def dial_statistics(
 
 
 def calibration(validation: Mapping[str, Any]) -> tuple[tuple[float, float], ...] | None:
-    """(gamma, mean steps) as a validation measured them, for ``ArtefactConfig.dial``; None without a dial."""
+    """(gamma, mean steps) as a validation measured them, for ``PretrainedConfig.dial``; None without a dial."""
     rows = validation.get("dial")
     return None if rows is None else tuple((row["gamma"], row["steps_mean"]) for row in rows)
 

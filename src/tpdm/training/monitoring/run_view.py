@@ -11,7 +11,7 @@ from tpdm.config.loader import load_recipe
 from tpdm.config.recipe import Recipe
 from tpdm.core.errors import TrainingError
 from tpdm.core.io import expand, read_metrics
-from tpdm.training.monitoring.warnings import Warned, find_warnings
+from tpdm.training.monitoring.warnings import TrainingWarning, find_warnings
 
 PACE_OVER = 10  # updates that the pace is taken over
 QUIET_AFTER = 4.0  # times the usual time of an update, plus what follows, and nobody seems to train
@@ -19,7 +19,7 @@ QUIET_GRACE = 60.0  # seconds: a validation may lie between two rows
 
 
 @dataclass(frozen=True)
-class RunView:
+class RunStatus:
     """What can be known of a run from outside.
 
     Attributes:
@@ -45,7 +45,7 @@ class RunView:
         return [row for row in self.rows if row["kind"] == "validation"]
 
     @property
-    def warnings(self) -> list[Warned]:
+    def warnings(self) -> list[TrainingWarning]:
         """What the run has been warned of."""
         return find_warnings(self.rows, self.recipe)
 
@@ -83,7 +83,7 @@ class RunView:
         return "running" if self.idle < QUIET_AFTER * (self.pace or 0.0) + QUIET_GRACE else "quiet"
 
 
-def read_run(folder: Path, now: float) -> RunView:
+def read_run(folder: Path, now: float) -> RunStatus:
     """Reads what a run has written so far.
 
     Args:
@@ -100,4 +100,4 @@ def read_run(folder: Path, now: float) -> RunView:
     metrics = folder / "metrics.jsonl"
     rows = read_metrics(metrics)
     idle = now - metrics.stat().st_mtime if rows else None
-    return RunView(folder, load_recipe(folder / "recipe.yaml"), rows, idle)
+    return RunStatus(folder, load_recipe(folder / "recipe.yaml"), rows, idle)

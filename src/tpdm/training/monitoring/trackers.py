@@ -24,7 +24,7 @@ NOT_CURVES = frozenset({"kind", "update", "steps_histogram"})
 PICTURES = "validation/pictures"
 
 
-class Listener(Protocol):
+class TrackerCallback(Protocol):
     """Whoever is told of a run besides its own files."""
 
     def begin(self, update: int) -> None:
@@ -51,7 +51,7 @@ class Trackers:
         self._started: list[Any] = []
 
     def begin(self, update: int) -> None:
-        """See ``Listener``."""
+        """See ``TrackerCallback``."""
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -64,13 +64,13 @@ class Trackers:
             self._started.append(tracker)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """See ``Listener``."""
+        """See ``TrackerCallback``."""
         values = dict(curves(row))
         for tracker in self._started:
             tracker.log(values, step=row["update"])
 
     def picture(self, update: int, path: Path) -> None:
-        """See ``Listener``; accelerate's trackio takes no pictures."""
+        """See ``TrackerCallback``; accelerate's trackio takes no pictures."""
         import numpy as np
         from PIL import Image
 
@@ -106,7 +106,7 @@ class Trackers:
 
 
 @contextmanager
-def listening(recipe: Recipe, folder: Path) -> Iterator[Sequence[Listener]]:
+def open_trackers(recipe: Recipe, folder: Path) -> Iterator[Sequence[TrackerCallback]]:
     """The trackers of a recipe; they are finished when the block ends, whatever ends it.
 
     Raises:

@@ -25,7 +25,7 @@ STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Warned:
+class TrainingWarning:
     """One warning.
 
     Attributes:
@@ -48,7 +48,7 @@ class Detector:
     detect: Detect
 
 
-class Health:
+class TrainingMonitor:
     """Looks at the rows of a run as they come; each sign is told once, and again only after it was gone.
 
     Args:
@@ -60,7 +60,7 @@ class Health:
         self._rows: dict[str, list[Row]] = {"train": [], "validation": []}
         self._well: dict[str, int] = {}  # rows without the sign, since it was told
 
-    def look(self, row: Row) -> list[Warned]:
+    def look(self, row: Row) -> list[TrainingWarning]:
         """Takes in the next row and returns what is new to tell."""
         rows = self._rows[row["kind"]]
         rows.append(row)
@@ -73,7 +73,7 @@ class Health:
                 self._get_well(detector.sign)
                 continue
             if detector.sign not in self._well:
-                told.append(Warned(detector.sign, int(row["update"]), message))
+                told.append(TrainingWarning(detector.sign, int(row["update"]), message))
             self._well[detector.sign] = 0
         return told
 
@@ -84,9 +84,9 @@ class Health:
                 del self._well[sign]
 
 
-def find_warnings(rows: Sequence[Row], recipe: Recipe) -> list[Warned]:
+def find_warnings(rows: Sequence[Row], recipe: Recipe) -> list[TrainingWarning]:
     """All warnings of a run, in the order in which they were given."""
-    health = Health(recipe)
+    health = TrainingMonitor(recipe)
     return [warned for row in rows for warned in health.look(row)]
 
 

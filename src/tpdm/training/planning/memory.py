@@ -16,13 +16,13 @@ from torch import nn
 
 from tpdm.config.recipe import Recipe
 from tpdm.core.types import Observation
-from tpdm.pipelines.feature_hooks import FeatureTaps
+from tpdm.pipelines.feature_hooks import FeatureHooks
 from tpdm.pipelines.loading.load import DTYPES, pipeline_arguments
 from tpdm.pipelines.metadata import PipelineSizes
 from tpdm.pipelines.registry import find_entry
 from tpdm.pipelines.vae import decoding_in_slices
-from tpdm.policies.tpm import TimePredictor
-from tpdm.policies.tpm_config import TpmShape
+from tpdm.policies.tpm import TimePredictionModule
+from tpdm.policies.tpm_config import TPMConfig
 from tpdm.training.planning.meta import CALLS, CallShape, denoiser_call, peak_of, text_bytes, token_grid
 from tpdm.training.planning.reward_meta import RewardShape, reward_shape
 
@@ -80,13 +80,13 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
         sizes: of its pipeline.
         texts: distinct prompts that it draws.
     """
-    shape = TpmShape(
+    shape = TPMConfig(
         feature_channels=sizes.feature_channels,
         temb_channels=sizes.temb_channels,
         channels=recipe.tpm.channels,
         grid=recipe.tpm.grid,
     )
-    policy, reward = TimePredictor(shape), reward_shape(recipe.reward.name)
+    policy, reward = TimePredictionModule(shape), reward_shape(recipe.reward.name)
     weights = None if reward is None else 4 * reward.parameters
     judges: Place = "host" if recipe.reward.device == "cpu" else "device"
     tpm = sum(p.numel() for p in policy.parameters())
@@ -169,7 +169,7 @@ def rollout_call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
     return CallShape(rows, height, width, text, DTYPES[backbone.dtype])
 
 
-def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictor, shape: CallShape) -> int | None:
+def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictionModule, shape: CallShape) -> int | None:
     """The denoiser, the features that hooks keep of it, and what the TPM pools of them."""
     denoiser = nn.Module.to(sizes.networks[sizes.denoiser], shape.dtype).eval()  # diffusers' own `to` warns
     if type(denoiser).__name__ not in CALLS:
@@ -180,7 +180,7 @@ def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictor, sh
     def run() -> object:
         call = denoiser_call(denoiser, shape)
         assert call is not None
-        with FeatureTaps(denoiser) as taps:
+        with FeatureHooks(denoiser) as taps:
             taps.entry = replace(taps.entry, grid=lambda arguments, network: grid)
             output = denoiser(**call)
             features = taps.features(images)
@@ -221,9 +221,9 @@ def scoring_peak(recipe: Recipe, reward: RewardShape | None, height: int, width:
     return peak_of(run)
 
 
-def learning_peak(recipe: Recipe, shape: TpmShape) -> int:
+def learning_peak(recipe: Recipe, shape: TPMConfig) -> int:
     """One forward and backward pass over a micro-batch; a trajectory is never cut, so it may be one longer."""
-    policy = TimePredictor(shape).to("meta")
+    policy = TimePredictionModule(shape).to("meta")
     decisions = max(recipe.rl.update_batch, recipe.sampling.max_steps)
 
     def run() -> object:

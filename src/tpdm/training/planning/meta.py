@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Peak(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Bytes of the tensors that were made while it lasts: alive now, and at most.
 
     Attributes:
@@ -69,9 +69,9 @@ class _FusedAttention(TorchFunctionMode):
 
 
 @contextmanager
-def counting() -> Iterator[Peak]:
+def counting() -> Iterator[MemoryTracker]:
     """Counts what is made on the meta device while it lasts."""
-    with torch.device("meta"), _FusedAttention(), Peak() as peak:
+    with torch.device("meta"), _FusedAttention(), MemoryTracker() as peak:
         yield peak
 
 
