@@ -130,7 +130,7 @@ def _clip(spec: RewardSpec) -> Reward:
 
     if spec.place is None:
         raise RewardError("got reward 'clip', expected clip:FOLDER_OR_HUB_ID; say which CLIP model")
-    name = f"CLIP score ({Path(wish.place).name})"
+    name = f"CLIP score ({Path(spec.place).name})"
     return ClipReward.from_folder(spec.place, name, scale=100.0, device=spec.device, batch=spec.batch)
 
 
