@@ -28,7 +28,7 @@ libc.malloc_stats()
 go.set()
 [t.join() for t in threads]
 """
-FEW = "from tpdm.serving.process import few_arenas; print(few_arenas())"
+FEW = "from tpdm.serving.process import limit_malloc_arenas; print(limit_malloc_arenas())"
 
 
 def arenas(first: str, **environment: str) -> tuple[int, str]:
