@@ -1,7 +1,7 @@
 """The demo over several training seeds, and the tables of the documentation that come from it.
 
-    python benchmarks/demo_seeds.py --seeds 0 1 2      runs the missing ones, then writes docs/results and the README
-    python benchmarks/demo_seeds.py --render           writes the README's table from docs/results alone
+    python benchmarks/demo_seeds.py --seeds 0 1 2      runs the missing ones, then writes docs/results and docs/demo.md
+    python benchmarks/demo_seeds.py --render           writes the table of docs/demo.md from docs/results alone
 
 A run is `tpdm demo --seed N`; its summary is kept without the per-image lists, and its validations as the curve that
 recipes/tinyworld.yaml shows.
@@ -23,7 +23,7 @@ from tpdm.tinyworld.showcase import labelled_grid
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "demo-seeds.json"
 CURVES = ROOT / "docs" / "results" / "demo-curves.json"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "demo.md"
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 
 
@@ -83,8 +83,8 @@ def main():
         collect(chosen.seeds)
         collect_curves(chosen.seeds)
         draw(ROOT / "runs" / f"demo-seed-{chosen.seeds[0]}")
-    README.write_text(
-        render_results(README.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8"))),
+    PAGE.write_text(
+        render_results(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8"))),
         encoding="utf-8",
     )
 

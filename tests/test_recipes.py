@@ -99,7 +99,7 @@ def test_it_runs_end_to_end(name, tmp_path):
 
 
 def test_the_curve_in_the_recipe_is_the_measured_one():
-    curves = json.loads((RECIPES.parents[2] / "docs" / "results" / "demo-curves.json").read_text(encoding="utf-8"))
+    curves = json.loads((RECIPES.parents[3] / "docs" / "results" / "demo-curves.json").read_text(encoding="utf-8"))
     lines = (RECIPES / "tinyworld.yaml").read_text(encoding="utf-8").splitlines()
     shown = [[float(n) for n in line[1:].split()] for line in lines if line.startswith("#   ") and "update" not in line]
     for numbers, points in zip(shown, zip(*(c["validations"] for c in curves), strict=True), strict=True):

@@ -20,7 +20,7 @@ def test_one_list_serves_every_image():
 def test_one_list_per_image_of_any_length():
     policy = FixedSchedule([[1.0, 0.0], [0.8, 0.4, 0.2, 0.0]])
     assert policy.steps == 3
-    assert policy.start_B(2).tolist() == pytest.approx([1.0, 0.8])
+    assert policy.initial_times(2).tolist() == pytest.approx([1.0, 0.8])
     assert decide(policy, [0.2, 1.0], [2, 0], [1, 0]).t_next_B.tolist() == [0.0, 0.0]
 
 
@@ -51,4 +51,4 @@ def test_bad_lists_are_refused(times, message):
 
 def test_as_many_lists_as_images():
     with pytest.raises(ConfigError, match="2 lists of times for 3 images"):
-        FixedSchedule([[1.0, 0.0], [1.0, 0.0]]).start_B(3)
+        FixedSchedule([[1.0, 0.0], [1.0, 0.0]]).initial_times(3)

@@ -19,10 +19,10 @@ LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "RMS
 # torch.from_numpy and torch.frombuffer take no device: they share memory of the host, and its dtype.
 FRESH = "FRESH"  # policy_layers: dtype and device of the TPM's weights, under one name
 EXEMPT = {
-    "rewards/heads.py": "made on the meta device by rewards.checkpoints.fill, which puts fp32 tensors into it",
+    "rewards/aesthetic.py": "made on the meta device by rewards.checkpoints.fill, which puts fp32 tensors into it",
 }
 FLOAT64 = {
-    "evals/distribution.py": "a metric of torchmetrics, whose features lie on the CPU",
+    "evaluation/distribution.py": "a metric of torchmetrics, whose features lie on the CPU",
 }
 
 

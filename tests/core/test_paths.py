@@ -4,7 +4,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpdm.core import paths
+from tpdm.core import grids, paths
 from tpdm.core.errors import ConfigError
 from tpdm.core.paths import VPPath, vp_path
 
@@ -53,7 +53,7 @@ def test_flow_velocity_gives_back_image_and_noise():
 @quick
 @given(st.integers(1, 60), st.floats(0.2, 12), st.floats(1, 9))
 def test_grids_start_at_one_end_at_zero_and_fall(n, shift, rho):
-    for t_N in (paths.uniform(n), paths.shifted(n, shift), paths.karras(n, rho)):
+    for t_N in (grids.uniform(n), grids.shifted(n, shift), grids.karras(n, rho)):
         assert t_N.dtype == torch.float32
         assert len(t_N) == n + 1
         assert (t_N[0].item(), t_N[-1].item()) == (1.0, 0.0)
@@ -61,26 +61,26 @@ def test_grids_start_at_one_end_at_zero_and_fall(n, shift, rho):
 
 
 def test_grids_have_the_values_of_their_formulas():
-    assert paths.uniform(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert torch.equal(paths.shifted(7, 1.0), paths.uniform(7))
-    assert paths.shifted(2, 3.0).tolist() == pytest.approx([1.0, 1.5 / 2.0, 0.0])
+    assert grids.uniform(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert torch.equal(grids.shifted(7, 1.0), grids.uniform(7))
+    assert grids.shifted(2, 3.0).tolist() == pytest.approx([1.0, 1.5 / 2.0, 0.0])
     sigma_N = [4.0, ((2.0 + 0.5) / 2) ** 2, 0.25]
     expected = [s / (1 + s) / 0.8 for s in sigma_N]
-    assert paths.karras(3, rho=2.0, sigma_min=0.25, sigma_max=4.0).tolist() == pytest.approx([*expected, 0.0])
+    assert grids.karras(3, rho=2.0, sigma_min=0.25, sigma_max=4.0).tolist() == pytest.approx([*expected, 0.0])
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: paths.uniform(0),
-        lambda: paths.uniform(2.5),
-        lambda: paths.uniform(True),
-        lambda: paths.shifted(4, 0.0),
-        lambda: paths.shifted(4, float("nan")),
-        lambda: paths.shifted(50, 1e12),
-        lambda: paths.karras(4, rho=0.0),
-        lambda: paths.karras(4, sigma_min=2.0, sigma_max=1.0),
-        lambda: paths.karras(4, sigma_min=0.0),
+        lambda: grids.uniform(0),
+        lambda: grids.uniform(2.5),
+        lambda: grids.uniform(True),
+        lambda: grids.shifted(4, 0.0),
+        lambda: grids.shifted(4, float("nan")),
+        lambda: grids.shifted(50, 1e12),
+        lambda: grids.karras(4, rho=0.0),
+        lambda: grids.karras(4, sigma_min=2.0, sigma_max=1.0),
+        lambda: grids.karras(4, sigma_min=0.0),
     ],
 )
 def test_bad_grids_are_refused_with_a_sentence(call):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tpdm.core.errors import CheckpointError
+from tpdm.evaluation.report.curves import training_curves
 from tpdm.policies.hub import push
 from tpdm.policies.hub.inspect import inspect_tpm
 from tpdm.policies.hub.push import publish_to_folder, push_to_hub
@@ -15,7 +16,7 @@ from tpdm.tinyworld.builtin import WEIGHTS
 
 
 def test_a_published_folder_is_loaded_and_sound(run, tmp_path):
-    target = publish_to_folder(run / "best", tmp_path / "new" / "published")
+    target = publish_to_folder(run / "best", tmp_path / "new" / "published", draw_curves=training_curves)
     assert target == tmp_path / "new" / "published"
     names = {p.name for p in target.iterdir()}
     pictures = {"objective.png", "steps.png", "score.png"}
@@ -116,7 +117,10 @@ class Hub:
 def test_the_hub_gets_the_same_files(run, monkeypatch):
     hub = Hub()
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    assert push_to_hub(run / "best", "me/my-tpm", private=True) == "https://huggingface.co/me/my-tpm/commit/abc"
+    assert (
+        push_to_hub(run / "best", "me/my-tpm", private=True, draw_curves=training_curves)
+        == "https://huggingface.co/me/my-tpm/commit/abc"
+    )
     made, files = hub.asked
     assert made == ("me/my-tpm", True, True)
     assert {"model.safetensors", "config.json", "README.md", "sha256.json"} < set(files)

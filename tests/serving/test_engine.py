@@ -430,15 +430,15 @@ def test_many_threads_send_and_cancel_at_once(make):
 def test_nothing_of_a_request_is_kept(make, client):
     engine = make()
 
-    def hundred():
-        for name in range(100):
+    def fifty():
+        for name in range(50):
             client.send(engine, name, ImageRequest("red circle", name, max_steps=1))
-        client.wait(100)
+        client.wait(50)
         client.events.clear()
         until(lambda: engine.status().running == 0)
         gc.collect()
         return len(gc.get_objects())
 
-    hundred()
-    counts = [hundred() for _ in range(4)]
-    assert max(counts) - min(counts) < 300  # three objects for every request would be 1200
+    fifty()
+    counts = [fifty() for _ in range(4)]
+    assert max(counts) - min(counts) < 200  # two objects for every request would be 300

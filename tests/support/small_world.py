@@ -1,6 +1,7 @@
 """The embedded model with one of its six blocks and few images to calibrate on: for tests of what happens around it.
 
 Classes, widths, tokenizers, decoder and reward are the shipped ones, so that the shipped TPM fits; pictures are noise.
+Plots as SVG are left empty: tests/evaluation/test_plots.py and test_report.py draw them.
 Whatever says something of pictures, quality or the documented numbers uses the shipped model.
 """
 
@@ -12,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pytest
 from diffusers import SD3Transformer2DModel
+from matplotlib.figure import Figure
 
 from tpdm.tinyworld import builtin
-from tpdm.training import initialization as calibrate
+from tpdm.training import initialization
 
 PROMPTS = 4  # to calibrate on
 
@@ -39,9 +43,18 @@ def small_weights() -> Path:
 @contextmanager
 def small_world(weights: Path | None = None) -> Iterator[None]:
     """Inside it, ``tinyworld`` is the small model."""
-    before = builtin.WEIGHTS, calibrate.CALIBRATION_PROMPTS
-    builtin.WEIGHTS, calibrate.CALIBRATION_PROMPTS = weights or small_weights(), PROMPTS
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtin, "WEIGHTS", weights or small_weights())
+        patch.setattr(initialization, "CALIBRATION_PROMPTS", PROMPTS)
+        patch.setattr(Figure, "savefig", _save_without_svg)
         yield
-    finally:
-        builtin.WEIGHTS, calibrate.CALIBRATION_PROMPTS = before
+
+
+def _save_without_svg(self: Figure, file: Any, *, format: str, **options: Any) -> None:
+    if format == "svg":
+        file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
+    else:
+        _SAVE(self, file, format=format, **options)
+
+
+_SAVE = Figure.savefig

@@ -26,7 +26,7 @@ LISTS = [[1.0, 0.5, 0.0], [1.0, 0.8, 0.3, 0.0], [1.0, 0.0]]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, small_tinyworld):
     made = {}
     for name in FAMILIES:
         place = tmp_path_factory.mktemp("family")
