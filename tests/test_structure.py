@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import tpdm
+
 SOURCE = Path(__file__).parents[1] / "src" / "tpdm"
 FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 LONGEST_FILE, LONGEST_FUNCTION = 330, 100
@@ -30,6 +32,14 @@ def test_the_plan_is_seen_from_the_top():
 def test_a_name_leads_to_one_file_or_two():
     names = Counter(path.name for path in FILES.values() if not path.name.startswith("__"))
     assert {name: count for name, count in names.items() if count > MOST_OF_A_NAME} == {}
+
+
+def test_every_public_name_is_there_and_old_ones_lead_to_it():
+    assert all(getattr(tpdm, name) is not None for name in dir(tpdm))
+    with pytest.warns(FutureWarning, match=r"tpdm\.FixedTimes is now tpdm\.FixedSchedule"):
+        assert tpdm.FixedTimes is tpdm.FixedSchedule
+    with pytest.raises(AttributeError, match="it has AdaptiveOutput"):
+        _ = tpdm.nothing
 
 
 def test_importing_tpdm_loads_no_pipelines():
