@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+import trained_tpms
 from tpdm.config.loader import load_recipe
 from tpdm.config.recipe import EvaluationConfig, Recipe
-from tpdm.core.io import write_atomically, write_text
+from tpdm.core.io import write_text
 from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
 from tpdm.training.objective import discounted_reward
@@ -29,13 +28,6 @@ from tpdm.training.train import train
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-KEPT = ROOT / "benchmarks" / "trained"  # by hash of the recipe: trainings take hours, their TPMs a megabyte
-FILES = (
-    "recipe.yaml",
-    "metrics.jsonl",
-    *(f"{which}/{name}" for which in ("best", "last") for name in ("config.json", "model.safetensors")),
-    "run.json",  # the last one: it tells that the others are there
-)
 MEASURES = {"reward": "score", "accuracy": "accuracy", "residual": "residual"}
 BETTER = {"reward": 1, "accuracy": 1, "residual": -1}  # the sign of a difference that is a gain
 WORST = 0.01
@@ -50,23 +42,16 @@ def recipe_of(name: str, place: Path, seed: int, changes: Sequence[str], base: s
 
 
 def trained(recipe: Recipe) -> Recipe:
-    """The recipe, after its training where that was not done before, here or in ``benchmarks/trained``."""
-    run, kept = Path(recipe.output), KEPT / training_hash(recipe)
-    if (run / "run.json").exists():
-        return recipe
-    if (kept / "run.json").exists():
-        shutil.copytree(kept, run, dirs_exist_ok=True)
-    else:
+    """The recipe, after its training where that was not done before, here or where ``trained_tpms`` finds it."""
+    run = Path(recipe.output)
+    if not (run / "run.json").exists() and not trained_tpms.fetch(training_hash(recipe), run):
         train(recipe)
     return recipe
 
 
 def keep(recipe: Recipe) -> Path:
-    """Puts what a training ended with into ``benchmarks/trained``, where every machine finds it; its place."""
-    run, kept = Path(recipe.output), KEPT / training_hash(recipe)
-    for name in FILES:
-        write_atomically(kept / name, partial(shutil.copyfile, run / name))
-    return kept
+    """Puts what a training ended with where ``trained_tpms`` finds it; its place."""
+    return trained_tpms.keep(training_hash(recipe), Path(recipe.output), training_changes(recipe))
 
 
 def training_hash(recipe: Recipe) -> str:
@@ -75,9 +60,15 @@ def training_hash(recipe: Recipe) -> str:
     Values that are the default's are left out, so that a new key of recipes, whose default is what was done before it,
     changes no hash.
     """
+    return hashlib.sha256(json.dumps(training_changes(recipe), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def training_changes(recipe: Recipe) -> dict[str, Any]:
+    """What a training depends on and is not the default."""
     backbone = replace(recipe.backbone, device="auto")
-    plain = replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
-    return hashlib.sha256(json.dumps(_chosen(plain), sort_keys=True).encode()).hexdigest()[:12]
+    return _chosen(
+        replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
+    )
 
 
 def _chosen(part: Any) -> dict[str, Any]:
@@ -99,7 +90,7 @@ def options(description: str | None, out: Path, *, keeps: bool = False) -> argpa
     parser.add_argument("--out", type=Path, default=out, help="results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md", help="whose part is written anew")
     if keeps:
-        parser.add_argument("--keep", action="store_true", help="what was trained goes to benchmarks/trained as well")
+        parser.add_argument("--keep", action="store_true", help="what was trained goes to runs/trained as well")
     parser.add_argument("--render", action="store_true", help="the page alone, from results")
     return parser
 

@@ -1,5 +1,6 @@
 """The experiments on tinyworld, at a size that shows nothing: trained once, judged, and written to page and results."""
 
+import hashlib
 import importlib
 import json
 import re
@@ -51,12 +52,15 @@ def run(script, folder, *words):
 def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     experiment = importlib.import_module("experiment")
-    monkeypatch.setattr(experiment, "KEPT", tmp_path / "kept")
+    trained_tpms = importlib.import_module("trained_tpms")
+    monkeypatch.setenv("TPDM_TRAINED", str(tmp_path / "kept"))
+    monkeypatch.setattr(trained_tpms, "MANIFEST", tmp_path / "trained.json")
+    (tmp_path / "trained.json").write_text("{}")
     begun = []
 
     def train(recipe):
         begun.append(recipe.name)
-        for name in experiment.FILES:
+        for name in trained_tpms.FILES:
             write_text(Path(recipe.output) / name, f"{name} of {recipe.name}")
 
     monkeypatch.setattr(experiment, "train", train)
@@ -69,6 +73,18 @@ def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
     assert (Path(again.output) / "best" / "model.safetensors").read_text() == "best/model.safetensors of first"
     experiment.trained(recipe("third", "rl.updates=7"))
     assert begun == ["first", "third"]
+    (tmp_path / "kept" / experiment.training_hash(recipe("first")) / "metrics.jsonl").write_text("another run's")
+    with pytest.raises(ValueError, match="is not the file of trained"):
+        experiment.trained(recipe("fourth"))
+
+
+def test_the_manifest_has_the_hash_of_what_it_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    manifest = importlib.import_module("trained_tpms").manifest()
+    assert len(manifest) == 20
+    for name, known in manifest.items():
+        assert hashlib.sha256(json.dumps(known["changes"], sort_keys=True).encode()).hexdigest()[:12] == name
+        assert len(known["sha256"]) == 7
 
 
 def test_the_page_says_where_judges_disagree_with_the_reward(monkeypatch):
