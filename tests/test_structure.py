@@ -46,3 +46,9 @@ def test_importing_tpdm_loads_no_pipelines():
     code = "import sys, tpdm; print(sorted({'diffusers', 'transformers'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_says_what_it_provides(name):
+    said = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or ""
+    assert len(said.split()) > 2 or name.endswith("__main__.py"), f"{name}: {said!r}"

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Errors of tpdm, and which of them a user can correct."""
 
 from __future__ import annotations
 

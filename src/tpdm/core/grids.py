@@ -1,4 +1,4 @@
-"""TODO"""
+"""Schedules from formulas: uniform times, shifted ones, and Karras's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Images as bytes, for files and for scorers that read pictures."""
 
 from __future__ import annotations
 

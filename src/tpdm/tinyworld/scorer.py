@@ -1,4 +1,4 @@
-"""TODO"""
+"""Scores of pictures of the embedded model by the scene reader, which training never sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Numbers of a row of metrics.jsonl: steps, reward parts, judges, and points over gamma."""
 
 from __future__ import annotations
 
