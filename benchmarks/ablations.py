@@ -34,7 +34,7 @@ from tpdm.policies.pretrained import load_policy
 from tpdm.training.objective import discounted_reward
 
 SETTINGS = ("rl.updates=80", "validation.every=10", "evaluation.prompts=1024")
-PUBLISHED_START = ("tpm.start_steps=null", "tpm.start_shift=null")  # equal ratios: the folded layout has no other
+PUBLISHED_START = ("tpm.init_steps=null", "tpm.init_shift=null")  # equal ratios: the release layout has no other
 GUIDED = ("backbone.guidance_scale=3",)
 AXES: dict[str, dict[str, Sequence[str]]] = {
     "noise": {"shared": (), "independent": ("rl.noise=independent",)},
@@ -43,18 +43,18 @@ AXES: dict[str, dict[str, Sequence[str]]] = {
         "48 prompts x 2": ("rl.prompts_per_update=48", "rl.samples_per_prompt=2"),
         "12 prompts x 8": ("rl.prompts_per_update=12", "rl.samples_per_prompt=8"),
     },
-    "advantages": {"batch": (), **{name: (f"rl.normalise_advantages={name}",) for name in ("none", "group")}},
+    "advantages": {"batch": (), **{name: (f"rl.normalize_advantages={name}",) for name in ("none", "group")}},
     "reward": {"discounted": (), "additive": ("reward.form=additive", "reward.step_cost=0.00075")},
     "ratio": {"trajectory": (), "decision": ("rl.ratio=decision",)},
     "features": {"conditional": GUIDED, "guided": (*GUIDED, "tpm.features=guided")},
-    "layout": {"pooled": PUBLISHED_START, "folded": (*PUBLISHED_START, "tpm.layout=folded")},
-    "maps": {"first and last": (), "last": ("tpm.maps=last",)},
+    "layout": {"pooled": PUBLISHED_START, "release": (*PUBLISHED_START, "tpm.layout=release")},
+    "maps": {"first and last": (), "last": ("tpm.feature_maps=last",)},
     "start": {"18 uniform steps": (), "equal ratios": PUBLISHED_START},
-    "change": {"unseen": (), "seen": ("tpm.change=true",)},
+    "change": {"unseen": (), "seen": ("tpm.velocity_change=true",)},
     "eyes": {"features": (), "time only": ("tpm.time_only=true",)},
     "solver": {"euler": (), **{name: (f"sampling.solver={name}",) for name in ("ab2", "dpmpp_2m")}},
     "entropy": {"none": (), "0.002": ("rl.entropy_weight=0.002",)},
-    "average": {"0.95": (), "none": ("optimizer.average=0",)},
+    "average": {"0.95": (), "none": ("optimizer.ema_decay=0",)},
 }
 
 

@@ -111,9 +111,9 @@ def draw(runs: Sequence[Run], axes: Axes, path: Path) -> None:
     figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
     for place, (axis, names) in enumerate(panels.items(), start=1):
         panel = figure.add_subplot(rows, 3, place, title=axis, xlabel="trajectories", ylabel="objective")
-        for colour, (name, rs) in enumerate(names.items()):
+        for color, (name, rs) in enumerate(names.items()):
             for curve, width, label in [*((r["curve"], 0.5, None) for r in rs), (mean_curve(rs), 2, name)]:
                 x, y = ([p[key] for p in curve] for key in ("trajectories", "objective"))
-                panel.plot(x, y, color=f"C{colour}", linewidth=width, label=label)
+                panel.plot(x, y, color=f"C{color}", linewidth=width, label=label)
         panel.legend(fontsize=7)
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=100))

@@ -18,7 +18,7 @@ from PIL import Image
 from tpdm.cli.demo import run_demo
 from tpdm.core.io import write_json
 from tpdm.evaluation.seeds import render_results
-from tpdm.tinyworld.showcase import labelled_grid
+from tpdm.tinyworld.showcase import labeled_grid
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "demo-seeds.json"
@@ -70,7 +70,7 @@ def draw(folder):
             images.append(np.asarray(Image.open(folder / "pictures" / name / f"{i:04d}.png")))
             caption = f": {of_policy[i]['prompt']}" if name == "static-28" else " of the same noise"
             labels.append(f"{of_policy[i]['steps']} steps ({name}){caption}")
-    labelled_grid(np.stack(images), labels, PICTURE)
+    labeled_grid(np.stack(images), labels, PICTURE)
 
 
 def main():

@@ -55,7 +55,7 @@ from tpdm.policies.tpm import TimePredictionModule
 from tpdm.sampling.batching.proxy import shallow_clone
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.build import build_components
-from tpdm.training.components import over_the_dial
+from tpdm.training.components import over_the_gamma_range
 from tpdm.training.initialization import calibrate_policy
 from tpdm.training.rollout import RolloutBuffer, make_rollout_buffer
 
@@ -160,7 +160,7 @@ def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any
         seeds = [int(state[0]) >> 1 for state in states]
         task = replace(test, prompts=texts, seeds=seeds, judge=None)
         schedules, oracle = best_of_each(recipe, tuning, task, runs / "oracle")
-        calibrate_policy(parts.policy, over_the_dial(recipe, parts), parts.train_prompts, recipe.seed)
+        calibrate_policy(parts.policy, over_the_gamma_range(recipe, parts), parts.train_prompts, recipe.seed)
         before, after = fit(parts.policy, watched(parts.policy, task, schedules), recipe.seed)
         own = {"steps_mean": oracle["steps"], "objective_mean": oracle["objective"], "score_mean": oracle["score"]}
         parts.save("taught", parts.policy, {"update": 0, "validation": own})

@@ -36,7 +36,7 @@ OWN = (  # at the TPM's own gamma: what is left of it when something is taken aw
     "its numbers of steps dealt at random, best grid",
     "error control",
 )
-FIXED = ("tpm.time_only=true", "reward.gamma_range=[0.99, 0.99995]", "tpm.fast_steps=5")
+FIXED = ("tpm.time_only=true", "reward.gamma_range=[0.99, 0.99995]", "tpm.init_steps_low_gamma=5")
 
 
 def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool) -> Recipe:
@@ -50,7 +50,12 @@ def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool
     tpm = trained(recipe("tpm", seed))
     if kept:
         keep(fixed), keep(tpm)
-    judged = recipe("tpm", seed, f"evaluation.tuned={fixed.output}/best", f"evaluation.controls={folder / 'controls'}")
+    judged = recipe(
+        "tpm",
+        seed,
+        f"evaluation.tuned_baseline={fixed.output}/best",
+        f"evaluation.baseline_cache={folder / 'controls'}",
+    )
     if not (Path(judged.output) / "eval" / "summary.json").exists():
         evaluate(judged)
     return judged

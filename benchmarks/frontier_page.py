@@ -137,10 +137,10 @@ def draw(facts: Mapping[str, Any]) -> Figure:
         x, [p["means"]["reward"] for p in points], "D-", color=LEARNED, label="tpdm, one TPM with a dial", zorder=5
     )
     looks = {GRID: ("o", FIXED), TUNED: ("s", OTHERS[0]), DEFAULT: ("^", OTHERS[1])}
-    for name, (marker, colour) in looks.items():
+    for name, (marker, color) in looks.items():
         found = [(n, p["controls"][name]) for n, p in zip(x, points, strict=True) if name in p["controls"]]
         if found:
-            axes.plot(*zip(*found, strict=True), marker=marker, color=colour, label=SHORT[name])
+            axes.plot(*zip(*found, strict=True), marker=marker, color=color, label=SHORT[name])
     axes.axhline(facts["static"], color="#8a8a8a", linestyle="--", linewidth=1, label="28 steps, default schedule")
     axes.legend(frameon=False, fontsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)

@@ -80,9 +80,9 @@ def search(task: EvalTask, tuning: EvalTask, steps: int, candidates: int, rounds
 def learned(dial: Recipe, task: EvalTask, steps: int, grid: str) -> tuple[EvalResult, EvalResult]:
     """A TPM asked for so many steps, and the grid at as many as it takes."""
     policy = load_policy(Path(dial.output) / "best")
-    assert policy.artefact is not None
-    assert policy.artefact.dial is not None
-    gamma = quality_to_gamma(quality_for(policy, steps), *zip(*policy.artefact.dial, strict=True))
+    assert policy.artifact is not None
+    assert policy.artifact.gamma_steps is not None
+    gamma = quality_to_gamma(quality_for(policy, steps), *zip(*policy.artifact.gamma_steps, strict=True))
     mine = evaluate_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
     taken = float(mine.column("steps").mean())
     grids = [family(task.pipe, n, task.arguments)[grid] for n in whole(taken)]

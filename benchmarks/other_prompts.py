@@ -39,13 +39,13 @@ def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, EvalResu
     """For every quality of the dial: the TPM, the best hand-made grid, and where it reaches the tuned schedule."""
     tuning, test = make_tasks(recipe)
     test = behind(test, seen)
-    policy, tuned = load_policy(Path(recipe.output) / "best"), load_policy(recipe.evaluation.tuned or "")
+    policy, tuned = load_policy(Path(recipe.output) / "best"), load_policy(recipe.evaluation.tuned_baseline or "")
     common = fingerprint(recipe, tuning, test)
     store = Store(Path(recipe.output) / "eval-others", {**common, **learned_fingerprint(recipe)})
     match = BaselineComparison(test, tuning, policy, tuned, store, Store(controls, common, shared=True))
     found = []
-    for i in range(recipe.evaluation.dial_points):
-        quality = i / (recipe.evaluation.dial_points - 1)
+    for i in range(recipe.evaluation.gamma_points):
+        quality = i / (recipe.evaluation.gamma_points - 1)
         mine = match.learned(f"tpdm, quality {quality:g}", match.gamma(quality))
         steps = float(mine.column("steps").mean())
         others = [match.grid_at(steps), match.tuned_at(steps)]
@@ -81,12 +81,14 @@ def main() -> None:
             place = chosen.runs / f"seed-{seed}"
             tpm = trained(recipe_of("tpm", place / "tpm", seed, chosen.set, "tinyworld-dial"))
             fixed = trained(recipe_of("fixed", place / "fixed", seed, [*chosen.set, *FIXED], "tinyworld-dial"))
-            wanted = replace(tpm.evaluation, prompts=chosen.seen + chosen.prompts, tuned=f"{fixed.output}/best")
+            wanted = replace(
+                tpm.evaluation, prompts=chosen.seen + chosen.prompts, tuned_baseline=f"{fixed.output}/best"
+            )
             recipes.append(replace(tpm, evaluation=wanted, prompts=replace(tpm.prompts, limit=LIMIT)))
         found = [judged(recipe, chosen.seen, chosen.runs / "controls-others") for recipe in recipes]
         if chosen.only:
             return
-        count = recipes[0].evaluation.dial_points
+        count = recipes[0].evaluation.gamma_points
         facts = {
             "seeds": chosen.seeds,
             "prompts": len(found[0][0]["tpdm"].rows),

@@ -108,7 +108,7 @@ def operations(run: Callable[[], Any]) -> int:
 
 def tpm_operations(shape: TPMConfig, side: int) -> int:
     policy = TimePredictionModule(shape)
-    grid = side if shape.layout == "folded" else shape.grid
+    grid = side if shape.layout == "release" else shape.grid
     one = torch.ones(1)
     seen = Observation(
         map_BCHW=torch.empty(1, 2 * shape.feature_channels, grid, grid),
@@ -125,7 +125,7 @@ def count(case: Case) -> dict[str, Any]:
         denoiser = case.make()
         step = operations(lambda: denoiser(**case.call(case.rows, case.side, case.text)))
     pooled = TPMConfig(case.width, case.temb)
-    folded = TPMConfig(case.width, case.temb, layout="folded", token_grid=(case.side, case.side))
+    folded = TPMConfig(case.width, case.temb, layout="release", token_grid=(case.side, case.side))
     replay = 2 * (2 * case.width * pooled.grid**2 + case.temb)
     return {
         "name": case.name,
@@ -140,7 +140,7 @@ def count(case: Case) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| denoiser | parameters | operations of a step | TPM | its share of a step | folded layout | replay, bytes |",
+        "| denoiser | parameters | operations of a step | TPM | its share of a step | release layout | replay, bytes |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -2,7 +2,7 @@
 
     python benchmarks/rollout_ways.py
 
-The images of one update of the shipped TPM, in batches that wait for their slowest image (`rl.rollout=waiting`) and
+The images of one update of the shipped TPM, in batches that wait for their slowest image (`rl.rollout=static`) and
 through as many places that never stay empty (`continuous`), in turn. Calls of the denoiser say what is won where a call
 takes as long with many rows as with few; CPU seconds say it for one core, where time follows rows. Writes
 docs/results/rollout-ways.json.

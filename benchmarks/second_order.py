@@ -34,8 +34,8 @@ SETTINGS = (
     "sampling.solver=dpmpp_2m",
     "reward.gamma=0.9967",
     "reward.gamma_range=[0.994, 0.9985]",
-    "tpm.fast_steps=5",
-    "tpm.start_steps=12",
+    "tpm.init_steps_low_gamma=5",
+    "tpm.init_steps=12",
     "rl.updates=160",
 )
 

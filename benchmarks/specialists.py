@@ -53,8 +53,8 @@ POINTS = (  # gamma, and the steps that its specialist starts from
 def specialist(seed: int, place: Path, point: tuple[float, int], changes: list[str]) -> Recipe:
     """The recipe of the TPM for one gamma."""
     gamma, start = point
-    alone = ["rl.updates=140", *changes, "rl.normalise_advantages=batch", "reward.gamma_range=null"]
-    alone += [f"reward.gamma={gamma}", "tpm.fast_steps=null", f"tpm.start_steps={start}"]
+    alone = ["rl.updates=140", *changes, "rl.normalize_advantages=batch", "reward.gamma_range=null"]
+    alone += [f"reward.gamma={gamma}", "tpm.init_steps_low_gamma=null", f"tpm.init_steps={start}"]
     return recipe_of("specialist", place / f"gamma-{gamma:.5f}", seed, alone, "tinyworld-dial")
 
 

@@ -1,4 +1,4 @@
-"""What steps are worth in tinyworld: the facts that docs/tinyworld.md quotes, and its labelled grid.
+"""What steps are worth in tinyworld: the facts that docs/tinyworld.md quotes, and its labeled grid.
 
     python benchmarks/tinyworld.py                     minutes on two cores
 
@@ -24,7 +24,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults
 from tpdm.tinyworld.grammar import describe, sample_scene
 from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
-from tpdm.tinyworld.showcase import labelled_grid
+from tpdm.tinyworld.showcase import labeled_grid
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tinyworld.md"
@@ -55,7 +55,7 @@ def three_objects(pipe):
     fixed = attach(pipe, default_schedule(pipe, 28, call_defaults("tinyworld")), defaults=call_defaults("tinyworld"))
     images = to_bytes(fixed(captions, seeds=list(range(len(captions))), output_type="pt").images)
     right = [matched_objects(a.objects, r.scene.objects) for a, r in zip(asked, read_scenes(images), strict=True)]
-    labelled_grid(images[:15], captions[:15], ROOT / "docs" / "images" / "tinyworld.png")
+    labeled_grid(images[:15], captions[:15], ROOT / "docs" / "images" / "tinyworld.png")
     return sum(right) / sum(len(a.objects) for a in asked)
 
 

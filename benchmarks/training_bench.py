@@ -25,7 +25,7 @@ from tpdm.sampling.samplers import PipelineSampler
 from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.training.components import apply_step_penalty
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
-from tpdm.training.initialization import init_policy, start_times
+from tpdm.training.initialization import init_policy, init_times
 from tpdm.training.objective import rloo_advantages
 from tpdm.training.policy_update import make_optimizer, update_policy
 from tpdm.training.rollout import collect_rollout
@@ -78,7 +78,7 @@ class Bench:
     def __init__(self, shape: str, device: str, place: Path) -> None:
         self.shape, self.device, self.place = SHAPES[shape], device, place
         self.recipe: Recipe = load_recipe(
-            RECIPE, [f"rl.epochs={PASSES}", f"rl.prompts_per_update={self.shape.prompts}", "optimizer.average=0"]
+            RECIPE, [f"rl.epochs={PASSES}", f"rl.prompts_per_update={self.shape.prompts}", "optimizer.ema_decay=0"]
         )
         self.pipe = make_pipeline(self.shape, device)
         self.arguments = {**ARGUMENTS, **self.shape.size}
@@ -91,7 +91,7 @@ class Bench:
     def untrained(self) -> TimePredictionModule:
         """A new TPM, which follows 18 uniform steps."""
         widths = infer_feature_shapes(self.pipe, self.arguments)
-        start = start_times(self.recipe.tpm, self.pipe, self.arguments)
+        start = init_times(self.recipe.tpm, self.pipe, self.arguments)
         return init_policy(self.recipe, widths, start).to(self.device)
 
     def shipped(self) -> TimePredictionModule:
@@ -170,7 +170,7 @@ class Bench:
     def advantages(self, score_B: torch.Tensor, steps: list[int]) -> torch.Tensor:
         objective_B = apply_step_penalty(score_B.float().cpu(), torch.tensor(steps), self.recipe.reward)
         K = self.recipe.rl.samples_per_prompt
-        return rloo_advantages(objective_B.view(-1, K), self.recipe.rl.normalise_advantages).flatten()
+        return rloo_advantages(objective_B.view(-1, K), self.recipe.rl.normalize_advantages).flatten()
 
 
 class TimedReward:

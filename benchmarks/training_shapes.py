@@ -100,7 +100,7 @@ def memory_rows() -> list[dict[str, Any]]:
         call = {"guidance_scale": 1.0, "max_sequence_length": 0, **shape.size}
         widths = infer_feature_shapes(pipe, call)
         times = tuple(shifted(steps, 1.0).tolist())
-        tpm = TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=4, start_times=times)
+        tpm = TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=4, init_times=times)
         kept = []
         handles = full_features(pipe.transformer, kept)
         output = attach(pipe, TimePredictionModule(tpm).eval(), max_steps=steps, stop_below=0.5 / steps)(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import tpdm.cli.doctor
 import tpdm.pipelines.loading.load
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.cli import app
 from tpdm.cli.doctor import Finding
 from tpdm.core.errors import BackboneError, ConfigError, PromptError, TrainingError

@@ -55,12 +55,12 @@ def test_overrides_win_in_order_and_are_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("rl.updates", "expected key=value"),
-        ("=3", "expected key=value"),
-        ("rl..updates=3", "expected key=value"),
-        ("rl.updates=[", "is no YAML value"),
+        ("rl.updates", "must be key=value"),
+        ("=3", "must be key=value"),
+        ("rl..updates=3", "must be key=value"),
+        ("rl.updates=[", "is not a YAML value"),
         ("name.first=3", "name is a value"),
-        ("rl.update=3", "rl.update is no known key: did you mean rl.updates?"),
+        ("rl.update=3", "rl.update is not a known key. Did you mean rl.updates?"),
     ],
 )
 def test_bad_overrides(tmp_path, override, part):
@@ -69,26 +69,28 @@ def test_bad_overrides(tmp_path, override, part):
     assert part in str(caught.value)
 
 
-def test_an_unknown_key_names_itself_and_its_neighbour():
-    assert refusal(name="a", tpm={"chanels": 64}) == ("recipe: tpm.chanels is no known key: did you mean tpm.channels?")
+def test_an_unknown_key_suggests_the_nearest_key():
+    assert (
+        refusal(name="a", tpm={"chanels": 64}) == "recipe: tpm.chanels is not a known key. Did you mean tpm.channels?"
+    )
 
 
 def test_a_key_in_the_wrong_section_finds_the_right_one():
-    assert "gamma is no known key: did you mean reward.gamma?" in refusal(name="a", gamma=0.9)
+    assert "gamma is not a known key. Did you mean reward.gamma?" in refusal(name="a", gamma=0.9)
 
 
 def test_a_key_like_no_other_lists_the_sections():
-    assert "the sections are backbone, checkpoint," in refusal(name="a", zzzz=1)
+    assert "The sections are backbone, checkpoint," in refusal(name="a", zzzz=1)
 
 
-def test_all_problems_come_at_once():
+def test_all_problems_are_reported_at_once():
     message = refusal(name="a", optimizer={"lr": "fast"}, rl={"noise": "pink", "samples_per_prompt": 1}, tmp={})
     assert message.startswith("recipe: 4 problems:\n")
-    assert "optimizer.lr: expected a valid number" in message
-    assert "got 'fast'" in message
-    assert "rl.noise: expected 'shared' or 'independent', got 'pink'." in message
-    assert "rl.samples_per_prompt: expected greater than or equal to 2, got 1." in message
-    assert "tmp is no known key: did you mean tpm?" in message
+    assert "optimizer.lr is 'fast'. It must be a valid number" in message
+    assert "The default is 1e-05." in message
+    assert "rl.noise is 'pink'. It must be 'shared' or 'independent'." in message
+    assert "rl.samples_per_prompt is 1. It must be greater than or equal to 2. The default is 4." in message
+    assert "tmp is not a known key. Did you mean tpm?" in message
 
 
 @pytest.mark.parametrize(
@@ -116,61 +118,61 @@ def test_all_problems_come_at_once():
     ],
 )
 def test_values_outside_their_range_are_refused(section, key, value):
-    assert f"{section}.{key}: " in refusal(name="a", **{section: {key: value}})
+    assert f"{section}.{key} is {value!r}. " in refusal(name="a", **{section: {key: value}})
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_yes_and_no_are_no_numbers(value):
+def test_booleans_are_not_numbers(value):
     # YAML reads yes, no, on and off as booleans, and Python takes a boolean for 1 or 0.
-    assert "rl.updates: " in refusal(name="a", rl={"updates": value})
-    assert "reward.offset: " in refusal(name="a", reward={"offset": value})
+    assert f"rl.updates is {value}, a boolean. It must be a number." in refusal(name="a", rl={"updates": value})
+    assert f"reward.offset is {value}, a boolean." in refusal(name="a", reward={"offset": value})
 
 
 def test_height_and_width_go_together():
-    assert "backbone: height and width go together, got 64 x None" in refusal(name="a", backbone={"height": 64})
+    assert "backbone.height is 64 and width is None. Set both or neither." in refusal(name="a", backbone={"height": 64})
     assert make_recipe({"name": "a", "backbone": {"height": 64, "width": 32}}).backbone.width == 32
 
 
-def test_a_first_schedule_needs_the_pooled_layout():
-    assert "tpm: start_steps needs layout pooled, got 18" in refusal(
-        name="a", tpm={"layout": "folded", "start_steps": 18}
+def test_an_initial_schedule_needs_the_pooled_layout():
+    assert "tpm.init_steps is 18 with layout release. Only layout pooled has it." in refusal(
+        name="a", tpm={"layout": "release", "init_steps": 18}
     )
 
 
-def test_the_shift_of_a_first_schedule_needs_its_steps():
-    assert "tpm: start_shift needs start_steps, got 1.0" in refusal(name="a", tpm={"start_shift": 1.0})
-    assert make_recipe({"name": "a", "tpm": {"start_steps": 9, "start_shift": 2}}).tpm.start_shift == 2.0
+def test_the_shift_of_an_initial_schedule_needs_its_steps():
+    assert "tpm.init_shift is 1.0 without init_steps." in refusal(name="a", tpm={"init_shift": 1.0})
+    assert make_recipe({"name": "a", "tpm": {"init_steps": 9, "init_shift": 2}}).tpm.init_shift == 2.0
 
 
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
-        ("reward", {"step_cost": 0.5}, "reward: step_cost is of form additive, got 0.5 with discounted"),
-        ("evaluation", {"reference": "pictures"}, "evaluation: reference needs features"),
-        ("prompts", {"source": "tinyworld", "subset": "x"}, "prompts: subset is of a data set"),
+        ("reward", {"step_cost": 0.5}, "reward.step_cost is 0.5 with form discounted"),
+        ("evaluation", {"reference": "pictures"}, "evaluation.reference is 'pictures' without features"),
+        ("prompts", {"source": "tinyworld", "subset": "x"}, "prompts.subset is 'x' with source 'tinyworld'"),
     ],
 )
-def test_what_would_be_passed_over_is_refused(section, values, words):
+def test_values_without_effect_are_refused(section, values, words):
     assert words in refusal(name="a", **{section: values})
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: a\nrl: {updates: 7}\nrl: {clip: 0.1}\n", "key 'rl' stands twice"),
-        ("name: a\nrl:\n  updates: 7\n  updates: 8\n", "key 'updates' stands twice"),
+        ("name: a\nrl: {updates: 7}\nrl: {clip: 0.1}\n", "key 'rl' is given twice"),
+        ("name: a\nrl:\n  updates: 7\n  updates: 8\n", "key 'updates' is given twice"),
         ("name: a\nrl: {updates: 0100}\n", "0100 would be octal"),
     ],
 )
-def test_yaml_that_says_something_else_than_it_seems_to(tmp_path, text, words):
+def test_misleading_yaml_is_refused(tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         load_recipe(write(tmp_path, text))
     assert words in str(caught.value)
 
 
-def test_an_override_is_read_as_strictly(tmp_path):
+def test_overrides_are_read_as_strictly_as_files(tmp_path):
     path = write(tmp_path, "name: a\n")
-    for override, words in (("rl.updates=0100", "octal"), ("rl={updates: 1, updates: 2}", "stands twice")):
+    for override, words in (("rl.updates=0100", "octal"), ("rl={updates: 1, updates: 2}", "is given twice")):
         with pytest.raises(ConfigError, match=words):
             load_recipe(path, [override])
     assert load_recipe(path, ["rl.updates=0", "rl.updates=100"]).rl.updates == 100
@@ -178,10 +180,10 @@ def test_an_override_is_read_as_strictly(tmp_path):
 
 
 @pytest.mark.parametrize("section", ["validation", "evaluation"])
-def test_judges_are_different_and_none_is_trained_on(section):
+def test_judges_differ_and_are_not_trained_on(section):
     twice, own = {"judges": ["pickscore", "pickscore"]}, {"judges": ["clip:a", "tinyworld"]}
-    assert f"{section}: judges are different rewards, got pickscore, pickscore" in refusal(name="a", **{section: twice})
-    assert f"{section}.judges are rewards that training does not see, got tinyworld" in refusal(
+    assert f"{section}.judges is pickscore, pickscore. Judges must differ." in refusal(name="a", **{section: twice})
+    assert f"{section}.judges contains tinyworld, which is trained on." in refusal(
         name="a", reward={"name": "tinyworld"}, **{section: own}
     )
     parts = [{"name": "tinyworld"}, {"name": "pickscore"}]
@@ -192,25 +194,28 @@ def test_judges_are_different_and_none_is_trained_on(section):
 
 
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "a b", "a\n"])
-def test_names_that_make_no_folder_are_refused(name):
-    assert "name: " in refusal(name=name)
+def test_names_that_cannot_name_a_folder_are_refused(name):
+    assert "name is " in refusal(name=name)
 
 
-def test_a_missing_name_and_a_section_that_is_no_mapping():
-    assert refusal() == "recipe: name is missing: add it."
-    assert refusal(name="a", rl=3) == "recipe: rl: expected a mapping of keys, got 3."
+def test_a_missing_name_and_a_section_that_is_not_a_mapping():
+    assert refusal() == "recipe: name is missing. Add it."
+    assert (
+        refusal(name="a", rl=3)
+        == "recipe: rl is 3. It must be a mapping of keys. Write its keys on lines of their own."
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"name: [", "is no valid YAML"),
-        (b"- a\n- b\n", "expected a mapping"),
-        (b"", "expected a mapping"),
-        (b"name: \xff\n", "cannot be read as a recipe"),
+        (b"name: [", "is not valid YAML"),
+        (b"- a\n- b\n", "must be a mapping"),
+        (b"", "must be a mapping"),
+        (b"name: \xff\n", "cannot be read"),
     ],
 )
-def test_files_that_are_no_recipe(tmp_path, content, part):
+def test_files_that_are_not_recipes(tmp_path, content, part):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=part):
@@ -218,7 +223,7 @@ def test_files_that_are_no_recipe(tmp_path, content, part):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
         load_recipe(tmp_path / "nowhere.yaml")
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.types import Features
 from tpdm.policies.conditioned import ConditionedPolicy, condition_policy, quality_for
@@ -19,9 +19,9 @@ SHAPE = TPMConfig(
     10,
     channels=16,
     grid=4,
-    start_times=tuple(i / 16 for i in range(16, -1, -1)),
+    init_times=tuple(i / 16 for i in range(16, -1, -1)),
     gamma_range=(LOW, HIGH),
-    fast_times=(1.0, 0.75, 0.5, 0.25, 0.0),
+    init_times_low_gamma=(1.0, 0.75, 0.5, 0.25, 0.0),
 )
 
 
@@ -58,7 +58,7 @@ def test_images_of_a_call_do_not_hear_each_others_gamma():
 
 
 def test_the_weights_hear_the_dial():
-    policy = TimePredictionModule(dataclasses.replace(SHAPE, fast_times=None), seed=3)
+    policy = TimePredictionModule(dataclasses.replace(SHAPE, init_times_low_gamma=None), seed=3)
     _, decision = proposed(condition_policy(policy, 3, gamma=LOW))
     _, other = proposed(condition_policy(policy, 3, gamma=HIGH))
     assert (decision.t_next_B != other.t_next_B).all()
@@ -75,11 +75,11 @@ def test_stored_decisions_score_as_they_were_made():
 
 def calibrated() -> TimePredictionModule:
     policy = TimePredictionModule(SHAPE)
-    policy.artefact = config_of(SHAPE, gamma=0.99, dial=((LOW, 4.0), (0.99, 8.0), (HIGH, 16.0)))
+    policy.artifact = config_of(SHAPE, gamma=0.99, gamma_steps=((LOW, 4.0), (0.99, 8.0), (HIGH, 16.0)))
     return policy
 
 
-def test_quality_is_read_by_the_calibration_and_the_artefacts_gamma_is_the_default():
+def test_quality_is_read_by_the_calibration_and_the_artifacts_gamma_is_the_default():
     policy = calibrated()
     set_ = condition_policy(policy, 2, quality=[0.0, 0.5])
     assert isinstance(set_, ConditionedPolicy)
@@ -112,7 +112,10 @@ def test_what_cannot_be_set_is_said():
         condition_policy(uncalibrated, 1)
     fixed = FixedSchedule([1.0, 0.0])
     assert condition_policy(fixed, 1) is fixed
-    for policy in (fixed, TimePredictionModule(dataclasses.replace(SHAPE, gamma_range=None, fast_times=None))):
+    for policy in (
+        fixed,
+        TimePredictionModule(dataclasses.replace(SHAPE, gamma_range=None, init_times_low_gamma=None)),
+    ):
         with pytest.raises(ConfigError, match="no dial"):
             condition_policy(policy, 1, quality=0.5)
 

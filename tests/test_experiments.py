@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     "tpm.channels=8",
     "tpm.grid=2",
-    "tpm.start_steps=6",
+    "tpm.init_steps=6",
     "sampling.max_steps=8",
     "prompts.limit=300",
     "rl.updates=1",
@@ -24,12 +24,12 @@ SMALL = [
     "rl.samples_per_prompt=2",
     "rl.rollout_batch=4",
     "validation.prompts=2",
-    "validation.dial_points=2",
+    "validation.gamma_points=2",
     "evaluation.prompts=4",
     "evaluation.tuning_prompts=2",
-    "evaluation.grid=[2, 3]",
-    "evaluation.grid_prompts=2",
-    "evaluation.dial_points=2",
+    "evaluation.step_grid=[2, 3]",
+    "evaluation.step_grid_prompts=2",
+    "evaluation.gamma_points=2",
 ]
 
 
@@ -108,7 +108,7 @@ def test_the_page_says_where_judges_disagree_with_the_reward(monkeypatch):
 @pytest.mark.slow
 def test_the_frontier_is_trained_once_and_written(tmp_path):
     place = ["--seeds", "0", "--tuned", "1", "--picture", tmp_path / "frontier.png"]
-    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.fast_steps=3")
+    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [p["quality"] for p in facts["points"]] == [0.0, 1.0]
     assert facts["prompts"] == 4
@@ -122,7 +122,7 @@ def test_the_frontier_is_trained_once_and_written(tmp_path):
     assert page.count("| best hand-made grid |") == 2
     assert (tmp_path / "frontier.png").stat().st_size > 5_000
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")}
-    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.fast_steps=3")
+    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")} == made
     run("frontier.py", tmp_path, *place, "--render")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page
@@ -140,7 +140,7 @@ def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
 
 @pytest.mark.slow
 def test_dials_are_compared_on_prompts_that_the_frontier_did_not_show(tmp_path):
-    words = ["--seeds", "0", "--seen", "4", "--prompts", "3", "--set", *SMALL, "tpm.fast_steps=3"]
+    words = ["--seeds", "0", "--seen", "4", "--prompts", "3", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("other_prompts.py", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert facts["prompts"] == 3
@@ -161,7 +161,7 @@ def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
 
 @pytest.mark.slow
 def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
-    words = ["--seeds", "0", "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.fast_steps=3"]
+    words = ["--seeds", "0", "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("specialists.py", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     gammas = [point["gamma"] for point in facts["points"]]
@@ -184,7 +184,7 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
 @pytest.mark.slow
 def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
     size = ["--images", "3", "--steps", "2", "3", "--candidates", "2", "--rounds", "1", "--seeds", "0", "1"]
-    words = [*size, "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.fast_steps=3"]
+    words = [*size, "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("oracle.py", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for found, steps in zip(facts["search"], (2, 3), strict=True):

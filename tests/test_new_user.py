@@ -22,7 +22,7 @@ SMALL = [
     "rl.samples_per_prompt=2",
     "validation.every=6",
     "validation.prompts=4",
-    "validation.pictures=4",
+    "validation.num_images_logged=4",
     "checkpoint.every=1",
     "prompts.limit=400",
 ]
@@ -69,7 +69,7 @@ def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_pa
     assert {p.name for p in (run / "pictures").glob("*.png")} == {f"update-{n:06d}.png" for n in (0, 6, 12)}
 
     # 960 images by each of a dozen policies take minutes.
-    few = ("prompts=4", "tuning_prompts=2", "grid=[2,3]", "grid_prompts=2")
+    few = ("prompts=4", "tuning_prompts=2", "step_grid=[2,3]", "step_grid_prompts=2")
     tpdm_command("eval", *TRAIN[1:], *(f"evaluation.{change}" for change in few))
     assert (run / "eval" / "report.html").is_file()
 

@@ -1,4 +1,4 @@
-"""The TPM: its published size, the folded layout, ratio 1, rows that do not depend on their batch."""
+"""The TPM: its published size, the release layout, ratio 1, rows that do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.types import Decision, Features, Observation, Policy
 from tpdm.policies import beta
-from tpdm.policies.layers import RATIO_RANGE, fold_tokens, hat_basis, normalise, schedule_logit
+from tpdm.policies.layers import RATIO_RANGE, fold_tokens, hat_basis, normalize, schedule_logit
 from tpdm.policies.tpm import TIME_KNOTS, TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
 
@@ -49,26 +49,26 @@ def variants() -> list[TPMConfig]:
         SMALL,
         TPMConfig(D, E, channels=16, grid=4, storage="fp32"),
         TPMConfig(D, E, channels=16, grid=4, time_only=True),
-        TPMConfig(D, E, channels=16, grid=4, start_times=(1.0, 0.7, 0.2, 0.0)),
-        TPMConfig(D, E, channels=16, layout="folded", token_grid=(6, 8)),
-        TPMConfig(D, E, channels=16, grid=4, maps="last"),
-        TPMConfig(D, E, channels=16, grid=4, change=True),
+        TPMConfig(D, E, channels=16, grid=4, init_times=(1.0, 0.7, 0.2, 0.0)),
+        TPMConfig(D, E, channels=16, layout="release", token_grid=(6, 8)),
+        TPMConfig(D, E, channels=16, grid=4, feature_maps="last"),
+        TPMConfig(D, E, channels=16, grid=4, velocity_change=True),
     ]
 
 
 def test_published_shape_has_the_published_number_of_parameters() -> None:
-    shape = TPMConfig(1536, 1536, layout="folded", token_grid=(64, 64))
+    shape = TPMConfig(1536, 1536, layout="release", token_grid=(64, 64))
     assert sum(p.numel() for p in TimePredictionModule(shape).parameters()) == 4_097_154
 
 
 def test_pooled_shape_differs_by_time_scalars_the_mean_pool_and_the_short_way_of_the_condition() -> None:
-    pooled, folded = (TimePredictionModule(TPMConfig(D, E, layout=x)) for x in ("pooled", "folded"))
+    pooled, folded = (TimePredictionModule(TPMConfig(D, E, layout=x)) for x in ("pooled", "release"))
     count = [sum(p.numel() for p in m.parameters()) for m in (pooled, folded)]
     assert count[0] - count[1] == 4 * 2 * 128 + (128 + E + 4) * 128
 
 
 def test_names_of_weights_are_the_published_ones() -> None:
-    names = set(TimePredictionModule(TPMConfig(D, E, layout="folded")).state_dict())
+    names = set(TimePredictionModule(TPMConfig(D, E, layout="release")).state_dict())
     assert names == {name for name, _ in TimePredictionModule(SMALL).named_parameters()}
     stems = ("conv1", "norm1.norm", "norm1.linear", "conv2", "fc1", "fc2")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")}
@@ -154,7 +154,7 @@ def test_between_the_times_of_a_schedule_the_next_time_is_interpolated_and_below
 
 def test_an_untrained_policy_with_a_schedule_follows_it() -> None:
     times = (1.0, 0.8, 0.55, 0.25, 0.0)
-    policy = TimePredictionModule(dataclasses.replace(SMALL, start_times=times, init_alpha=9.0))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, init_times=times, init_alpha=9.0))
     o = seen(policy, B=3)
     o = dataclasses.replace(o, t_B=torch.tensor(times[:3]))
     t_next_B = policy.propose(o, None).t_next_B
@@ -238,13 +238,13 @@ def test_time_only_learns_a_schedule() -> None:
     policy = TimePredictionModule(TPMConfig(4, 4, channels=32, grid=4, time_only=True))
     t_B = torch.linspace(0.02, 1, 16)
     o = policy.observe(None, t_B, torch.arange(16), torch.arange(16))
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-3)
     for _ in range(150):
         params = policy.evaluate(o, t_B.clamp_max(0.9))[2]
         loss = (beta.mode(params) - (0.6 + 0.3 * t_B)).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 1e-4
 
 
@@ -261,12 +261,12 @@ def test_gradient_reaches_every_parameter(shape: TPMConfig) -> None:
 
 def test_normalisation_survives_outlier_channels_and_scale() -> None:
     x = torch.randn(2, 1536, 3, 3)
-    assert torch.allclose(normalise(x), normalise(1000 * x), atol=1e-5)
+    assert torch.allclose(normalize(x), normalize(1000 * x), atol=1e-5)
     x[:, 7] = 1000.0
-    y = normalise(x)
+    y = normalize(x)
     assert y.abs().max() <= 8
     assert y[:, 8:].std() > 0.4
-    assert torch.equal(normalise(torch.zeros(1, 4, 2, 2)), torch.zeros(1, 4, 2, 2))
+    assert torch.equal(normalize(torch.zeros(1, 4, 2, 2)), torch.zeros(1, 4, 2, 2))
 
 
 def test_autocast_does_not_touch_a_decision() -> None:
@@ -318,7 +318,7 @@ def observe_with(policy: TimePredictionModule, d: int, e: int, H: int, W: int) -
 
 
 def test_observe_refuses_what_does_not_fit() -> None:
-    folded = TimePredictionModule(TPMConfig(D, E, channels=16, layout="folded", token_grid=(64, 64)))
+    folded = TimePredictionModule(TPMConfig(D, E, channels=16, layout="release", token_grid=(64, 64)))
     with pytest.raises(BackboneError, match=r"got a token grid of \(32, 64\), expected \(64, 64\)"):
         observe_with(folded, D, E, 32, 64)
     pooled = TimePredictionModule(SMALL)
@@ -346,17 +346,17 @@ def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
         ({"channels": 0}, "got channels = 0"),
         ({"layout": "flat"}, "got layout 'flat'"),
         ({"storage": "int8"}, "got storage 'int8'"),
-        ({"layout": "folded", "time_only": True}, "got time_only with layout"),
-        ({"layout": "folded", "start_times": (1.0, 0.0)}, "got start_times with layout"),
-        ({"start_times": (1.0, 0.5)}, "expected times that fall"),
-        ({"start_times": (1.0, 0.5, 0.5, 0.0)}, "expected times that fall"),
-        ({"start_times": (0.0,)}, "expected times that fall"),
-        ({"start_times": (1.5, 0.0)}, "expected times that fall"),
+        ({"layout": "release", "time_only": True}, "got time_only with layout"),
+        ({"layout": "release", "init_times": (1.0, 0.0)}, "got init_times with layout"),
+        ({"init_times": (1.0, 0.5)}, "expected times that fall"),
+        ({"init_times": (1.0, 0.5, 0.5, 0.0)}, "expected times that fall"),
+        ({"init_times": (0.0,)}, "expected times that fall"),
+        ({"init_times": (1.5, 0.0)}, "expected times that fall"),
         ({"token_grid": (4, 4)}, "got token_grid with layout"),
-        ({"maps": "first"}, "got maps 'first'"),
-        ({"layout": "folded", "maps": "last"}, "got change or maps"),
-        ({"layout": "folded", "change": True}, "got change or maps"),
-        ({"time_only": True, "change": True}, "got change with time_only"),
+        ({"feature_maps": "first"}, "got feature_maps 'first'"),
+        ({"layout": "release", "feature_maps": "last"}, "got velocity_change or feature_maps"),
+        ({"layout": "release", "velocity_change": True}, "got velocity_change or"),
+        ({"time_only": True, "velocity_change": True}, "got velocity_change with time_only"),
     ],
 )
 def test_shape_refuses_nonsense(change: dict, message: str) -> None:
@@ -413,7 +413,7 @@ def test_the_basis_over_times_sums_to_one_and_follows_a_line(times: list[float],
 
 
 def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
-    for shape in (TPMConfig(D, E, layout="folded"), TPMConfig(D, E, time_only=True)):
+    for shape in (TPMConfig(D, E, layout="release"), TPMConfig(D, E, time_only=True)):
         policy = TimePredictionModule(shape)
         before = {k: v.clone() for k, v in policy.state_dict().items()}
         policy.calibrate(seen(policy))
@@ -433,7 +433,7 @@ def test_a_feature_that_never_varies_is_not_blown_up() -> None:
 
 
 def test_of_the_last_map_alone_the_first_one_is_not_seen() -> None:
-    policy = TimePredictionModule(dataclasses.replace(SMALL, maps="last"))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, feature_maps="last"))
     x, y, temb = torch.randn(2, D, 6, 6), torch.randn(2, D, 6, 6), torch.randn(2, E)
     clock = (torch.full((2,), 0.5), torch.zeros(2).long(), torch.arange(2))
     one, two, other = (policy.observe(Features(a, b, temb), *clock) for a, b in ((x, y), (y, y), (x, x)))
@@ -450,7 +450,7 @@ def with_change(policy: TimePredictionModule, change_B: torch.Tensor | None) -> 
 
 def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
     """A factor common to all images is invisible after calibration; twice the usual change is not."""
-    policy = perturbed(TimePredictionModule(dataclasses.replace(SMALL, change=True)))
+    policy = perturbed(TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True)))
     o = with_change(policy, None)
     usual_B = (1 + 3 * o.t_B) * torch.exp(0.3 * torch.randn(256, generator=torch.Generator().manual_seed(3)))
     policy.calibrate(dataclasses.replace(o, change_B=usual_B))
@@ -463,13 +463,13 @@ def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
 
 
 def test_calibration_on_chains_of_one_step_knows_no_change_and_stays_finite() -> None:
-    policy = TimePredictionModule(dataclasses.replace(SMALL, change=True))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True))
     policy.calibrate(with_change(policy, torch.zeros(256)))
     assert torch.isfinite(policy(with_change(policy, torch.ones(256)))[0]).all()
 
 
 def test_no_change_is_known_at_the_first_evaluation() -> None:
-    policy = TimePredictionModule(dataclasses.replace(SMALL, change=True))
+    policy = TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True))
     x, clock = torch.randn(2, D, 6, 6), (torch.ones(2), torch.zeros(2).long(), torch.arange(2))
     o = policy.observe(Features(x, x, torch.randn(2, E)), *clock)
     assert o.change_B is not None

@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parents[1] / "src" / "tpdm" / "config" / "recipes"
 
 
 def tiny_sd35(folder: Path) -> Any:
-    """SD3.5: dual attention in the first block, and normalised queries and keys."""
+    """SD3.5: dual attention in the first block, and normalized queries and keys."""
     pipe = make_tiny_sd3(folder)
     config = dict(pipe.transformer.config) | {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
     torch.manual_seed(0)

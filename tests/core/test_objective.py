@@ -43,17 +43,17 @@ def test_over_the_dial_both_ends_are_heard_alike_whatever_their_spread():
     generator = torch.Generator().manual_seed(0)
     place_P = torch.linspace(-1, 1, 40)
     reward_PK = torch.randn(40, 8, generator=generator) * torch.exp(-1.5 * place_P)[:, None]  # 20 times from end to end
-    advantage_PK = objective.rloo_advantages(reward_PK, "dial", place_P)
+    advantage_PK = objective.rloo_advantages(reward_PK, "gamma", place_P)
     spread = advantage_PK.view(4, -1).std(dim=1)
     assert (spread.max() / spread.min()).item() < 1.5
     torch.testing.assert_close(advantage_PK.sum(1), torch.zeros(40), rtol=0, atol=1e-5)
-    twice_PK = objective.rloo_advantages(2 * reward_PK, "dial", place_P)
+    twice_PK = objective.rloo_advantages(2 * reward_PK, "gamma", place_P)
     torch.testing.assert_close(twice_PK, advantage_PK)
 
 
 def test_without_a_dial_its_divisor_is_that_of_the_batch():
     reward_PK = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    found_PK, batch_PK = (objective.rloo_advantages(reward_PK, how) for how in ("dial", "batch"))
+    found_PK, batch_PK = (objective.rloo_advantages(reward_PK, how) for how in ("gamma", "batch"))
     assert torch.equal(found_PK, batch_PK)
 
 
@@ -65,7 +65,7 @@ def test_a_scale_of_all_rewards_changes_no_normalised_advantage():
 
 
 def test_equal_rewards_give_zero_not_noise():
-    advantage_PK = objective.rloo_advantages(torch.full((3, 4), 0.1), normalise="group")
+    advantage_PK = objective.rloo_advantages(torch.full((3, 4), 0.1), normalize="group")
     assert torch.equal(advantage_PK.abs().clamp_min(1e-6), torch.full((3, 4), 1e-6))
 
 

@@ -176,8 +176,8 @@ def test_an_oracle_is_not_asked_beyond_the_schedules_it_may_choose_from():
 def test_judges_of_one_name_keep_their_own_columns():
     from types import SimpleNamespace
 
-    from tpdm.evaluation.tasks import _labelled
+    from tpdm.evaluation.tasks import _labeled
 
     named = {"clip:one/m": "CLIP score (m)", "clip:two/m": "CLIP score (m)", "pickscore": "PickScore"}
-    labelled = _labelled({name: SimpleNamespace(name=shown) for name, shown in named.items()})
-    assert [*labelled] == ["clip:one/m", "clip:two/m", "PickScore"]
+    labeled = _labeled({name: SimpleNamespace(name=shown) for name, shown in named.items()})
+    assert [*labeled] == ["clip:one/m", "clip:two/m", "PickScore"]

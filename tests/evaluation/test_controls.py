@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.evaluation.test_compare import result_of
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.core.errors import ConfigError
 from tpdm.evaluation.baselines import blend, random_step_counts, tuned_schedules
 from tpdm.evaluation.runner import EvalResult
@@ -24,13 +24,13 @@ def time_only(**change) -> TimePredictionModule:
         channels=8,
         grid=2,
         time_only=True,
-        start_times=tuple(i / 12 for i in range(12, -1, -1)),
+        init_times=tuple(i / 12 for i in range(12, -1, -1)),
         **change,
     )
     policy = TimePredictionModule(shape)
     with torch.no_grad():
         policy.fc2.weight.zero_()
-    policy.artefact = config_of(shape, gamma=0.99, max_steps=30, stop_below=0.05)
+    policy.artifact = config_of(shape, gamma=0.99, max_steps=30, stop_below=0.05)
     return policy.eval()
 
 
@@ -41,7 +41,7 @@ def test_a_tpm_that_sees_only_the_time_is_one_schedule():
 
 
 def test_its_dial_gives_one_for_every_number_of_steps_in_reach():
-    found = tuned_schedules(time_only(gamma_range=(LOW, HIGH), fast_times=(1.0, 0.75, 0.5, 0.25, 0.0)))
+    found = tuned_schedules(time_only(gamma_range=(LOW, HIGH), init_times_low_gamma=(1.0, 0.75, 0.5, 0.25, 0.0)))
     assert list(found) == list(range(min(found), max(found) + 1))
     assert min(found) <= 4
     assert max(found) == 12

@@ -112,7 +112,7 @@ def test_the_policy_that_others_are_measured_from_has_no_distance_to_itself(tmp_
     assert found["static-28"]["cmmd"] > 0
 
 
-def mean_colours(images_B3HW):
+def mean_colors(images_B3HW):
     return images_B3HW.mean((2, 3))
 
 
@@ -120,7 +120,7 @@ def test_too_few_pictures_to_measure_from_are_said_before_any_is_made(tmp_path):
     recipe = SimpleNamespace(
         backbone=BackboneConfig("tinyworld", device="cpu"),
         reward=RewardConfig("tinyworld"),
-        evaluation=EvaluationConfig(reference=str(tmp_path), features=f"python:{__name__}:mean_colours"),
+        evaluation=EvaluationConfig(reference=str(tmp_path), features=f"python:{__name__}:mean_colors"),
     )
     for i in range(99):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")

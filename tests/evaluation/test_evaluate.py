@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("small_tinyworld")
 SMALL = [
     "tpm.channels=8",
     "tpm.grid=2",
-    "tpm.start_steps=8",
-    "tpm.fast_steps=3",
+    "tpm.init_steps=8",
+    "tpm.init_steps_low_gamma=3",
     "sampling.max_steps=12",
     "prompts.limit=300",
     "rl.updates=1",
@@ -26,19 +26,19 @@ SMALL = [
     "rl.samples_per_prompt=2",
     "rl.rollout_batch=4",
     "validation.prompts=2",
-    "validation.dial_points=2",
+    "validation.gamma_points=2",
     "evaluation.prompts=4",
     "evaluation.tuning_prompts=2",
-    "evaluation.grid=[2, 6]",
-    "evaluation.grid_prompts=2",
-    "evaluation.dial_points=2",
+    "evaluation.step_grid=[2, 6]",
+    "evaluation.step_grid_prompts=2",
+    "evaluation.gamma_points=2",
     "evaluation.judges=[python:tests.support.judges:brightness]",
 ]
 
 
 def small(folder, name, *changes):
     path = Path(str(resources.files("tpdm.config") / "recipes" / "tinyworld-dial.yaml"))
-    places = [f"name={name}", f"output={folder / name}", f"evaluation.tuned={folder / 'fixed' / 'best'}"]
+    places = [f"name={name}", f"output={folder / name}", f"evaluation.tuned_baseline={folder / 'fixed' / 'best'}"]
     return load_recipe(path, [*SMALL, *places, *changes])
 
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory, small_tinyworld):
 
 @pytest.mark.slow
 def test_fixed_schedules_are_measured_once_for_several_tpms(trained, monkeypatch):
-    shared = f"evaluation.controls={trained / 'controls'}"
+    shared = f"evaluation.baseline_cache={trained / 'controls'}"
     train(small(trained, "second", "seed=1"))
     made = []
     judged = compare._judged
@@ -138,7 +138,7 @@ def assert_summary(summary):
 
 @pytest.mark.slow
 def test_a_tuned_schedule_that_looks_at_images_is_refused(trained):
-    wrong = small(trained, "first", f"evaluation.tuned={trained / 'first' / 'best'}")
+    wrong = small(trained, "first", f"evaluation.tuned_baseline={trained / 'first' / 'best'}")
     with pytest.raises(ConfigError, match="time_only=true"):
         evaluate(wrong, trained / "refused")
 

@@ -32,7 +32,12 @@ def composite(mean):
 
 @pytest.mark.parametrize(
     "change",
-    ["backbone.decode_batch=2", "backbone.offload=model", "backbone.text_encoders=leave", "reward.batch=3"],
+    [
+        "backbone.decode_batch=2",
+        "backbone.offload=model",
+        "backbone.precompute_prompt_embeddings=true",
+        "reward.batch=3",
+    ],
 )
 def test_what_moves_memory_alone_keeps_the_rows(change):
     assert fingerprint(recipe(change), *tasks()) == fingerprint(recipe(), *tasks())

@@ -47,7 +47,9 @@ def own_pipe(name: str) -> Any:
 
 
 def tpm(name: str) -> TimePredictionModule:
-    shape = TPMConfig(*widths(name), channels=8, grid=4, change=True, gamma_range=(0.9, 0.99))  # of 6 x 4 tokens
+    shape = TPMConfig(
+        *widths(name), channels=8, grid=4, velocity_change=True, gamma_range=(0.9, 0.99)
+    )  # of 6 x 4 tokens
     return TimePredictionModule(shape)
 
 
@@ -126,7 +128,7 @@ def test_prices_and_advantages_and_what_encoders_read():
         score, steps = score_B.to(device), steps_B.to(device)
         prices = [discounted_reward(score, steps, 0.9), additive_reward(score, steps, 0.1)]
         groups = score.view(2, 2)
-        prices += [rloo_advantages(groups, "group"), rloo_advantages(groups, "dial", score[:2])]
+        prices += [rloo_advantages(groups, "group"), rloo_advantages(groups, "gamma", score[:2])]
         return [*prices, Preprocess(8)(picture, torch.device(device))]
 
     expected = run("cpu")

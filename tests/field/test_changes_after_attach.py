@@ -16,7 +16,7 @@ from peft import LoraConfig
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
 from tests.support.tiny_families import DIFFUSION
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.core.errors import BackboneError, CheckpointError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_denoiser, token_width
@@ -84,7 +84,7 @@ def test_a_denoiser_of_another_class_is_refused_in_the_next_call() -> None:
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     width = token_width(find_denoiser(pipe))
     policy = TimePredictionModule(TPMConfig(width, width, channels=8, grid=2))
-    policy.artefact = config_of(policy.shape)
+    policy.artifact = config_of(policy.shape)
     fast = attach(pipe, policy)
     pipe.transformer = copy.deepcopy(tiny_pipe("Sana").transformer)
     with pytest.raises(CheckpointError, match="got the denoiser SanaTransformer2DModel"):

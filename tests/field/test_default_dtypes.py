@@ -76,7 +76,9 @@ def widths(name: str) -> tuple[int, int]:
 
 def sampling(name: str) -> list[Any]:
     """Everything that a call says, with a fixed schedule and with a TPM that is built meanwhile."""
-    policy = TimePredictionModule(TPMConfig(*widths(name), channels=8, grid=2, change=True, gamma_range=(0.9, 0.99)))
+    policy = TimePredictionModule(
+        TPMConfig(*widths(name), channels=8, grid=2, velocity_change=True, gamma_range=(0.9, 0.99))
+    )
     fixed = attach(tiny_pipe(name), FixedSchedule([1.0, 0.3, 0.0]), solver="dpmpp_2m")(**call_of(name))
     decided = attach(tiny_pipe(name), policy, max_steps=3)(**call_of(name), gamma=0.95, sample=True, record=True)
     steps = [step for trajectory in decided.trajectories or [] for step in trajectory.steps]

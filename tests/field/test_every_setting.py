@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 import tpdm.pipelines.loading.load
 from tests.support.gaussian_problem import make_small_problem
 from tests.support.tiny_sd3 import make_tiny_sd3
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.cli import app
 from tpdm.cli.sample import sample
 from tpdm.config.loader import _KEYS, _SECTIONS, make_recipe
-from tpdm.config.unused_keys import _IDLE, idle_keys, tell_idle
+from tpdm.config.unused_keys import _UNUSED, unused_keys, warn_unused_keys
 from tpdm.core.errors import TpdmError
 from tpdm.data.prompts import load_source
 from tpdm.pipelines.loading.load import pipeline_arguments
@@ -29,7 +29,7 @@ from tpdm.pipelines.probe import FeatureWidths, infer_feature_shapes
 from tpdm.policies.pretrained import save_pretrained
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
-from tpdm.training.initialization import init_policy, start_times
+from tpdm.training.initialization import init_policy, init_times
 from tpdm.training.loop import train_loop
 from tpdm.training.run_identity import FREE
 
@@ -55,7 +55,9 @@ def places(tmp_path_factory, sd3):
         with torch.no_grad():  # loud enough that the dial is heard
             policy.fc2.weight.mul_(40)
         points = ((0.9, 3.0), (0.99, 9.0)) if dial else None
-        config = config_of(policy.shape, call_defaults={"max_sequence_length": 4}, max_steps=9, dial=points, gamma=0.95)
+        config = config_of(
+            policy.shape, call_defaults={"max_sequence_length": 4}, max_steps=9, gamma_steps=points, gamma=0.95
+        )
         save_pretrained(policy, config, folder / name)
     (folder / "p.csv").write_text("caption,text,avoid,bad\nc,d,e,f\na,b,g,h\n", encoding="utf-8")
     return folder
@@ -159,7 +161,7 @@ TRAINED = {
     "optimizer.eps": ({}, 1.0),
     "optimizer.weight_decay": ({}, 0.5),
     "optimizer.grad_clip": ({}, 1e-4),
-    "optimizer.average": ({}, 0.9),
+    "optimizer.ema_decay": ({}, 0.9),
     "rl.updates": ({}, 3),
     "rl.prompts_per_update": ({}, 5),
     "rl.samples_per_prompt": ({}, 2),
@@ -167,7 +169,7 @@ TRAINED = {
     "rl.epochs": ({}, 2),
     "rl.clip": ({}, 1e-5),
     "rl.ratio": ({}, "decision"),
-    "rl.normalise_advantages": ({}, "group"),
+    "rl.normalize_advantages": ({}, "group"),
     "rl.entropy_weight": ({}, 0.1),
     "rl.kl_weight": ({}, 0.1),
     "reward.form": ({}, "discounted"),
@@ -177,7 +179,7 @@ TRAINED = {
     "reward.gamma_range": ({"reward": {"form": "discounted", "step_cost": 0}}, (0.9, 0.99)),
     "validation.every": ({}, 1),
     "validation.samples_per_prompt": ({}, 2),
-    "validation.dial_points": ({"reward": {"form": "discounted", "step_cost": 0, "gamma_range": (0.9, 0.99)}}, 3),
+    "validation.gamma_points": ({"reward": {"form": "discounted", "step_cost": 0, "gamma_range": (0.9, 0.99)}}, 3),
     "checkpoint.every": ({}, 1),
     "checkpoint.keep": ({"checkpoint": {"every": 1}}, 1),
 }
@@ -226,7 +228,7 @@ def base(tmp_path_factory):
 def test_another_value_changes_the_training(tmp_path, base, key):
     said, value = TRAINED[key]
     if key == "reward.form":
-        with pytest.raises(TpdmError, match="step_cost is of form additive"):
+        with pytest.raises(TpdmError, match=r"reward\.step_cost is 0\.03 with form discounted"):
             trained(tmp_path, said, key, value)
         said = {"reward": {"step_cost": 0}}
     assert trained(tmp_path, said, key, value) != base(said)
@@ -236,17 +238,17 @@ def test_another_value_changes_the_training(tmp_path, base, key):
 
 WIDTHS = FeatureWidths(12, 16, (4, 4))
 TPM = {
-    "layout": ({}, "folded"),
+    "layout": ({}, "release"),
     "features": ({}, "guided"),
     "channels": ({}, 16),
     "grid": ({}, 4),
     "init_alpha": ({}, 1.0),
     "init_beta": ({}, 0.5),
-    "start_steps": ({"start_shift": 1.0, "start_steps": 4}, 5),
-    "start_shift": ({"start_shift": 1.0, "start_steps": 4}, 2.0),
+    "init_steps": ({"init_shift": 1.0, "init_steps": 4}, 5),
+    "init_shift": ({"init_shift": 1.0, "init_steps": 4}, 2.0),
     "time_only": ({}, True),
-    "maps": ({}, "last"),
-    "change": ({}, True),
+    "feature_maps": ({}, "last"),
+    "velocity_change": ({}, True),
 }
 
 
@@ -256,7 +258,7 @@ def test_another_value_changes_the_tpm(key):
 
     def made(**more):
         recipe = make_recipe({"name": "a", "tpm": {"channels": 8, "grid": 2, **said, **more}})
-        policy = init_policy(recipe, WIDTHS, start_times(recipe.tpm, None, {}))
+        policy = init_policy(recipe, WIDTHS, init_times(recipe.tpm, None, {}))
         return asdict(policy.shape), {name: tensor.tolist() for name, tensor in policy.state_dict().items()}
 
     assert made() != made(**{key: value})
@@ -297,22 +299,22 @@ IDLE = [
     ("reward.offset", {"reward": {"form": "additive", "offset": 3.0}}),
     ("reward.timeout", {"reward": {"timeout": 5.0}}),
     ("reward.token_env", {"reward": {"token_env": "TOKEN"}}),
-    ("tpm.init_alpha", {"tpm": {"start_steps": 9, "init_alpha": 1.0}}),
-    ("tpm.grid", {"tpm": {"layout": "folded", "grid": 4}}),
-    ("tpm.change", {"tpm": {"time_only": True, "change": True}}),
-    ("tpm.maps", {"tpm": {"time_only": True, "maps": "last"}}),
+    ("tpm.init_alpha", {"tpm": {"init_steps": 9, "init_alpha": 1.0}}),
+    ("tpm.grid", {"tpm": {"layout": "release", "grid": 4}}),
+    ("tpm.velocity_change", {"tpm": {"time_only": True, "velocity_change": True}}),
+    ("tpm.feature_maps", {"tpm": {"time_only": True, "feature_maps": "last"}}),
     ("tpm.features", {"tpm": {"time_only": True, "features": "guided"}}),
     ("tpm.init_alpha", {"tpm": {"init_from": "x", "init_alpha": 1.0}}),
     ("tpm.init_beta", {"tpm": {"init_from": "x", "init_beta": 0.5}}),
-    ("tpm.start_steps", {"tpm": {"init_from": "x", "start_steps": 9}}),
-    ("tpm.start_shift", {"tpm": {"init_from": "x", "start_steps": 9, "start_shift": 1.0}}),
+    ("tpm.init_steps", {"tpm": {"init_from": "x", "init_steps": 9}}),
+    ("tpm.init_shift", {"tpm": {"init_from": "x", "init_steps": 9, "init_shift": 1.0}}),
     (
-        "tpm.fast_steps",
-        {"tpm": {"init_from": "x", "start_steps": 9, "fast_steps": 3}, "reward": {"gamma_range": (0.9, 0.98)}},
+        "tpm.init_steps_low_gamma",
+        {"tpm": {"init_from": "x", "init_steps": 9, "init_steps_low_gamma": 3}, "reward": {"gamma_range": (0.9, 0.98)}},
     ),
-    ("rl.normalise_advantages", {"rl": {"normalise_advantages": "dial"}}),
-    ("validation.dial_points", {"validation": {"dial_points": 3}}),
-    ("evaluation.dial_points", {"evaluation": {"dial_points": 3}}),
+    ("rl.normalize_advantages", {"rl": {"normalize_advantages": "gamma"}}),
+    ("validation.gamma_points", {"validation": {"gamma_points": 3}}),
+    ("evaluation.gamma_points", {"evaluation": {"gamma_points": 3}}),
     ("tracker_project", {"tracker_project": "mine", "trackers": ["tensorboard"]}),
 ]
 # A key that acts in the same place: nothing is said of it.
@@ -321,9 +323,13 @@ ACTING = [
     {"reward": {"form": "additive", "step_cost": 0.1}},
     {"reward": {"name": "remote:http://localhost:1", "timeout": 5.0, "token_env": "TOKEN"}},
     {"reward": {"timeout": 5.0}, "validation": {"judges": ["remote:http://localhost:1"]}},
-    {"tpm": {"init_alpha": 1.0, "grid": 4, "change": True, "maps": "last"}},
-    {"tpm": {"start_steps": 9, "init_beta": 0.5, "start_shift": 1.0}},
-    {"reward": {"gamma_range": (0.9, 0.98)}, "rl": {"normalise_advantages": "dial"}, "validation": {"dial_points": 3}},
+    {"tpm": {"init_alpha": 1.0, "grid": 4, "velocity_change": True, "feature_maps": "last"}},
+    {"tpm": {"init_steps": 9, "init_beta": 0.5, "init_shift": 1.0}},
+    {
+        "reward": {"gamma_range": (0.9, 0.98)},
+        "rl": {"normalize_advantages": "gamma"},
+        "validation": {"gamma_points": 3},
+    },
     {"tracker_project": "mine", "trackers": ["trackio"]},
 ]
 
@@ -331,20 +337,20 @@ ACTING = [
 @pytest.mark.parametrize(("key", "values"), IDLE)
 def test_a_key_without_effect_is_said(caplog, key, values):
     recipe = make_recipe({"name": "a", **values})
-    said = [sentence for sentence in idle_keys(recipe) if sentence.startswith(f"{key} ")]
+    said = [sentence for sentence in unused_keys(recipe) if sentence.startswith(f"{key} ")]
     assert len(said) == 1
     assert " has no effect: " in said[0]
-    tell_idle(recipe)
+    warn_unused_keys(recipe)
     assert said[0] in caplog.text
 
 
 @pytest.mark.parametrize("values", ACTING)
 def test_nothing_is_said_of_a_key_that_acts(values):
-    assert idle_keys(make_recipe({"name": "a", **values})) == []
+    assert unused_keys(make_recipe({"name": "a", **values})) == []
 
 
 def test_every_sentence_is_tried():
-    assert {key for key, _, _ in _IDLE} == {key for key, _ in IDLE}
+    assert {key for key, _, _ in _UNUSED} == {key for key, _ in IDLE}
 
 
 # Recipes: no key is forgotten
@@ -356,7 +362,7 @@ ELSEWHERE = {
     "backbone.true_cfg_scale": "tests/field",
     "backbone.variant": "tests/field",
     "tpm.init_from": "tests/training/test_fresh.py",
-    "tpm.fast_steps": "tests/evaluation/test_evaluate.py",
+    "tpm.init_steps_low_gamma": "tests/evaluation/test_evaluate.py",
     "sampling.solver": "tests/pipelines/test_attach.py",
     "sampling.max_steps": "tests/pipelines/test_attach.py",
     "sampling.stop_below": "tests/pipelines/test_attach.py",
@@ -366,12 +372,12 @@ ELSEWHERE = {
     "validation.prompts": "tests/evaluation/test_evaluate.py",
     "evaluation.prompts": "tests/evaluation/test_evaluate.py",
     "evaluation.tuning_prompts": "tests/evaluation/test_evaluate.py",
-    "evaluation.grid": "tests/evaluation/test_evaluate.py",
-    "evaluation.grid_prompts": "tests/evaluation/test_evaluate.py",
-    "evaluation.tuned": "tests/evaluation/test_evaluate.py",
-    "evaluation.controls": "tests/evaluation/test_evaluate.py",
+    "evaluation.step_grid": "tests/evaluation/test_evaluate.py",
+    "evaluation.step_grid_prompts": "tests/evaluation/test_evaluate.py",
+    "evaluation.tuned_baseline": "tests/evaluation/test_evaluate.py",
+    "evaluation.baseline_cache": "tests/evaluation/test_evaluate.py",
     "evaluation.judges": "tests/evaluation/test_evaluate.py",
-    "evaluation.dial_points": "tests/evaluation/test_evaluate.py",
+    "evaluation.gamma_points": "tests/evaluation/test_evaluate.py",
     "evaluation.samples_per_prompt": "tests/evaluation",
     "evaluation.features": "tests/evaluation/test_evaluate.py",
     "evaluation.reference": "tests/evaluation/test_evaluate.py",

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.test_artefact import FOLDED, POOLED, config_of
+from tests.test_artifact import FOLDED, POOLED, config_of
 from tpdm.core.errors import CheckpointError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.policies.hub.inspect import inspect_tpm
@@ -22,6 +22,15 @@ from tpdm.policies.pretrained import from_pretrained, save_pretrained
 from tpdm.policies.pretrained_config import FORMAT_VERSION
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
+
+
+def with_first_names(raw: dict) -> None:
+    """Gives a config.json the names of versions 1 and 2."""
+    shape = raw["shape"]
+    raw["dial"] = raw.pop("gamma_steps")
+    shape["maps"], shape["change"] = shape.pop("feature_maps"), shape.pop("velocity_change")
+    shape["start_times"], shape["fast_times"] = shape.pop("init_times"), shape.pop("init_times_low_gamma")
+    shape["layout"] = {"pooled": "pooled", "release": "folded"}[shape["layout"]]
 
 
 def first_format(folder: Path, shape: TPMConfig) -> dict[str, torch.Tensor]:
@@ -32,8 +41,9 @@ def first_format(folder: Path, shape: TPMConfig) -> dict[str, torch.Tensor]:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     save_pretrained(policy, config_of(shape), folder)
     raw = json.loads((folder / "config.json").read_text())
-    assert raw.pop("format_version") == FORMAT_VERSION == 2
+    assert raw.pop("format_version") == FORMAT_VERSION == 3
     del raw["shape"]["norm_eps"]
+    with_first_names(raw)
     (folder / "config.json").write_text(json.dumps(raw | {"format_version": 1}))
     return load_tensors(folder / "model.safetensors")[0]
 
@@ -60,7 +70,7 @@ def test_saved_again_it_is_of_the_newest_format_and_the_same(tmp_path: Path) -> 
     first_format(tmp_path / "old", POOLED)
     policy, config = from_pretrained(tmp_path / "old")
     again, newer = from_pretrained(save_pretrained(policy, config, tmp_path / "new"))
-    assert newer == replace(config, format_version=2)
+    assert newer == replace(config, format_version=3)
     assert all(torch.equal(v, policy.state_dict()[k]) for k, v in again.state_dict().items())
     assert inspect_tpm(tmp_path / "old").problems == ()
 
@@ -83,3 +93,17 @@ def test_a_checkpoint_converted_by_an_earlier_version_is_refused(tmp_path: Path)
     with pytest.raises(CheckpointError, match="run tpdm convert again") as caught:
         from_pretrained(tmp_path / "tpm")
     assert "\n" not in str(caught.value)
+
+
+def test_the_second_format_has_other_names_for_the_same(tmp_path: Path) -> None:
+    shape = replace(POOLED, velocity_change=True, init_times=(1.0, 0.5, 0.0), gamma_range=(0.9, 0.99))
+    config = config_of(shape, gamma_steps=((0.9, 3.0), (0.99, 9.0)), gamma=0.95)
+    save_pretrained(TimePredictionModule(shape, seed=4), config, tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    with_first_names(raw)
+    assert {"maps", "change", "start_times", "fast_times"} <= raw["shape"].keys()
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"format_version": 2}))
+    assert from_pretrained(tmp_path)[1] == replace(config, format_version=2)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="dial"):
+        from_pretrained(tmp_path)

@@ -1,6 +1,6 @@
 """What a scale of guidance is to each pipeline: in a training, in the TPM that comes of it, and in odd models.
 
-A user trained on Qwen-Image at guidance 1 and at 9: both runs had the same metrics, and their artefacts said 1.0 and
+A user trained on Qwen-Image at guidance 1 and at 9: both runs had the same metrics, and their artifacts said 1.0 and
 9.0. Prompts with negatives trained a pipeline that does not guide, and nobody said so.
 
 https://github.com/verl-project/verl-omni/issues/55
@@ -19,7 +19,7 @@ import tpdm.pipelines.guidance
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_runs import SECTIONS
 from tests.support.tiny_texts import make_speaking_pipe
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.cli import app
 from tpdm.config.loader import make_recipe
 from tpdm.core.errors import BackboneError, ConfigError
@@ -84,16 +84,16 @@ def recipe_on(pipe, output, negatives=False, **backbone):
 
 def test_a_training_at_another_scale_is_another_and_its_tpm_brings_the_scale(qwen, tmp_path):
     pipe, folder = qwen
-    pictures, artefacts = [], []
+    pictures, artifacts = [], []
     for scale in (1.0, 9.0):
         parts = build_components(recipe_on(folder, tmp_path / f"at{scale:g}", guidance_scale=scale), tmp_path)
         pictures.append(parts.make(parts.train_prompts[:2], [0, 1], [2, 3], record=True).images_B3HW)
         validation = {"steps_mean": 2.0, "objective_mean": 0.0, "score_mean": 0.0}
         parts.save("best", parts.policy, {"update": 0, "validation": validation})
-        artefacts.append(json.loads((tmp_path / "best" / "config.json").read_text()))
+        artifacts.append(json.loads((tmp_path / "best" / "config.json").read_text()))
     assert (pictures[0] - pictures[1]).abs().max() > 1e-3
-    assert [one["guidance_scale"] for one in artefacts] == [1.0, 9.0]
-    assert [one["call_defaults"] for one in artefacts] == [
+    assert [one["guidance_scale"] for one in artifacts] == [1.0, 9.0]
+    assert [one["call_defaults"] for one in artifacts] == [
         {**SIZE, "true_cfg_scale": 1.0},
         {**SIZE, "true_cfg_scale": 9.0, "negative_prompt": ""},
     ]
@@ -109,7 +109,7 @@ def test_a_tpm_that_was_saved_with_a_scale_without_effect_is_loaded_and_says_so(
     pipe, _ = qwen
     policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2))
     asked = {"guidance_scale": 9.0, **SIZE}
-    policy.artefact = config_of(policy.shape, backbone_class="QwenImageTransformer2DModel", call_defaults=asked)
+    policy.artifact = config_of(policy.shape, backbone_class="QwenImageTransformer2DModel", call_defaults=asked)
     tpdm.pipelines.guidance._say.cache_clear()
     driven = attach(pipe, policy)
     assert "saved with guidance_scale=9, which QwenImagePipeline does not use" in caplog.text
@@ -219,9 +219,9 @@ def test_guided_features_are_combined_with_the_scale_that_acts():
 
 def test_texts_encoded_before_have_the_empty_negative_prompt_too(flux, tmp_path):
     made = []
-    for encoders in ("stay", "leave"):
-        recipe = recipe_on(flux, tmp_path / encoders, true_cfg_scale=3.0, text_encoders=encoders)
-        parts = build_components(recipe, tmp_path / encoders)
+    for before in (False, True):
+        recipe = recipe_on(flux, tmp_path / str(before), true_cfg_scale=3.0, precompute_prompt_embeddings=before)
+        parts = build_components(recipe, tmp_path / str(before))
         made.append(parts.make(parts.train_prompts[:2], [0, 1]))
     assert made[0].steps == made[1].steps
     torch.testing.assert_close(made[0].images_B3HW, made[1].images_B3HW, rtol=0, atol=1e-5)
@@ -246,7 +246,7 @@ def test_a_run_from_before_goes_on():
 
 
 def test_the_scale_reaches_the_engine_and_the_pictures(monkeypatch, tmp_path):
-    card = ModelCard("m", learned=False, dial=False, default_steps=28)
+    card = ModelCard("m", learned=False, gamma_conditioned=False, default_steps=28)
     asked = parse(b'{"prompt": "a", "true_cfg_scale": 2.5, "guidance_scale": 3}', Settings(), card)
     assert (asked.images[0].true_cfg_scale, asked.images[0].guidance_scale) == (2.5, 3.0)
     calls = []
@@ -267,7 +267,7 @@ def test_a_server_has_a_scale_for_requests_that_give_none(monkeypatch, options, 
     pipe = tiny_pipe("SD3")
     monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *names: pipe)
     policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2))
-    policy.artefact = config_of(policy.shape, call_defaults={"guidance_scale": 7.0})
+    policy.artifact = config_of(policy.shape, call_defaults={"guidance_scale": 7.0})
     engine = make_engine("a/b", policy, slots=1, **options)
     try:
         driven, arguments = engine._reader.read(ImageRequest("a", 0, **asked))

@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from tests.support.policies import LookingPolicy
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.core.errors import BackboneError, CheckpointError, ConfigError, TpdmError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import infer_feature_shapes
@@ -186,11 +186,11 @@ def test_a_tpm_fits_a_denoiser_whatever_its_weights_are_kept_as(sd3, wrap):
     pipe.transformer = copy.deepcopy(sd3.transformer)
     widths = infer_feature_shapes(pipe, CALL)
     policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
-    policy.artefact = config_of(policy.shape, call_defaults={})
+    policy.artifact = config_of(policy.shape, call_defaults={})
     expected = attach(pipe, policy, max_steps=3)("a", seeds=[0], **CALL)
     pipe.transformer.proj_out = wrap(pipe.transformer.proj_out)
     output = attach(pipe, policy, max_steps=3)("a", seeds=[0], **CALL)
     assert output.times == expected.times
-    policy.artefact = config_of(TPMConfig(widths.feature_channels + 1, widths.temb_channels))
+    policy.artifact = config_of(TPMConfig(widths.feature_channels + 1, widths.temb_channels))
     with pytest.raises(CheckpointError, match=f"of width {widths.feature_channels} "):
         attach(pipe, policy)

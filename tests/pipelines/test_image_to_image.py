@@ -17,7 +17,7 @@ from diffusers import (
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.policies import LookingPolicy
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.time_mapping import vp_times
@@ -149,7 +149,7 @@ def test_a_tpm_brings_only_those_arguments_that_the_pipeline_knows():
     policy = TimePredictionModule(TPMConfig(seen.first_BDHW.shape[1], seen.temb_BE.shape[1], channels=8, grid=2))
     size = {"height": 24, "width": 16}
     config = config_of(policy.shape, backbone_class="UNet2DConditionModel")
-    policy.artefact = dataclasses.replace(config, call_defaults={"guidance_scale": 3.0, **size})
+    policy.artifact = dataclasses.replace(config, call_defaults={"guidance_scale": 3.0, **size})
     driven = attach(pipe, policy, max_steps=3)
     assert driven.defaults == {"guidance_scale": 3.0}
     del call["guidance_scale"]

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMSchedu
 
 from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_families import DIFFUSION
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.core.errors import BackboneError, CheckpointError, ConfigError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.probe import infer_feature_shapes
@@ -104,7 +104,7 @@ def test_a_tpm_of_another_model_of_the_same_class_and_width():
     widths = infer_feature_shapes(tiny_pipe("SD1.5"), {**FAMILIES["SD1.5"].text(1), "prompt": None})
     policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
     facts = backbone_facts(find_denoiser(tiny_pipe("SD1.5")))
-    policy.artefact = config_of(policy.shape, backbone_class="UNet2DConditionModel", backbone_facts=facts)
+    policy.artifact = config_of(policy.shape, backbone_class="UNet2DConditionModel", backbone_facts=facts)
     attach(tiny_pipe("SD1.5"), policy)
     with pytest.raises(CheckpointError, match=r"got the denoiser UNet2DConditionModel of \w+ .*, expected"):
         attach(tiny_pipe("SDXL"), policy)

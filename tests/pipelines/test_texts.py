@@ -126,5 +126,7 @@ def test_every_pipeline_of_the_families_has_its_row():
 
 
 def test_a_pipeline_without_a_row_is_one_sentence(tmp_path):
-    with pytest.raises(BackboneError, match=r"got OddPipeline, expected one of .*set backbone\.text_encoders to stay"):
+    with pytest.raises(
+        BackboneError, match=r"got OddPipeline, expected one of .*set backbone.precompute_prompt_embeddings to false"
+    ):
         TextStore(tmp_path, "OddPipeline", "tiny", {})

@@ -17,7 +17,7 @@ from tests.support.published import (
     OpenClip,
     PublishedImageReward,
     quick_gelu,
-    randomise,
+    randomize,
 )
 from tpdm.rewards.aesthetic import FILE as AESTHETIC_FILE
 from tpdm.rewards.checkpoints import fill
@@ -91,7 +91,7 @@ def clip_folder(tmp_path_factory) -> tuple[Path, OpenClip]:
     """A CLIP in transformers' layout with OpenAI's activation, and the independent model with its weights."""
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)  # whichever test asks first
-    reference = randomise(OpenClip(TINY_CLIP, quick_gelu))
+    reference = randomize(OpenClip(TINY_CLIP, quick_gelu))
     config = clip_config(TINY_CLIP, "quick_gelu")
     fill(lambda: CLIPModel(config), from_open_clip(reference.state_dict(), "test"), "test").save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -103,7 +103,7 @@ def clip_folder(tmp_path_factory) -> tuple[Path, OpenClip]:
 @pytest.fixture(scope="session")
 def hps_folder(tmp_path_factory) -> tuple[Path, OpenClip]:
     folder = tmp_path_factory.mktemp("hps")
-    reference = randomise(OpenClip(TINY_CLIP))
+    reference = randomize(OpenClip(TINY_CLIP))
     torch.save({"state_dict": reference.state_dict()}, folder / HPS_FILE)
     make_tokenizer().save_pretrained(folder)
     return folder, reference
@@ -113,7 +113,7 @@ def hps_folder(tmp_path_factory) -> tuple[Path, OpenClip]:
 def imagereward_folder(tmp_path_factory) -> tuple[Path, PublishedImageReward]:
     folder = tmp_path_factory.mktemp("imagereward")
     reference = PublishedImageReward(TINY_BLIP).eval()
-    randomise(reference.blip)
+    randomize(reference.blip)
     torch.save(reference.state_dict(), folder / IMAGEREWARD_FILE)
     # As published: BERT's tokenizer has two tokens less than BLIP knows.
     fillers = [f"word{n}" for n in range(TINY_BLIP.vocabulary - 2 - len(WORDS))]

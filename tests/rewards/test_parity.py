@@ -19,7 +19,7 @@ from tpdm.tinyworld.tokenizer import make_tokenizer
 WITHIN = 1e-5
 
 
-def normalised(images):
+def normalized(images):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return (images - mean) / std
 
@@ -39,13 +39,13 @@ def test_clip_score(clip_folder, images):
     folder, reference = clip_folder
     close(
         load_reward(f"clip:{folder}").score(images, PROMPTS) / 100,
-        reference.cosine(normalised(images), clip_ids(PROMPTS)),
+        reference.cosine(normalized(images), clip_ids(PROMPTS)),
     )
 
 
 def test_pickscore(clip_folder, images):
     folder, reference = clip_folder
-    wanted = reference.logit_scale.exp() * reference.cosine(normalised(images), clip_ids(PROMPTS))
+    wanted = reference.logit_scale.exp() * reference.cosine(normalized(images), clip_ids(PROMPTS))
     close(load_reward(f"pickscore:{folder}").score(images, PROMPTS), wanted)
 
 
@@ -53,7 +53,7 @@ def test_hpsv2(hps_folder, images):
     folder, reference = hps_folder
     reward = load_hpsv2(str(folder), config=clip_config(TINY_CLIP, "gelu"))
     texts = ["large red circle", "blue ring top left and green square", "object", 'red & "blue" ring']
-    close(reward.score(images, PROMPTS), reference.cosine(normalised(images), clip_ids(texts)))
+    close(reward.score(images, PROMPTS), reference.cosine(normalized(images), clip_ids(texts)))
 
 
 def test_imagereward(imagereward_folder, images):
@@ -61,12 +61,12 @@ def test_imagereward(imagereward_folder, images):
     reward = load_imagereward(str(folder), shape=blip_shape(TINY_BLIP))
     words = BertTokenizer.from_pretrained(folder)(PROMPTS, padding="max_length", max_length=35, return_tensors="pt")
     assert 0 < int(words.attention_mask.sum()) < words.attention_mask.numel()  # padding takes part
-    close(reward.score(images, PROMPTS), reference.score(normalised(images), words.input_ids, words.attention_mask))
+    close(reward.score(images, PROMPTS), reference.score(normalized(images), words.input_ids, words.attention_mask))
 
 
 def test_aesthetic(aesthetic_folder, clip_folder, images):
     folder, head = aesthetic_folder
-    embeds = F.normalize(clip_folder[1].visual(normalised(images)), dim=-1)
+    embeds = F.normalize(clip_folder[1].visual(normalized(images)), dim=-1)
     close(load_aesthetic(str(folder)).score(images, PROMPTS), head(embeds))
 
 

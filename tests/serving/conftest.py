@@ -16,7 +16,9 @@ from tests.serving.fake import FakeEngine
 from tpdm.serving.http.app import make_app
 from tpdm.serving.http.settings import ModelCard, Settings
 
-CARD = ModelCard("tinyworld", learned=True, dial=False, default_steps=28, examples=(("one object", "red circle"),))
+CARD = ModelCard(
+    "tinyworld", learned=True, gamma_conditioned=False, default_steps=28, examples=(("one object", "red circle"),)
+)
 
 
 @contextmanager

@@ -51,8 +51,8 @@ class Running:
 
 def picture(request: ImageRequest) -> Image.Image:
     size = (request.width or 64, request.height or 64)
-    colour = tuple((hash_of(request) >> shift) % 256 for shift in (0, 8, 16))
-    return Image.new("RGB", size, colour)
+    color = tuple((hash_of(request) >> shift) % 256 for shift in (0, 8, 16))
+    return Image.new("RGB", size, color)
 
 
 def hash_of(request: ImageRequest) -> int:

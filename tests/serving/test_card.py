@@ -12,7 +12,7 @@ from tpdm.tinyworld.grammar import WORDS
 
 def test_the_embedded_model():
     card = describe_model("tinyworld", "tinyworld")
-    assert (card.id, card.learned, card.dial, card.default_steps) == ("tinyworld", True, False, 28)
+    assert (card.id, card.learned, card.gamma_conditioned, card.default_steps) == ("tinyworld", True, False, 28)
     assert card.largest_side == 256  # of 16 positions, 2 latents each, 8 pixels each
     assert all(word in WORDS for _, prompt in card.examples for word in prompt.split())
     assert not describe_model("tinyworld", None).learned

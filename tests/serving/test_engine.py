@@ -146,7 +146,7 @@ def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
 def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, client):
     """And what a request says before both; fixed steps are not the TPM's. Guided, a step of an image has two rows."""
     policy, config = from_pretrained("tinyworld")
-    policy.artefact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
+    policy.artifact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
     engine, rows = make(slots=1, tpm=policy), []
     for options in ({}, {"guidance_scale": 1.0}, {"fixed_steps": 3}):
         before = engine.status()
@@ -160,7 +160,7 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, c
 def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
     """The queue serves groups in turn: all whose calls meet are one, however their size and guidance are written."""
     policy, config = from_pretrained("tinyworld")
-    policy.artefact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
+    policy.artifact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
     engine = make(slots=1, tpm=policy)
     key = client.send(engine, "slow", SLOW)
     until(lambda: client.events["slow"])
@@ -331,7 +331,7 @@ def test_a_value_that_is_wrong_inside_is_no_refusal(pipe, make, client, caplog):
 
 @pytest.mark.parametrize(("grid", "good", "words"), [((2, 2), 32, "4 x 4 tokens, expected 2 x 2"), (None, 64, None)])
 def test_a_size_that_a_folded_tpm_does_not_read_is_refused_before_it_is_computed(make, client, grid, good, words):
-    engine = make(tpm=TimePredictionModule(TPMConfig(160, 160, channels=8, layout="folded", token_grid=grid)).eval())
+    engine = make(tpm=TimePredictionModule(TPMConfig(160, 160, channels=8, layout="release", token_grid=grid)).eval())
     client.send(engine, "good", ImageRequest("red circle", 0, width=good, height=good, max_steps=2))
     client.send(engine, "fixed", ImageRequest("red circle", 0, width=48, height=48, fixed_steps=2))
     client.wait(2)

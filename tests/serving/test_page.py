@@ -18,7 +18,7 @@ from tpdm.serving.http.app import load_page
 from tpdm.serving.http.settings import ModelCard, Settings
 
 EXAMPLES = (("one", "red circle"), ("two", "red circle and blue ring"))
-CARD = ModelCard("tinyworld", learned=True, dial=False, default_steps=28, examples=EXAMPLES)
+CARD = ModelCard("tinyworld", learned=True, gamma_conditioned=False, default_steps=28, examples=EXAMPLES)
 FIELDS = ("prompt", "quality", "seed", "token", "draw", "stop", "other-seed")
 
 
@@ -159,8 +159,8 @@ def test_on_a_phone(open_page, width):
     assert min(button.size["height"] for button in page.all("button")) >= 44
 
 
-def luminance(colour):
-    channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
+def luminance(color):
+    channels = [int(c) / 255 for c in re.findall(r"\d+", color)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

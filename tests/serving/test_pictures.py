@@ -53,7 +53,7 @@ def test_a_seed_is_drawn_where_none_is_given(client, engine):
 
 
 def test_every_field_reaches_the_engine(engine):
-    card = ModelCard("m", learned=True, dial=True, default_steps=28)
+    card = ModelCard("m", learned=True, gamma_conditioned=True, default_steps=28)
     fields = {"negative_prompt": "blur", "guidance_scale": 3, "quality": 0.25, "max_steps": 4, "model": "m"}
     with serving(engine, card) as address, Client(address) as client:
         assert client.ask("a", seed=1, size="64x32", **fields).status_code == 200
@@ -71,7 +71,7 @@ def test_every_field_reaches_the_engine(engine):
     ("word", "quality"), [("auto", None), ("standard", None), ("low", 0.0), ("medium", 0.5), ("high", 1.0), ("hd", 1.0)]
 )
 def test_words_for_quality(engine, word, quality):
-    card = ModelCard("m", learned=True, dial=True, default_steps=28)
+    card = ModelCard("m", learned=True, gamma_conditioned=True, default_steps=28)
     with serving(engine, card) as address, Client(address) as client:
         assert client.ask("a", quality=word).status_code == 200
     assert engine.requests[0].quality == quality

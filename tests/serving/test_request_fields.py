@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.serving.conftest import CARD, Client, serving
-from tests.test_artefact import config_of
+from tests.test_artifact import config_of
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
@@ -55,10 +55,10 @@ def client():
     tpm = TimePredictionModule(shape).eval()
     torch.nn.init.normal_(tpm.fc1.weight)
     dial = ((0.9, 4.0), (0.95, 8.0), (0.99, 16.0))
-    tpm.artefact = config_of(shape, gamma=0.95, dial=dial, max_steps=6, call_defaults=call_defaults("tinyworld"))
+    tpm.artifact = config_of(shape, gamma=0.95, gamma_steps=dial, max_steps=6, call_defaults=call_defaults("tinyworld"))
     pipe = load_pipeline("tinyworld", device="cpu")
     engine = PipelineEngine(pipe, tpm, slots=2, queue_limit=8, defaults=call_defaults("tinyworld"))
-    with serving(engine, replace(CARD, dial=True), Settings()) as address, Client(address) as client:
+    with serving(engine, replace(CARD, gamma_conditioned=True), Settings()) as address, Client(address) as client:
         yield client
 
 

@@ -182,7 +182,7 @@ def make_problem(folder: Path, judge: Reward | None = None, **sections: Any) -> 
             solver="euler",
             max_steps=MAX_STEPS,
             stop_below=STOP_BELOW,
-            dial=calibration(facts["validation"]),
+            gamma_steps=calibration(facts["validation"]),
             trained=facts,
         )
         save_pretrained(trained, config, folder / name)

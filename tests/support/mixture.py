@@ -27,20 +27,20 @@ class Mixture:
     def velocity(self, x_BD: Tensor, t_B: Tensor) -> Tensor:
         """v(x, t) = E[eps - x_0 | x_t = x], in the dtype of x; (B, D) and (B,), t in [0, 1]."""
         t_B = t_B.to(x_BD.dtype)
-        logits, centred, variances = [], [], []
+        logits, centered, variances = [], [], []
         for weight, mean, scale in zip(self.weights, self.means, self.scales, strict=True):
             variance_B = ((1 - t_B) * scale) ** 2 + t_B**2
             rest_BD = x_BD - (1 - t_B)[:, None] * torch.tensor(mean, dtype=x_BD.dtype)
             square_B = sum((d**2 for d in rest_BD.unbind(1)), torch.zeros_like(t_B))
             logits.append(math.log(weight) - 0.5 * square_B / variance_B - 0.5 * x_BD.shape[1] * torch.log(variance_B))
-            centred.append(rest_BD)
+            centered.append(rest_BD)
             variances.append(variance_B)
         top_B = torch.stack(logits).max(0).values
         parts = [torch.exp(logit_B - top_B) for logit_B in logits]
         total_B = sum(parts[1:], parts[0])
         v_BD = torch.zeros_like(x_BD)
         for part_B, rest_BD, variance_B, mean, scale in zip(
-            parts, centred, variances, self.means, self.scales, strict=True
+            parts, centered, variances, self.means, self.scales, strict=True
         ):
             # Given the component, x_0, eps and x_t are jointly normal, so the expectation is linear in x_t.
             gain_B = (t_B - (1 - t_B) * scale**2) / variance_B

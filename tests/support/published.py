@@ -18,7 +18,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter, biases and norms too, away from its first value: a swapped pair would show."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -29,13 +29,13 @@ CASES: dict[str, dict[str, Any]] = {
             "samples_per_prompt": 3,
             "ratio": "decision",
             "noise": "independent",
-            "normalise_advantages": "group",
+            "normalize_advantages": "group",
             "kl_weight": 0.1,
             "entropy_weight": 0.01,
             "rollout_batch": 4,
             "update_batch": 7,
         },
-        "optimizer": {**RATE, "average": 0.9},
+        "optimizer": {**RATE, "ema_decay": 0.9},
     },
     # A gamma for each prompt, and a validation at each of several.
     "dial": {

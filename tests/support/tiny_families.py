@@ -63,7 +63,7 @@ def make_sd3(**novelties: Any) -> Any:
 
 
 def make_sd35() -> Any:
-    """SD3.5-medium's two novelties: dual attention in the first layers, and normalised queries and keys."""
+    """SD3.5-medium's two novelties: dual attention in the first layers, and normalized queries and keys."""
     return make_sd3(dual_attention_layers=(0,), qk_norm="rms_norm")
 
 

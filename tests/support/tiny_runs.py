@@ -16,7 +16,7 @@ from tpdm.policies.pretrained import load_policy
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "backbone": {"device": "cpu", "height": 16, "width": 16},
-    "tpm": {"channels": 8, "grid": 2, "start_steps": 4},
+    "tpm": {"channels": 8, "grid": 2, "init_steps": 4},
     "sampling": {"max_steps": 6},
     "optimizer": {"lr": 1e-5},
     "rl": {"updates": 2, "prompts_per_update": 3, "samples_per_prompt": 2, "rollout_batch": 4},

@@ -17,7 +17,7 @@ from tpdm.rewards.loading import load_reward
 from tpdm.tinyworld.build.reward import blur, latent_noise, pixel_noise
 from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.tinyworld.captions import generator, to_unit_range
-from tpdm.tinyworld.grammar import COLOURS, describe, sample_scene
+from tpdm.tinyworld.grammar import COLORS, describe, sample_scene
 from tpdm.tinyworld.render import render
 from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
 
@@ -73,7 +73,7 @@ def test_objects_of_three_object_captions_are_right(asked, pictures):
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_six_schedules_in_one_batch_are_the_six_alone(pipe, guidance):
     lists = [uniform(n).tolist() for n in (3, 4, 5, 6, 8, 10)]
-    prompts = [f"large {c} circle top left on black" for c in list(COLOURS)[:6]]
+    prompts = [f"large {c} circle top left on black" for c in list(COLORS)[:6]]
     arguments = {**call_defaults("tinyworld"), "output_type": "latent", "guidance_scale": guidance}
     together = attach(pipe, FixedSchedule(lists))(prompts, seeds=list(range(6)), **arguments)
     assert together.steps == [3, 4, 5, 6, 8, 10]

@@ -102,7 +102,7 @@ def test_the_reader_sees_each_kind_of_mistake():
     wrong = [
         replace(o, size="small"),
         replace(o, texture="plain"),
-        replace(o, colour="blue"),
+        replace(o, color="blue"),
         replace(o, shape="ring"),
         replace(o, row="bottom"),
         replace(o, column="right"),
@@ -121,7 +121,7 @@ def test_the_reader_refuses_other_pictures():
 
 def test_matching_is_the_largest_possible():
     anything = SceneObject(None, None, None, None, None, None)
-    red = replace(anything, colour="red")
+    red = replace(anything, color="red")
     seen = [SceneObject("small", "plain", c, "ring", "top", p) for c, p in (("red", "left"), ("blue", "right"))]
     assert matched_objects([anything, red], seen) == 2  # greedy from the left would give the red one away
     assert matched_objects([red, red], seen) == 1

@@ -52,14 +52,14 @@ def test_the_policy_gets_its_own_weights_back_whatever_happens():
     assert float(policy.fc2.bias.detach()[0]) == 1.0
 
 
-def test_artefacts_wear_the_average_and_an_interrupted_run_ends_with_the_same(tmp_path):
-    averaged = {"average": 0.8}
+def test_artifacts_wear_the_average_and_an_interrupted_run_ends_with_the_same(tmp_path):
+    averaged = {"ema_decay": 0.8}
     run(tmp_path / "whole", optimizer=averaged)
     newest = tmp_path / "whole" / "checkpoints" / "update-000010"
-    artefact = load_tensors(tmp_path / "whole" / "last" / "model.safetensors")[0]
+    artifact = load_tensors(tmp_path / "whole" / "last" / "model.safetensors")[0]
     average = load_tensors(newest / "average.safetensors")[0]
     policy = load_tensors(newest / "policy.safetensors")[0]
-    assert all(torch.equal(artefact[k], average[k]) for k in average)
+    assert all(torch.equal(artifact[k], average[k]) for k in average)
     assert not torch.equal(policy["fc2.weight"], average["fc2.weight"])
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", InterruptingReward(11), optimizer=averaged)

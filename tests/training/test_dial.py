@@ -12,7 +12,7 @@ from tpdm.policies.gamma import gamma_position
 from tpdm.policies.pretrained import load_policy
 from tpdm.training.batch_sampler import draw_gammas
 from tpdm.training.loop import train_loop
-from tpdm.training.monitoring.metrics import dial_points
+from tpdm.training.monitoring.metrics import gamma_points
 
 LOW, HIGH = 0.9, 0.999
 DIAL = {"form": "discounted", "offset": 4.0, "gamma": 0.99, "gamma_range": (LOW, HIGH), "step_cost": 0.0}
@@ -30,24 +30,24 @@ def trained(tmp_path_factory):
 
 def test_fewer_steps_as_gamma_falls(trained):
     rows = read_metrics(trained / "metrics.jsonl")
-    last = [row for row in rows if row["kind"] == "validation"][-1]["dial"]
-    assert [row["gamma"] for row in last] == pytest.approx(dial_points(RewardConfig(**DIAL), 5))
+    last = [row for row in rows if row["kind"] == "validation"][-1]["gamma_points"]
+    assert [row["gamma"] for row in last] == pytest.approx(gamma_points(RewardConfig(**DIAL), 5))
     steps = [row["steps_mean"] for row in last]
     assert steps == sorted(steps)
     assert steps[-1] > 1.5 * steps[0]
 
 
-def test_the_artefact_is_calibrated_and_turns(trained):
+def test_the_artifact_is_calibrated_and_turns(trained):
     policy = load_policy(trained / "best")
-    assert policy.artefact is not None
-    assert policy.artefact.dial is not None
+    assert policy.artifact is not None
+    assert policy.artifact.gamma_steps is not None
     texts, seeds = [p.text for p in prompts(64, first=1000)], list(range(64))
     means = []
-    for gamma, _ in policy.artefact.dial:
+    for gamma, _ in policy.artifact.gamma_steps:
         made = GaussianSampler(policy)(texts, seeds, gammas=[gamma] * 64)
         means.append(sum(made.steps) / 64)
     assert means == sorted(means)
-    assert means == pytest.approx([steps for _, steps in policy.artefact.dial], rel=0.25)
+    assert means == pytest.approx([steps for _, steps in policy.artifact.gamma_steps], rel=0.25)
 
 
 def test_it_resumes_with_the_same_gammas(tmp_path):

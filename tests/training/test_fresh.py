@@ -39,7 +39,7 @@ def test_a_tpm_that_is_gone_on_with_keeps_its_shape(monkeypatch):
     ("asked", "loaded", "words"),
     [
         ({"time_only": True}, {}, r"tpm.time_only=True and tpm.init_from=tpms/older, a TPM that has False"),
-        ({"maps": "last"}, {}, r"tpm.maps=last .* that has first_last"),
+        ({"feature_maps": "last"}, {}, r"tpm.feature_maps=last .* that has first_last"),
         ({"channels": 16}, {}, r"tpm.channels=16 .* a TPM that has 8"),
         ({"gamma_range": DIAL}, {}, r"reward.gamma_range=\(0.97, 0.999\) .* that has None"),
         ({}, {"gamma_range": DIAL}, r"reward.gamma_range=None .* a TPM that has \(0.97, 0.999\)"),

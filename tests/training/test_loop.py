@@ -87,7 +87,7 @@ def test_shuffled_rewards_do_not_teach_it(tmp_path):
     assert float(measure(parts.policy, recipe)[0].mean()) < untrained(recipe)
 
 
-def test_the_log_and_the_artefacts_tell_of_it(trained):
+def test_the_log_and_the_artifacts_tell_of_it(trained):
     recipe, parts, state, folder = trained
     rows = read_metrics(folder / "metrics.jsonl")
     learnt = [row for row in rows if row["kind"] == "train"]
@@ -100,7 +100,7 @@ def test_the_log_and_the_artefacts_tell_of_it(trained):
     assert sum(state.record) / len(state.record) == pytest.approx(max(row["objective_mean"] for row in seen))
     objective_B, _ = measure(load_policy(folder / "last"), recipe)
     assert torch.equal(objective_B, measure(parts.policy, recipe)[0])
-    assert load_policy(folder / "best").artefact.trained["update"] == best["update"]
+    assert load_policy(folder / "best").artifact.trained["update"] == best["update"]
 
 
 def test_the_ratio_is_one_before_the_first_step_of_every_update(trained):

@@ -44,7 +44,7 @@ def recipe_for(pipe, tmp_path, name, negatives=False, **backbone):
             "name": name,
             "output": str(tmp_path / name),
             "backbone": {"name_or_path": str(pipe), "device": "cpu", "height": 16, "width": 16, **backbone},
-            "tpm": {"channels": 8, "grid": 2, "start_steps": 3},
+            "tpm": {"channels": 8, "grid": 2, "init_steps": 3},
             "sampling": {"max_steps": 4},
             "prompts": {"source": str(prompts)},
             "optimizer": {"lr": 1e-3},
@@ -66,7 +66,9 @@ def test_a_run_without_text_encoders_is_the_run_with_them(name, negatives, folde
     # FLUX.1 guides against negative prompts at a scale that is not given by itself.
     guided = {"true_cfg_scale": 3.0} if negatives and name == "FLUX.1 dev" else {}
     stay = recipe_for(folders[name], tmp_path, "stay", negatives, **guided)
-    leave = recipe_for(folders[name], tmp_path, "leave", negatives, **guided, text_encoders="leave", decode_batch=2)
+    leave = recipe_for(
+        folders[name], tmp_path, "leave", negatives, **guided, precompute_prompt_embeddings=True, decode_batch=2
+    )
     train(stay)
     train(leave)
     expected, found = rows_of(stay), rows_of(leave)
@@ -79,7 +81,7 @@ def test_a_run_without_text_encoders_is_the_run_with_them(name, negatives, folde
 
 
 def test_a_run_that_goes_on_loads_no_text_encoders(folders, tmp_path, monkeypatch):
-    recipe = recipe_for(folders["SD3"], tmp_path, "run", text_encoders="leave")
+    recipe = recipe_for(folders["SD3"], tmp_path, "run", precompute_prompt_embeddings=True)
     first = build_components(recipe, tmp_path / "run")
     assert first.sampler.pipeline.pipe.text_encoder is None
     monkeypatch.setattr(tpdm.training.build, "load_pipeline", None)

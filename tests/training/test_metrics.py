@@ -41,7 +41,7 @@ def documented() -> tuple[set[str], ...]:
 def test_every_field_is_in_the_document_and_the_reverse(rows):
     both, train, composite, dial, judged = documented()
     # test_composite.py, test_dial.py and test_trackers.py look into them.
-    assert (composite, dial, judged) == ({"parts"}, {"dial"}, {"judges"})
+    assert (composite, dial, judged) == ({"parts"}, {"gamma_points"}, {"judges"})
     assert len(both) > 5
     for row in rows:
         assert set(row) == (both | train if row["kind"] == "train" else both)

@@ -14,11 +14,11 @@ from tpdm.training.monitoring.sample_sheets import KEPT, LABEL, contact_sheet, w
 
 
 def test_a_sheet_holds_every_picture_and_a_line_below_each():
-    colours = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 16)
-    sheet = contact_sheet(colours, ["3 steps", "4 steps", "5 steps"])
+    colors = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 16)
+    sheet = contact_sheet(colors, ["3 steps", "4 steps", "5 steps"])
     assert sheet.size == (2 * 256, 2 * (128 + LABEL))
-    centres = [(128, 64), (384, 64), (128, 128 + LABEL + 64)]
-    assert [sheet.getpixel(place) for place in centres] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    centers = [(128, 64), (384, 64), (128, 128 + LABEL + 64)]
+    assert [sheet.getpixel(place) for place in centers] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     label = sheet.crop((0, 128, 256, 128 + LABEL)).convert("L")
     assert label.getextrema()[0] < 100  # something is written there
 
@@ -48,7 +48,7 @@ def test_only_so_many_are_kept_the_first_among_them(tmp_path):
 
 @pytest.mark.parametrize(("asked", "shown"), [(2, 2), (9, 3), (0, 0)])
 def test_a_diary_shows_as_many_as_the_recipe_says(tmp_path, asked, shown):
-    recipe, _ = make_small_problem(tmp_path, validation={"pictures": asked})
+    recipe, _ = make_small_problem(tmp_path, validation={"num_images_logged": asked})
     diary = RunLogger(recipe, tmp_path, 0)
     generated = SampleBatch(torch.rand(3, 3, 8, 8), [1, 1, 2], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.5, 0.0]], None)
     # Of four images the last one is another process's.
@@ -71,7 +71,7 @@ def test_what_is_no_picture_is_not_shown(tmp_path):
 
 
 def test_of_a_dial_every_gamma_is_shown(tmp_path):
-    recipe, _ = make_small_problem(tmp_path, validation={"pictures": 4})
+    recipe, _ = make_small_problem(tmp_path, validation={"num_images_logged": 4})
     generated = SampleBatch(torch.rand(6, 3, 8, 8), [1] * 6, [[1.0, 0.0]] * 6, None)
     gammas = [0.9, 0.9, 0.9, 0.99, 0.99, 0.99]
     prompts = [Prompt(text) for text in "abcabc"]

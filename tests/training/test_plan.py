@@ -171,7 +171,7 @@ def test_phases_do_not_add_up():
 
 def test_encoders_that_leave_are_never_beside_the_denoiser():
     stay = make_plan(RECIPE)
-    leave = make_plan(replace(RECIPE, backbone=replace(RECIPE.backbone, text_encoders="leave")))
+    leave = make_plan(replace(RECIPE, backbone=replace(RECIPE.backbone, precompute_prompt_embeddings=True)))
     for plan, phase in ((stay, "training"), (leave, "encoding")):
         assert {p.phase for p in plan.memory if p.place == "device" and p.name.startswith("text_encoder")} == {phase}
     assert [path.name for path in leave.files if path not in stay.files] == ["texts"]

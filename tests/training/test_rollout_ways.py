@@ -38,7 +38,7 @@ def pipe_folder(tmp_path_factory, small_tinyworld):
 
 @pytest.fixture(scope="module")
 def waiting(pipe_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("waiting")
+    folder = tmp_path_factory.mktemp("static")
     train(tiny_recipe(pipe_folder, folder))
     return folder
 
@@ -62,15 +62,15 @@ def test_the_same_tpm_to_rounding(pipe_folder, waiting, tmp_path):
 
 
 def test_one_at_a_time_the_same_tpm_to_the_bit(pipe_folder, tmp_path):
-    train(tiny_recipe(pipe_folder, tmp_path / "waiting", rl={"rollout_batch": 1}))
+    train(tiny_recipe(pipe_folder, tmp_path / "static", rl={"rollout_batch": 1}))
     train(continuous(pipe_folder, tmp_path / "continuous", rollout_batch=1))
-    one, other = (load_policy(tmp_path / way / "last").state_dict() for way in ("waiting", "continuous"))
+    one, other = (load_policy(tmp_path / way / "last").state_dict() for way in ("static", "continuous"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_texts_that_were_encoded_before(pipe_folder, waiting, tmp_path):
     recipe = continuous(pipe_folder, tmp_path)
-    train(replace(recipe, backbone=replace(recipe.backbone, text_encoders="leave")))
+    train(replace(recipe, backbone=replace(recipe.backbone, precompute_prompt_embeddings=True)))
     assert_same_training(tmp_path, waiting)
 
 

@@ -41,7 +41,7 @@ def whole(pipe_folder, tmp_path_factory, small_tinyworld):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["waiting", "continuous"])
+@pytest.mark.parametrize("way", ["static", "continuous"])
 def test_two_processes_that_share_the_weights_train_the_same_tpm(pipe_folder, whole, tmp_path, way):
     # Five images in one process and five in the other, in batches of two: images and calls differ in number.
     rl = {"prompts_per_update": 5, "rollout_batch": 2, "rollout": way}

@@ -67,9 +67,9 @@ def assert_same_run(folder: Path, expected: Path, check: Callable = same_weights
     assert [(r["kind"], r["update"]) for r in rows] == [(r["kind"], r["update"]) for r in wanted_rows]
     for got, wanted in zip(rows, wanted_rows, strict=True):
         assert got["steps_histogram"] == wanted["steps_histogram"]
-        for one, other in zip(got.get("dial", []), wanted.get("dial", []), strict=True):
+        for one, other in zip(got.get("gamma_points", []), wanted.get("gamma_points", []), strict=True):
             assert one == pytest.approx(other, **numbers)
-        for key in wanted.keys() - {*CLOCKS, "kind", "steps_histogram", "dial"}:
+        for key in wanted.keys() - {*CLOCKS, "kind", "steps_histogram", "gamma_points"}:
             expected_value = wanted[key] if key in EXACT else pytest.approx(wanted[key], **numbers)
             assert got[key] == expected_value, (got["kind"], got["update"], key)
 

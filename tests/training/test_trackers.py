@@ -176,7 +176,7 @@ def test_lists_of_a_recipe_may_change_and_are_plain_for_trackers(tmp_path):
 
     plain, parts = make_small_problem(tmp_path)
     told, _ = make_small_problem(
-        tmp_path, trackers=["tensorboard"], validation={"judges": ["pickscore"], "pictures": 3}
+        tmp_path, trackers=["tensorboard"], validation={"judges": ["pickscore"], "num_images_logged": 3}
     )
     prompts = parts.train_prompts, parts.validation_prompts
     assert run_identity(plain, *prompts) == run_identity(told, *prompts)

@@ -1,6 +1,6 @@
-"""The recipe's sections about what is learnt from: the reward and the prompts.
+"""Sections of a recipe about the data: ``reward`` and ``prompts``.
 
-Where a default comes from stands in brackets, as ``tpdm.config.recipe`` explains.
+``tpdm.config.recipe`` explains the origins in brackets.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class RewardPartConfig(Part):
     """One part of a composite reward. [all ours]
 
     Attributes:
-        name: of a reward, as in ``reward.name``; no composite.
-        weight: of its score in standard deviations, not 0; below 0 it is a price.
+        name: Name of a single reward, as in ``reward.name``.
+        weight: Weight of its standardized score, not 0. A negative weight is a penalty.
     """
 
     name: Text
@@ -27,7 +27,9 @@ class RewardPartConfig(Part):
 
     def __post_init__(self) -> None:
         if self.weight == 0:
-            raise ValueError(f"the weight of part '{self.name}' is 0: leave the part out, or give it another weight")
+            raise ValueError(
+                f"weight of '{self.name}' is 0. It must not be 0. Leave the part out, or set another weight"
+            )
 
 
 COMPOSITE = "composite"
@@ -35,24 +37,26 @@ COMPOSITE = "composite"
 
 @dataclass(frozen=True)
 class RewardConfig(Part):
-    """What the final image is worth, and what a step costs.
+    """The reward of the final image, and the price of a step.
 
     Attributes:
-        name: of the reward (``tpdm.rewards.loading`` lists them), or ``composite`` for ``parts``. [ours; paper and
-            release: ImageReward]
-        parts: of a composite reward; each is standardised on a calibration batch, so that weights compare. [ours]
-        form: ``discounted`` is eq. (9) [paper], ``additive`` is score - step_cost * N. [ours]
-        gamma: discount of eq. (9), in (0, 1]; lower means fewer steps. [paper: .97 gives about 15,
-            .85 about 7.5]
-        gamma_range: (low, high) trains one TPM for all gammas between, each prompt of an update at another; gamma,
-            within it, is then what is used where none is asked for. None trains for gamma alone. [ours]
-        offset: added to the score before the discount; keep the sum positive, or eq. (9) rewards more steps.
+        name: Name of the reward (``tpdm.rewards.loading`` lists them), or ``composite`` for ``parts``. [ours; paper
+            and release: ImageReward]
+        parts: Parts of a composite reward. Each is standardized on a calibration batch, so that weights are
+            comparable. [ours]
+        form: ``discounted`` is eq. (9) [paper]; ``additive`` is score - step_cost * N. [ours]
+        gamma: Discount of eq. (9), in (0, 1]. Lower means fewer steps. [paper: .97 gives about 15 steps, .85 about
+            7.5]
+        gamma_range: (low, high): train one gamma-conditioned TPM for all gammas in between; each prompt of an update
+            draws its own. ``gamma``, which must lie inside, is then the default when the TPM is used. None trains for
+            ``gamma`` only. [ours]
+        offset: Added to the score before the discount. Keep the sum positive: below 0, eq. (9) rewards more steps.
             [ours: 0; release: 3.10 with ImageReward]
-        step_cost: lambda of the additive form, reward per step, >= 0. [ours]
-        batch: images that a reward scores at once; memory only, never the result but for rounding. [ours]
-        device: of the reward model, ``auto`` (that of the backbone), ``cpu``, ``cuda:1`` ... [ours]
-        timeout: seconds to wait for a remote reward's answer, > 0. [ours]
-        token_env: environment variable that holds a remote reward's token; None sends none. [ours]
+        step_cost: Lambda of the additive form, reward per step, >= 0. [ours]
+        batch: Images that a reward scores at once. Memory only. [ours]
+        device: Device of the reward model: ``auto`` (that of the backbone), ``cpu``, ``cuda:1`` ... [ours]
+        timeout: Seconds to wait for the answer of a remote reward, > 0. [ours]
+        token_env: Environment variable that contains the token of a remote reward. None sends no token. [ours]
     """
 
     name: Text = "tinyworld"
@@ -70,51 +74,54 @@ class RewardConfig(Part):
     def __post_init__(self) -> None:
         if (self.name == COMPOSITE) != bool(self.parts):
             raise ValueError(
-                f"name {COMPOSITE} and parts go together, got '{self.name}' with {len(self.parts)} parts: set both"
+                f"name is '{self.name}' with {len(self.parts)} parts. Only name {COMPOSITE} has parts. Set both"
             )
         names = [part.name for part in self.parts]
         if COMPOSITE in names or len(set(names)) < len(names):
-            raise ValueError(f"the parts are different single rewards, got {', '.join(names)}: give each one once")
+            raise ValueError(f"parts is {', '.join(names)}. Parts must be different single rewards. Give each one once")
         if self.parts and self.form == "discounted" and self.offset <= 0:
             raise ValueError(
-                f"a composite is 0 on average, and a discount rewards more steps below 0, got offset {self.offset}: "
-                "set offset (3 is about three standard deviations), or form additive"
+                f"offset is {self.offset} with a composite reward. A composite is 0 on average, and below 0 the "
+                "discount rewards more steps. Set offset (3 is about three standard deviations), or form additive"
             )
-
         if self.step_cost and self.form == "discounted":
             raise ValueError(
-                f"step_cost is of form additive, got {self.step_cost} with discounted, priced by gamma: set one"
+                f"step_cost is {self.step_cost} with form discounted, which uses gamma. Set form additive, or "
+                "step_cost 0"
             )
         if self.gamma_range is not None:
             low, high = self.gamma_range
             if self.form != "discounted":
-                raise ValueError("gamma_range needs form discounted, got additive: a dial turns gamma")
+                raise ValueError(
+                    "gamma_range is set with form additive. Only form discounted has gamma. Set form discounted"
+                )
             if not low < high or not low <= self.gamma <= high:
                 raise ValueError(
-                    f"gamma_range is [low, high] with gamma between, got {[low, high]} and gamma {self.gamma}"
+                    f"gamma_range is {[low, high]} and gamma is {self.gamma}. low must be below high, and gamma must "
+                    "lie between them. Correct one of them"
                 )
 
     @property
     def label(self) -> str:
-        """What artefacts say of the reward: its name, or its parts with their weights."""
+        """Name of the reward in reports and saved TPMs: its own, or its parts with their weights."""
         return " + ".join(f"{part.weight:g} x {part.name}" for part in self.parts) or self.name
 
 
 @dataclass(frozen=True)
 class PromptsConfig(Part):
-    """Where prompts come from.
+    """The source of prompts.
 
     Attributes:
-        source: ``tinyworld`` (its caption grammar), a prompt file, or ``hub:owner/name``, a data set of the hub. [ours;
-            paper: captions of COCO, Laion-Art and COYO]
-        column: of a table, or key of JSON objects, that holds the text; None takes the one called prompt, or else
-            the one with another usual name, such as text or caption. [ours; release: jsonl with "prompt"]
-        held_out_fraction: kept for validation by content hash, in [0, 1). [ours]
-        limit: distinct prompts read at most; None reads all. [ours]
-        negative: column of the negative prompt; None takes the one with a usual name, such as negative or
-            negative_prompt, where there is one. [ours]
-        subset: of a data set; None where it has only one. [ours]
-        split: of a data set. [ours]
+        source: ``tinyworld`` (its caption grammar), a prompt file, or ``hub:owner/name``, a dataset of the hub.
+            [ours; paper: captions of COCO, Laion-Art and COYO]
+        column: Column of a table, or key of JSON objects, that contains the prompt. None finds it by its name: prompt,
+            or another usual name such as text or caption. [ours; release: jsonl with "prompt"]
+        held_out_fraction: Fraction kept for validation, chosen by content hash, in [0, 1). [ours]
+        limit: Maximum number of distinct prompts. None reads all. [ours]
+        negative: Column of negative prompts. None finds it by its name, such as negative or negative_prompt, if there
+            is one. [ours]
+        subset: Subset of a hub dataset. None if the dataset has only one. [ours]
+        split: Split of a hub dataset. [ours]
     """
 
     source: Location = "tinyworld"
@@ -130,12 +137,12 @@ class PromptsConfig(Part):
         for key, value, plain in (("subset", self.subset, None), ("split", self.split, "train")):
             if value != plain and not hub:
                 raise ValueError(
-                    f"{key} is of a data set (source hub:owner/name), got '{value}' with source '{self.source}': leave "
+                    f"{key} is '{value}' with source '{self.source}'. Only a dataset (hub:owner/name) has it. Leave "
                     "it out"
                 )
         # Older recipes were written with column: prompt, whatever their source.
         for key, value, plain in (("column", self.column, "prompt"), ("negative", self.negative, None)):
             if value not in (None, plain) and self.source == "tinyworld":
                 raise ValueError(
-                    f"{key} is of a table or of JSON objects, got '{value}' with source tinyworld: leave it out"
+                    f"{key} is '{value}' with source tinyworld. Only a prompt file or dataset has columns. Leave it out"
                 )

@@ -1,4 +1,4 @@
-"""What every section of a recipe shares: ranges and paths as types, and the refusal of unknown keys."""
+"""Types of recipe values (ranges, paths), and the base class of recipe sections."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tpdm.core.io import expand
 def _no_boolean(value: object) -> object:
     # YAML reads yes and off as booleans, which Python would take for 1 and 0.
     if isinstance(value, bool):
-        raise ValueError(f"expected a number, got {value}")
+        raise ValueError(f"is {value}, a boolean. It must be a number. Write a number")
     return value
 
 
 def expanded(place: str) -> str:
-    """``tpdm.core.io.expand``, with an error that pydantic gathers with the others."""
+    """``tpdm.core.io.expand``, with an error that pydantic collects."""
     try:
         return expand(place)
     except ConfigError as error:
@@ -38,6 +38,6 @@ Gamma = Annotated[Real, Field(gt=0, lt=1)]
 
 
 class Part:
-    """Makes pydantic refuse unknown keys, NaN and infinity in every part of a recipe."""
+    """Base of recipe sections: unknown keys, NaN and infinity are refused."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)

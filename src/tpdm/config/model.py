@@ -1,6 +1,6 @@
-"""The recipe's sections about what is run: the frozen pipeline, the TPM, and how its schedules are integrated.
+"""Sections of a recipe about the model: ``backbone``, ``tpm`` and ``sampling``.
 
-Where a default comes from stands in brackets, as ``tpdm.config.recipe`` explains.
+``tpdm.config.recipe`` explains the origins in brackets.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ class BackboneConfig(Part):
 
     Attributes:
         name_or_path: ``tinyworld`` (embedded), a diffusers folder or a hub id. [ours]
-        guidance_scale: classifier-free guidance, >= 0, or the scale that guidance-distilled models (FLUX.1-dev) are
-            told; for Qwen-Image it is ``true_cfg_scale``. None leaves the pipeline's own. [ours; release: 7.0 for SD3,
-            3.5 for SD3.5]
-        true_cfg_scale: classifier-free guidance of pipelines that call it so (FLUX.1, Qwen-Image), >= 0, against the
-            prompts' negative ones or the empty text; None leaves the pipeline's own. [ours]
-        height: pixels; None leaves the pipeline's own. [ours]
-        width: pixels; set together with height. [ours]
-        variant: of the pipeline's weight files, as diffusers calls them: ``fp16`` reads ``model.fp16.safetensors``;
-            None reads the plain ones. [ours]
-        dtype: of the pipeline's weights; times and the TPM stay fp32. [ours]
+        guidance_scale: Scale of classifier-free guidance, >= 0, or the scale that guidance-distilled models
+            (FLUX.1-dev) receive as an input. Qwen-Image calls it ``true_cfg_scale``. None uses the pipeline's own.
+            [ours; release: 7.0 for SD3, 3.5 for SD3.5]
+        true_cfg_scale: Scale of classifier-free guidance in pipelines that use this name (FLUX.1, Qwen-Image), >= 0.
+            None uses the pipeline's own. [ours]
+        height: Height of the images in pixels. None uses the pipeline's own. [ours]
+        width: Width of the images in pixels. Set it together with height. [ours]
+        variant: Variant of the weight files: ``fp16`` reads ``model.fp16.safetensors``. None reads the plain
+            files. [ours]
+        dtype: dtype of the pipeline's weights. Times and the TPM use fp32. [ours]
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` ... [ours]
-        text_encoders: ``stay`` encodes prompts in every call; ``leave`` encodes each prompt of a training run once,
-            keeps the embeddings in ``output/texts`` and never loads the encoders beside the denoiser; memory only,
-            never the result but for rounding. [ours]
-        shard: whether the denoiser's blocks are divided over the processes of a training run (FSDP2), each of which
-            holds its share of the weights; memory only. [ours]
-        offload: ``model`` keeps each network on the host until it is called, ``sequential`` each layer; memory only,
-            and needs a GPU; ``none`` keeps all of them on the device. [ours]
-        decode_batch: images decoded at once; None decodes all that are in flight; memory only. [ours]
+        precompute_prompt_embeddings: Encode each prompt of a training run once, before the denoiser is loaded, keep
+            the embeddings in ``output/texts``, and do not load the text encoders afterwards. False encodes prompts
+            in every call. Memory only: results are the same up to floating-point rounding. [ours]
+        decode_batch: Images decoded at once. None decodes a whole batch. Memory only. [ours]
+        shard: Whether the blocks of the denoiser are sharded over the processes of a training run (FSDP2). Memory
+            only. [ours]
+        offload: ``model`` keeps each network in host memory until it is called, ``sequential`` each layer, ``none``
+            keeps all of them on the device. Needs a GPU. Memory only. [ours]
     """
 
     name_or_path: Location = "tinyworld"
@@ -46,16 +46,19 @@ class BackboneConfig(Part):
     variant: Text | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Text = "auto"
-    text_encoders: Literal["stay", "leave"] = "stay"
+    precompute_prompt_embeddings: bool = False
     decode_batch: Positive | None = None
     shard: bool = False
     offload: Literal["none", "model", "sequential"] = "none"
 
     def __post_init__(self) -> None:
         if self.shard and self.offload != "none":
-            raise ValueError(f"shard goes with offload none, got offload {self.offload}: set one of them otherwise")
+            raise ValueError(
+                f"offload is {self.offload} and shard is true. A sharded denoiser cannot be offloaded. Set offload to "
+                "none, or shard to false"
+            )
         if (self.height is None) != (self.width is None):
-            raise ValueError(f"height and width go together, got {self.height} x {self.width}: set both or none")
+            raise ValueError(f"height is {self.height} and width is {self.width}. Set both or neither")
 
 
 @dataclass(frozen=True)
@@ -63,63 +66,73 @@ class TpmConfig(Part):
     """The Time Prediction Module.
 
     Attributes:
-        layout: ``pooled`` keeps the true 2-D layout at any resolution [ours]; ``folded``, needed only for the
-            release's checkpoint, is its own. [release]
-        features: rows it reads under guidance: ``conditional`` [ours], or ``guided``, u + w (c - u). [release]
-        channels: width of its convolutions. [release]
-        grid: side of the adaptive pooling of the features, in cells. [ours; release pools to 16]
-        init_alpha: last bias a, raw: alpha = 1 + exp(a) = 13.18. [release]
-        init_beta: last bias b, raw: beta = 1 + exp(b) = 3.72, so the first mode is .818. [release]
-        start_steps: the untrained TPM follows a fixed schedule of so many steps at its mode (``pooled`` alone;
-            init_alpha is then not used); None starts with the equal ratios above. [ours]
-        start_shift: shift of that schedule, > 0 (1 is uniform); None takes the pipeline's default one. [ours]
-        fast_steps: with ``reward.gamma_range``, steps of that schedule at the low end of the dial (start_steps is then
-            the high end's); None starts with start_steps everywhere. [ours]
-        time_only: sees nothing but the time (and the dial): one learned schedule for every image, the control that
-            says what looking at the image is worth. [ours]
-        maps: token maps that it reads: ``first_last``, those entering the first block and leaving the last [paper], or
-            ``last``. [ours]
-        change: it also reads how fast the prediction changed since the step before (``pooled`` alone), what classical
-            step-size control steers by; not where it is time_only. [ours]
-        init_from: folder of a TPM to go on with, whose shape and dial the other keys have to agree with (those at their
-            defaults are taken for not given, and those of the start are not used); None starts from scratch. [ours]
+        layout: ``pooled`` keeps the 2-D layout of the features at any resolution [ours]. ``release`` is the layout of
+            the published code, needed for its checkpoints. [release]
+        features: Rows that the TPM reads under guidance: ``conditional`` [ours], or ``guided``, u + w (c - u).
+            [release]
+        channels: Width of the TPM's convolutions. [release]
+        grid: Side of the pooled feature map, in cells. [ours; release pools to 16]
+        init_alpha: Initial bias a: alpha = 1 + exp(a) = 13.18. [release]
+        init_beta: Initial bias b: beta = 1 + exp(b) = 3.72, so the first mode is .818. [release]
+        init_steps: The untrained TPM follows a fixed schedule of this many steps at its mode, and init_alpha has no
+            effect. Layout ``pooled`` only. None starts with equal ratios of times. [ours]
+        init_shift: Shift of that schedule, > 0 (1 is uniform). None uses the pipeline's default schedule. [ours]
+        init_steps_low_gamma: Steps of that schedule at the low end of ``reward.gamma_range``; init_steps then applies
+            to the high end. None uses init_steps at every gamma. [ours]
+        time_only: The TPM reads only the time (and gamma): one learned schedule for every image. It is the baseline
+            that measures what reading the image is worth. [ours]
+        feature_maps: Token maps that the TPM reads: those that enter the first block and leave the last one
+            (``first_last``) [paper], or only the latter (``last``). [ours]
+        velocity_change: The TPM also reads how fast the prediction changed since the previous step, the signal of
+            classical step-size control. Layout ``pooled`` only; no effect with time_only. [ours]
+        init_from: Folder of a TPM to continue with. The other keys must agree with its architecture and gamma range;
+            keys at their defaults count as not given. None starts from new weights. [ours]
     """
 
-    layout: Literal["pooled", "folded"] = "pooled"
+    layout: Literal["pooled", "release"] = "pooled"
     features: Literal["conditional", "guided"] = "conditional"
     channels: Positive = 128
     grid: Positive = 8
     init_alpha: Real = 2.5
     init_beta: Real = 1.0
-    start_steps: Positive | None = None
-    start_shift: Above0 | None = None
-    fast_steps: Positive | None = None
+    init_steps: Positive | None = None
+    init_shift: Above0 | None = None
+    init_steps_low_gamma: Positive | None = None
     time_only: bool = False
-    maps: Literal["first_last", "last"] = "first_last"
-    change: bool = False
+    feature_maps: Literal["first_last", "last"] = "first_last"
+    velocity_change: bool = False
     init_from: Location | None = None
 
     def __post_init__(self) -> None:
-        if self.layout == "folded" and self.start_steps is not None:
-            raise ValueError(f"start_steps needs layout pooled, got {self.start_steps} with folded: set it to null")
-        if self.start_steps is None and self.start_shift is not None:
-            raise ValueError(f"start_shift needs start_steps, got {self.start_shift} without: set both or none")
-        if self.start_steps is None and self.fast_steps is not None:
-            raise ValueError(f"fast_steps needs start_steps, got {self.fast_steps} without: set both or none")
-        if self.layout == "folded" and (self.change or self.maps == "last"):
-            raise ValueError("change and maps: last need layout pooled, got folded: set one of them otherwise")
-        if self.layout == "folded" and self.time_only:
-            raise ValueError("time_only needs layout pooled, got folded: set one of them otherwise")
+        for key in ("init_shift", "init_steps_low_gamma"):
+            if self.init_steps is None and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)} without init_steps. Set init_steps too, or {key} to null"
+                )
+        if self.layout != "release":
+            return
+        pooled_only = {
+            "init_steps": self.init_steps is not None,
+            "velocity_change": self.velocity_change,
+            "feature_maps": self.feature_maps == "last",
+            "time_only": self.time_only,
+        }
+        for key in (name for name, given in pooled_only.items() if given):
+            raise ValueError(
+                f"{key} is {getattr(self, key)} with layout release. Only layout pooled has it. Set layout to pooled, "
+                f"or leave {key} out"
+            )
 
 
 @dataclass(frozen=True)
 class SamplingConfig(Part):
-    """How a chosen schedule is integrated.
+    """How a schedule is integrated.
 
     Attributes:
         solver: ``euler`` [paper], ``dpmpp_2m`` [paper, for SD1.5] or ``ab2`` [ours].
-        max_steps: network evaluations at most; the last one always lands on t = 0. [release: 28 in training]
-        stop_below: a time below this becomes 0, in [0, 1). [release: .01 in training]
+        max_steps: Maximum number of denoiser evaluations; the last one always goes to t = 0. [release: 28 in
+            training]
+        stop_below: A predicted time below this becomes 0, in [0, 1). [release: .01 in training]
     """
 
     solver: Literal["euler", "dpmpp_2m", "ab2"] = "euler"

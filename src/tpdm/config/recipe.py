@@ -1,9 +1,8 @@
-"""The recipe: everything a training or evaluation run is told, as frozen dataclasses checked by pydantic.
+"""The recipe: all settings of a training or evaluation run, as frozen dataclasses checked by pydantic.
 
-In the docstrings below every default names its origin: [paper] arXiv 2412.01243, [release] the code published with it,
-[ours] chosen by this project. Ranges are part of the types, so a value outside is refused before anything is loaded. In
-paths ``~`` and ``$NAME`` mean what they mean to a shell (``tpdm.core.io.expand``).
-Recipes are read and written by ``tpdm.config.loader``.
+Every default names its origin in brackets: [paper] arXiv 2412.01243, [release] the code published with it, [ours] this
+project. Ranges are part of the types, so a wrong value is refused before anything is loaded. Paths may begin with ``~``
+or contain ``$NAME``. ``tpdm.config.loader`` reads and writes recipes.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class OptimizerConfig(Part):
-    """AdamW.
+    """AdamW and its learning-rate schedule.
 
     Attributes:
-        lr: learning rate, > 0. [paper; release: 1e-6]
-        lr_schedule: over all updates, after the warm-up. [paper: constant]
-        warmup_updates: linear rise from 0. [ours]
-        beta1: in [0, 1). [paper]
-        beta2: in [0, 1). [paper]
-        eps: > 0. [release]
-        weight_decay: >= 0. [release]
-        grad_clip: largest gradient norm, > 0. [paper]
-        average: decay, per update, of a running average of the weights that validation and artefacts use, in [0, 1);
-            0 uses the weights themselves. [ours; paper: none]
+        lr: Learning rate, > 0. [paper; release: 1e-6]
+        lr_schedule: Learning-rate schedule over all updates, after the warm-up. [paper: constant]
+        warmup_updates: Updates of linear warm-up from 0. [ours]
+        beta1: Decay of the first moment, in [0, 1). [paper]
+        beta2: Decay of the second moment, in [0, 1). [paper]
+        eps: Term added to the denominator, > 0. [release]
+        weight_decay: Decoupled weight decay, >= 0. [release]
+        grad_clip: Maximum gradient norm, > 0. [paper]
+        ema_decay: Decay, per update, of the exponential moving average (EMA) of the weights that validation and saved
+            TPMs use, in [0, 1). 0 uses the weights themselves. [ours; paper: none]
     """
 
     lr: Above0 = 1e-5
@@ -59,7 +58,7 @@ class OptimizerConfig(Part):
     eps: Above0 = 1e-5
     weight_decay: NonNegative = 0.0
     grad_clip: Above0 = 1.0
-    average: Below1 = 0.0
+    ema_decay: Below1 = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,25 @@ class RlConfig(Part):
     """RLOO with a clipped ratio.
 
     Attributes:
-        updates: number of rollout-and-learn rounds. [paper: about 200]
-        prompts_per_update: P; P * K trajectories make one update. [ours: 64 * 4 = the paper's 256]
-        samples_per_prompt: K >= 2, the group of the leave-one-out mean. [ours; release: 2]
-        noise: ``shared`` within a group, so that the schedule alone differs [paper: s = (c, eps)], or
-            ``independent``. [release]
-        epochs: passes over one rollout. [release]
-        clip: half width of the ratio's clip range, in (0, 1). [release]
-        ratio: of the whole ``trajectory`` [paper] or per ``decision``. [ours]
-        normalise_advantages: divide them by the standard deviation of their ``group`` (each prompt is heard alike),
-            of prompts near on the ``dial`` (every price is heard alike; without a dial, ``batch``)
-            or of the whole ``batch``, or by nothing (``none``). [ours; release: none]
-        entropy_weight: bonus on the Beta's entropy, >= 0. [ours]
-        kl_weight: penalty towards the initial policy, >= 0. [release: 0; optional in the paper]
-        rollout: ``waiting`` makes images in batches, each of which waits for its slowest one; ``continuous`` gives the
-            place of a finished image to the next one, so that calls stay full to the end of an update's images. Speed
-            only, never the result but for rounding. [ours]
-        rollout_batch: images in flight at once in each process; memory only, never the result. [ours]
-        update_batch: decisions per forward pass of an update in each process; memory only, never the result. [ours]
+        updates: Number of rollouts, each followed by gradient steps. [paper: about 200]
+        prompts_per_update: P, prompts of one rollout. P * K trajectories make one update. [ours: 64 * 4 = the
+            paper's 256]
+        samples_per_prompt: K, images of each prompt, >= 2: the group of the leave-one-out mean. [ours; release: 2]
+        noise: ``shared`` starts all images of a prompt from the same noise, so that only the schedules differ
+            [paper: s = (c, eps)]. ``independent`` gives each its own. [release]
+        epochs: Passes over each rollout. [release]
+        clip: Half width of the clip range of the ratio, in (0, 1). [release]
+        ratio: Probability ratio of the whole ``trajectory`` [paper], or of each ``decision``. [ours]
+        normalize_advantages: Divide advantages by the standard deviation of the ``batch``, of each prompt's
+            ``group``, or of prompts with similar ``gamma`` (the same as ``batch`` without reward.gamma_range), or by
+            nothing (``none``). [ours; release: none]
+        entropy_weight: Weight of the bonus on the entropy of the Beta distribution, >= 0. [ours]
+        kl_weight: Weight of the KL penalty towards the initial policy, >= 0. [release: 0; optional in the paper]
+        rollout: ``static`` makes images in batches that end with their slowest image. ``continuous`` fills the slot
+            of a finished image with the next one. Speed only: results are the same up to floating-point rounding.
+            [ours]
+        rollout_batch: Images in flight at once in each process. Memory only. [ours]
+        update_batch: Decisions per forward pass of an update in each process. Memory only. [ours]
     """
 
     updates: Positive = 200
@@ -94,34 +94,34 @@ class RlConfig(Part):
     epochs: Positive = 4
     clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     ratio: Literal["trajectory", "decision"] = "trajectory"
-    normalise_advantages: Literal["none", "batch", "group", "dial"] = "batch"
+    normalize_advantages: Literal["none", "batch", "group", "gamma"] = "batch"
     entropy_weight: NonNegative = 0.0
     kl_weight: NonNegative = 0.0
-    rollout: Literal["waiting", "continuous"] = "waiting"
+    rollout: Literal["static", "continuous"] = "static"
     rollout_batch: Positive = 16
     update_batch: Positive = 256
 
 
 @dataclass(frozen=True)
 class ValidationConfig(Part):
-    """Held-out prompts under the mode of the policy. [all ours]
+    """Validation: held-out prompts under the mode of the policy. [all ours]
 
     Attributes:
-        every: updates between validations.
-        prompts: held-out prompts used each time.
-        samples_per_prompt: images of each.
-        dial_points: with ``reward.gamma_range``, gammas at which each image is made: 2 or more, over the range with
-            both its ends. They calibrate ``quality``.
-        judges: rewards, named as in ``reward.name``, that score validations and teach nothing.
-        pictures: images that are kept of each validation, with their schedules; 0 keeps none.
+        every: Updates between validations.
+        prompts: Number of held-out prompts.
+        samples_per_prompt: Images of each prompt.
+        gamma_points: With ``reward.gamma_range``, number of gammas, evenly placed over the range with both ends, at
+            which each image is made; >= 2. The results calibrate ``quality``.
+        judges: Rewards that score validations and are not trained on, named as in ``reward.name``.
+        num_images_logged: Images of each validation that are saved with their schedules. 0 saves none.
     """
 
     every: Positive = 20
     prompts: Positive = 64
     samples_per_prompt: Positive = 1
-    dial_points: Annotated[Whole, Field(ge=2)] = 5
+    gamma_points: Annotated[Whole, Field(ge=2)] = 5
     judges: tuple[Text, ...] = ()
-    pictures: Count = 16
+    num_images_logged: Count = 16
 
     def __post_init__(self) -> None:
         _check_different(self.judges)
@@ -129,11 +129,11 @@ class ValidationConfig(Part):
 
 @dataclass(frozen=True)
 class CheckpointConfig(Part):
-    """What survives an interruption. [all ours]
+    """Checkpoints of a training run. [all ours]
 
     Attributes:
-        every: updates between checkpoints.
-        keep: latest checkpoints kept (the best one is kept besides).
+        every: Updates between checkpoints.
+        keep: Number of latest checkpoints kept. The best TPM is kept in addition.
     """
 
     every: Positive = 10
@@ -142,62 +142,70 @@ class CheckpointConfig(Part):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Part):
-    """``tpdm eval``: what a trained TPM is compared with, and on how many images. [all ours]
+    """``tpdm eval``: the baselines that a trained TPM is compared with, and the number of images. [all ours]
 
     Attributes:
-        prompts: held-out prompts of the test at most; differences of one per cent need hundreds.
-        tuning_prompts: held-out prompts, others than those, on which the controls are chosen.
-        grid: steps of the fixed schedules from which the steps that an image needs are measured, rising.
-        grid_prompts: of the test, on which that is done.
-        tuned: folder of a TPM trained with ``tpm.time_only``: the best fixed schedule that training finds; None leaves
-            that control out.
-        controls: folder where what does not depend on the TPM (fixed schedules, error control's tuning) is kept and
-            looked for, so that several TPMs of one backbone share it; None keeps it with the evaluation.
-        judges: rewards that were not trained on, as ``reward.name`` names them.
-        dial_points: values of quality from 0 to 1 at which a TPM with a dial is compared.
-        samples_per_prompt: images of each prompt, on noises of their own; 2 or more measure diversity.
-        features: ``clip:PLACE`` or ``python:package.module:function``, on which distances between sets of images
-            (FID, KID, CMMD) and diversity are measured; None leaves them out.
-        reference: folder of pictures that the distances are to; None takes those of the pipeline's own 28 steps.
+        prompts: Maximum number of held-out test prompts. Differences of one per cent need hundreds.
+        tuning_prompts: Held-out prompts, disjoint from those, on which baselines are tuned.
+        step_grid: Numbers of steps of the fixed schedules that measure how many steps an image needs, ascending.
+        step_grid_prompts: Number of test prompts for that measurement.
+        tuned_baseline: Folder of a TPM trained with ``tpm.time_only``: the best fixed schedule that training finds.
+            None leaves this baseline out.
+        baseline_cache: Folder for results that do not depend on the TPM (fixed schedules, tuning of error control),
+            so that several TPMs of one backbone share them. None keeps them in the evaluation's folder.
+        judges: Rewards that were not trained on, named as in ``reward.name``.
+        gamma_points: Number of values of quality from 0 to 1 at which a gamma-conditioned TPM is compared.
+        samples_per_prompt: Images of each prompt, each from its own noise. 2 or more measure diversity.
+        features: ``clip:PATH`` or ``python:package.module:function``: the image features on which distances between
+            sets of images (FID, KID, CMMD) and diversity are measured. None leaves them out.
+        reference: Folder of images that the distances are measured to. None uses images of the pipeline's own
+            schedule of 28 steps.
     """
 
     prompts: Annotated[Whole, Field(ge=2)] = 512
     tuning_prompts: Annotated[Whole, Field(ge=2)] = 96
-    grid: Annotated[tuple[Positive, ...], Field(min_length=2)] = (3, 4, 5, 6, 8, 10, 14, 20, 28)
-    grid_prompts: Annotated[Whole, Field(ge=2)] = 256
-    tuned: Location | None = None
-    controls: Location | None = None
+    step_grid: Annotated[tuple[Positive, ...], Field(min_length=2)] = (3, 4, 5, 6, 8, 10, 14, 20, 28)
+    step_grid_prompts: Annotated[Whole, Field(ge=2)] = 256
+    tuned_baseline: Location | None = None
+    baseline_cache: Location | None = None
     judges: tuple[Text, ...] = ()
-    dial_points: Annotated[Whole, Field(ge=2)] = 5
+    gamma_points: Annotated[Whole, Field(ge=2)] = 5
     samples_per_prompt: Positive = 1
     features: Text | None = None
     reference: Location | None = None
 
     def __post_init__(self) -> None:
-        if list(self.grid) != sorted(set(self.grid)):
-            raise ValueError(f"the grid rises, got {list(self.grid)}: sort it and drop repetitions")
+        if list(self.step_grid) != sorted(set(self.step_grid)):
+            raise ValueError(f"step_grid is {list(self.step_grid)}. It must ascend. Sort it and drop repetitions")
         _check_different(self.judges)
         if self.reference is not None and self.features is None:
             raise ValueError(
-                f"reference needs features to measure distances on, got '{self.reference}' alone: set both"
+                f"reference is '{self.reference}' without features. Distances are measured on features. Set features "
+                "too"
             )
 
 
 def _check_different(judges: tuple[str, ...]) -> None:
     if len(set(judges)) < len(judges):
-        raise ValueError(f"judges are different rewards, got {', '.join(judges)}: give each one once")
+        raise ValueError(f"judges is {', '.join(judges)}. Judges must differ. Give each one once")
 
 
 @dataclass(frozen=True)
 class Recipe(Part):
-    """One run.
+    """The settings of one run.
 
     Attributes:
-        name: letters, digits, ``.``, ``_`` and ``-``.
-        seed: of the run, >= 0; every image's seed follows from it. [ours]
-        output: run folder; ``{name}`` stands for the name and is filled in at once. [ours]
-        trackers: that are told of the run besides metrics.jsonl. [ours]
-        tracker_project: under which wandb and trackio file it. [ours]
+        name: Name of the run: letters, digits, ``.``, ``_`` and ``-``.
+        seed: Seed of the run, >= 0. The seed of every image follows from it. [ours]
+        output: Run folder. ``{name}`` is replaced by the name at once. [ours]
+        trackers: Experiment trackers that receive metrics in addition to metrics.jsonl. [ours]
+        tracker_project: Project name in wandb and trackio. [ours]
+
+    Example:
+        >>> from tpdm.config.loader import make_recipe
+        >>> recipe = make_recipe({"name": "first", "rl": {"updates": 50}})
+        >>> recipe.output, recipe.rl.updates, recipe.rl.clip
+        ('runs/first', 50, 0.2)
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -219,19 +227,25 @@ class Recipe(Part):
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", expanded(self.output.replace("{name}", self.name)))
         if self.rl.rollout == "continuous" and self.backbone.offload != "none":
-            # Networks that come and go during a call cannot be shared by images at different times.
+            # Networks that move between host and device during a call cannot be shared by images at different times.
             raise ValueError(
-                f"rl.rollout continuous goes with backbone.offload none, got {self.backbone.offload}: set rl.rollout "
-                "to waiting, or backbone.offload to none"
+                f"rl.rollout is continuous and backbone.offload is {self.backbone.offload}. Continuous rollouts need "
+                "all networks on the device. Set rl.rollout to static, or backbone.offload to none"
             )
-        if self.tpm.fast_steps is not None and self.reward.gamma_range is None:
-            raise ValueError(f"tpm.fast_steps needs reward.gamma_range, got {self.tpm.fast_steps} without: set both")
+        if self.tpm.init_steps_low_gamma is not None and self.reward.gamma_range is None:
+            raise ValueError(
+                f"tpm.init_steps_low_gamma is {self.tpm.init_steps_low_gamma} without reward.gamma_range. Set both or "
+                "neither"
+            )
         trained = {part.name for part in self.reward.parts} or {self.reward.name}
         for key, judges in (("validation", self.validation.judges), ("evaluation", self.evaluation.judges)):
             if seen := [judge for judge in judges if judge in trained]:
                 raise ValueError(
-                    f"{key}.judges are rewards that training does not see, got {', '.join(seen)}, which is trained on: "
-                    "leave it out"
+                    f"{key}.judges contains {', '.join(seen)}, which is trained on. A judge must be a reward that "
+                    "training does not use. Leave it out"
                 )
-        if self.tpm.layout == "folded" and self.reward.gamma_range is not None:
-            raise ValueError("reward.gamma_range needs tpm.layout pooled, got folded: the release has no dial")
+        if self.tpm.layout == "release" and self.reward.gamma_range is not None:
+            raise ValueError(
+                f"reward.gamma_range is {list(self.reward.gamma_range)} with tpm.layout release. The published layout "
+                "does not read gamma. Set tpm.layout to pooled"
+            )

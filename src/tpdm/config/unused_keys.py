@@ -1,7 +1,7 @@
-"""Keys of a recipe that are given and have no effect beside others.
+"""Keys of a recipe that are set and have no effect together with the others.
 
-They are said and not refused: one list of overrides often serves several recipes, and a run that was made with such a
-key must stay readable.
+They are logged, not refused: one list of overrides often serves several recipes, and recipes of older runs must remain
+readable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from tpdm.config.recipe import Recipe
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 When = Callable[[Recipe], bool]
 
 
@@ -27,65 +27,71 @@ def _no_remote(recipe: Recipe) -> bool:
     return not any(name.startswith("remote:") for name in names)
 
 
-def _goes_on(recipe: Recipe) -> bool:
+def _continues(recipe: Recipe) -> bool:
     return recipe.tpm.init_from is not None
 
 
-def _first_schedule(recipe: Recipe) -> bool:
-    return recipe.tpm.start_steps is not None and not _goes_on(recipe)
+def _initial_schedule(recipe: Recipe) -> bool:
+    return recipe.tpm.init_steps is not None and not _continues(recipe)
 
 
 def _time_only(recipe: Recipe) -> bool:
-    return recipe.tpm.time_only and not _goes_on(recipe)
+    return recipe.tpm.time_only and not _continues(recipe)
 
 
 def _no_project(recipe: Recipe) -> bool:
     return not {"wandb", "trackio"} & set(recipe.trackers)
 
 
-def _no_dial(recipe: Recipe) -> bool:
+def _no_range(recipe: Recipe) -> bool:
     return recipe.reward.gamma_range is None
 
 
-def _batch_for_dial(recipe: Recipe) -> bool:
-    return _no_dial(recipe) and recipe.rl.normalise_advantages == "dial"
+def _gamma_without_range(recipe: Recipe) -> bool:
+    return _no_range(recipe) and recipe.rl.normalize_advantages == "gamma"
 
 
-_START = ("init_alpha", "init_beta", "start_steps", "start_shift", "fast_steps")
-# (key, where it has no effect, why). Keys at their defaults are taken for not given.
-_IDLE: tuple[tuple[str, When, str], ...] = (
-    ("reward.gamma", _additive, "reward.form additive is priced by reward.step_cost"),
+_INIT = ("init_alpha", "init_beta", "init_steps", "init_shift", "init_steps_low_gamma")
+# (key, when it has no effect, why). Keys at their defaults count as not set.
+_UNUSED: tuple[tuple[str, When, str], ...] = (
+    ("reward.gamma", _additive, "reward.form additive uses reward.step_cost"),
     ("reward.offset", _additive, "reward.form additive needs none"),
     ("reward.timeout", _no_remote, "no reward and no judge is remote"),
     ("reward.token_env", _no_remote, "no reward and no judge is remote"),
-    ("tpm.init_alpha", _first_schedule, "tpm.start_steps says what the untrained TPM does"),
-    ("tpm.grid", lambda recipe: recipe.tpm.layout == "folded", "tpm.layout folded has a grid of its own"),
-    ("tpm.change", _time_only, "tpm.time_only sees nothing but the time"),
-    ("tpm.maps", _time_only, "tpm.time_only sees nothing but the time"),
-    ("tpm.features", _time_only, "tpm.time_only sees nothing but the time"),
-    *((f"tpm.{key}", _goes_on, "the TPM of tpm.init_from has its start behind it") for key in _START),
-    ("rl.normalise_advantages", _batch_for_dial, "without reward.gamma_range it is that of batch"),
-    ("validation.dial_points", _no_dial, "there is no dial without reward.gamma_range"),
-    ("evaluation.dial_points", _no_dial, "there is no dial without reward.gamma_range"),
-    ("tracker_project", _no_project, "neither wandb nor trackio is among trackers"),
+    ("tpm.init_alpha", _initial_schedule, "tpm.init_steps defines the untrained TPM"),
+    ("tpm.grid", lambda recipe: recipe.tpm.layout == "release", "tpm.layout release has a fixed grid"),
+    ("tpm.velocity_change", _time_only, "tpm.time_only reads only the time"),
+    ("tpm.feature_maps", _time_only, "tpm.time_only reads only the time"),
+    ("tpm.features", _time_only, "tpm.time_only reads only the time"),
+    *((f"tpm.{key}", _continues, "the TPM of tpm.init_from is already initialized") for key in _INIT),
+    ("rl.normalize_advantages", _gamma_without_range, "without reward.gamma_range it is the same as batch"),
+    ("validation.gamma_points", _no_range, "reward.gamma_range is not set"),
+    ("evaluation.gamma_points", _no_range, "reward.gamma_range is not set"),
+    ("tracker_project", _no_project, "trackers contains neither wandb nor trackio"),
 )
 
 
-def idle_keys(recipe: Recipe) -> list[str]:
-    """One sentence for each key that is given and has no effect."""
-    plain = Recipe(name=recipe.name)
+def unused_keys(recipe: Recipe) -> list[str]:
+    """One sentence for each key that is set and has no effect.
+
+    Example:
+        >>> from tpdm.config.loader import make_recipe
+        >>> unused_keys(make_recipe({"name": "a", "validation": {"gamma_points": 3}}))
+        ['validation.gamma_points 3 has no effect: reward.gamma_range is not set']
+    """
+    defaults = Recipe(name=recipe.name)
     return [
         f"{key} {_value(recipe, key)} has no effect: {why}"
-        for key, when, why in _IDLE
-        if _value(recipe, key) != _value(plain, key) and when(recipe)
+        for key, when, why in _UNUSED
+        if _value(recipe, key) != _value(defaults, key) and when(recipe)
     ]
 
 
-def tell_idle(recipe: Recipe, section: str = "") -> None:
-    """A warning in the log for each of them whose name begins so."""
-    for sentence in idle_keys(recipe):
+def warn_unused_keys(recipe: Recipe, section: str = "") -> None:
+    """Logs a warning for each unused key whose name begins with ``section``."""
+    for sentence in unused_keys(recipe):
         if sentence.startswith(section):
-            _LOG.warning("%s", sentence)
+            logger.warning("%s", sentence)
 
 
 def _value(recipe: Recipe, key: str) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tpdm.core.errors import PromptError
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # Usual names, folded. The other ones of the prompt count only where no column is called prompt.
 PROMPT, OTHER_PROMPTS = ("prompt",), ("prompts", "text", "caption", "positive", "positive prompt")
 NEGATIVES = ("negative", "negative prompt", "negative prompts", "neg", "neg prompt")
@@ -77,7 +77,7 @@ class Columns:
         pairs = list(self._known.values())
         negative = next((f"{name!r} as its negative prompt" for _, name in pairs if name), "no negative prompt")
         words = "%s: reads column %r as the prompt and %s; not used: %s"
-        _LOG.warning(words, self.source, pairs[0][0], negative, ", ".join(unused))
+        logger.warning(words, self.source, pairs[0][0], negative, ", ".join(unused))
 
 
 def _find(names: Sequence[str], wanted: str | None, role: str, place: str, besides: str | None = None) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def tell(readers: Sequence[Truncation], prompts: int) -> None:
     """A warning in the log for each reader that does not read some of so many prompts to their end."""
     for reader in readers:
         if reader.prompts:
-            _LOG.warning(
+            logger.warning(
                 "%d of %d prompts have more than the %d tokens that %s reads; the rest of them is not seen",
                 reader.prompts,
                 prompts,

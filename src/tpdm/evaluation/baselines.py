@@ -74,7 +74,7 @@ def tuned_schedules(policy: TimePredictionModule) -> dict[int, FixedSchedule]:
 
 def _unrolled(policy: TimePredictionModule, gammas: Sequence[float | None]) -> list[list[float]]:
     """The schedules that a TPM without eyes follows, one for each gamma, by the stepper's own rules."""
-    trained = policy.artefact
+    trained = policy.artifact
     assert trained is not None
     given = [gamma for gamma in gammas if gamma is not None]
     stepper = Stepper(

@@ -58,9 +58,9 @@ class BaselineComparison:
 
     def gamma(self, quality: float) -> float:
         """The TPM's gamma at a quality in [0, 1]."""
-        assert self.policy.artefact is not None
-        assert self.policy.artefact.dial is not None
-        gammas, steps = zip(*self.policy.artefact.dial, strict=True)
+        assert self.policy.artifact is not None
+        assert self.policy.artifact.gamma_steps is not None
+        gammas, steps = zip(*self.policy.artifact.gamma_steps, strict=True)
         return quality_to_gamma(quality, gammas, steps)
 
     def learned(self, name: str, gamma: float | None = None) -> EvalResult:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from tpdm.config.recipe import Recipe
-from tpdm.config.unused_keys import tell_idle
+from tpdm.config.unused_keys import warn_unused_keys
 from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.core.io import expand, write_atomically, write_json, write_text
 from tpdm.core.seeding import Stream
@@ -25,7 +25,7 @@ from tpdm.evaluation.oracle import allocation, at_steps
 from tpdm.evaluation.report.build import write_report
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalResult
-from tpdm.evaluation.summary import point_summary, provenance, summarise
+from tpdm.evaluation.summary import point_summary, provenance, summarize
 from tpdm.evaluation.tasks import check_no_leakage, fingerprint, learned_fingerprint, make_tasks, run_device
 from tpdm.policies.pretrained import load_policy
 
@@ -48,8 +48,9 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: the recipe has not been trained.
         PromptError: too few held-out prompts.
-        ConfigError: ``evaluation.tuned`` is no TPM that sees only the time, ``evaluation.controls`` holds those of
-            another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of the prompts.
+        ConfigError: ``evaluation.tuned_baseline`` is no TPM that sees only the time, ``evaluation.baseline_cache``
+            holds those of another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of
+            the prompts.
     """
     began = time.monotonic()
     run, wanted = Path(recipe.output), recipe.evaluation
@@ -60,21 +61,21 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
         )
     if wanted.reference and not Path(wanted.reference).is_dir():
         raise ConfigError(f"got evaluation.reference {wanted.reference}, which is no folder, expected one of pictures.")
-    tell_idle(recipe, "evaluation.")
+    warn_unused_keys(recipe, "evaluation.")
     policy = load_policy(run / "best").to(run_device(recipe))
-    tuned = load_policy(wanted.tuned) if wanted.tuned else None
+    tuned = load_policy(wanted.tuned_baseline) if wanted.tuned_baseline else None
     tuning, test = make_tasks(recipe)
     check_no_leakage(recipe, tuning, test)
     ruler = _ruler(recipe, len(test.prompts))  # before hours of pictures are made
     common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
-    controls = Store(Path(wanted.controls), common, shared=True) if wanted.controls else store
+    controls = Store(Path(wanted.baseline_cache), common, shared=True) if wanted.baseline_cache else store
     match = BaselineComparison(test, tuning, policy, tuned, store, controls)
     results = compare_all(match)
-    points = [] if policy.shape.gamma_range is None else dial_points(match, wanted.dial_points)
-    grid = [match.best_grid(n, test.first(wanted.grid_prompts)) for n in wanted.grid]
-    needed_B, margin = difficulty(grid, wanted.grid, DIFFICULTY_SHARE)
-    summary = summarise(results, needed_B, margin, wanted.grid)
+    points = [] if policy.shape.gamma_range is None else gamma_points(match, wanted.gamma_points)
+    grid = [match.best_grid(n, test.first(wanted.step_grid_prompts)) for n in wanted.step_grid]
+    needed_B, margin = difficulty(grid, wanted.step_grid, DIFFICULTY_SHARE)
+    summary = summarize(results, needed_B, margin, wanted.step_grid)
     summary |= {
         "points": [{"quality": p.quality, "gamma": p.gamma, **point_summary(*p.results)} for p in points],
         "oracle": oracle_gap(grid, results[0]),
@@ -117,7 +118,7 @@ class Point:
     results: tuple[EvalResult, list[EvalResult]]
 
 
-def dial_points(match: BaselineComparison, count: int) -> list[Point]:
+def gamma_points(match: BaselineComparison, count: int) -> list[Point]:
     """The TPM at ``count`` values of quality from 0 to 1."""
     points = []
     for i in range(count):

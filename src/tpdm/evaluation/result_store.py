@@ -24,7 +24,7 @@ from tpdm.core.errors import ConfigError
 from tpdm.core.io import read_metrics, write_atomically, write_json
 
 FINGERPRINT = "fingerprint.json"
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -50,10 +50,10 @@ class Store:
                 other = ", ".join(sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k)))
                 if shared:
                     raise ConfigError(
-                        f"got evaluation.controls = {folder}, whose rows have another {other}, expected those "
+                        f"got evaluation.baseline_cache = {folder}, whose rows have another {other}, expected those "
                         "of this evaluation; name another folder, or remove it."
                     )
-                _LOG.warning("rows in %s are of another %s: they are thrown away and measured anew", folder, other)
+                logger.warning("rows in %s are of another %s: they are thrown away and measured anew", folder, other)
             for name in ("rows", "pictures"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(path, fingerprint)

@@ -105,7 +105,7 @@ def evaluate_policy(
         policy: any; a list of schedules has one for each image of the task.
         task: what to make.
         store: has the images that were judged before, and gets the others; None keeps nothing.
-        gamma: of a TPM with a dial; None takes the one of its artefact.
+        gamma: of a TPM with a dial; None takes the one of its artifact.
         pictures: whether the store keeps the images.
     """
     with store.held(name) if store else nullcontext():

@@ -59,7 +59,7 @@ NOT_JUDGED |= {"outcomes", "odds"}
 WORST = 0.01  # share of the images whose loss the mean hides
 
 
-def summarise(
+def summarize(
     results: Sequence[EvalResult], needed_B: np.ndarray, margin: float, grid: Sequence[int]
 ) -> dict[str, Any]:
     """Rows, paired differences and the relation of steps to difficulty; ``results[0]`` is the TPM.

@@ -56,7 +56,7 @@ def fingerprint(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> dict[str, A
 
 def learned_fingerprint(recipe: Recipe, which: str = "best") -> dict[str, Any]:
     """What the rows of learned schedules depend on besides: the ``best`` TPM of the recipe, or the ``last``."""
-    tuned = recipe.evaluation.tuned
+    tuned = recipe.evaluation.tuned_baseline
     return {
         "tpm": _digest((Path(recipe.output) / which / WEIGHTS).read_bytes()),
         "tuned": None if tuned is None else _digest((Path(tuned) / WEIGHTS).read_bytes()),
@@ -132,17 +132,17 @@ def make_tasks(recipe: Recipe) -> tuple[EvalTask, EvalTask]:
         prompts=prompts,
         seeds=[derive_seed(Stream.TEST, 0, i) for i in range(len(prompts))],
         negatives=None if negatives is None else [n for n in negatives[asked] for _ in range(each)],
-        judges=_labelled(load_judges(wanted.judges, recipe.reward, scoring)),
+        judges=_labeled(load_judges(wanted.judges, recipe.reward, scoring)),
     )
 
 
-def _labelled(judges: Mapping[str, Reward]) -> dict[str, Reward]:
+def _labeled(judges: Mapping[str, Reward]) -> dict[str, Reward]:
     """By the name that is shown; by the recipe's where two would be called the same, such as CLIPs of two owners."""
     shown = [reward.name for reward in judges.values()]
     return {(r.name if shown.count(r.name) == 1 else name): r for name, r in judges.items()}
 
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _TOLD = ("backbone.", "sampling.", "reward.")
 
@@ -175,7 +175,7 @@ def check_no_leakage(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> None:
             )
     before, now = _settings(made), _settings(recipe)
     if before != now:
-        _LOG.warning("evaluated otherwise than trained: %s", differences(before, now, most=9))
+        logger.warning("evaluated otherwise than trained: %s", differences(before, now, most=9))
 
 
 def _asked_of_training(recipe: Recipe) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _known(made: Recipe) -> set[str]:
     try:
         return {prompt.text for side in choose_prompts(made) for prompt in side}
     except PromptError as error:
-        _LOG.warning("whether the prompts are new to the TPM is not known: %s", error)
+        logger.warning("whether the prompts are new to the TPM is not known: %s", error)
         return set()
 
 

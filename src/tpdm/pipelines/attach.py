@@ -194,7 +194,7 @@ def attach(
     check_pipe(pipe)
     here = pipe._execution_device  # a policy that is given is left where it is
     chosen: Policy = load_policy(policy).to(here) if isinstance(policy, str | Path) else policy
-    trained = chosen.artefact if isinstance(chosen, TimePredictionModule) else None
+    trained = chosen.artifact if isinstance(chosen, TimePredictionModule) else None
     solver = solver or (trained.solver if trained else "euler")
     check_joined(pipe, chosen, solver)
     if max_steps is None:
@@ -217,7 +217,7 @@ def check_joined(pipe: Any, policy: Policy, solver: str) -> TimeMapping:
         ConfigError: the solver is unknown, or not one of the pipeline's path.
     """
     entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
-    trained = policy.artefact if isinstance(policy, TimePredictionModule) else None
+    trained = policy.artifact if isinstance(policy, TimePredictionModule) else None
     if trained is not None:
         check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
     return make_time_mapping(own_scheduler(pipe), entry, solver)

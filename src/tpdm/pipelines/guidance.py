@@ -15,7 +15,7 @@ from tpdm.pipelines.registry import DenoiserSpec, find_denoiser, find_entry
 OWN, TRUE = "guidance_scale", "true_cfg_scale"
 NEGATIVE = "negative_prompt"
 SHAPERS = ("guidance_rescale", "cfg_normalization")  # they change the guided prediction, and do nothing without one
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _defaults(pipeline: Any) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=256)
 def _say(sentence: str) -> None:
-    _LOG.warning("%s", sentence)
+    logger.warning("%s", sentence)
 
 
 def _is_something(value: Any) -> bool:

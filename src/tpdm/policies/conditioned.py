@@ -73,7 +73,7 @@ def condition_policy(
 
     Returns:
         The policy as it is where it has no dial and none is asked for; without gamma and quality a TPM with a dial
-        gets the gamma of its artefact.
+        gets the gamma of its artifact.
 
     Raises:
         ConfigError: there is no dial to set, both are given, the number of values does not fit, or one is out of range;
@@ -111,26 +111,26 @@ def quality_for(policy: Policy, mean_steps: float) -> float:
     Raises:
         ConfigError: there is no calibrated dial, or the number is not above 0.
     """
-    artefact = policy.artefact if isinstance(policy, TimePredictionModule) else None
-    if artefact is None or artefact.dial is None:
+    artifact = policy.artifact if isinstance(policy, TimePredictionModule) else None
+    if artifact is None or artifact.gamma_steps is None:
         raise ConfigError(
             f"got {mean_steps:g} mean steps for a policy without a calibrated dial, expected a TPM that was trained "
             "with reward.gamma_range: use one."
         )
     if not mean_steps > 0:
         raise ConfigError(f"got {mean_steps:g} mean steps, expected a number above 0: correct it.")
-    return steps_to_quality(mean_steps, [steps for _, steps in artefact.dial])
+    return steps_to_quality(mean_steps, [steps for _, steps in artifact.gamma_steps])
 
 
 def _by_quality(policy: TimePredictionModule, quality: float | Sequence[float] | None, images: int) -> list[float]:
-    artefact = policy.artefact
+    artifact = policy.artifact
     if quality is None:
-        if artefact is None:
+        if artifact is None:
             raise ConfigError("got a TPM with a dial and no gamma, expected one: pass gamma or quality.")
-        return [artefact.gamma] * images
-    if artefact is None or artefact.dial is None:
+        return [artifact.gamma] * images
+    if artifact is None or artifact.gamma_steps is None:
         raise ConfigError(f"got quality={quality} for a TPM whose dial is not calibrated: pass gamma instead.")
-    gammas, steps = zip(*artefact.dial, strict=True)
+    gammas, steps = zip(*artifact.gamma_steps, strict=True)
     return [quality_to_gamma(q, gammas, steps) for q in _per_image("quality", quality, images)]
 
 

@@ -1,4 +1,4 @@
-"""The published TPM checkpoint as an artefact folder.
+"""The published TPM checkpoint as an artifact folder.
 
 The release trains one agent that holds the TPM and the frozen backbone; its files name the TPM's tensors
 ``agent_model.time_predictor.*``, or ``time_predictor.*`` where the agent was unwrapped (method.md, section 3).
@@ -50,7 +50,7 @@ def convert(
         revision: branch, tag or commit on the hub.
         backbone: hub id or folder of the pipeline it belongs to.
         guidance_scale: of the pipeline (release: 7.0 for SD3, 3.5 for SD3.5).
-        size: side of the images in pixels; the folded layout is bound to it (release: 1024).
+        size: side of the images in pixels; the release layout is bound to it (release: 1024).
         max_steps: cap (release: 35 in its demo, 28 in training).
         stop_below: below this time an image is finished (release: .001 in inference, .01 in training).
 
@@ -59,7 +59,7 @@ def convert(
 
     Raises:
         CheckpointError: no such place, not one checkpoint in it, no safetensors, or no whole TPM in it.
-        ConfigError: a subfolder of a file, a revision of what is not on the hub, a size that the folded layout cannot
+        ConfigError: a subfolder of a file, a revision of what is not on the hub, a size that the release layout cannot
             have, a limit out of range, or a folder that holds something else.
     """
     if size < 1 or size % (2 * SD3_PATCH):
@@ -164,7 +164,7 @@ def shape_of(tensors: dict[str, Tensor], token_grid: tuple[int, int], where: Pat
         feature_channels=conv.shape[1] // 2,  # two maps
         temb_channels=linear.shape[1],
         features="guided",
-        layout="folded",
+        layout="release",
         channels=conv.shape[0],
         storage="fp32",
         token_grid=token_grid,

@@ -83,7 +83,7 @@ def _from_hub(repository: str, subfolder: str | None, revision: str | None, want
     def fetch(name: str) -> Path:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
-        except Exception as error:  # as in artefact.locate: the hub raises a dozen unrelated types
+        except Exception as error:  # as in artifact.locate: the hub raises a dozen unrelated types
             raise _out_of_reach(repository, error) from error
 
     try:

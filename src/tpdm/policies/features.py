@@ -8,7 +8,7 @@ from torch import Tensor
 from tpdm.core.device import average_pool
 from tpdm.core.errors import BackboneError
 from tpdm.core.types import Features
-from tpdm.policies.layers import fold_tokens, normalise
+from tpdm.policies.layers import fold_tokens, normalize
 from tpdm.policies.tpm_config import TPMConfig
 
 
@@ -20,21 +20,21 @@ def reduce_features(shape: TPMConfig, features: Features | None) -> tuple[Tensor
         features: of B images.
 
     Returns:
-        Map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "folded", half as many channels for
+        Map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "release", half as many channels for
         ``maps="last"``; time embedding (B, E).
 
     Raises:
         BackboneError: no features, other widths than the TPM's, or a token grid it was not trained for.
     """
     features = check_features(shape, features)
-    first = [features.first_BDHW] if shape.maps == "first_last" else []
+    first = [features.first_BDHW] if shape.feature_maps == "first_last" else []
     maps, temb_BE = [*first, features.last_BDHW], features.temb_BE
-    if shape.layout == "folded":
+    if shape.layout == "release":
         maps_BDHW = [fold_tokens(x) for x in maps]
     else:
         grid = (shape.grid, shape.grid)
-        maps_BDHW = [average_pool(normalise(x), grid) for x in maps]
-        temb_BE = normalise(temb_BE)
+        maps_BDHW = [average_pool(normalize(x), grid) for x in maps]
+        temb_BE = normalize(temb_BE)
     return torch.cat([x.float() for x in maps_BDHW], dim=1), temb_BE.float()
 
 
@@ -56,7 +56,7 @@ def check_features(shape: TPMConfig, features: Features | None) -> Features:
     grid = tuple(features.first_BDHW.shape[2:])
     if shape.token_grid is not None and grid != tuple(shape.token_grid):
         raise BackboneError(
-            f"got a token grid of {grid}, expected {shape.token_grid} as in this folded TPM's training;"
+            f"got a token grid of {grid}, expected {shape.token_grid} as in this TPM of the release layout's training;"
             " use its image size or a pooled TPM."
         )
     return features

@@ -35,12 +35,12 @@ def fold_tokens(map_BDHW: Tensor) -> Tensor:
     """
     B, D, H, W = map_BDHW.shape
     if H % 2 or W % 2:
-        raise BackboneError(f"got {H} x {W} tokens, expected even sides for the folded layout; change the image size.")
+        raise BackboneError(f"got {H} x {W} tokens, expected even sides for the release layout; change the image size.")
     blocks = map_BDHW.reshape(B, D, H // 2, W // 2, 2, 2)
     return blocks.permute(0, 1, 2, 4, 3, 5).reshape(B, D, H, W)
 
 
-def normalise(x: Tensor, dim: int = 1) -> Tensor:
+def normalize(x: Tensor, dim: int = 1) -> Tensor:
     """x / mean|x| over channels, clamped to +-8: no parameters, and one learning rate suits every backbone.
 
     Decision: the mean magnitude rather than LayerNorm's variance, because transformers keep a few channels

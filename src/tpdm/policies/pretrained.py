@@ -197,18 +197,18 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[Time
     config = read_config(folder)
     policy = TimePredictionModule(config.shape)
     load_weights(policy, config, folder)
-    policy.artefact = config
+    policy.artifact = config
     return policy.eval(), config
 
 
 def load_policy(name: str | Path, revision: str | None = None) -> TimePredictionModule:
-    """Like :func:`from_pretrained`; the config is in ``policy.artefact``."""
+    """Like :func:`from_pretrained`; the config is in ``policy.artifact``."""
     return from_pretrained(name, revision)[0]
 
 
 def backbone_defaults(defaults: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """Those of a backbone's arguments that a TPM was not trained with others for; all of them for other policies."""
-    trained = policy.artefact if isinstance(policy, TimePredictionModule) else None
+    trained = policy.artifact if isinstance(policy, TimePredictionModule) else None
     return {k: v for k, v in defaults.items() if trained is None or k not in trained.call_defaults}
 
 

@@ -13,7 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.policies.tpm_config import TPMConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+RENAMED = {  # keys of config.json up to format_version 2
+    "dial": "gamma_steps",
+    "shape.maps": "shape.feature_maps",
+    "shape.change": "shape.velocity_change",
+    "shape.start_times": "shape.init_times",
+    "shape.fast_times": "shape.init_times_low_gamma",
+}
 FIRST_NORM_EPS = 1e-5  # of the group norm, in TPMs of format_version 1
 CONFIG = "config.json"
 OPTIONAL = {"backbone_facts"}
@@ -44,14 +51,16 @@ class PretrainedConfig:
         max_steps: cap on network evaluations.
         stop_below: below this time the step goes to 0.
         mean_steps: average NFE in validation; None where nobody measured it.
-        dial: (gamma, average NFE in validation) at rising gammas, which ``quality`` is read by; None without a dial.
+        gamma_steps: (gamma, average NFE in validation) at rising gammas, which ``quality`` is read by; None without a
+            dial.
         call_defaults: arguments of the pipeline call in training (height, width ...); JSON values.
         backbone_facts: what tells its denoiser from others of the class and widths; left out of the file where it is
             empty, as in those of older versions.
         trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
         tpdm_version: that wrote it.
         format_version: of the file that was read; ``save_pretrained`` always writes the newest. In version 1 the
-            weights of the norm give the scale before the shift, and its shape has no ``norm_eps``.
+            weights of the norm give the scale before the shift, and its shape has no ``norm_eps``. Versions 1 and 2
+            have other names for the keys in ``RENAMED``, and ``folded`` for the layout ``release``.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -73,7 +82,7 @@ class PretrainedConfig:
     max_steps: int
     stop_below: float
     mean_steps: float | None = None
-    dial: tuple[tuple[float, float], ...] | None = None
+    gamma_steps: tuple[tuple[float, float], ...] | None = None
     call_defaults: dict[str, Any] = field(default_factory=dict)
     backbone_facts: dict[str, Any] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +91,7 @@ class PretrainedConfig:
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
-        """(H, W) in tokens that a folded TPM is bound to; None where any goes."""
+        """(H, W) in tokens that a TPM of the release layout is bound to; None where any goes."""
         return self.shape.token_grid
 
 
@@ -115,6 +124,17 @@ def _complete_first_format(raw: dict[str, Any], where: str) -> None:
         shape.setdefault("norm_eps", FIRST_NORM_EPS)
 
 
+def _rename_keys(raw: dict[str, Any]) -> None:
+    """Gives a config of format_version 1 or 2 the present names, in place."""
+    for old, new in RENAMED.items():
+        part = raw.get("shape") if "." in old else raw
+        name = old.rpartition(".")[2]
+        if isinstance(part, dict) and name in part:
+            part[new.rpartition(".")[2]] = part.pop(name)
+    if isinstance(raw.get("shape"), dict) and raw["shape"].get("layout") == "folded":
+        raw["shape"]["layout"] = "release"
+
+
 def parse_config(text: str, where: str = CONFIG) -> PretrainedConfig:
     """Reads the JSON text of a config.
 
@@ -136,6 +156,8 @@ def parse_config(text: str, where: str = CONFIG) -> PretrainedConfig:
         )
     if found == 1:
         _complete_first_format(raw, where)
+    if found in (1, 2):
+        _rename_keys(raw)
     _check_keys(raw, PretrainedConfig, where)
     _check_keys(raw["shape"], TPMConfig, f"shape of {where}")
     try:

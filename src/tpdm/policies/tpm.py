@@ -42,7 +42,7 @@ class TimePredictionModule(nn.Module, Policy):
         seed: of the initial weights; the global generator is left alone.
 
     Attributes:
-        artefact: what it was trained for, where it was loaded from a folder.
+        artifact: what it was trained for, where it was loaded from a folder.
     """
 
     map_mean: Tensor
@@ -56,28 +56,28 @@ class TimePredictionModule(nn.Module, Policy):
     def __init__(self, shape: TPMConfig, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
-        self.artefact: PretrainedConfig | None = None
+        self.artifact: PretrainedConfig | None = None
         C, extra = shape.channels, _scalars(shape)
         self.conv1 = nn.Conv2d(shape.map_channels, C, 3, padding=1, **FRESH)
         self.norm1 = TimeAdaptiveNorm(C, shape.temb_channels + extra, shape.norm_eps)
         self.conv2 = nn.Conv2d(C, C, 3, stride=2, padding=1, **FRESH)
-        self.fc1 = nn.Linear(C if shape.layout == "folded" else 2 * C + shape.temb_channels + extra, C, **FRESH)
+        self.fc1 = nn.Linear(C if shape.layout == "release" else 2 * C + shape.temb_channels + extra, C, **FRESH)
         self.fc2 = nn.Linear(C, 2, **FRESH)
         if shape.layout == "pooled":
             self.register_buffer("map_mean", torch.zeros(shape.map_channels, **FRESH))
             self.register_buffer("map_std", torch.ones(shape.map_channels, **FRESH))
             self.register_buffer("temb_time", torch.zeros(TIME_KNOTS, shape.temb_channels, **FRESH))
             self.register_buffer("temb_std", torch.ones(shape.temb_channels, **FRESH))
-        if shape.change:
+        if shape.velocity_change:
             self.register_buffer("change_time", torch.zeros(TIME_KNOTS, **FRESH))
             self.register_buffer("change_std", torch.ones((), **FRESH))
-        self._initialise(seed)
+        self._initialize(seed)
 
     @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
+    def _initialize(self, seed: int) -> None:
         """Biases 0, last bias (init_alpha, init_beta): r = .818, moved a little by what is seen.
 
-        "folded" is N(0, .02) throughout, as published. "pooled" scales the layers below the last by their inputs
+        "release" is N(0, .02) throughout, as published. "pooled" scales the layers below the last by their inputs
         (variance 1 / fan-in): .02 suits thousands of channels, and at a width of 160 it lets so little of the
         features through that hundreds of updates move all images alike.
         """
@@ -90,7 +90,7 @@ class TimePredictionModule(nn.Module, Policy):
             bias.zero_()
         if self.shape.layout == "pooled":
             self.norm1.linear.weight[:, -_scalars(self.shape) :].normal_(0, TIME_STD, generator=generator)
-        first = self.shape.init_alpha if self.shape.start_times is None else self.shape.init_beta
+        first = self.shape.init_alpha if self.shape.init_times is None else self.shape.init_beta
         self.fc2.bias.copy_(torch.tensor([first, self.shape.init_beta], **FRESH))
 
     @property
@@ -101,7 +101,7 @@ class TimePredictionModule(nn.Module, Policy):
     @property
     def reads_change(self) -> bool:
         """Whether it reads how fast the prediction changes."""
-        return self.shape.change
+        return self.shape.velocity_change
 
     @torch.no_grad()
     def calibrate(self, observation: Observation) -> None:
@@ -115,7 +115,7 @@ class TimePredictionModule(nn.Module, Policy):
         Args:
             observation: of many images at many times, of the untrained policy.
         """
-        if self.shape.layout == "folded" or observation.map_BCHW is None or observation.temb_BE is None:
+        if self.shape.layout == "release" or observation.map_BCHW is None or observation.temb_BE is None:
             return
         device = self.fc2.weight.device
         map_XC = observation.map_BCHW.to(device, torch.float32).movedim(1, -1).flatten(0, 2)
@@ -124,7 +124,7 @@ class TimePredictionModule(nn.Module, Policy):
         table_RE, std_E = fit_over_time(observation.temb_BE, observation.t_B, TIME_KNOTS, STD_FLOOR)
         self.temb_time.copy_(table_RE)
         self.temb_std.copy_(std_E)
-        if self.shape.change and observation.change_B is not None:
+        if self.shape.velocity_change and observation.change_B is not None:
             known_B = observation.change_B > 0
             if not known_B.any():  # every image took a single step
                 return
@@ -142,7 +142,7 @@ class TimePredictionModule(nn.Module, Policy):
         row_B: Tensor,
         change_B: Tensor | None = None,
     ) -> Observation:
-        """Reduces features to what ``propose`` and ``evaluate`` read: normalised, pooled, fp32.
+        """Reduces features to what ``propose`` and ``evaluate`` read: normalized, pooled, fp32.
 
         Args:
             features: of the evaluation at ``t_B``; ignored (None is fine) under ``time_only``.
@@ -152,7 +152,7 @@ class TimePredictionModule(nn.Module, Policy):
             change_B: of the prediction, for a TPM with ``change``; None at the first evaluation, where 0 stands for it.
 
         Returns:
-            map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "folded"; temb (B, E).
+            map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "release"; temb (B, E).
 
         Raises:
             BackboneError: no features, other widths than the TPM's, or a token grid it was not trained for.
@@ -182,12 +182,12 @@ class TimePredictionModule(nn.Module, Policy):
         device = self.fc2.weight.device
         t_B = observation.t_B.to(device)
         with full_precision(device.type):
-            map_BCHW, temb_BE = self._standardised(observation, t_B)
+            map_BCHW, temb_BE = self._standardized(observation, t_B)
             condition_BE = self._condition(observation, t_B, temb_BE)
             x = F.silu(self.norm1(self.conv1(map_BCHW), condition_BE))
             pooled_BC = self._pooled(self.conv2(x), condition_BE)
             a_B, b_B = self.fc2(F.silu(self.fc1(pooled_BC))).unbind(1)
-            if self.shape.start_times is not None:
+            if self.shape.init_times is not None:
                 a_B = a_B + self._start_logit(t_B.float(), self._dial(observation))
         return a_B, b_B
 
@@ -204,7 +204,7 @@ class TimePredictionModule(nn.Module, Policy):
                 " load it again, and move it with .to(device) alone."
             )
 
-    def _standardised(self, observation: Observation, t_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _standardized(self, observation: Observation, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """Map and time embedding in fp32, as ``calibrate`` measured their usual values; zeros under ``time_only``."""
         shape = self.shape
         if observation.map_BCHW is None or observation.temb_BE is None:
@@ -222,13 +222,13 @@ class TimePredictionModule(nn.Module, Policy):
     def _condition(self, observation: Observation, t_B: Tensor, temb_BE: Tensor) -> Tensor:
         """What the norm is adapted by: the time embedding, and beside it ("pooled") what it says too quietly."""
         condition_BE = F.silu(temb_BE)
-        if self.shape.layout == "folded":
+        if self.shape.layout == "release":
             return condition_BE
         index_B = observation.index_B.to(t_B.device, t_B.dtype) / 16
         scalars = [t_B, t_B.clamp_min(1e-4).log(), index_B, torch.ones_like(t_B)]
-        dial_B = self._dial(observation)
-        scalars += [] if dial_B is None else [dial_B, dial_B.square()]
-        scalars += [self._change(observation.change_B, t_B)] if self.shape.change else []
+        gamma_position_B = self._dial(observation)
+        scalars += [] if gamma_position_B is None else [gamma_position_B, gamma_position_B.square()]
+        scalars += [self._change(observation.change_B, t_B)] if self.shape.velocity_change else []
         return torch.cat([condition_BE, torch.stack(scalars, dim=1)], dim=1)
 
     def _pooled(self, x: Tensor, condition_BE: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class TimePredictionModule(nn.Module, Policy):
         if max(H, W) > PUBLISHED_POOL:
             x = average_pool(x, (min(PUBLISHED_POOL, H), min(PUBLISHED_POOL, W)))
         pooled_BC = x.amax((2, 3))
-        if self.shape.layout == "folded":
+        if self.shape.layout == "release":
             return pooled_BC
         # A maximum cannot count: how much there is in the picture is in the mean. And the time embedding carries the
         # pooled text, the plainest word on how hard the prompt is: it has a short way, too.
@@ -260,13 +260,13 @@ class TimePredictionModule(nn.Module, Policy):
         unusual_B = (change_B.clamp_min(CHANGE_FLOOR).log() - usual_B) / self.change_std
         return torch.where(change_B > 0, unusual_B.clamp(-CHANGE_BOUND, CHANGE_BOUND), torch.zeros_like(unusual_B))
 
-    def _start_logit(self, t_B: Tensor, dial_B: Tensor | None) -> Tensor:
+    def _start_logit(self, t_B: Tensor, gamma_position_B: Tensor | None) -> Tensor:
         """logit(t_next / t) of the schedule that the untrained TPM follows."""
-        assert self.shape.start_times is not None
-        slow_B = schedule_logit(t_B, self.shape.start_times)
-        if self.shape.fast_times is None or dial_B is None:
+        assert self.shape.init_times is not None
+        slow_B = schedule_logit(t_B, self.shape.init_times)
+        if self.shape.init_times_low_gamma is None or gamma_position_B is None:
             return slow_B
-        return torch.lerp(schedule_logit(t_B, self.shape.fast_times), slow_B, (dial_B + 1) / 2)
+        return torch.lerp(schedule_logit(t_B, self.shape.init_times_low_gamma), slow_B, (gamma_position_B + 1) / 2)
 
     @torch.no_grad()
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
@@ -317,6 +317,6 @@ class TimePredictionModule(nn.Module, Policy):
 
 def _scalars(shape: TPMConfig) -> int:
     """Numbers that stand beside the time embedding."""
-    if shape.layout == "folded":
+    if shape.layout == "release":
         return 0
-    return TIME_SCALARS + (0 if shape.gamma_range is None else DIAL_SCALARS) + int(shape.change)
+    return TIME_SCALARS + (0 if shape.gamma_range is None else DIAL_SCALARS) + int(shape.velocity_change)

@@ -17,7 +17,7 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str:
-        """Shown in logs, reports and artefacts."""
+        """Shown in logs, reports and artifacts."""
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in fp32, higher is better, of RGB images (B, 3, H, W) in [0, 1]."""

@@ -112,7 +112,7 @@ class ClipReward:
     @without_autocast()
     @torch.no_grad()
     def embed(self, images_B3HW: Tensor) -> Tensor:
-        """Image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalised."""
+        """Image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalized."""
         return self.model.get_image_features(pixel_values=self.preprocess(images_B3HW, self.device)).cpu()
 
     def over_long(self, prompts: Sequence[str]) -> list[Truncation]:

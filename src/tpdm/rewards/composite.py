@@ -1,4 +1,4 @@
-"""Several rewards as one: each standardised on a calibration batch, then added with weights."""
+"""Several rewards as one: each standardized on a calibration batch, then added with weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RewardPart:
     Attributes:
         key: its name in the recipe, under which it is logged.
         reward: scores images.
-        weight: of its standardised score; below 0 it is a price.
+        weight: of its standardized score; below 0 it is a price.
     """
 
     key: str
@@ -92,7 +92,7 @@ class CompositeReward:
         return [said for reader in readers for said in reader.over_long(prompts)]
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum (B,) of standardised scores.
+        """The weighted sum (B,) of standardized scores.
 
         Raises:
             RewardError: not calibrated yet.
@@ -102,11 +102,11 @@ class CompositeReward:
                 f"got reward '{self.name}' without statistics, expected a mean and a standard deviation of each part; "
                 "calibrate it on a batch of images first"
             )
-        standardised = [
+        standardized = [
             part.weight * (parts[part.key] - self.standards[part.key].mean) / self.standards[part.key].sd
             for part in self.parts
         ]
-        return torch.stack(standardised).sum(0)
+        return torch.stack(standardized).sum(0)
 
     def calibrated(self, images_B3HW: Tensor, prompts: Sequence[str]) -> CompositeReward:
         """The same reward with the statistics of these images (two at least).

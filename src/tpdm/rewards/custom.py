@@ -42,7 +42,7 @@ class FunctionReward:
         """
 
         def call(images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-            # A copy: a function may normalise in place, and others look at the same pictures.
+            # A copy: a function may normalize in place, and others look at the same pictures.
             scores = self.function(images_B3HW.to(self.device, torch.float32, copy=True), list(prompts))
             return one_each(scores, self.name, prompts)
 

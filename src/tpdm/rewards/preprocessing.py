@@ -16,7 +16,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize to a square of ``size`` pixels, then normalise.
+    """Resize to a square of ``size`` pixels, then normalize.
 
     Attributes:
         size: side in pixels.

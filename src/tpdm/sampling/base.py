@@ -15,7 +15,7 @@ from torch import Tensor
 from tpdm.core.errors import NonFiniteError
 from tpdm.core.types import Trajectory
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # training on another sampler loads no diffusers
     from tpdm.pipelines.attach import AdaptiveOutput
@@ -141,7 +141,7 @@ class SampleCollector:
         """Keeps what a pipeline call made of the rows ``part``."""
         flagged = sum(output.nsfw_content_detected or ())
         if flagged:
-            _LOG.warning(
+            logger.warning(
                 "the pipeline's safety checker flagged %d of %d images and made them black: their scores are those of "
                 "black images; set its safety_checker to None for training and evaluation",
                 flagged,

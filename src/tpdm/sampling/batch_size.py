@@ -8,7 +8,7 @@ import torch
 
 from tpdm.core.errors import TrainingError
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AdaptiveBatchSize:
@@ -41,7 +41,7 @@ class AdaptiveBatchSize:
         self.size = min(tried, self.size) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _LOG.warning(
+        logger.warning(
             "out of memory with %d %s at once: going on with %d; set %s=%d to begin with that",
             tried,
             self.items,

@@ -87,7 +87,7 @@ class TextStore:
         if self.pipeline not in ENCODED:
             raise BackboneError(
                 f"got {self.pipeline}, expected one of {', '.join(ENCODED)} where text encoders leave: set "
-                "backbone.text_encoders to stay, or add what its encode_prompt returns to "
+                "backbone.precompute_prompt_embeddings to false, or add what its encode_prompt returns to "
                 "tpdm.sampling.prompt_embeddings."
             )
 

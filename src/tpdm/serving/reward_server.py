@@ -31,7 +31,7 @@ MAX_IMAGES = 1024
 MAX_PROMPT = 20_000  # characters
 REQUESTS_AT_ONCE = 32  # more are answered 503, which the client tries again
 
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 class ScoreRequest(BaseModel):
@@ -89,7 +89,7 @@ def make_app(reward: Reward, token: str | None = None, limit: int = MAX_BODY) ->
         except _RefusedError as error:
             return JSONResponse({"error": str(error)}, error.status)
         except RewardError as error:
-            log.error("%s", error)
+            logger.error("%s", error)
             return JSONResponse({"error": str(error)}, 500)
 
     return app

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (50, 180, 70),
     "blue": (50, 90, 230),
@@ -32,14 +32,14 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "navy": (20, 28, 80),
     "brown": (95, 62, 40),
 }
-ATTRIBUTES = ("size", "texture", "colour", "shape", "row", "column")
+ATTRIBUTES = ("size", "texture", "color", "shape", "row", "column")
 
 MAX_OBJECTS = 6
 MAX_WORDS = 30  # with start and end a caption fits 32 tokens
 OBJECT_COUNT_WEIGHTS = (0.18, 0.20, 0.20, 0.16, 0.14, 0.12)
 KEEP_LEVELS = (1.0, 0.75, 0.45, 0.15)  # how much of a scene a caption tells; each level equally likely
 
-WORDS = ("object", "and", "on", *SIZES, *TEXTURES, *COLOURS, *SHAPES, *ROWS, *COLUMNS, *BACKGROUNDS)
+WORDS = ("object", "and", "on", *SIZES, *TEXTURES, *COLORS, *SHAPES, *ROWS, *COLUMNS, *BACKGROUNDS)
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class SceneObject:
 
     size: str | None
     texture: str | None
-    colour: str | None
+    color: str | None
     shape: str | None
     row: str | None
     column: str | None
 
     def words(self) -> list[str]:
         """The object as it is named in a caption, open attributes left out."""
-        named = (self.size, self.texture, self.colour, self.shape or "object", self.row, self.column)
+        named = (self.size, self.texture, self.color, self.shape or "object", self.row, self.column)
         return [word for word in named if word is not None]
 
     def admits(self, seen: SceneObject) -> bool:
@@ -90,7 +90,7 @@ def sample_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         SceneObject(
             size=SIZES[rng.integers(len(SIZES))],
             texture=TEXTURES[rng.integers(len(TEXTURES))],
-            colour=list(COLOURS)[rng.integers(len(COLOURS))],
+            color=list(COLORS)[rng.integers(len(COLORS))],
             shape=SHAPES[rng.integers(len(SHAPES))],
             row=ROWS[p // len(COLUMNS)],
             column=COLUMNS[p % len(COLUMNS)],
@@ -170,7 +170,7 @@ def parse(caption: str) -> Scene:
 _SLOTS: dict[str, tuple[str, ...]] = {
     "size": SIZES,
     "texture": TEXTURES,
-    "colour": tuple(COLOURS),
+    "color": tuple(COLORS),
     "shape": (*SHAPES, "object"),
     "row": ROWS,
     "column": COLUMNS,

@@ -7,12 +7,12 @@ from itertools import product
 
 import numpy as np
 
-from tpdm.tinyworld.grammar import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, TEXTURES, Scene
+from tpdm.tinyworld.grammar import BACKGROUNDS, COLORS, COLUMNS, ROWS, SHAPES, SIZES, TEXTURES, Scene
 
 IMAGE_SIZE = 64
 SPRITE_SIZE = 16  # a place is 2 x 2 latents, one token of the denoiser
 RADII = {"small": 4.6, "large": 7.6}
-SHADE = 0.45  # the darker tone of a texture, as a share of the colour
+SHADE = 0.45  # the darker tone of a texture, as a share of the color
 _SUPERSAMPLE = 8
 
 
@@ -51,7 +51,7 @@ def _shaded(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def sprites() -> dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]:
     """Coverage and tone of every (shape, size, texture), each (16, 16) in [0, 1].
 
-    A pixel is ``background * (1 - coverage) + colour * tone``, where tone <= coverage.
+    A pixel is ``background * (1 - coverage) + color * tone``, where tone <= coverage.
     """
     fine = SPRITE_SIZE * _SUPERSAMPLE
     axis = (np.arange(fine) + 0.5) / _SUPERSAMPLE - SPRITE_SIZE / 2
@@ -76,9 +76,9 @@ def render(scene: Scene) -> np.ndarray:
         coverage, tone = sprites()[decided(o.shape), decided(o.size), decided(o.texture)]
         top, left = place_origin(decided(o.row), decided(o.column))
         window = canvas[top : top + SPRITE_SIZE, left : left + SPRITE_SIZE]
-        colour = np.asarray(COLOURS[decided(o.colour)], dtype=np.float32)
+        color = np.asarray(COLORS[decided(o.color)], dtype=np.float32)
         window *= 1 - coverage[..., None]
-        window += tone[..., None] * colour
+        window += tone[..., None] * color
     return np.round(canvas).astype(np.uint8)
 
 

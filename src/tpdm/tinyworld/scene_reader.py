@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tpdm.tinyworld.grammar import BACKGROUNDS, COLOURS, COLUMNS, ROWS, Scene, SceneObject
+from tpdm.tinyworld.grammar import BACKGROUNDS, COLORS, COLUMNS, ROWS, Scene, SceneObject
 from tpdm.tinyworld.render import IMAGE_SIZE, SPRITE_SIZE, sprites
 
 
@@ -44,7 +44,7 @@ def matched_objects(asked: Sequence[SceneObject], seen: Sequence[SceneObject]) -
     return sum(claim(a, set()) for a in range(len(asked)))
 
 
-_PALETTE = np.asarray(list(COLOURS.values()), dtype=np.float32)
+_PALETTE = np.asarray(list(COLORS.values()), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _read(image: np.ndarray) -> Reading:
 def _explain(places: np.ndarray, background: str) -> tuple[tuple[SceneObject, ...], float]:
     """The objects that explain the places (16, 256, 3) best before a background, and the squared error left.
 
-    With y = picture - background b, coverage m, tone s and colour c the error of a sprite is
+    With y = picture - background b, coverage m, tone s and color c the error of a sprite is
     |y - (s c - m b)|^2 = |y|^2 - 2 <y, s c - m b> + |s c - m b|^2, which is a few matrix products.
     """
     b = np.asarray(BACKGROUNDS[background], dtype=np.float32)
@@ -118,15 +118,15 @@ def _explain(places: np.ndarray, background: str) -> tuple[tuple[SceneObject, ..
 
 
 def _object(place: int, index: int) -> SceneObject:
-    sprite, colour = divmod(index, len(COLOURS))
+    sprite, color = divmod(index, len(COLORS))
     shape, size, texture = list(sprites())[sprite]
     row, column = divmod(place, len(COLUMNS))
-    return SceneObject(size, texture, list(COLOURS)[colour], shape, ROWS[row], COLUMNS[column])
+    return SceneObject(size, texture, list(COLORS)[color], shape, ROWS[row], COLUMNS[column])
 
 
 @lru_cache(maxsize=len(BACKGROUNDS))
 def _template_energy(background: str) -> np.ndarray:
-    """|s c - m b|^2 for every sprite and colour, (S, 8)."""
+    """|s c - m b|^2 for every sprite and color, (S, 8)."""
     b = np.asarray(BACKGROUNDS[background], dtype=np.float32)
     m, s = _templates()
     ss, sm, mm = (s * s).sum(1), (s * m).sum(1), (m * m).sum(1)

@@ -1,4 +1,4 @@
-"""Pictures of tinyworld for people: a labelled grid of what the embedded pipeline draws."""
+"""Pictures of tinyworld for people: a labeled grid of what the embedded pipeline draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tpdm.core.io import write_atomically
 _SCALE, _COLUMNS, _TEXT_HEIGHT, _GAP = 3, 5, 62, 10
 
 
-def labelled_grid(images_BHWC: np.ndarray, labels: Sequence[str], path: Path) -> Path:
+def labeled_grid(images_BHWC: np.ndarray, labels: Sequence[str], path: Path) -> Path:
     """Writes a PNG of the pictures, three times their size, each above its caption.
 
     Args:

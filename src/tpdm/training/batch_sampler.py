@@ -44,7 +44,7 @@ def draw_gammas(config: RewardConfig, prompts: int, seed: int, update: int) -> l
     return [gammas[i] for i in draw.permutation(prompts)]
 
 
-def dial_places(config: RewardConfig, gammas_P: Sequence[float] | None) -> Tensor | None:
+def gamma_positions(config: RewardConfig, gammas_P: Sequence[float] | None) -> Tensor | None:
     """Where the gammas of the prompts stand on the dial, in [-1, 1]; None without a dial."""
     if config.gamma_range is None or gammas_P is None:
         return None

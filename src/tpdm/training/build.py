@@ -43,10 +43,10 @@ from tpdm.training.batch_sampler import draw_prompts
 from tpdm.training.components import TrainingComponents
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.distributed.sharding import SynchronizedSampler, check_shard, shard_denoiser
-from tpdm.training.initialization import CALIBRATION_PROMPTS, fast_times, init_policy, start_times
+from tpdm.training.initialization import CALIBRATION_PROMPTS, init_policy, init_times, init_times_low_gamma
 from tpdm.training.monitoring.metrics import calibration
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SINGLE_PROCESS) -> TrainingComponents:
@@ -56,7 +56,7 @@ def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SI
     device = resolve_device(recipe.backbone.device)
     arguments = pipeline_arguments(recipe.backbone)
     texts, looking, needed = None, arguments, ALL
-    if recipe.backbone.text_encoders == "leave":
+    if recipe.backbone.precompute_prompt_embeddings:
         drawn = run_texts(recipe, train_prompts, validation_prompts)
         texts, needed = encode_texts(recipe, drawn, arguments, folder, device), NO_TEXT_ENCODERS
         looking = arguments | texts.call(drawn[:1], device)
@@ -68,7 +68,7 @@ def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SI
         pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     widths = infer_feature_shapes(pipe, looking)
-    start, fast = start_times(recipe.tpm, pipe, looking), fast_times(recipe.tpm, pipe, looking)
+    start, fast = init_times(recipe.tpm, pipe, looking), init_times_low_gamma(recipe.tpm, pipe, looking)
     policy = init_policy(recipe, widths, start, fast).to(device)
     adaptive = attach(
         pipe,
@@ -80,7 +80,7 @@ def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SI
 
     def save(name: str, policy: TimePredictionModule, facts: dict[str, Any]) -> None:
         pinned = pinned_arguments(pipe, arguments, any(p.negative for p in (*train_prompts, *validation_prompts)))
-        config = artefact_config(recipe, policy, pipe, pinned, facts)
+        config = pretrained_config(recipe, policy, pipe, pinned, facts)
         save_pretrained(policy, config, folder / name)
 
     scoring = reward_device(recipe.reward, device)
@@ -135,17 +135,17 @@ def check_negatives(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
     except BackboneError as error:
         raise ConfigError(f"{recipe.prompts.source} has negative prompts: {error}") from error
     if warning:
-        _LOG.warning("%s has negative prompts: %s", recipe.prompts.source, warning)
+        logger.warning("%s has negative prompts: %s", recipe.prompts.source, warning)
 
 
-def artefact_config(
+def pretrained_config(
     recipe: Recipe,
     policy: TimePredictionModule,
     pipe: Any,
     arguments: dict[str, Any],
     facts: dict[str, Any],
 ) -> PretrainedConfig:
-    """What the artefact says of itself."""
+    """What the artifact says of itself."""
     denoiser, guidance = find_denoiser(pipe), arguments.get(Guidance.of(pipe).asked)
     return PretrainedConfig(
         shape=policy.shape,
@@ -161,7 +161,7 @@ def artefact_config(
         max_steps=recipe.sampling.max_steps,
         stop_below=recipe.sampling.stop_below,
         mean_steps=facts["validation"]["steps_mean"],
-        dial=calibration(facts["validation"]),
+        gamma_steps=calibration(facts["validation"]),
         call_defaults=arguments,
         backbone_facts=backbone_facts(denoiser),
         trained={

@@ -29,9 +29,9 @@ from tpdm.core.io import load_tensors, save_tensors, write_json
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.ema import EMA
-from tpdm.training.run_identity import differences
+from tpdm.training.run_identity import differences, under_present_names
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _DIGESTS = "sha256.json"
 _NAME = re.compile(r"update-(\d{6})")
 
@@ -142,7 +142,7 @@ def _newest_whole(folder: Path, identity: Mapping[str, Any]) -> _Checkpoint | No
         except (OSError, LookupError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
             reasons.append(reason)
-            _LOG.warning("%s is damaged (%s): the checkpoint before it is used, if there is one", path, reason)
+            logger.warning("%s is damaged (%s): the checkpoint before it is used, if there is one", path, reason)
             continue
         changed = differences(before, identity)
         if changed:
@@ -173,7 +173,7 @@ def _read(path: Path) -> tuple[dict[str, Any], _Checkpoint]:
         for name in ("policy", "average", "optimizer")
         for key, value in load_tensors(path / f"{name}.safetensors")[0].items()
     }
-    identity = json.loads((path / "identity.json").read_text(encoding="utf-8"))
+    identity = under_present_names(json.loads((path / "identity.json").read_text(encoding="utf-8")))
     return identity, _Checkpoint(_state(json.loads((path / "state.json").read_text(encoding="utf-8"))), tensors)
 
 

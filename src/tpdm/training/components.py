@@ -19,7 +19,7 @@ from tpdm.training.monitoring.trackers import TrackerCallback
 from tpdm.training.objective import additive_reward, discounted_reward
 from tpdm.training.rollout import SampleFn
 
-SaveArtefact = Callable[[str, TimePredictionModule, dict[str, Any]], None]
+SavePretrained = Callable[[str, TimePredictionModule, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainingComponents:
         sampler: makes images with that policy.
         reward: scores them.
         train_prompts, validation_prompts: disjoint.
-        save: ``save(name, policy, facts)`` writes the artefact ``name`` ("best" or "last") of the run.
+        save: ``save(name, policy, facts)`` writes the artifact ``name`` ("best" or "last") of the run.
         judges: rewards by name that score validations beside the reward, and teach nothing.
         listeners: are told of the run, where this process leads.
     """
@@ -41,7 +41,7 @@ class TrainingComponents:
     reward: Reward
     train_prompts: Sequence[Prompt]
     validation_prompts: Sequence[Prompt]
-    save: SaveArtefact
+    save: SavePretrained
     judges: Mapping[str, Reward] = field(default_factory=dict)
     listeners: Sequence[TrackerCallback] = ()
 
@@ -80,7 +80,7 @@ def apply_step_penalty(
     return discounted_reward(score_B, steps_B, gamma, config.offset)
 
 
-def over_the_dial(recipe: Recipe, parts: TrainingComponents) -> SampleFn:
+def over_the_gamma_range(recipe: Recipe, parts: TrainingComponents) -> SampleFn:
     """``parts.make`` with the gammas of a first update, where there is a dial."""
 
     def make(

@@ -15,7 +15,7 @@ class EMA:
     """Exponential moving average of the weights after every update (Polyak and Juditsky 1992, with forgetting).
 
     Rollouts go on with the policy itself, so that the ratio stays 1 before the first step; validation and the
-    artefacts wear the average. The first updates forget faster, (1 + n) / (10 + n), or the untrained weights would
+    artifacts wear the average. The first updates forget faster, (1 + n) / (10 + n), or the untrained weights would
     stay in it for long.
 
     Args:

@@ -83,23 +83,23 @@ def _first_images(
     return [p.text for p in prompts], make(prompts, noise, decisions, record)
 
 
-SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "maps", "change")
+SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "feature_maps", "velocity_change")
 
 
-def start_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
+def init_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
     """The fixed schedule that the untrained TPM follows; None where the recipe names none."""
-    return None if tpm.start_steps is None else _schedule(tpm.start_steps, tpm, pipe, arguments)
+    return None if tpm.init_steps is None else _schedule(tpm.init_steps, tpm, pipe, arguments)
 
 
-def fast_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
+def init_times_low_gamma(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
     """The same at the low end of the dial; None where the recipe names none."""
-    return None if tpm.fast_steps is None else _schedule(tpm.fast_steps, tpm, pipe, arguments)
+    return None if tpm.init_steps_low_gamma is None else _schedule(tpm.init_steps_low_gamma, tpm, pipe, arguments)
 
 
 def _schedule(steps: int, tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...]:
-    if tpm.start_shift is None:
+    if tpm.init_shift is None:
         return tuple(default_times(pipe, steps, arguments))
-    return tuple(shifted(steps, tpm.start_shift).tolist())
+    return tuple(shifted(steps, tpm.init_shift).tolist())
 
 
 def init_policy(
@@ -117,7 +117,7 @@ def init_policy(
         policy = load_policy(recipe.tpm.init_from)
         _check_shape(recipe, policy.shape)
         return policy.train()
-    folded = recipe.tpm.layout == "folded"
+    release = recipe.tpm.layout == "release"
     shape = TPMConfig(
         feature_channels=widths.feature_channels,
         temb_channels=widths.temb_channels,
@@ -127,13 +127,13 @@ def init_policy(
         grid=recipe.tpm.grid,
         init_alpha=recipe.tpm.init_alpha,
         init_beta=recipe.tpm.init_beta,
-        start_times=start,
+        init_times=start,
         gamma_range=recipe.reward.gamma_range,
-        fast_times=fast,
+        init_times_low_gamma=fast,
         time_only=recipe.tpm.time_only,
-        maps=recipe.tpm.maps,
-        change=recipe.tpm.change and not recipe.tpm.time_only,
-        token_grid=widths.token_grid if folded else None,
+        feature_maps=recipe.tpm.feature_maps,
+        velocity_change=recipe.tpm.velocity_change and not recipe.tpm.time_only,
+        token_grid=widths.token_grid if release else None,
     )
     return TimePredictionModule(shape, seed=derive_seed(recipe.seed, Stream.WEIGHTS) % 2**31)
 

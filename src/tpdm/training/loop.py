@@ -19,9 +19,9 @@ from tpdm.core.seeding import Stream, derive_seed
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.sampling.base import annotate_numeric_errors
 from tpdm.sampling.batch_size import AdaptiveBatchSize
-from tpdm.training.batch_sampler import dial_places, draw_gammas, draw_prompts
+from tpdm.training.batch_sampler import draw_gammas, draw_prompts, gamma_positions
 from tpdm.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from tpdm.training.components import TrainingComponents, apply_step_penalty, over_the_dial
+from tpdm.training.components import TrainingComponents, apply_step_penalty, over_the_gamma_range
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.ema import EMA
 from tpdm.training.initialization import calibrate_policy, calibrated_reward
@@ -46,7 +46,7 @@ def train_loop(
         team: the processes that share the work.
 
     Returns:
-        The final state. ``folder`` holds recipe.yaml, metrics.jsonl, checkpoints/ and the artefacts best/ and last/;
+        The final state. ``folder`` holds recipe.yaml, metrics.jsonl, checkpoints/ and the artifacts best/ and last/;
         with a composite reward reward-statistics.json too.
 
     Raises:
@@ -56,12 +56,12 @@ def train_loop(
     if not team.is_main_process:
         parts = replace(parts, save=_save_nothing)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
-    first_make = over_the_dial(recipe, parts)
+    first_make = over_the_gamma_range(recipe, parts)
     if not recipe.tpm.init_from:
         calibrate_policy(parts.policy, first_make, parts.train_prompts, recipe.seed)
     parts.policy.load_state_dict(team.broadcast_tensors(parts.policy.state_dict()))
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
-    average = EMA(parts.policy, recipe.optimizer.average)
+    average = EMA(parts.policy, recipe.optimizer.ema_decay)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     checkpoints = folder / "checkpoints"
     state = load_checkpoint(checkpoints, parts.policy, average, optimizer, identity, team) or RunState(0)
@@ -136,8 +136,8 @@ def _one_update(
         score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B
     )
     objective_PK = objective_B.view(-1, K)
-    place_P = dial_places(recipe.reward, gammas_P)
-    advantage_B = rloo_advantages(objective_PK, rl.normalise_advantages, place_P).flatten()
+    place_P = gamma_positions(recipe.reward, gammas_P)
+    advantage_B = rloo_advantages(objective_PK, rl.normalize_advantages, place_P).flatten()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
     with annotate_numeric_errors([p.text for p in prompts_B[rollout.mine]], seeds[rollout.mine]):

@@ -18,7 +18,7 @@ MAX_LOG_RATIO = 20.0
 """Log-ratios act within [-20, 20], so that exp stays finite; beyond it a trajectory gives no gradient."""
 
 MIN_STD = 1e-6
-"""Floor of the divisor when advantages are normalised: equal rewards give zeros, not amplified rounding."""
+"""Floor of the divisor when advantages are normalized: equal rewards give zeros, not amplified rounding."""
 
 GROUP_FLOOR = 0.05
 """Floor of a prompt's own divisor, as a share of the batch's: what is smaller than that stays small."""
@@ -26,7 +26,7 @@ GROUP_FLOOR = 0.05
 DIAL_WIDTH = 0.3
 """Reach of a divisor over the dial, whose whole length is 2: standard deviation of the weights."""
 
-Normalise = Literal["none", "batch", "group", "dial"]
+Normalize = Literal["none", "batch", "group", "gamma"]
 
 
 def discounted_reward(score_B: Tensor, steps_B: Tensor, gamma: float | Tensor, offset: float = 0.0) -> Tensor:
@@ -64,17 +64,17 @@ def additive_reward(score_B: Tensor, steps_B: Tensor, cost: float | Tensor) -> T
     return (wide(score_B) - cost_B * _counts(steps_B)).to(score_B.device, torch.float32)
 
 
-def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: Tensor | None = None) -> Tensor:
+def rloo_advantages(reward_PK: Tensor, normalize: Normalize = "none", place_P: Tensor | None = None) -> Tensor:
     """A_k = R_k - mean of the other K - 1 rewards of the same prompt: eq. (7)'s leave-one-out baseline.
 
     Args:
         reward_PK: one row per prompt, K >= 2.
-        normalise: divides by a (population) standard deviation: "batch" by that of all P K advantages; "group" by
+        normalize: divides by a (population) standard deviation: "batch" by that of all P K advantages; "group" by
             that of the prompt's own, but at least ``GROUP_FLOOR`` of the batch's. In "group" a prompt whose samples
             differ by little more than the price of a step is heard as clearly as one whose pictures differ widely.
-            "dial" by that of the prompts that stand near on the dial: where steps are dear, pictures differ more, and
+            "gamma" by that of the prompts that stand near on the dial: where steps are dear, pictures differ more, and
             a divisor for all would leave the other end unheard.
-        place_P: with "dial", where each prompt stands in [-1, 1] (``core.dial.gamma_position``); None is "batch".
+        place_P: with "gamma", where each prompt stands in [-1, 1] (``core.dial.gamma_position``); None is "batch".
 
     Returns:
         (P, K); every row sums to 0.
@@ -86,11 +86,11 @@ def rloo_advantages(reward_PK: Tensor, normalise: Normalise = "none", place_P: T
         )
     wide_PK = wide(reward_PK)
     advantage_PK = wide_PK - (wide_PK.sum(1, keepdim=True) - wide_PK) / (reward_PK.shape[1] - 1)
-    if normalise == "dial" and place_P is not None:
+    if normalize == "gamma" and place_P is not None:
         advantage_PK = advantage_PK / _std_nearby(advantage_PK, place_P)
-    elif normalise != "none":
+    elif normalize != "none":
         std = advantage_PK.std(correction=0).clamp_min(MIN_STD)
-        if normalise == "group":
+        if normalize == "group":
             std = advantage_PK.std(dim=1, correction=0, keepdim=True).clamp_min(GROUP_FLOOR * float(std))
         advantage_PK = advantage_PK / std
     return advantage_PK.to(reward_PK.device, torch.float32)

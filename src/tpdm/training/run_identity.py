@@ -10,8 +10,8 @@ from typing import Any
 
 from tpdm.config.loader import make_recipe
 from tpdm.config.recipe import Recipe
+from tpdm.config.renamed import present
 from tpdm.data.prompts import Prompt
-from tpdm.policies.pretrained_config import FORMAT_VERSION
 
 # Free to change between an interruption and going on. Places and machines: the prompts are compared, not where
 # their file lies. Sizes of batches: they move memory and time, and the result by rounding alone. When to look and
@@ -25,7 +25,7 @@ FREE = frozenset(
         "backbone.device",
         "backbone.offload",
         "backbone.shard",
-        "backbone.text_encoders",
+        "backbone.precompute_prompt_embeddings",
         "prompts.source",
         "prompts.column",
         "prompts.negative",
@@ -42,22 +42,25 @@ FREE = frozenset(
         "checkpoint.every",
         "checkpoint.keep",
         "validation.judges",
-        "validation.pictures",
+        "validation.num_images_logged",
         "trackers",
         "tracker_project",
     }
 )
+
+# Weights of a TPM in format_version 1 mean something else; those of 2 and 3 mean the same.
+WEIGHTS_VERSION = 2
 
 # Keys that came later, with the value that runs from before had: left out at that value, so that those runs go on.
 LATER: dict[str, Any] = {
     "backbone.true_cfg_scale": None,
     "backbone.variant": None,
     "reward.gamma_range": None,
-    "tpm.fast_steps": None,
+    "tpm.init_steps_low_gamma": None,
     "tpm.time_only": False,
-    "tpm.maps": "first_last",
-    "tpm.change": False,
-    "validation.dial_points": 5,
+    "tpm.feature_maps": "first_last",
+    "tpm.velocity_change": False,
+    "validation.gamma_points": 5,
 }
 
 
@@ -76,10 +79,15 @@ def run_identity(
     kept = {k: v for k, v in same.items() if k not in free and not k.startswith("evaluation.")}
     return {
         **kept,
-        "format_version of the TPM": FORMAT_VERSION,  # weights of another one mean something else
+        "format_version of the TPM": WEIGHTS_VERSION,
         "training prompts": _digest(train_prompts),
         "validation prompts": _digest(validation_prompts),
     }
+
+
+def under_present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a run that version 0.1 began, with the names that recipes have now."""
+    return dict(present(key, value) for key, value in identity.items())
 
 
 def is_later(key: str, value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal
 from safetensors import SafetensorError
 
 from tpdm.config.recipe import Recipe
-from tpdm.config.unused_keys import tell_idle
+from tpdm.config.unused_keys import warn_unused_keys
 from tpdm.core.errors import ConfigError, TrainingError
 from tpdm.core.io import write_json
 from tpdm.training.build import build_components
@@ -59,7 +59,7 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
         resume: ``auto`` continues from the newest checkpoint in the output folder, ``never`` refuses to.
 
     Returns:
-        The folder of the best artefact, ready for ``attach``.
+        The folder of the best artifact, ready for ``attach``.
 
     Raises:
         ConfigError: the output folder already holds a run and ``resume`` is ``never``.
@@ -71,7 +71,7 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
             raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
         check_packages(recipe.trackers)
         if team.is_main_process:
-            tell_idle(recipe)
+            warn_unused_keys(recipe)
         parts = build_components(recipe, folder, team)
         told = recipe if team.is_main_process else replace(recipe, trackers=())
         with heartbeat(team), translate_disk_full(folder), open_trackers(told, folder) as listeners:

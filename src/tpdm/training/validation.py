@@ -16,8 +16,8 @@ from tpdm.training.components import TrainingComponents, apply_step_penalty
 from tpdm.training.distributed.context import DistributedContext
 from tpdm.training.monitoring.logger import NullRunLogger, RunLogger
 from tpdm.training.monitoring.metrics import (
-    dial_points,
-    dial_statistics,
+    gamma_points,
+    gamma_statistics,
     judge_statistics,
     part_statistics,
     step_statistics,
@@ -60,7 +60,7 @@ def validate(
             "got no validation prompts, expected at least one; raise prompts.held_out_fraction or add prompts"
         )
     n = recipe.validation.samples_per_prompt
-    points = dial_points(recipe.reward, recipe.validation.dial_points)
+    points = gamma_points(recipe.reward, recipe.validation.gamma_points)
     images = [(p, i) for i, p in enumerate(p for p in parts.validation_prompts for _ in range(n))]
     # The same images at every gamma, one gamma after the other: neighbours in a batch take about as many steps.
     gammas_B = None if points is None else [gamma for gamma in points for _ in images]
@@ -82,7 +82,7 @@ def validate(
         **part_statistics(rollout.scored.parts),
         "objective_mean": objective,
         **step_statistics(rollout.steps),
-        **dial_statistics(gammas_B, score_B, objective_B, rollout.steps),
+        **gamma_statistics(gammas_B, score_B, objective_B, rollout.steps),
         **judge_statistics(rollout.judged),
     }
     log.write({"kind": "validation", "update": state.update, **row})

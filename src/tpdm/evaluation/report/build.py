@@ -14,11 +14,11 @@ from tpdm.evaluation.report.html import Markup, element, join, page, table
 from tpdm.evaluation.report.results import LEARNED, REFERENCE, Results, gains, load_results
 from tpdm.evaluation.report.sections import (
     SIGNS,
-    dial_section,
     distribution_section,
     gain_section,
     picture_section,
     plot_section,
+    quality_section,
     training_section,
 )
 from tpdm.evaluation.statistics import quantile_of_difference, samples_of
@@ -48,7 +48,7 @@ def write_report(folder: Path, title: str) -> Path:
         _policies(results.summary),
         _differences(results),
         gain_section(results.summary),
-        dial_section(results.summary),
+        quality_section(results.summary),
         distribution_section(results.summary),
         plot_section(results),
         training_section(results),

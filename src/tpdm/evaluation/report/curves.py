@@ -33,7 +33,7 @@ def training_curves(metrics: Rows, kept: int | None = None, **options: Any) -> l
     ]
     curves = []
     for caption, key, lines in panels:
-        present = [(name, [r for r in rows if np.isfinite(r.get(key, np.nan))], colour) for name, rows, colour in lines]
+        present = [(name, [r for r in rows if np.isfinite(r.get(key, np.nan))], color) for name, rows, color in lines]
         if any(rows for _, rows, _ in present):
             drawn = render(_curve(key, present, kept), "update", key.removesuffix("_mean").replace("_", " "), **options)
             curves.append((caption, drawn))
@@ -46,12 +46,12 @@ def _both(train: Rows, held_out: Rows) -> list[tuple[str, Rows, str]]:
 
 def _curve(key: str, lines: Sequence[tuple[str, Rows, str]], kept: int | None) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
-        for name, rows, colour in lines:
+        for name, rows, color in lines:
             x, y = column(rows, "update"), column(rows, key)
-            axes.plot(x, y, "o-" if name == "validation" else "-", color=colour, markersize=4, label=name)
+            axes.plot(x, y, "o-" if name == "validation" else "-", color=color, markersize=4, label=name)
             if key == "steps_mean" and name == "training":
                 sd = np.asarray([r.get("steps_sd", 0.0) for r in rows], dtype=float)
-                axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(x, y - sd, y + sd, color=color, alpha=0.18, linewidth=0)
             if key == "objective_mean" and kept in x:
                 axes.plot(kept, y[x == kept][-1], "*", color=INK, markersize=13, label=f"kept, update {kept}")
         axes.legend()

@@ -1,4 +1,4 @@
-"""One look for all plots: sizes, colours that every eye can tell apart, and the way to a data URI."""
+"""One look for all plots: sizes, colors that every eye can tell apart, and the way to a data URI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/); no plot tells things apart by colour alone.
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/); no plot tells things apart by color alone.
 LEARNED, FIXED = "#d55e00", "#0072b2"
 OTHERS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = ("s", "^", "v", "P", "X")

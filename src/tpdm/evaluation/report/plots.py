@@ -43,7 +43,7 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
             _points(axes, static, fmt="o-", color=FIXED, label="static")
         others = [n for n in places if n != "tpdm" and not re.fullmatch(r"static-\d+", n)]
         for i, name in enumerate(others):
-            again = i // len(MARKERS)  # the same marker in another colour
+            again = i // len(MARKERS)  # the same marker in another color
             look = {"fmt": MARKERS[i % len(MARKERS)], "color": OTHERS[(i + again) % len(OTHERS)]}
             _points(axes, [places[name]], label=name, **look)
         if "tpdm" in places:  # open, so that it hides no control beside it

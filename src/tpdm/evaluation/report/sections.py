@@ -15,7 +15,7 @@ from tpdm.evaluation.report.conclusions import LESS_IS_BETTER, effect, measures_
 from tpdm.evaluation.report.curves import training_curves
 from tpdm.evaluation.report.html import Markup, element, join, table
 from tpdm.evaluation.report.plot_style import FIXED, MARKERS, OTHERS, data_uri, render
-from tpdm.evaluation.report.plot_style import LEARNED as LEARNED_COLOUR
+from tpdm.evaluation.report.plot_style import LEARNED as LEARNED_COLOR
 from tpdm.evaluation.report.plots import length_relation, steps_by_length
 from tpdm.evaluation.report.results import LEARNED, PER_RULE, REFERENCE, Results, choose_images, gains
 
@@ -179,7 +179,7 @@ def _head_room(oracle: Mapping[str, Any] | None) -> str:
     )
 
 
-def dial_section(summary: Mapping[str, Any]) -> Markup:
+def quality_section(summary: Mapping[str, Any]) -> Markup:
     """A TPM with a dial at several qualities, each beside fixed schedules of as many steps; nothing without a dial."""
     points: Sequence[Mapping[str, Any]] = summary.get("points") or []
     if not points:
@@ -249,9 +249,9 @@ def _curves(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
     for point in points:
         for row in point["controls"]:
             lines.setdefault(row["name"], []).append((row["steps_mean"], row["reward_mean"]))
-    looks = [(LEARNED_COLOUR, "D"), (FIXED, "o"), *zip(OTHERS, MARKERS, strict=True)]
+    looks = [(LEARNED_COLOR, "D"), (FIXED, "o"), *zip(OTHERS, MARKERS, strict=True)]
     # A line too many looks like another one, and is drawn.
-    for (name, places), (colour, marker) in zip(lines.items(), cycle(looks)):
+    for (name, places), (color, marker) in zip(lines.items(), cycle(looks)):
         x, y = zip(*sorted(places), strict=True)
-        axes.plot(x, y, marker=marker, color=colour, markersize=5, label=name)
+        axes.plot(x, y, marker=marker, color=color, markersize=5, label=name)
     axes.legend()

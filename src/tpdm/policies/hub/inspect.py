@@ -112,7 +112,7 @@ def describe(report: Report) -> str:
         f"size       {report.parameters:,} parameters, {size / 1e6:.1f} MB",
         f"samples    {config.solver}, at most {config.max_steps} steps; mean steps {steps}",
         f"reward     {config.reward} ({config.reward_form}, gamma {config.gamma:g}, offset {config.reward_offset:g})",
-        *(f"dial       gamma {gamma:g}: {mean:.1f} steps" for gamma, mean in config.dial or ()),
+        *(f"dial       gamma {gamma:g}: {mean:.1f} steps" for gamma, mean in config.gamma_steps or ()),
         "trained    " + (", ".join(f"{k} {v}" for k, v in config.trained.items()) or "nothing is said"),
         f"written by tpdm {config.tpdm_version}, format {config.format_version}",
         *_evaluated(report.facts),

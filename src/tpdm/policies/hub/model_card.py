@@ -91,7 +91,7 @@ def _purpose(config: PretrainedConfig) -> str:
             ("solver", config.solver),
             ("cap on steps", str(config.max_steps)),
             ("mean steps", steps),
-            *((f"dial, gamma {gamma:g}", f"{mean:.1f} steps") for gamma, mean in config.dial or ()),
+            *((f"dial, gamma {gamma:g}", f"{mean:.1f} steps") for gamma, mean in config.gamma_steps or ()),
         ],
     )
 

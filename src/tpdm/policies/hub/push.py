@@ -80,7 +80,7 @@ def push_to_hub(source: str | Path, repo_id: str, private: bool = False, draw_cu
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A TPM, its card and curves")
-        except Exception as error:  # as in artefact.locate: the hub raises a dozen unrelated types
+        except Exception as error:  # as in artifact.locate: the hub raises a dozen unrelated types
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"got a refusal of the hub for '{repo_id}' ({type(error).__name__}: {reason}), expected to write there;"

@@ -36,7 +36,7 @@ from tpdm.serving.engine.scheduler import Outcome, Scheduler
 from tpdm.serving.process import describe, limit_malloc_arenas, quiet_libraries
 
 SPARE = 2  # threads beyond the places and the requests ahead, for images that are being decoded
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 def make_engine(
@@ -215,7 +215,7 @@ class PipelineEngine:
             if isinstance(error, ValueError) and is_argument_error(error, self._shared.pipe):
                 return RequestRefused(str(error))
             # Here, because what led to an error does not cross processes.
-            log.error("request %s failed: %s", job.key, describe(error))
+            logger.error("request %s failed: %s", job.key, describe(error))
             return error
 
     def _placed(self, key: str) -> None:

@@ -23,7 +23,7 @@ from tpdm.serving.engine.previews import PreviewStream
 from tpdm.serving.engine.scheduler import Scheduler
 from tpdm.serving.process import describe
 
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 @dataclass
@@ -62,7 +62,7 @@ def tell(job: Job, event: Event) -> None:
     try:
         job.on_event(event)
     except Exception as error:  # a listener's mistake must not end the thread that all others need
-        log.error("the listener of request %s failed: %s", job.key, describe(error))
+        logger.error("the listener of request %s failed: %s", job.key, describe(error))
 
 
 def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> ImageDone:

@@ -14,7 +14,7 @@ from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest, StepE
 from tpdm.serving.engine.preview_plan import PreviewPlan
 from tpdm.serving.process import describe
 
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 class PreviewThread:
@@ -49,7 +49,7 @@ class PreviewThread:
         try:
             image = decode_preview(self._pipe, landing.estimate(), request.width, request.height)
         except Exception as error:  # no preview is worth an image
-            log.error("a preview failed: %s", describe(error))
+            logger.error("a preview failed: %s", describe(error))
         return StepEvent(landing.index, landing.t, image)
 
     def close(self) -> None:

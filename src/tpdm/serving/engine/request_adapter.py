@@ -134,9 +134,9 @@ class RequestReader:
             raise RequestRefused(str(error)) from error
 
     def _check_grid(self, request: ImageRequest) -> None:
-        """A folded TPM reads one grid of tokens, or even ones: it would fail after the first step."""
+        """A TPM of the release layout reads one grid of tokens, or even ones: it would fail after the first step."""
         policy = None if self._trained is None or request.fixed_steps is not None else self._trained.policy
-        if not isinstance(policy, TimePredictionModule) or policy.shape.layout != "folded":
+        if not isinstance(policy, TimePredictionModule) or policy.shape.layout != "release":
             return
         grid = token_grid(self._shared.pipe, self._arguments(request))
         read = policy.shape.token_grid

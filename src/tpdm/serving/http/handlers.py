@@ -22,7 +22,7 @@ from tpdm.serving.http.settings import ModelCard, Settings
 from tpdm.serving.http.streaming import PAUSE, WAITING, EventStream, cancel_on_disconnect, event, read_body
 from tpdm.serving.process import describe
 
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 class Handlers:
@@ -39,7 +39,7 @@ class Handlers:
         asked = parse(await self._body(request), self._settings, self._card)
         first = asked.images[0]
         shown = f" {first.prompt!r}" if self._settings.log_prompts else ""
-        log.info("%s %d images of seed %d%s", request.state.request_id, len(asked.images), first.seed, shown)
+        logger.info("%s %d images of seed %d%s", request.state.request_id, len(asked.images), first.seed, shown)
         if not asked.stream:
             return JSONResponse(await cancel_on_disconnect(request.receive, self._collect(asked, request)))
         events = self._events(asked, request)
@@ -129,7 +129,7 @@ class Handlers:
     def _error(self, error: Exception, request: Request) -> ApiError:
         known = api_error(error)
         if known is None:
-            log.error("%s %s", request.state.request_id, describe(error, self._settings.log_prompts))
+            logger.error("%s %s", request.state.request_id, describe(error, self._settings.log_prompts))
         return known or internal_error(request.state.request_id)
 
 

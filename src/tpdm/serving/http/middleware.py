@@ -36,7 +36,7 @@ OPEN_FOLDERS = ("/static/", "/v1/images/files/")
 
 CLIENT_LEFT = 499  # nginx's number for it: nobody is there to read one
 
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 class SecurityMiddleware:
@@ -74,13 +74,13 @@ class SecurityMiddleware:
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
-            log.error("%s %s", request_id, describe(error, self._settings.log_prompts))
+            logger.error("%s %s", request_id, describe(error, self._settings.log_prompts))
             if status == 0:
                 await internal_error(request_id).response()(scope, receive, send_guarded)
         finally:
             route = getattr(asked.get("route"), "path", "other")
             self._metrics.response(route, status)
-            log.info("%s %s %s %d %.3fs", request_id, scope["method"], route, status, time.monotonic() - started)
+            logger.info("%s %s %s %d %.3fs", request_id, scope["method"], route, status, time.monotonic() - started)
 
     def _check(self, path: str, headers: Headers) -> None:
         hosts = self._settings.hosts

@@ -153,7 +153,7 @@ def _check(asked: GenerationRequest, settings: Settings, card: ModelCard) -> Non
         if getattr(asked, one) is not None and getattr(asked, other) is not None:
             refuse(one, f"got {one} and {other}, expected one of them")
     for name, value in {"gamma": asked.gamma, "quality": number}.items():
-        if value is not None and not card.dial:
+        if value is not None and not card.gamma_conditioned:
             refuse(name, "got a number, but this model has no dial; leave it out")
     if asked.partial_images and not asked.stream:
         refuse("partial_images", f"got {asked.partial_images} without a stream, expected stream true; or leave it out")
@@ -172,7 +172,7 @@ def _encoding(asked: GenerationRequest) -> Encoding:
 
 def _without_effect(asked: GenerationRequest, card: ModelCard) -> Iterator[str]:
     if asked.quality in DIAL and not _dialled(asked, card):
-        of = "fixed_steps has" if card.dial else "this model has"
+        of = "fixed_steps has" if card.gamma_conditioned else "this model has"
         yield f"quality: {of} no dial, and {asked.quality} changes nothing"
     if asked.style is not None:
         yield f"style: this model has no styles, and {asked.style} changes nothing; describe it in the prompt"
@@ -181,7 +181,7 @@ def _without_effect(asked: GenerationRequest, card: ModelCard) -> Iterator[str]:
 
 
 def _dialled(asked: GenerationRequest, card: ModelCard) -> bool:
-    return card.dial and asked.fixed_steps is None
+    return card.gamma_conditioned and asked.fixed_steps is None
 
 
 def _images(asked: GenerationRequest, limits: Limits, card: ModelCard) -> tuple[ImageRequest, ...]:

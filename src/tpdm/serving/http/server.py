@@ -20,7 +20,7 @@ from tpdm.serving.http.sockets import BACKLOG, listen
 KEEP_ALIVE = 30  # seconds that an idle connection is kept
 LAST_WORDS = 10  # seconds for answers on their way when the engine is done
 
-log = logging.getLogger("tpdm.serving")
+logger = logging.getLogger("tpdm.serving")
 
 
 class DrainingServer(uvicorn.Server):
@@ -42,13 +42,13 @@ class DrainingServer(uvicorn.Server):
         if self._draining is not None:
             self.should_exit = self.force_exit = True
             return
-        log.info("stopping: finishing what was accepted; a second signal ends at once")
+        logger.info("stopping: finishing what was accepted; a second signal ends at once")
         self._draining = threading.Thread(target=self._drain, name="tpdm-drain", daemon=True)
         self._draining.start()
 
     def _drain(self) -> None:
         if not self._engine.drain(self._seconds):
-            log.warning("not everything was finished within %g s", self._seconds)
+            logger.warning("not everything was finished within %g s", self._seconds)
         self.should_exit = True
 
 
@@ -97,10 +97,10 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def _restart(restart: Callable[[], None]) -> None:
-    log.info("replacing replicas one by one")
+    logger.info("replacing replicas one by one")
     try:
         restart()
     except Exception:  # the old ones go on
-        log.exception("the restart failed")
+        logger.exception("the restart failed")
     else:
-        log.info("all replicas are new")
+        logger.info("all replicas are new")

@@ -38,12 +38,12 @@ def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
     """
     backbone, dial = expand(backbone), False
     if tpm is not None:
-        dial = from_pretrained(tpm)[1].dial is not None
+        dial = from_pretrained(tpm)[1].gamma_steps is not None
     facts = read_pipeline_metadata(backbone)
     return ModelCard(
         id=Path(backbone).name if Path(backbone).is_dir() else backbone,
         learned=tpm is not None,
-        dial=dial,
+        gamma_conditioned=dial,
         default_steps=facts.steps,
         largest_side=facts.largest_side,
         examples=TINYWORLD if backbone == "tinyworld" else NATURAL,
@@ -89,7 +89,7 @@ class ModelCard:
     Attributes:
         id: its name, as requests give it.
         learned: whether a TPM decides the times; else the pipeline's own schedule runs.
-        dial: whether the TPM was trained for ``gamma`` and ``quality``.
+        gamma_conditioned: whether the TPM was trained for ``gamma`` and ``quality``.
         default_steps: of the pipeline's own schedule.
         examples: (name, prompt), of rising difficulty.
         largest_side: pixels that the model can draw; None where it has no such bound.
@@ -97,7 +97,7 @@ class ModelCard:
 
     id: str
     learned: bool
-    dial: bool
+    gamma_conditioned: bool
     default_steps: int
     examples: tuple[tuple[str, str], ...] = ()
     largest_side: int | None = None

@@ -54,12 +54,12 @@ def train_autoencoder(plan: FitPlan, folder: Path, seed: int, bf16: bool) -> Aut
         return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + KL_WEIGHT * kl
 
     fit("autoencoder", vae, loss_fn, plan, folder)
-    _normalise_latents(vae, seed)
+    _normalize_latents(vae, seed)
     return vae
 
 
 @torch.no_grad()
-def _normalise_latents(vae: AutoencoderKL, seed: int) -> None:
+def _normalize_latents(vae: AutoencoderKL, seed: int) -> None:
     _, x = scene_batch(generator(seed, "latent-scale", 0), 1024)
     latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(64)])
     vae.register_to_config(
@@ -69,7 +69,7 @@ def _normalise_latents(vae: AutoencoderKL, seed: int) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Pictures (B, 3, 64, 64) in [-1, 1] to normalised latents (B, 8, 8, 8), as the pipeline uses them."""
+    """Pictures (B, 3, 64, 64) in [-1, 1] to normalized latents (B, 8, 8, 8), as the pipeline uses them."""
     return (vae.encode(images).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
 
 

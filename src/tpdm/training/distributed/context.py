@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tpdm.core.errors import ConfigError, TrainingError
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # How many processes were started, in the words of torchrun, accelerate and the MPI launchers.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # A rollout may be much slower on one process than on another; one that died is noticed otherwise.
@@ -171,14 +171,14 @@ def init_distributed(device: str = "auto") -> Iterator[DistributedContext]:
     """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("", "no") and os.environ.get("RANK", "0") == "0":
-        _LOG.warning(
+        logger.warning(
             "accelerate launch was asked for mixed precision (%s), which changes nothing here: the TPM is trained in "
             "fp32, and the pipeline runs in the dtype of backbone.dtype; set that",
             precision,
         )
     if _started(os.environ) == 1:
         if _asked_in_vain(os.environ):
-            _LOG.warning(
+            logger.warning(
                 "accelerate launch was asked for several processes and started one, as it does on CPUs without mpirun; "
                 "start them with torchrun --nproc-per-node N -m tpdm train RECIPE.yaml"
             )

@@ -20,7 +20,7 @@ from tpdm.training.monitoring.run_view import RunStatus, read_run
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
 SHOWN_WARNINGS = 3  # the latest
-COLOURS = {"finished": "green", "running": "cyan", "starting": "cyan", "quiet": "yellow"}
+COLORS = {"finished": "green", "running": "cyan", "starting": "cyan", "quiet": "yellow"}
 
 
 def watch(folder: Path, every: float = 2.0, once: bool = False, console: Console | None = None) -> None:
@@ -52,7 +52,7 @@ def frame(view: RunStatus) -> RenderableType:
     recipe = view.recipe
     grid = Table.grid(padding=(0, 2))
     grid.add_row("", ProgressBar(recipe.rl.updates, view.updates, width=SPARK_WIDTH))
-    grid.add_row("state", Text(_state(view), style=COLOURS[view.state]))
+    grid.add_row("state", Text(_state(view), style=COLORS[view.state]))
     grid.add_row("update", f"{view.updates} of {recipe.rl.updates}{_clock(view)}")
     for words, key, form in (
         ("reward", "score_mean", "{:.4f}"),

@@ -19,7 +19,7 @@ from tpdm.training.monitoring.sample_sheets import write_pictures
 from tpdm.training.monitoring.trackers import TrackerCallback
 from tpdm.training.monitoring.warnings import TrainingMonitor
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class RunLogger:
@@ -48,7 +48,7 @@ class RunLogger:
             listener.row(row)
         for warned in self._health.look(row):
             with tqdm.external_write_mode():  # not into the middle of a progress bar
-                _LOG.warning("update %d: %s", warned.update, warned.message)
+                logger.warning("update %d: %s", warned.update, warned.message)
 
     def show(
         self,
@@ -64,7 +64,7 @@ class RunLogger:
         Of several processes the first one shows its own images, which are the first ones.
         """
         images = generated.images_B3HW
-        shown = first_of_each(len(images), gammas, self.recipe.validation.pictures)
+        shown = first_of_each(len(images), gammas, self.recipe.validation.num_images_logged)
         if not shown or images.ndim != 4:
             return
         path = write_pictures(

@@ -13,17 +13,17 @@ from tpdm.config.recipe import RewardConfig
 from tpdm.policies.gamma import gamma_at
 
 
-def dial_points(config: RewardConfig, count: int) -> list[float] | None:
+def gamma_points(config: RewardConfig, count: int) -> list[float] | None:
     """``count`` gammas from one end of the range to the other; None without a dial."""
     if config.gamma_range is None:
         return None
     return [gamma_at(i / (count - 1), *config.gamma_range) for i in range(count)]
 
 
-def dial_statistics(
+def gamma_statistics(
     gammas_B: Sequence[float] | None, score_B: Tensor, objective_B: Tensor, steps_B: Sequence[int]
 ) -> dict[str, Any]:
-    """``dial``: what was measured at each gamma of a validation, lowest first; nothing without a dial."""
+    """``gamma_points``: what was measured at each gamma of a validation, lowest first; nothing without a dial."""
     if gammas_B is None:
         return {}
     rows = []
@@ -37,12 +37,12 @@ def dial_statistics(
                 "objective_mean": float(objective_B[here].mean()),
             }
         )
-    return {"dial": rows}
+    return {"gamma_points": rows}
 
 
 def calibration(validation: Mapping[str, Any]) -> tuple[tuple[float, float], ...] | None:
-    """(gamma, mean steps) as a validation measured them, for ``PretrainedConfig.dial``; None without a dial."""
-    rows = validation.get("dial")
+    """(gamma, mean steps) as a validation measured them, for ``PretrainedConfig.gamma_steps``; None without a dial."""
+    rows = validation.get("gamma_points", validation.get("dial"))  # version 0.1 wrote dial
     return None if rows is None else tuple((row["gamma"], row["steps_mean"]) for row in rows)
 
 

@@ -94,7 +94,7 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
     call = rollout_call(recipe, sizes)
     height, width = call.height * 8, call.width * 8
     trajectories = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt
-    looks = 1 if recipe.reward.gamma_range is None else recipe.validation.dial_points
+    looks = 1 if recipe.reward.gamma_range is None else recipe.validation.gamma_points
     images = max(trajectories, recipe.validation.prompts * recipe.validation.samples_per_prompt * looks)
     parts = [
         *_weights(recipe, sizes),
@@ -110,14 +110,14 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
         MemoryPart("replay of one update, at most", replay, "host", "training"),
         MemoryPart("its flat copy, while passes run", replay, "host", "learning"),
     ]
-    if recipe.backbone.text_encoders == "leave":
+    if recipe.backbone.precompute_prompt_embeddings:
         parts.append(MemoryPart("embeddings of all prompts", embeddings_bytes(sizes, call, texts), "disk", "training"))
     return parts
 
 
 def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
     """Bytes that the decisions of one update take if every image runs to the cap: independent of the image's size."""
-    maps = 2 if recipe.tpm.maps == "first_last" else 1
+    maps = 2 if recipe.tpm.feature_maps == "first_last" else 1
     observation = maps * feature_channels * recipe.tpm.grid**2 + temb_channels
     decisions = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt * recipe.sampling.max_steps
     return 2 * observation * decisions  # fp16
@@ -125,7 +125,7 @@ def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> i
 
 def _weights(recipe: Recipe, sizes: PipelineSizes) -> list[MemoryPart]:
     """Frozen networks; all pass the host when they are loaded."""
-    leave, size = recipe.backbone.text_encoders == "leave", DTYPES[recipe.backbone.dtype].itemsize
+    leave, size = recipe.backbone.precompute_prompt_embeddings, DTYPES[recipe.backbone.dtype].itemsize
     parts, stay = [], {}
     for name, count in sizes.parameters.items():
         encodes = name.startswith("text_encoder") and leave

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpdm.config.recipe import Recipe
-from tpdm.config.unused_keys import tell_idle
+from tpdm.config.unused_keys import warn_unused_keys
 from tpdm.data.prompts import Prompt
 from tpdm.pipelines.metadata import PipelineSizes, pipeline_sizes
 from tpdm.training.build import FOLDER, check_negatives, choose_prompts, run_texts
@@ -43,7 +43,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         TpdmError: what a run would refuse at its start, too: prompts, pipeline, recipe.
     """
-    tell_idle(recipe)
+    warn_unused_keys(recipe)
     train_prompts, validation = choose_prompts(recipe)
     check_negatives(recipe, (*train_prompts, *validation))
     return _plan(recipe, train_prompts, validation, pipeline_sizes(recipe.backbone.name_or_path))
@@ -53,7 +53,7 @@ def _plan(recipe: Recipe, train: list[Prompt], validation: list[Prompt], sizes: 
     rl, out = recipe.rl, Path(recipe.output)
     trajectories = rl.prompts_per_update * rl.samples_per_prompt
     names = ["recipe.yaml", "metrics.jsonl", "checkpoints", "last", "best", "run.json"]
-    if recipe.backbone.text_encoders == "leave":
+    if recipe.backbone.precompute_prompt_embeddings:
         names.append(FOLDER)
     return Plan(
         training_prompts=len(train),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tpdm.core.errors import CheckpointError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.core.types import Features
-from tpdm.policies import pretrained as artefact
+from tpdm.policies import pretrained as artifact
 from tpdm.policies.pretrained import (
     PretrainedConfig,
     check_backbone,
@@ -29,7 +29,7 @@ from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
 
 POOLED = TPMConfig(6, 5, channels=8, grid=4)
-FOLDED = TPMConfig(6, 5, channels=8, layout="folded", token_grid=(4, 6))
+FOLDED = TPMConfig(6, 5, channels=8, layout="release", token_grid=(4, 6))
 
 
 def config_of(shape: TPMConfig = POOLED, **change: Any) -> PretrainedConfig:
@@ -79,7 +79,7 @@ def test_round_trip_decides_the_same_bits(tmp_path: Path, shape: TPMConfig) -> N
     save_pretrained(policy, config, tmp_path / "a" / "tpm")
     loaded, loaded_config = from_pretrained(tmp_path / "a" / "tpm")
     assert loaded_config == config
-    assert loaded.artefact == config
+    assert loaded.artifact == config
     x = torch.randn(3, 6, 4, 6)
     features, t_B, index_B = Features(x, x.flip(2), torch.randn(3, 5)), torch.rand(3), torch.arange(3)
     for seeds in (None, [1, 2, 3]):
@@ -90,7 +90,7 @@ def test_round_trip_decides_the_same_bits(tmp_path: Path, shape: TPMConfig) -> N
 
 
 def test_load_policy_carries_its_config(folder: Path) -> None:
-    assert load_policy(str(folder)).artefact == config_of()
+    assert load_policy(str(folder)).artifact == config_of()
     assert config_of(FOLDED).token_grid == (4, 6)
     assert not load_policy(folder).training
 
@@ -116,7 +116,7 @@ def test_a_failure_while_saving_leaves_the_old_folder(folder: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(artefact, name, fail)
+    monkeypatch.setattr(artifact, name, fail)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(TimePredictionModule(POOLED), config_of(gamma=0.5), folder)
     assert from_pretrained(folder)[1].gamma == 0.97
@@ -188,7 +188,7 @@ def test_a_missing_key_of_the_shape_is_named(folder: Path, key: str) -> None:
         (lambda raw: raw.update(shape=3), "got int for shape"),
         (lambda raw: raw["shape"].update(grid=0), "got grid = 0"),
         (lambda raw: raw["shape"].update(layout="flat"), "got 'flat' for shape.layout"),
-        (lambda raw: raw.update(format_version=3), "got format_version 3"),
+        (lambda raw: raw.update(format_version=4), "got format_version 4"),
         (lambda raw: raw.update(gamma=float("nan")), "for gamma"),
     ],
 )
@@ -294,7 +294,7 @@ def test_a_backbone_of_other_facts_is_refused(folder: Path) -> None:
     """Where the TPM has them: those of older versions have none, and neither has their file."""
     assert "backbone_facts" not in json.loads((folder / "config.json").read_text())
     seen = ("SD3Transformer2DModel", 6, 5)
-    check_backbone(load_policy(folder).artefact or config_of(), *seen, {"depth": 3})
+    check_backbone(load_policy(folder).artifact or config_of(), *seen, {"depth": 3})
     save_pretrained(TimePredictionModule(POOLED), config_of(backbone_facts={"depth": 2, "heads": [1, 2]}), folder)
     config = from_pretrained(folder)[1]
     check_backbone(config, *seen, {"heads": [1, 2], "depth": 2, "more": 1})
