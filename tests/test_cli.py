@@ -98,7 +98,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path):
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
     assert answer.stderr.startswith("Error: ")
-    assert "no.yaml: cannot be read" in answer.stderr
+    assert "no.yaml cannot be read" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stdout == ""
 
@@ -131,7 +131,7 @@ def test_a_bad_override_never_reaches_training(library, recipe):
     calls = library("tpdm.training.train", "train")
     answer = run("train", recipe, "rl.update=3")
     assert answer.exit_code == 2
-    assert "did you mean rl.updates?" in answer.output
+    assert "Did you mean rl.updates?" in answer.output
     assert calls == []
 
 
@@ -140,31 +140,31 @@ def test_errors_and_interruptions_of_the_library(library, recipe, error, code):
     library("tpdm.training.train", "train", error=error)
     answer = run("train", recipe)
     assert answer.exit_code == code
-    expected = "Error: all is lost" if code == 2 else "goes on from the last checkpoint"
+    expected = "Error: all is lost" if code == 2 else "to resume from the last checkpoint"
     assert expected in answer.output
     assert len(answer.output.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["sample --prompt a --out", "push tinyworld --folder"])
-def test_a_path_that_cannot_be_written_is_said_before_anything_is_done(monkeypatch, tmp_path, command):
+def test_an_unwritable_path_is_reported_first(monkeypatch, tmp_path, command):
     monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names: pytest.fail("loaded"))
     (tmp_path / "file").write_text("", encoding="utf-8")
     answer = run(*command.split(), tmp_path / "file" / "x")
     assert answer.exit_code == 2
-    assert re.search(r"Error: got \S+ \(.*\), expected a path", answer.output)
+    assert re.search(r"Error: \S+ cannot be used \(.*\)\. Correct the path", answer.output)
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("serve --tpm tinyworld --max-replicas 4", "expected --replicas too"),
-        ("push tinyworld --folder out --private", "expected --hub"),
+        ("serve --tpm tinyworld --max-replicas 4", "Only --replicas starts Ray"),
+        ("push tinyworld --folder out --private", "Use --hub"),
         ("sample --prompt a --device nowhere", "got device 'nowhere', which cannot be used here"),
         ("reward serve --device nowhere", "got device 'nowhere'"),
         ("serve --device nowhere", "got device 'nowhere'"),
     ],
 )
-def test_what_would_have_been_passed_over_or_failed_later_is_refused(monkeypatch, tmp_path, command, words):
+def test_options_without_effect_are_refused(monkeypatch, tmp_path, command, words):
     monkeypatch.chdir(tmp_path)
     answer = run(*command.split())
     assert answer.exit_code == 2
@@ -201,10 +201,10 @@ def test_the_doctor_says_how_to_mend(monkeypatch):
 
 
 def test_the_doctor_finds_what_is_missing():
-    assert tpdm.cli.doctor._package("no-such-package").mend == "pip install no-such-package"
-    assert tpdm.cli.doctor._extra("no_such_module", "train").mend == "pip install 'tpdm[train]'"
+    assert tpdm.cli.doctor._package("no-such-package").fix == "pip install no-such-package"
+    assert tpdm.cli.doctor._extra("no_such_module", "train").fix == "pip install 'tpdm[train]'"
     optional = tpdm.cli.doctor._optional("no_such_module", "serve", "serving")
-    assert (optional.mend, optional.stops_demo) == ("pip install 'tpdm[serve]'", False)
+    assert (optional.fix, optional.stops_demo) == ("pip install 'tpdm[serve]'", False)
 
 
 def test_the_doctor_looks_at_every_extra_that_users_install():
@@ -238,7 +238,7 @@ def test_sample_writes_pictures_and_lines(tiny, tmp_path):
     (tmp_path / "prompts.txt").write_text("c\nd\n", encoding="utf-8")
     out = tmp_path / "out"
     command = ["sample", "--backbone", "a/b", "--prompt", "a", "--prompts", tmp_path / "prompts.txt"]
-    answer = run(*command, "--seed", 7, "--steps", 3, "--out", out)
+    answer = run(*command, "--seed", 7, "--num-inference-steps", 3, "--out", out)
     assert answer.exit_code == 0, answer.output
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["prompt"], line["seed"], line["steps"]) for line in lines] == [
@@ -303,7 +303,7 @@ def test_a_prompt_that_is_not_read_to_its_end_is_said(tiny, tmp_path, caplog):
 
 def test_a_prompt_that_stands_twice_in_a_file_is_drawn_twice(tiny, tmp_path):
     (tmp_path / "prompts.txt").write_text("a\nb\na\n", encoding="utf-8")
-    options = ["--prompts", tmp_path / "prompts.txt", "--steps", 1, "--out", tmp_path / "out"]
+    options = ["--prompts", tmp_path / "prompts.txt", "--num-inference-steps", 1, "--out", tmp_path / "out"]
     answer = run("sample", "--backbone", "a/b", *options)
     assert answer.exit_code == 0, answer.output
     assert "0002.png  1 steps  a" in answer.output
@@ -427,9 +427,9 @@ def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
     (reward, sockets, token), _ = calls[0]
     assert (reward.name, sockets, token) == ("python:math:hypot", "sockets", "s3cret")
     assert places[0][0] == ("0.0.0.0", 8081)
-    assert "whoever reaches" not in answer.output
+    assert "Anyone who can reach" not in answer.output
     open_to_all = run("reward", "serve", "--reward", "python:math:hypot", *options)
-    assert "No --token-env: whoever reaches 0.0.0.0:8081 may use this reward." in open_to_all.output
+    assert "Warning: no --token-env given. Anyone who can reach 0.0.0.0:8081 can use this reward." in open_to_all.output
 
 
 @pytest.mark.parametrize(

@@ -109,15 +109,17 @@ def test_names_that_a_server_answers_to(handed):
 
 
 def test_an_open_server_says_that_it_is_open(handed):
-    assert "whoever reaches 0.0.0.0:8000 may use this model" in run("--tpm", "tinyworld", "--host", "0.0.0.0").output
+    assert (
+        "Anyone who can reach 0.0.0.0:8000 can use this model" in run("--tpm", "tinyworld", "--host", "0.0.0.0").output
+    )
     assert "whoever" not in run("--tpm", "tinyworld").output
 
 
 def test_without_a_tpm_it_says_where_one_is(handed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run().output.splitlines()[0] == "No --tpm: the pipeline's own schedule serves."
+    assert run().output.splitlines()[0] == "No --tpm given. The pipeline's own schedule runs."
     (tmp_path / "runs" / "demo" / "train" / "best").mkdir(parents=True)
-    assert "serve it with --tpm runs/demo/train/best" in run().output
+    assert "use it with --tpm runs/demo/train/best" in run().output
     assert not handed.run[1].learned
 
 
@@ -143,11 +145,11 @@ def test_replicas_are_handed_a_plan(handed):
         (["--token-env", "TPDM_NO_SUCH_TOKEN"], "got no token in the environment variable"),
         (["--tpm", "no/such/folder"], "no/such/folder"),
         (["--backbone", "/no/such/folder"], "expected 'tinyworld'"),
-        (["--device", "cuda:1", "--replicas", "2"], "got --device cuda:1 with --replicas, expected cuda or auto"),
+        (["--device", "cuda:1", "--replicas", "2"], "--device is cuda:1 with --replicas"),
         (["--port", "0"], "Invalid value for '--port'"),
         (["--port", "65536"], "Invalid value for '--port'"),
         (["--slots", "0"], "Invalid value for '--slots'"),
-        (["--model-alias", " "], "got an empty --model-alias, expected a name"),
+        (["--model-alias", " "], "--model-alias is empty"),
         (["--response-format", "file"], "Invalid value for '--response-format'"),
     ],
 )

@@ -56,7 +56,7 @@ def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_pa
     run = Path("runs/first")
     for update in (1, 3):
         code, said = train_until(tmp_path, update)
-        assert (code, "the same command goes on from the last checkpoint" in said) == (130, True), said
+        assert (code, "Run the same command again to resume from the last checkpoint" in said) == (130, True), said
         done = max(row["update"] for row in read_metrics(run / "metrics.jsonl"))
         assert update <= done < 12
         assert f"{done} of 12" in tpdm_command("watch", run, "--once")

@@ -88,9 +88,17 @@ def drawn(monkeypatch, sd3, tmp_path, places):
     return draw
 
 
-STOCK = ("--prompt", "a", "--steps", "3")
+STOCK = ("--prompt", "a", "--num-inference-steps", "3")
 OF_FILE = ("--prompt-column", "text", "--negative-column", "avoid", "--limit", "1")
-FILE = ("--prompts", "AT/p.csv", *OF_FILE, "--steps", "2", "--guidance-scale", "4")  # negatives want guidance
+FILE = (
+    "--prompts",
+    "AT/p.csv",
+    *OF_FILE,
+    "--num-inference-steps",
+    "2",
+    "--guidance-scale",
+    "4",
+)  # negatives want guidance
 DIAL = ("--prompt", "a", "--tpm", "AT/dial")
 # option: (words, the same with another value or the option left out)
 OPTIONS = {
@@ -106,7 +114,8 @@ OPTIONS = {
     "dtype": (STOCK, (*STOCK, "--dtype", "bf16")),
     "guidance_scale": (STOCK, (*STOCK, "--guidance-scale", "2")),
     "max_steps": (DIAL, (*DIAL, "--max-steps", "2")),
-    "steps": (STOCK, (*STOCK, "--steps", "2")),
+    "num_inference_steps": (STOCK, (*STOCK, "--num-inference-steps", "2")),
+    "steps": (STOCK, (*STOCK[:2], "--steps", "2")),  # the name of version 0.1
     "gamma": ((*DIAL, "--gamma", "0.98"), (*DIAL, "--gamma", "0.91")),
     "quality": ((*DIAL, "--quality", "1"), (*DIAL, "--quality", "0")),
 }
@@ -129,14 +138,14 @@ def test_another_value_changes_what_is_drawn(drawn, option):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((*DIAL, "--steps", "3"), "got steps=3 with a TPM"),
+        ((*DIAL, "--num-inference-steps", "3"), "got steps=3 with a TPM"),
         ((*STOCK, "--max-steps", "3"), "got max_steps=3 without a TPM"),
         ((*STOCK, "--gamma", "0.9"), "got gamma=0.9 without a TPM"),
         ((*STOCK, "--quality", "0.5"), "got quality=0.5 without a TPM"),
         ((*DIAL, "--gamma", "0.95", "--quality", "0.5"), "gamma"),
         ((*DIAL, "--gamma", "0.5"), "0.5"),
         (("--prompt", "a", "--tpm", "AT/tpm", "--gamma", "0.95"), "dial"),
-        ((*STOCK, "--limit", "1"), "got --limit 1 alone"),
+        ((*STOCK, "--limit", "1"), "--limit is 1 without --prompts"),
         ((*STOCK, "--prompt", " "), "empty prompt"),
         ((), "got no prompt"),
     ],

@@ -43,7 +43,7 @@ def test_the_sentence_leads_to_the_right_name(name, option, words):
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("sample --num-inference-steps 8", ["--steps", "--max-steps"]),
+        ("sample --num-steps 8", ["--num-inference-steps", "--max-steps"]),
         ("sample --seeds 3", ["--seed"]),
         ("sample --cfg 3", ["--guidance-scale"]),
         ("sample --cfg_scale 3", ["--guidance-scale"]),

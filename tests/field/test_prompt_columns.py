@@ -198,7 +198,7 @@ def test_the_command_line_names_columns_and_a_limit(tmp_path, texts_of_calls):
 def test_what_is_of_a_file_is_refused_without_one(texts_of_calls, option):
     answer = sample("--prompt", "a", option, "2")
     assert answer.exit_code == 2
-    assert f"Error: got {option} 2 alone, expected --prompts too" in answer.output
+    assert f"Error: {option} is 2 without --prompts." in answer.output
     assert texts_of_calls == []
 
 

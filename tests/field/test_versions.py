@@ -82,10 +82,10 @@ def test_the_doctor_names_floors_and_what_is_below_them(old):
     old("numpy", "diffusers")
     numpy, diffusers = tpdm.cli.doctor._package("numpy"), tpdm.cli.doctor._package("diffusers")
     assert numpy.value == f"1.24.0 ({required('numpy')})"
-    assert numpy.mend == f"pip install -U 'numpy{required('numpy')}'"
+    assert numpy.fix == f"pip install -U 'numpy{required('numpy')}'"
     assert not numpy.stops_demo
     assert diffusers.stops_demo  # its pipelines are refused
-    assert tpdm.cli.doctor._extra("filelock", "eval").mend is None
+    assert tpdm.cli.doctor._extra("filelock", "eval").fix is None
 
 
 def test_a_development_version_counts_as_the_release_it_leads_to(monkeypatch):

@@ -100,7 +100,7 @@ def test_runs_and_evaluations_from_before_the_key_go_on() -> None:
 
 
 def test_the_command_line(half: Path, tmp_path: Path) -> None:
-    words = ["sample", "--backbone", str(half), "--prompt", "abc", "--steps", "1", "--device", "cpu"]
+    words = ["sample", "--backbone", str(half), "--prompt", "abc", "--num-inference-steps", "1", "--device", "cpu"]
     refused = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
     assert "pass variant='fp16' (--variant fp16" in refused.output

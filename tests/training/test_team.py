@@ -159,4 +159,4 @@ def test_commands_that_share_no_work_refuse_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = CliRunner().invoke(app, ["doctor"])
     assert refused.exit_code == 2
-    assert "got several processes for tpdm doctor, expected one" in refused.output
+    assert "WORLD_SIZE is 2 for tpdm doctor." in refused.output

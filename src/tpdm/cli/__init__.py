@@ -1,4 +1,4 @@
-"""The command line; ``app`` has its commands, each room beside it some of them."""
+"""The ``tpdm`` command."""
 
 from tpdm.cli.app import app, main
 

@@ -1,6 +1,6 @@
-"""The command line: each command parses, calls one library function, and prints.
+"""The ``tpdm`` command: each subcommand parses its options, calls one library function, and prints.
 
-The library is imported inside the commands, so that ``tpdm --help`` answers without loading torch.
+Subcommands import the library when they run, so that ``tpdm --help`` does not load torch.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ USER_ERROR = 2
 
 
 class _Commands(TyperGroup):
-    """Turns the errors that a user can mend into one message on stderr, without a traceback."""
+    """Prints errors that a user can fix as one message on stderr, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             resumes = ctx.invoked_subcommand in RESUMABLE
-            hint = "the same command goes on from the last checkpoint" if resumes else "nothing to clean up"
-            typer.echo(f"Interrupted: {hint}.", err=True)
+            hint = (
+                "Run the same command again to resume from the last checkpoint"
+                if resumes
+                else "There is nothing to clean up"
+            )
+            typer.echo(f"Interrupted. {hint}.", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
             if type(error).__name__ == "NoSuchOption":  # of typer's own click, or of the package
@@ -45,15 +49,15 @@ class _Commands(TyperGroup):
                 raise
             from tpdm.core.errors import TpdmError
 
-            said = _said_of_file(error) if isinstance(error, OSError) else None
-            if said is None and not isinstance(error, TpdmError):
+            message = _file_message(error) if isinstance(error, OSError) else None
+            if message is None and not isinstance(error, TpdmError):
                 raise
-            typer.echo(f"Error: {said or error}", err=True)
+            typer.echo(f"Error: {message or error}", err=True)
             raise typer.Exit(USER_ERROR) from error
 
 
-def _said_of_file(error: OSError) -> str | None:
-    """A sentence on a file or folder that cannot be read or written; None of other errors."""
+def _file_message(error: OSError) -> str | None:
+    """Message about a file or folder that cannot be read or written; None for other errors."""
     if not isinstance(
         error, FileExistsError | FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
     ):
@@ -61,18 +65,18 @@ def _said_of_file(error: OSError) -> str | None:
     if error.filename is None:
         return None
     reason = (error.strerror or type(error).__name__).lower()
-    return f"got {error.filename} ({reason}), expected a path to read or write there; correct it or its permissions."
+    return f"{error.filename} cannot be used ({reason}). Correct the path, or its permissions."
 
 
-# Plain help instead of rich boxes: examples keep their lines, and can be copied.
+# Plain help instead of rich boxes, so that examples keep their line breaks and can be copied.
 _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
 app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, **_PLAIN)
-tinyworld_app = typer.Typer(help="The embedded model.", **_PLAIN)
+tinyworld_app = typer.Typer(help="The embedded model", **_PLAIN)
 app.add_typer(tinyworld_app, name="tinyworld")
-reward_app = typer.Typer(help="Rewards.", **_PLAIN)
+reward_app = typer.Typer(help="Rewards", **_PLAIN)
 app.add_typer(reward_app, name="reward")
 
-_COMMANDS: dict[str, Callable[..., None]] = {  # in the order in which one meets them
+_COMMANDS: dict[str, Callable[..., None]] = {  # in the order of a first use
     "doctor": doctor,
     "demo": demo,
     "train": train,
@@ -101,7 +105,7 @@ def _print_version(wanted: bool) -> None:
 def tpdm(
     context: typer.Context,
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
     ] = False,
 ) -> None:
     """Learned per-image denoising schedules for text-to-image pipelines.
@@ -115,15 +119,16 @@ def tpdm(
         from tpdm.core.errors import ConfigError
 
         raise ConfigError(
-            f"got several processes for tpdm {context.invoked_subcommand}, expected one; only training shares its work"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} for tpdm {context.invoked_subcommand}. Only tpdm train "
+            "runs on several processes. Start it without torchrun."
         )
 
 
 def main() -> None:
     """Entry point of the ``tpdm`` command."""
-    # The libraries' hints (a missing torchvision, which nothing here needs) would drown what the command says.
+    # Hints of the libraries (a missing torchvision, which is not needed) would hide the command's own output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    # Where a process of a run is gone, one sentence says so: the stacks of the network's C++ would hide it.
+    # The heartbeat reports a lost process in one sentence; C++ stacks of the network would hide it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     app()

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments and helpers that several subcommands share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Recipe", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of recipe keys")]
 
-# Words of other programs and of Python calls, and what they may be here.
+# Option names of other programs and of Python calls, and the likely options here.
 _MEANT = {
-    "--num-inference-steps": ("--steps", "--max-steps"),
-    "--num-steps": ("--steps", "--max-steps"),
+    "--num-steps": ("--num-inference-steps", "--max-steps"),
+    "--sampling-steps": ("--num-inference-steps", "--max-steps"),
     "--seeds": ("--seed",),
     "--cfg": ("--guidance-scale", "--true-cfg-scale"),
     "--cfg-scale": ("--guidance-scale", "--true-cfg-scale"),
@@ -31,10 +31,10 @@ _MEANT = {
 
 
 def lead_to_options(error: Any) -> None:
-    """Gives an error about an unknown option those of its command that are likely meant; others keep the near ones.
+    """Sets the suggestions of an error about an unknown option.
 
     Args:
-        error: click's NoSuchOption.
+        error: click's NoSuchOption. Its ``possibilities`` are replaced if a likely option is known.
     """
     known = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
     found = [name for name in _MEANT.get(error.option_name.replace("_", "-"), ()) if name in known]
@@ -43,23 +43,33 @@ def lead_to_options(error: Any) -> None:
 
 @contextmanager
 def require_extra(extra: str, use: str) -> Iterator[None]:
-    """Says which extra of this package brings what an import inside does not find.
+    """Names the extra of this package that installs a missing import.
 
     Args:
-        extra: its name.
-        use: what needs it.
+        extra: Name of the extra, such as ``serve``.
+        use: What needs it, for the message.
 
     Raises:
-        ConfigError: a package is missing.
+        ConfigError: A package is missing.
+
+    Example:
+        >>> with require_extra("serve", "serving"):
+        ...     import no_such_package
+        Traceback (most recent call last):
+        ...
+        tpdm.core.errors.ConfigError: Package no_such_package is missing, which serving needs. Run pip install
+        'tpdm[serve]'.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         from tpdm.core.errors import ConfigError
 
-        raise ConfigError(f"got no package {error.name}, which {use} needs; pip install 'tpdm[{extra}]'") from error
+        raise ConfigError(
+            f"Package {error.name} is missing, which {use} needs. Run pip install 'tpdm[{extra}]'."
+        ) from error
 
 
 def in_url(host: str) -> str:
-    """An address as URLs have it: IPv6 in brackets."""
+    """A host as it is written in a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

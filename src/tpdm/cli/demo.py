@@ -16,7 +16,7 @@ from tpdm.training.train import train
 
 
 def demo_recipe(out: Path, seed: int) -> Recipe:
-    """The shipped tinyworld recipe, with its run in ``out/train``."""
+    """The shipped tinyworld recipe with ``out/train`` as its run folder."""
     path = Path(str(resources.files("tpdm.config") / "recipes" / "tinyworld.yaml"))
     return replace(load_recipe(path), output=str(out / "train"), seed=seed)
 
@@ -25,11 +25,11 @@ def run_demo(out: Path = Path("runs/demo"), seed: int = 0) -> Path:
     """Trains (or resumes), evaluates on held-out prompts, and writes ``report.html`` and ``summary.json``.
 
     Args:
-        out: folder of the run.
-        seed: of training; the test prompts and their noise stay the same.
+        out: Folder of the run.
+        seed: Seed of the training. Test prompts and their noise do not depend on it.
 
     Returns:
-        The report.
+        Path of the report.
     """
     began, out = time.monotonic(), expand(out)
     recipe = demo_recipe(out, seed)
@@ -38,7 +38,7 @@ def run_demo(out: Path = Path("runs/demo"), seed: int = 0) -> Path:
     summary["total_seconds"] = round(time.monotonic() - began, 1)
     summary["command"] = f"tpdm demo --out {out} --seed {seed}"
     write_json(out / "summary.json", summary)
-    write_report(out, f"tpdm on {recipe.backbone.name_or_path}")  # again: now it is known how long all of it took
+    write_report(out, f"tpdm on {recipe.backbone.name_or_path}")  # again, with the total time
     for row in summary["rows"]:
         print("{name:38s} steps {steps_mean:5.2f}  reward {reward_mean:.4f}  accuracy {accuracy:.3f}".format(**row))
     return out / "report.html"

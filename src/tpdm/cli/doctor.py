@@ -1,4 +1,4 @@
-"""What this machine has, and what it lacks for the demo: versions, processors, disk, weights, extras."""
+"""``tpdm doctor``: versions, processors, disk space, weights and extras of this machine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from importlib.util import find_spec
 from tpdm.core.versions import misfit, required
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
-REFUSED = ("diffusers", "transformers")  # where they are too old; others may do
-EXTRAS = {"matplotlib": "eval", "filelock": "eval"}  # module -> the extra of this package that brings it
-# What the demo does without: module -> extra, and what it is for.
+REFUSED = ("diffusers", "transformers")  # refused if too old; others may still work
+EXTRAS = {"matplotlib": "eval", "filelock": "eval"}  # module -> extra of this package that installs it
+# Not needed by the demo: module -> extra, and its use.
 OPTIONAL = {
     "accelerate": ("train", "training on several processes"),
     "tensorboard": ("track", "curves in tensorboard, wandb or trackio"),
-    "fastapi": ("serve", "serving pictures and rewards"),
+    "fastapi": ("serve", "serving images and rewards"),
     "ray": ("ray", "serving on several machines"),
     "datasets": ("data", "prompts from parquet files and the hub"),
 }
-DISK_WANTED_GB = 1.0  # a demo run with its checkpoints and pictures stays below
+DISK_WANTED_GB = 1.0  # more than a demo run with its checkpoints and images needs
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        value: what was found.
-        mend: what to do about it; None where all is well.
-        stops_demo: whether the demo cannot run before that is done.
+        name: Name of the check.
+        value: Its result.
+        fix: What to do about it; None if nothing is wrong.
+        stops_demo: Whether the demo cannot run without the fix.
     """
 
     name: str
     value: str
-    mend: str | None = None
+    fix: str | None = None
     stops_demo: bool = False
 
 
 def examine() -> list[Finding]:
-    """Looks at everything; loads torch, and neither diffusers nor transformers."""
+    """Runs all checks. Loads torch, but neither diffusers nor transformers."""
     findings = [Finding("python", ".".join(map(str, sys.version_info[:3])))]
     findings += [_package(name) for name in PACKAGES]
     findings += [_extra(module, extra) for module, extra in EXTRAS.items()]
@@ -55,15 +55,18 @@ def examine() -> list[Finding]:
 
 
 def report(echo: Callable[[str], object] = print) -> bool:
-    """Prints the findings and returns whether the tinyworld demo can run.
+    """Prints the findings.
 
     Args:
-        echo: called with each line.
+        echo: Called with each line.
+
+    Returns:
+        Whether the demo can run.
     """
     findings = examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        echo(f"{finding.name:<{width}}  {finding.value}" + (f"  -> {finding.mend}" if finding.mend else ""))
+        echo(f"{finding.name:<{width}}  {finding.value}" + (f"  -> {finding.fix}" if finding.fix else ""))
     ready = not any(finding.stops_demo for finding in findings)
     echo("The demo can run: tpdm demo" if ready else "The demo cannot run yet: see the arrows above.")
     return ready
@@ -77,7 +80,7 @@ def _package(name: str) -> Finding:
 
 
 def _version(name: str) -> Finding:
-    """What is installed, and what to do where it is too old."""
+    """The installed version, and the fix if it is too old."""
     wanted, fits = misfit(name), required(name)
     value = metadata.version(name) + (f" ({fits})" if fits else "")
     return Finding(name, value, wanted and f"pip install -U '{wanted}'", bool(wanted) and name in REFUSED)
@@ -101,8 +104,8 @@ def _processors() -> list[Finding]:
 
     cores = os.cpu_count() or 1
     threads = torch.get_num_threads()
-    mend = f"more threads than cores are slow: set OMP_NUM_THREADS={cores}" if threads > cores else None
-    found = [Finding("cpu", f"{cores} cores, {threads} torch threads", mend)]
+    fix = f"more threads than cores are slow: set OMP_NUM_THREADS={cores}" if threads > cores else None
+    found = [Finding("cpu", f"{cores} cores, {threads} torch threads", fix)]
     if not torch.cuda.is_available():
         return [*found, Finding("gpu", "none (the demo needs none)")]
     for index in range(torch.cuda.device_count()):
@@ -113,13 +116,13 @@ def _processors() -> list[Finding]:
 
 def _disk() -> Finding:
     free_gb = shutil.disk_usage(".").free / 1e9
-    mend = f"free at least {DISK_WANTED_GB:g} GB here" if free_gb < DISK_WANTED_GB else None
-    return Finding("disk", f"{free_gb:.1f} GB free", mend, stops_demo=mend is not None)
+    fix = f"free at least {DISK_WANTED_GB:g} GB here" if free_gb < DISK_WANTED_GB else None
+    return Finding("disk", f"{free_gb:.1f} GB free", fix, stops_demo=fix is not None)
 
 
 def _weights() -> Finding:
     folder = resources.files("tpdm").joinpath("tinyworld", "weights")
     if folder.joinpath("pipeline", "model_index.json").is_file():
         return Finding("tinyworld", "weights are there")
-    mend = f"reinstall tpdm, which brings them, or: tpdm tinyworld build --out {folder}"
-    return Finding("tinyworld", "no weights", mend, stops_demo=True)
+    fix = f"reinstall tpdm, which brings them, or: tpdm tinyworld build --out {folder}"
+    return Finding("tinyworld", "no weights", fix, stops_demo=True)

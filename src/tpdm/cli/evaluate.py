@@ -1,4 +1,4 @@
-"""``tpdm eval`` and ``tpdm report``: what a TPM is worth, and the page that says so."""
+"""``tpdm eval`` and ``tpdm report``: evaluation of a trained TPM, and its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tpdm.cli.arguments import Overrides, RecipePath, require_extra
 
 
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Evaluate a trained TPM against every schedule it has to beat, or go on where that was interrupted.
+    """Evaluate a trained TPM against fixed schedules and other baselines. An interrupted evaluation is resumed.
 
     \b
     Example:
@@ -28,11 +28,13 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an evaluation: OUTPUT/eval, or runs/demo.")],
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "tpdm",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of policies as Markdown.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of an evaluation: OUTPUT/eval, or runs/demo")
+    ],
+    title: Annotated[str, typer.Option(help="Heading of the report")] = "tpdm",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of results as Markdown")] = False,
 ) -> None:
-    """Write the report of an evaluation again, from its results.
+    """Write the report of an evaluation again from its results.
 
     \b
     Example:

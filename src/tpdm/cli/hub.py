@@ -1,4 +1,4 @@
-"""``tpdm inspect``, ``push`` and ``convert``: what a trained TPM is, the way to others, and from the release."""
+"""``tpdm inspect``, ``push`` and ``convert``: describe a TPM, publish it, convert a published checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ UNSOUND = 1
 
 
 def inspect(
-    tpm: Annotated[str, typer.Argument(metavar="TPM", help="Folder or hub id of a TPM; tinyworld is the shipped one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    tpm: Annotated[str, typer.Argument(metavar="TPM", help="Folder or hub id of a TPM; tinyworld is the shipped one")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
-    """Say what a TPM is for, how it was trained, and whether its files are sound.
+    """Describe a TPM: its pipeline, its training, and whether its files are intact.
 
     The exit code is 1 if they are not.
 
@@ -34,12 +34,12 @@ def inspect(
 
 
 def push(
-    tpm: Annotated[str, typer.Argument(metavar="TPM", help="Folder of a TPM, best/ of a run as a rule.")],
-    folder: Annotated[Path | None, typer.Option(help="Write there.")] = None,
-    hub: Annotated[str | None, typer.Option(help="Upload there: owner/name.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Where the repository is new.")] = False,
+    tpm: Annotated[str, typer.Argument(metavar="TPM", help="Folder of a TPM, usually best/ of a run")],
+    folder: Annotated[Path | None, typer.Option(help="Folder to write to")] = None,
+    hub: Annotated[str | None, typer.Option(help="Hub repository to upload to: owner/name")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private")] = False,
 ) -> None:
-    """Publish a TPM with a card written from its run: to a folder, or to the hub.
+    """Publish a TPM with a model card to a folder or to the hub.
 
     \b
     Example:
@@ -49,9 +49,11 @@ def push(
     from tpdm.core.errors import ConfigError
 
     if (folder is None) == (hub is None):
-        raise ConfigError("got neither or both of --folder and --hub, expected one of them; say where to publish.")
+        raise ConfigError("--folder and --hub exclude each other, and one is needed. Give one of them.")
     if private and hub is None:
-        raise ConfigError("got --private with --folder, expected --hub; a folder is as private as its place.")
+        raise ConfigError(
+            "--private is given with --folder. Only a hub repository can be private. Use --hub, or leave --private out."
+        )
     from tpdm.policies.hub.push import publish_to_folder, push_to_hub
 
     draw = _find_curves()
@@ -63,20 +65,22 @@ def push(
 
 def convert(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a folder that holds it, or a hub id.")
+        str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a folder that contains one, or a hub id")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the converted TPM.")],
-    subfolder: Annotated[str | None, typer.Option(help="Of the folder or the repository.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    backbone: Annotated[str, typer.Option(help="Pipeline it belongs to.")] = (
+    out: Annotated[Path, typer.Option(help="Folder for the converted TPM")],
+    subfolder: Annotated[str | None, typer.Option(help="Subfolder of the folder or repository")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")] = None,
+    backbone: Annotated[str, typer.Option(help="Pipeline that the checkpoint was trained on")] = (
         "stabilityai/stable-diffusion-3-medium-diffusers"
     ),
-    guidance_scale: Annotated[float, typer.Option(min=0, help="Of the pipeline: 7.0 for SD3, 3.5 for SD3.5.")] = 7.0,
-    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 1024,
-    max_steps: Annotated[int, typer.Option(min=1, help="Cap on the steps.")] = 35,
-    stop_below: Annotated[float, typer.Option(min=0, max=1, help="Time below which an image is finished.")] = 0.001,
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, help="Guidance scale in training: 7.0 for SD3, 3.5 for SD3.5")
+    ] = 7.0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels")] = 1024,
+    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps")] = 35,
+    stop_below: Annotated[float, typer.Option(min=0, max=1, help="Time below which an image goes to t = 0")] = 0.001,
 ) -> None:
-    """Turn a checkpoint of the published TPDM release into a folder for --tpm.
+    """Convert a checkpoint of the published TPDM release into a folder for --tpm.
 
     \b
     Example:
@@ -100,7 +104,7 @@ def convert(
 
 
 def _find_curves() -> Any:
-    """What draws training curves; None without matplotlib, which the card's table makes up for."""
+    """The function that draws training curves; None without matplotlib."""
     if find_spec("matplotlib") is None:
         return None
     from tpdm.evaluation.report.curves import training_curves

@@ -1,4 +1,4 @@
-"""``tpdm reward serve``: a reward for other machines."""
+"""``tpdm reward serve``: serves a reward to other machines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from tpdm.cli.arguments import in_url, require_extra
 
 
 def serve(
-    reward: Annotated[str, typer.Option(help="As reward.name in a recipe.")] = "tinyworld",
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
-    token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token to ask for.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    reward: Annotated[str, typer.Option(help="Reward, named as reward.name in a recipe")] = "tinyworld",
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 8080,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable that contains the token clients must send")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 ...")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images scored at once")] = 64,
 ) -> None:
-    """Answer remote:http://HOST:PORT with a reward of this machine.
+    """Serve a reward of this machine at remote:http://HOST:PORT.
 
     \b
     Example:
@@ -35,6 +37,8 @@ def serve(
 
         loaded = load_reward(reward, resolve_device(device), batch)
         if token is None and host not in ("127.0.0.1", "localhost", "::1"):
-            typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this reward.", err=True)
+            typer.echo(
+                f"Warning: no --token-env given. Anyone who can reach {host}:{port} can use this reward.", err=True
+            )
         typer.echo(f"Serving {reward} at http://{in_url(host)}:{port}", err=True)
         run(loaded, sockets, token)

@@ -1,4 +1,4 @@
-"""``tpdm serve``: pictures over HTTP, made in this process or by replicas."""
+"""``tpdm serve``: serves images over HTTP, made in this process or by Ray replicas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINED = Path("runs/demo/train/best")
 
 
 class ResponseFormat(str, Enum):
-    """How pictures come with an answer."""
+    """Format of images in a response."""
 
     b64_json = "b64_json"
     url = "url"
@@ -28,49 +28,61 @@ class ResponseFormat(str, Enum):
 
 
 def serve(
-    backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id.")] = "tinyworld",
-    tpm: Annotated[str | None, typer.Option(help="Folder of a TPM; without it the stock schedule serves.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    slots: Annotated[int, typer.Option(min=1, help="Images in flight, of each replica.")] = 8,
-    queue_limit: Annotated[int, typer.Option(min=0, help="Images that may wait.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    backbone: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a hub id")] = "tinyworld",
+    tpm: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a TPM. Without it, the pipeline's own schedule runs")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="Images in flight at once, per replica")] = 8,
+    queue_limit: Annotated[int, typer.Option(min=0, help="Maximum number of queued images")] = 64,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="dtype of the pipeline: fp32, bf16 or fp16")] = "fp32",
     guidance_scale: Annotated[
-        float | None, typer.Option(min=0, help="Of requests that give none; the TPM's or pipeline's own if left out.")
+        float | None,
+        typer.Option(min=0, help="Guidance scale of requests without one. Default: that of the TPM or pipeline"),
     ] = None,
     true_cfg_scale: Annotated[
-        float | None, typer.Option(min=0, help="The same of guidance against the negative prompt: FLUX.1, Qwen-Image.")
+        float | None,
+        typer.Option(min=0, help="Classifier-free guidance scale (FLUX.1, Qwen-Image) of requests without one"),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16; else the plain ones.")] = None,
-    token_env: Annotated[str | None, typer.Option(help="Environment variable that holds the token to ask for.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable that contains the token clients must send")
+    ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Name clients may call the server by; may be repeated.")
+        list[str] | None, typer.Option(help="Host name that requests may use; may be repeated")
     ] = None,
     forwarded_allow_ips: Annotated[
         str | None,
-        typer.Option(help="Proxies whose X-Forwarded-Proto counts: addresses, networks or *; else this machine's."),
+        typer.Option(
+            help="Proxies whose X-Forwarded-Proto is trusted: addresses, networks or *. Default: this machine"
+        ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds an image may take, waiting included.")] = 300.0,
-    max_size: Annotated[int, typer.Option(min=16, help="Longest side of an image in pixels.")] = 1024,
-    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Timeout of an image in seconds, including the time in the queue")
+    ] = 300.0,
+    max_size: Annotated[int, typer.Option(min=16, help="Maximum side of an image in pixels")] = 1024,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log")] = False,
     replicas: Annotated[
-        int | None, typer.Option(min=1, help="Processes that make images, through Ray; at least so many.")
+        int | None, typer.Option(min=1, help="Number of Ray replicas that make images; the minimum with --max-replicas")
     ] = None,
-    max_replicas: Annotated[int | None, typer.Option(min=1, help="So many under load; --replicas if left out.")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of replicas under load. Default: --replicas")
+    ] = None,
     model_alias: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Another name that requests may give the model; may be repeated; any takes every name."
+            metavar="NAME", help="Additional model name that requests may use; may be repeated; any accepts every name"
         ),
     ] = None,
     response_format: Annotated[
-        ResponseFormat, typer.Option(help="How pictures come where a request does not say.")
+        ResponseFormat, typer.Option(help="Response format of requests without one")
     ] = ResponseFormat.b64_json,
 ) -> None:
-    """Answer POST /v1/images/generations, as OpenAI's clients send it, and show a page at /.
+    """Serve OpenAI's image API at /v1/images/generations, and a page at /.
 
-    SIGTERM finishes what was accepted; SIGHUP replaces replicas one by one.
+    SIGTERM finishes accepted requests and exits. SIGHUP replaces replicas one by one.
 
     \b
     Example:
@@ -88,16 +100,15 @@ def serve(
 
         if replicas is not None and device.startswith("cuda:"):
             raise ConfigError(
-                f"got --device {device} with --replicas, expected cuda or auto, for Ray gives each replica a GPU of "
-                "its own; leave the number out."
+                f"--device is {device} with --replicas. Ray assigns a GPU to each replica. Use --device cuda or auto."
             )
         if max_replicas is not None and replicas is None:
             raise ConfigError(
-                f"got --max-replicas {max_replicas} alone, expected --replicas too; without, no Ray is started."
+                f"--max-replicas is {max_replicas} without --replicas. Only --replicas starts Ray. Give both."
             )
         aliases = tuple(model_alias or ())
         if any(not name.strip() for name in aliases):
-            raise ConfigError("got an empty --model-alias, expected a name, or any for every name; give one.")
+            raise ConfigError("--model-alias is empty. It must be a name, or any for every name. Give one.")
         token = read_token(token_env)
         with require_extra("serve", "serving"):
             from tpdm.serving.http.server import serve as run
@@ -107,9 +118,11 @@ def serve(
         limits, hosts = Limits(side=max_size, seconds=timeout), _hosts(host, token, allowed_host or [])
         settings = Settings(limits, token, hosts, log_prompts, forwarded_allow_ips, aliases, response_format.value)
         if token is None and host not in LOOPBACK:
-            typer.echo(f"No --token-env: whoever reaches {host}:{port} may use this model.", err=True)
+            typer.echo(
+                f"Warning: no --token-env given. Anyone who can reach {host}:{port} can use this model.", err=True
+            )
         if tpm is None:
-            typer.echo(f"No --tpm: the pipeline's own schedule serves.{_hint(backbone)}", err=True)
+            typer.echo(f"No --tpm given. The pipeline's own schedule runs.{_hint(backbone)}", err=True)
         card = describe_model(backbone, tpm)
         sizes = {"slots": slots, "queue_limit": queue_limit}
         scales: dict[str, Any] = {"guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale}
@@ -129,27 +142,29 @@ def serve(
 
 
 def _hint(backbone: str) -> str:
-    """Where a TPM for the embedded model is, if the demo has left one."""
+    """Names the TPM of the demo, if there is one for this pipeline."""
     if backbone != "tinyworld" or not TRAINED.is_dir():
         return ""
-    return f" A TPM is at {TRAINED}: serve it with --tpm {TRAINED}."
+    return f" The demo trained a TPM: use it with --tpm {TRAINED}."
 
 
 def _hosts(host: str, token: str | None, allowed: Sequence[str]) -> tuple[str, ...] | None:
-    """Names that the server answers to; None for any."""
+    """Host names that requests may use; None for any."""
     from tpdm.serving.http.settings import LOOPBACK
 
-    # A token keeps other sites out by itself; without one the name does, where only this machine should ask.
+    # A token alone keeps other websites out. Without one, the host name does, on a loopback address.
     if token is None and host in LOOPBACK:
         return (*LOOPBACK, *allowed)
     return tuple(allowed) or None
 
 
-def _replicated(make: partial[PipelineEngine], replicas: int, most: int, seconds: float) -> RemoteEngine:
-    """As many engines behind one."""
+def _replicated(make: partial[PipelineEngine], replicas: int, max_replicas: int, seconds: float) -> RemoteEngine:
+    """Starts Ray replicas behind one engine."""
     with require_extra("ray", "serving"):
         from tpdm.serving.engine.ray_replicas import ReplicaConfig, start_replicas
     given = make.keywords
-    # What there is on the machine of the front says nothing of the cluster.
+    # The GPUs of this machine say nothing about the cluster.
     gpus = {"auto": None, "cuda": 1.0}.get(given["device"], 0.0)
-    return start_replicas(ReplicaConfig(make, replicas, most, given["slots"], given["queue_limit"], gpus, seconds))
+    return start_replicas(
+        ReplicaConfig(make, replicas, max_replicas, given["slots"], given["queue_limit"], gpus, seconds)
+    )

@@ -1,4 +1,4 @@
-"""``tpdm doctor`` and ``tpdm tinyworld build``: this machine, and the model that comes along."""
+"""``tpdm doctor`` and ``tpdm tinyworld build``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def doctor() -> None:
-    """Say what this machine has and lacks.
+    """Check what this machine has and lacks for tpdm.
 
     The exit code is 1 if the demo cannot run.
 
@@ -24,11 +24,13 @@ def doctor() -> None:
 
 
 def build(
-    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("runs/tinyworld"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the whole build.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A few updates only: tests the path, not the model.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the weights")] = Path("runs/tinyworld"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the build")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run only a few updates, to test the code and not the model")
+    ] = False,
 ) -> None:
-    """Build the embedded model again from nothing.
+    """Train the embedded model again from scratch.
 
     \b
     Example:

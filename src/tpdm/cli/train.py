@@ -1,4 +1,4 @@
-"""``tpdm train``, ``watch`` and ``demo``: a TPM is trained, here or under the eyes of another terminal."""
+"""``tpdm train``, ``tpdm watch`` and ``tpdm demo``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from tpdm.cli.arguments import Overrides, RecipePath, require_extra
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; load no weights, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and a memory estimate, without loading weights")
+    ] = False,
 ) -> None:
-    """Train a TPM, or go on where a run was interrupted.
+    """Train a TPM. An interrupted run is resumed.
 
     \b
     Example:
@@ -26,7 +28,7 @@ def train(
     """
     from tpdm.config.loader import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])  # a wrong recipe is answered before the rest is loaded
+    loaded = load_recipe(recipe, overrides or [])  # a wrong recipe is reported before torch is loaded
     if dry_run:
         from tpdm.training.planning.plan import describe, make_plan
 
@@ -35,16 +37,16 @@ def train(
     from tpdm.training.train import train as run
 
     run(loaded, resume="auto")
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+    if os.environ.get("RANK", "0") == "0":  # only the main process prints
         typer.echo(f"Trained: see {loaded.output}")
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a training run.")],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and return.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a training run")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between refreshes")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and return")] = False,
 ) -> None:
-    """Show a run while it trains, in this terminal or another; a finished or interrupted one too.
+    """Show the state of a run: training, finished or interrupted.
 
     \b
     Example:
@@ -57,10 +59,10 @@ def watch(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the whole run.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the run")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the run")] = 0,
 ) -> None:
-    """Train and evaluate on the embedded model.
+    """Train a TPM on the embedded model, evaluate it, and write a report.
 
     \b
     Example:
