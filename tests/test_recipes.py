@@ -105,3 +105,9 @@ def test_the_curve_in_the_recipe_is_the_measured_one():
     for numbers, points in zip(shown, zip(*(c["validations"] for c in curves), strict=True), strict=True):
         steps, scores = [round(p["steps"], 1) for p in points], [round(p["score"], 3) for p in points]
         assert numbers == [points[0]["update"], *steps, *scores]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_use_the_present_names(path, caplog):
+    load_recipe(path)
+    assert not caplog.records
