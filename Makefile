@@ -5,11 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOORS := .venv-floors
 
-.PHONY: help setup demo test test-floors test-replicas lint bench clean
+.PHONY: help setup demo test test-fast coverage test-floors test-replicas lint bench clean
 
 help:
 	@echo "make demo   train a TPM on the embedded model and write runs/demo/report.html"
 	@echo "make test   lint, types and tests"
+	@echo "make test-fast   tests that are not marked slow, without lint and types"
+	@echo "make coverage   all tests, with a report of the lines that ran"
 	@echo "make test-floors   the tests at the lowest versions that pyproject.toml allows"
 	@echo "make test-replicas   the tests that need Ray, which make test skips"
 	@echo "make lint   ruff and mypy"
@@ -35,6 +37,12 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n auto
+
+test-fast: setup
+	$(BIN)/pytest -n auto -m "not slow"
+
+coverage: setup
+	$(BIN)/pytest -n auto --cov=tpdm --cov-branch --cov-report=term-missing:skip-covered
 
 # pip keeps torch where constraints.txt wants it, for older CPU builds are not to be had from PyPI; uv finds in seconds
 # whether all other floors go together, and says which do not. Old libraries warn of newer ones: no errors here.
