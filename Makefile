@@ -15,7 +15,7 @@ help:
 	@echo "make test-floors   the tests at the lowest versions that pyproject.toml allows"
 	@echo "make test-replicas   the tests that need Ray, which make test skips"
 	@echo "make lint   ruff and mypy"
-	@echo "make bench  benchmarks (minutes to hours; see benchmarks/README.md)"
+	@echo "make bench  the names of all benchmarks, and what each measures, takes and writes"
 	@echo "make setup  the virtual environment only"
 
 setup: $(STAMP)
@@ -63,7 +63,7 @@ test-replicas: setup
 	$(BIN)/pytest tests/serving/test_replicas.py
 
 bench: setup
-	$(BIN)/python benchmarks/all.py
+	for kind in quality speed reliability; do $(BIN)/python -m benchmarks.$$kind --list; done
 
 clean:
 	rm -rf $(VENV) $(FLOORS) runs build dist .pytest_cache .ruff_cache .mypy_cache

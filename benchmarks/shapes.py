@@ -1,117 +1,112 @@
-"""Pipelines of published and of small shapes with random weights, and images that take as many steps as trained ones.
+"""Denoisers, decoders and pipelines of published and of small shapes, with random weights."""
 
-With random weights a TPM says nothing about a prompt. So the number of steps of an image is drawn from the histogram of
-the demo's TPM on held-out prompts of tinyworld, by the seed of the image: the same image takes the same steps whoever
-serves it. The TPM is evaluated at every step all the same, for what it costs.
-"""
+from __future__ import annotations
 
 import json
-import random
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
 
-from tpdm.pipelines.loading.load import call_defaults, load_pipeline
-from tpdm.pipelines.probe import infer_feature_shapes
-from tpdm.policies.tpm import TimePredictionModule
-from tpdm.policies.tpm_config import TPMConfig
-from training_shapes import Shape, make_pipeline
-
-CURVES = Path(__file__).parents[1] / "docs" / "results" / "demo-curves.json"
-RANGE = (0.1, 0.9)  # of the dial that carries the number of steps to the TPM
-MOST = 64  # steps that it can carry
+from benchmarks.command import RESULTS
+from tpdm.pipelines.loading.load import load_pipeline
 
 
-class AssignedSteps(TimePredictionModule):
-    """A TPM whose decisions are made and thrown away: an image takes the uniform steps that its dial asks for."""
+def sd3(layers: int, heads: int, channels: int = 64, text: int = 4096, pooled: int = 2048, **more: Any) -> Any:
+    """A denoiser of Stable Diffusion 3: 24 layers and heads are Medium's, 38 are SD3.5 Large's.
 
-    def propose(self, observation: Any, seeds: Any) -> Any:
-        """Costs what a TPM costs; lands on 1 - (i + 1) / n."""
-        decision = super().propose(observation, seeds)
-        n_B = steps_of(observation.gamma_B)
-        t_next_B = (1 - (observation.index_B + 1).to(n_B) / n_B).clamp_min(0.0)
-        return replace(decision, t_next_B=t_next_B.to(decision.t_next_B))
+    Args:
+        layers: Joint transformer blocks.
+        heads: Attention heads.
+        channels: Channels of each head.
+        text: Width of the prompt embeddings.
+        pooled: Width of the pooled prompt embeddings.
+        more: Arguments that differ from the published 1024-pixel configuration.
+    """
+    sizes = {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "pos_embed_max_size": 192}
+    return SD3Transformer2DModel(
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=channels,
+        caption_projection_dim=channels * heads,
+        joint_attention_dim=text,
+        pooled_projection_dim=pooled,
+        **{**sizes, **more},
+    )
 
 
-def dial_of(steps: int) -> float:
-    """The position of the dial that asks for so many steps."""
-    return RANGE[0] + (RANGE[1] - RANGE[0]) * steps / MOST
+def flux(layers: int = 19, single: int = 38, heads: int = 24) -> Any:
+    """A denoiser of FLUX.1: FLUX.1-dev unless other numbers of blocks and heads are given."""
+    return FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=layers,
+        num_single_layers=single,
+        attention_head_dim=128,
+        num_attention_heads=heads,
+        joint_attention_dim=4096,
+        pooled_projection_dim=768,
+        guidance_embeds=True,
+    )
 
 
-def steps_of(gamma_B: Tensor) -> Tensor:
-    """What ``dial_of`` was given."""
-    return ((gamma_B - RANGE[0]) / (RANGE[1] - RANGE[0]) * MOST).round()
-
-
-def steps_taken() -> list[int]:
-    """Steps of the demo's TPM on every held-out prompt, ascending."""
-    histogram = json.loads(CURVES.read_text(encoding="utf-8"))[0]["last_steps_histogram"]
-    return sorted(int(n) for n, count in histogram.items() for _ in range(count))
+def autoencoder(channels: tuple[int, ...] = (128, 256, 512, 512), **more: Any) -> Any:
+    """The autoencoder of SD3 and FLUX.1, or one with other ``channels`` of its levels."""
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=2,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        **more,
+    )
 
 
 @dataclass(frozen=True)
-class Served:
-    """A pipeline to be served.
+class Shape:
+    """A backbone: the embedded one, or a Stable Diffusion 3 of random weights between its text encoders.
 
     Attributes:
-        words: what it is, for the results.
-        shape: of random weights; None is tinyworld as it is, with its own TPM.
-        sides: of its images in pixels, unless others are asked for.
-        guidance: of its calls; above 1 an image takes two rows.
-        text: ``max_sequence_length`` of its calls.
-        accelerator: whether it needs one.
+        layers: Layers of the denoiser; 0 keeps the embedded one.
+        heads: Heads of the denoiser, 64 channels each.
+        vae: Channels of the decoder's levels.
+        size: Height and width of the images, arguments of the pipeline's call.
+        dtype: Type of the weights.
     """
 
-    words: str
-    shape: Shape | None
-    sides: tuple[int, ...]
-    guidance: float
-    text: int
-    accelerator: bool = False
+    layers: int = 0
+    heads: int = 0
+    vae: tuple[int, ...] = ()
+    size: dict[str, int] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
 
-RANDOM = "random weights, steps drawn from the histogram of tinyworld's TPM by the seed of the image"
-SERVED = {
-    "tinyworld": Served("tinyworld with its TPM", None, (64,), 1.0, 0),
-    "small": Served(
-        f"Stable Diffusion 3 of 12 layers and width 384, unguided, {RANDOM}",
-        # Chosen so that little but the denoiser costs: with half the layers and a wider decoder the same engine reached
-        # a smaller share of the bound. How much is left beside it stands below the table; of the published shape it is
-        # not known before a GPU has measured it.
-        Shape(0, 0, 12, 6, (8, 8, 8, 8), {"height": 128, "width": 128}),
-        (128,),
-        1.0,
-        0,
-    ),
-    "sd3-medium": Served(
-        f"the shape of Stable Diffusion 3 Medium between small text encoders, {RANDOM}",
-        Shape(0, 0, 24, 24, (128, 256, 512, 512), {"height": 1024, "width": 1024}, torch.bfloat16),
-        (512, 1024),
-        7.0,
-        256,
-        accelerator=True,
-    ),
-    "tiny": Served(f"one layer, {RANDOM}", Shape(0, 0, 1, 1, (8, 8), {"height": 32, "width": 32}), (32,), 1.0, 0),
-}
+EMBEDDED = Shape()
+SMALL = Shape(12, 6, (8, 8, 8, 8), {"height": 128, "width": 128})
+SD3_MEDIUM = Shape(24, 24, (128, 256, 512, 512), {"height": 1024, "width": 1024}, torch.bfloat16)
+TINY = Shape(1, 1, (8, 8), {"height": 32, "width": 32})
 
 
-def serve_shape(served: Served, device: str) -> tuple[Any, dict[str, Any]]:
-    """The pipeline on its device, and the arguments of its calls."""
-    if served.shape is None:
-        return load_pipeline("tinyworld", device=device), call_defaults("tinyworld")
-    return make_pipeline(served.shape, device), {"guidance_scale": served.guidance, "max_sequence_length": served.text}
+def make_pipeline(shape: Shape, device: str) -> Any:
+    """The embedded pipeline, with another denoiser and decoder if the shape has layers."""
+    pipe = load_pipeline("tinyworld", device="cpu")
+    if shape.layers:
+        torch.manual_seed(0)
+        embedded = pipe.transformer.config
+        side = shape.size["height"] // 2 ** (len(shape.vae) - 1)
+        widths = embedded.joint_attention_dim, embedded.pooled_projection_dim
+        with torch.device(device):
+            transformer = sd3(shape.layers, shape.heads, 64, *widths, sample_size=side)
+            vae = autoencoder(shape.vae, norm_num_groups=8, shift_factor=0.0609, scaling_factor=1.5305)
+        pipe = type(pipe)(**{**pipe.components, "transformer": transformer.eval(), "vae": vae.eval()})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device, shape.dtype)
 
 
-def assigned_policy(pipe: Any, call: dict[str, Any], side: int) -> AssignedSteps:
-    """A TPM that fits the pipeline, on its device."""
-    widths = infer_feature_shapes(pipe, {**call, "height": side, "width": side})
-    shape = TPMConfig(widths.feature_channels, widths.temb_channels, gamma_range=RANGE, storage="fp32")
-    return AssignedSteps(shape).eval().to(pipe.device)
-
-
-def assigned_dial(seed: int) -> float:
-    """The dial of an image of this seed."""
-    return dial_of(random.Random(seed).choice(steps_taken()))
+def steps_taken() -> list[int]:
+    """Steps of the demo's TPM on every held-out prompt of tinyworld, ascending."""
+    curves = json.loads((RESULTS / "demo-curves.json").read_text(encoding="utf-8"))
+    histogram = curves[0]["last_steps_histogram"]
+    return sorted(int(n) for n, count in histogram.items() for _ in range(count))

@@ -1,7 +1,6 @@
 """The experiments on tinyworld, at a size that shows nothing: trained once, judged, and written to page and results."""
 
 import hashlib
-import importlib
 import json
 import re
 import shutil
@@ -9,6 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quality import (
+    trained_tpms,
+    trainings,
+)
+from benchmarks.quality.ablations_page import reached
+from benchmarks.quality.comparison import worst_lost
+from benchmarks.quality.experiments import GRID, TUNED
+from benchmarks.quality.frontier_page import judges
 from tests.support.processes import run_python
 from tpdm.core.io import write_text
 
@@ -36,23 +43,18 @@ SMALL = [
 GENERATED = re.compile(r"(<!-- [^>]*: generated -->).*?(<!-- end of [^>]* -->)", re.DOTALL)
 
 
-def run(script, folder, *words):
-    """Runs a script with everything that it writes below a folder; gives what it printed."""
+def run(name, folder, *words):
+    """Runs an experiment with everything that it writes below a folder."""
     page = folder / "page.md"
     if not page.exists():
         shown = (ROOT / "docs" / "frontier.md").read_text(encoding="utf-8")
         page.write_text(GENERATED.sub(r"\1\n\2", shown), encoding="utf-8")  # or what is committed would be found in it
-    command = [ROOT / "benchmarks" / script, "--runs", folder / "runs", "--page", page]
-    command += ["--out", folder / "results.json", *words]
-    done = run_python(command, small=True)
+    command = ["-m", "benchmarks.quality", name, "--runs", folder / "runs", "--page", page]
+    done = run_python([*command, "--out", folder / "results.json", *words], small=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    experiment = importlib.import_module("experiment")
-    trained_tpms = importlib.import_module("trained_tpms")
     monkeypatch.setenv("TPDM_TRAINED", str(tmp_path / "kept"))
     monkeypatch.setattr(trained_tpms, "MANIFEST", tmp_path / "trained.json")
     (tmp_path / "trained.json").write_text("{}")
@@ -63,42 +65,38 @@ def test_a_training_that_was_kept_is_not_done_again(tmp_path, monkeypatch):
         for name in trained_tpms.FILES:
             write_text(Path(recipe.output) / name, f"{name} of {recipe.name}")
 
-    monkeypatch.setattr(experiment, "train", train)
+    monkeypatch.setattr(trainings, "train", train)
 
     def recipe(name, *changes):
-        return experiment.recipe_of(name, tmp_path / name, 0, changes, "tinyworld")
+        return trainings.recipe_of(name, tmp_path / name, 0, changes, "tinyworld")
 
-    experiment.keep(experiment.trained(recipe("first")))
-    again = experiment.trained(recipe("second", "evaluation.prompts=7", "backbone.device=cpu"))
+    trainings.trained(recipe("first"), kept=True)
+    again = trainings.trained(recipe("second", "evaluation.prompts=7", "backbone.device=cpu"))
     assert (Path(again.output) / "best" / "model.safetensors").read_text() == "best/model.safetensors of first"
-    experiment.trained(recipe("third", "rl.updates=7"))
+    trainings.trained(recipe("third", "rl.updates=7"))
     assert begun == ["first", "third"]
-    (tmp_path / "kept" / experiment.training_hash(recipe("first")) / "metrics.jsonl").write_text("another run's")
+    (tmp_path / "kept" / trainings.training_hash(recipe("first")) / "metrics.jsonl").write_text("another run's")
     with pytest.raises(ValueError, match="is not the file of trained"):
-        experiment.trained(recipe("fourth"))
+        trainings.trained(recipe("fourth"))
 
 
-def test_the_manifest_has_the_hash_of_what_it_says(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    manifest = importlib.import_module("trained_tpms").manifest()
+def test_the_manifest_has_the_hash_of_what_it_says():
+    manifest = trained_tpms.manifest()
     assert len(manifest) == 20
     for name, known in manifest.items():
         assert hashlib.sha256(json.dumps(known["changes"], sort_keys=True).encode()).hexdigest()[:12] == name
         assert len(known["sha256"]) == 7
 
 
-def test_the_page_says_where_judges_disagree_with_the_reward(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    page = importlib.import_module("frontier_page")
-
+def test_the_page_says_where_judges_disagree_with_the_reward():
     def point(quality, reward, accuracy, residual):
         names = {"reward": reward, "accuracy": accuracy, "residual": residual}
         minus = {name: {"mean": [mean, mean - 0.1, mean + 0.1]} for name, mean in names.items()}
-        return {"quality": quality, "minus": {page.GRID: minus, page.TUNED: {"of": 0}}}
+        return {"quality": quality, "minus": {GRID: minus, TUNED: {"of": 0}}}
 
     agreeing = [point(0, 0.2, 0.2, -0.2), point(1, -0.2, -0.2, 0.2)]
-    assert "at every point" in page.judges({"points": agreeing})
-    said = page.judges({"points": [*agreeing, point(0.5, 0.2, -0.05, 0.2), point(0.75, -0.2, -0.2, -0.3)]})
+    assert "at every point" in judges({"points": agreeing})
+    said = judges({"points": [*agreeing, point(0.5, 0.2, -0.05, 0.2), point(0.75, -0.2, -0.2, -0.3)]})
     assert "accuracy at quality 0.5 against the best hand-made grid (worse, not significantly); residual" in said
     assert "residual at quality 0.5 against the best hand-made grid (worse, significantly)" in said
     assert "residual at quality 0.75 against the best hand-made grid (better, significantly)" in said
@@ -108,7 +106,7 @@ def test_the_page_says_where_judges_disagree_with_the_reward(monkeypatch):
 @pytest.mark.slow
 def test_the_frontier_is_trained_once_and_written(tmp_path):
     place = ["--seeds", "0", "--tuned", "1", "--picture", tmp_path / "frontier.png"]
-    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
+    run("frontier", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [p["quality"] for p in facts["points"]] == [0.0, 1.0]
     assert facts["prompts"] == 4
@@ -122,15 +120,15 @@ def test_the_frontier_is_trained_once_and_written(tmp_path):
     assert page.count("| best hand-made grid |") == 2
     assert (tmp_path / "frontier.png").stat().st_size > 5_000
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")}
-    run("frontier.py", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
+    run("frontier", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")} == made
-    run("frontier.py", tmp_path, *place, "--render")
+    run("frontier", tmp_path, *place, "--render")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page
 
 
 @pytest.mark.slow
 def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
-    run("second_order.py", tmp_path, "--seeds", "0", "1", "--set", *SMALL)
+    run("second_order", tmp_path, "--seeds", "0", "1", "--set", *SMALL)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert facts["solver"] == "dpmpp_2m"
     assert len(facts["steps"]) == 2
@@ -141,7 +139,7 @@ def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
 @pytest.mark.slow
 def test_dials_are_compared_on_prompts_that_the_frontier_did_not_show(tmp_path):
     words = ["--seeds", "0", "--seen", "4", "--prompts", "3", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
-    run("other_prompts.py", tmp_path, *words)
+    run("other_prompts", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert facts["prompts"] == 3
     assert [point["quality"] for point in facts["points"]] == [0, 1]
@@ -151,7 +149,7 @@ def test_dials_are_compared_on_prompts_that_the_frontier_did_not_show(tmp_path):
 
 @pytest.mark.slow
 def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
-    run("stability.py", tmp_path, "--seeds", "0", "--set", *SMALL)
+    run("stability", tmp_path, "--seeds", "0", "--set", *SMALL)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [len(curve) for curve in facts["validations"]] == [2]
     worst, least = facts["worst"][0]
@@ -162,7 +160,7 @@ def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
 @pytest.mark.slow
 def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
     words = ["--seeds", "0", "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
-    run("specialists.py", tmp_path, *words)
+    run("specialists", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     gammas = [point["gamma"] for point in facts["points"]]
     assert gammas == sorted(gammas)
@@ -176,7 +174,7 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
     shutil.rmtree(tmp_path / "runs")
     shutil.rmtree(tmp_path / "dials")
     before = (tmp_path / "results.json").read_text(encoding="utf-8")
-    run("specialists.py", tmp_path, *words, "--kept")  # on another machine
+    run("specialists", tmp_path, *words, "--kept")  # on another machine
     assert (tmp_path / "results.json").read_text(encoding="utf-8") == before
     assert not (tmp_path / "runs").exists()
 
@@ -185,7 +183,7 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
 def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
     size = ["--images", "3", "--steps", "2", "3", "--candidates", "2", "--rounds", "1", "--seeds", "0", "1"]
     words = [*size, "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
-    run("oracle.py", tmp_path, *words)
+    run("oracle", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for found, steps in zip(facts["search"], (2, 3), strict=True):
         assert (found["steps"], found["tried"]) == (steps, 5)
@@ -199,14 +197,14 @@ def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
     assert "| own for each image |" in (tmp_path / "page.md").read_text(encoding="utf-8")
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     assert len(made) == 2
-    run("oracle.py", tmp_path, *words)
+    run("oracle", tmp_path, *words)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")} == made
 
 
 @pytest.mark.slow
 def test_a_taught_tpm_stands_beside_one_that_learnt_alone(tmp_path):
     words = ["--seeds", "0", "1", "--images", "20", "--set", *SMALL, "validation.every=1"]
-    run("distillation.py", tmp_path, *words)
+    run("distillation", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert facts["oracle"]["images"] == 20
     assert facts["oracle"]["objective"] >= facts["oracle"]["single_objective"]
@@ -225,7 +223,7 @@ def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     small = ["rl.updates=1", "rl.prompts_per_update=2", "validation.prompts=2", "prompts.limit=100"]
     small += ["evaluation.prompts=3", "evaluation.tuning_prompts=2"]
     words = ["--axes", "ratio", "entropy", "--seeds", "0", "--picture", tmp_path / "a.png", "--set", *small]
-    printed = run("ablations.py", tmp_path, *words)
+    run("ablations", tmp_path, *words)
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [row["variant"] for row in rows] == ["trajectory", "decision", "none", "0.002"]
     assert rows[0]["curve"] == rows[2]["curve"]
@@ -233,29 +231,25 @@ def test_an_ablation_that_axes_share_is_trained_once_and_drawn(tmp_path):
     paid = end["score"] * (1 - gamma ** end["steps"]) / (end["steps"] * (1 - gamma))
     assert end["objective"] == pytest.approx(paid, abs=1e-6)
     assert len([*(tmp_path / "runs").iterdir()]) == 3
-    assert printed.count("| ratio |") == 2
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| ratio |") == 2
     kept = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "ablations").iterdir()}
     assert set(kept) == {row["test"] for row in rows}
     assert all(len(test["steps"]) == len(test["score"]) == 3 for test in kept.values())
-    assert printed.split("-->")[0].strip() in page.read_text(encoding="utf-8")
     assert (tmp_path / "a.png").stat().st_size > 5_000
 
 
-def test_a_curve_reaches_an_objective_between_two_validations(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    page = importlib.import_module("ablations_page")
+def test_a_curve_reaches_an_objective_between_two_validations():
     curve = [{"trajectories": 100 * i, "objective": o} for i, o in enumerate([0.5, 0.7, 0.6, 0.8])]
-    assert page.reached(curve, 0.6) == pytest.approx(50)
-    assert page.reached(curve, 0.75) == pytest.approx(275)
-    assert page.reached(curve, 0.4) == 0
-    assert page.reached(curve, 0.9) == float("inf")
+    assert reached(curve, 0.6) == pytest.approx(50)
+    assert reached(curve, 0.75) == pytest.approx(275)
+    assert reached(curve, 0.4) == 0
+    assert reached(curve, 0.9) == float("inf")
 
 
-def test_the_worst_of_a_mixture_counts_both_of_what_it_may_come_to(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    experiment = importlib.import_module("experiment")
+def test_the_worst_of_a_mixture_counts_both_of_what_it_may_come_to():
     mine = [{"index": i, "score": 0.0} for i in (2, 0, 1)]
     both = [{"index": i, "score": 0.5, "outcomes": [0.1 * i, 1.0], "odds": [0.9, 0.1]} for i in range(3)]
     plain = [{"index": i, "score": 0.1 * i} for i in range(3)]
-    assert experiment.worst_lost([(mine, both)])[0] == -1.0  # of three images, one in ten draws
-    assert experiment.worst_lost([(mine, plain), (mine, plain)])[0] == pytest.approx(-0.2)
+    assert worst_lost([(mine, both)])[0] == -1.0  # of three images, one in ten draws
+    assert worst_lost([(mine, plain), (mine, plain)])[0] == pytest.approx(-0.2)

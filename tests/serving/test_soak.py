@@ -10,13 +10,12 @@ import pytest
 from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "serving_soak.py"
 MEMORY = "memory flat"  # a run of seconds is all warm-up
 
 
 @pytest.mark.slow
 def test_a_small_soak():
-    command = [SCRIPT, "--requests", "24", "--bad", "60", "--out", "-", "--seed", "1"]
+    command = ["-m", "benchmarks.reliability", "soak", "--requests", "24", "--bad", "60", "--print", "--seed", "1"]
     run = run_python(command, timeout=600)
     assert run.stdout, run.stderr
     result = json.loads(run.stdout)

@@ -1,0 +1,1 @@
+"""Experiments on tinyworld: quality of images against steps, over training seeds."""

@@ -1,0 +1,132 @@
+"""Quality against steps on tinyworld, over training seeds: one TPM with a dial, against the best fixed schedules.
+
+    python -m benchmarks.quality frontier                     trains, evaluates, writes results, page and picture
+    python -m benchmarks.quality frontier --seeds 0 --print   one seed, and nothing is written: a process may take each
+    python -m benchmarks.quality frontier --render            the page and its picture alone
+    python -m benchmarks.quality frontier --seeds 0 1 --set rl.updates=1 evaluation.prompts=4    changes to the recipe
+
+For every seed a TPM is trained by the recipe tinyworld-dial.yaml; beside it TPMs that see only the time, which are the
+best fixed schedules that the same training finds at every number of steps (--tuned says how many of these; seeds take
+them in turn). Both are compared with hand-made grids at each quality by `tpdm eval`. Intervals are over training seeds
+and prompts at once. Everything is resumable: what is trained and judged is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.comparison import MEASURES, Rows, column, difference
+from benchmarks.quality.experiments import STATIC
+from benchmarks.quality.frontier_page import draw, part
+from benchmarks.quality.trainings import conditioned_recipe, fixed_recipe, trained
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import read_metrics
+from tpdm.evaluation.evaluate import evaluate
+from tpdm.evaluation.summary import provenance
+
+__all__ = ["draw", "measure", "options", "part"]
+
+OWN = (  # at the TPM's own gamma: what is left of it when something is taken away
+    "mean schedule of tpdm",
+    "shuffled schedules of tpdm",
+    "its numbers of steps dealt at random, best grid",
+    "error control",
+)
+
+
+def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool) -> Recipe:
+    """Trains and evaluates what is missing of one seed; its recipe."""
+    fixed = trained(fixed_recipe(folder, tuned, changes), kept)
+    trained(conditioned_recipe(folder, seed, changes), kept)
+    compared = f"evaluation.tuned_baseline={fixed.output}/best", f"evaluation.baseline_cache={folder / 'controls'}"
+    judged = conditioned_recipe(folder, seed, [*changes, *compared])
+    if not (Path(judged.output) / "eval" / "summary.json").exists():
+        evaluate(judged)
+    return judged
+
+
+def rows_of(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Rows along the dial, rows at the TPM's own gamma, and the summary of one evaluation."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return read_metrics(folder / "points.jsonl"), read_metrics(folder / "results.jsonl"), summary
+
+
+def named(rows: Rows, policy: str) -> Rows:
+    return [row for row in rows if row["policy"] == policy]
+
+
+def at_cap(mine: list[Rows], static: list[Rows], cap: int) -> dict[str, Any]:
+    """What the images whose last step is forced by the cap bring to the mean difference from 28 steps, and the others.
+
+    Returns:
+        ``share`` of images at the cap, of each seed; ``capped`` and ``others``, parts of the mean, over seeds.
+    """
+    ends = [column(rows, "steps") >= cap for rows in mine]
+    minus = [column(a, "score") - column(b, "score") for a, b in zip(mine, static, strict=True)]
+    return {
+        "cap": cap,
+        "share": [float(end.mean()) for end in ends],
+        "capped": float(np.mean([(m * end).mean() for m, end in zip(minus, ends, strict=True)])),
+        "others": float(np.mean([(m * ~end).mean() for m, end in zip(minus, ends, strict=True)])),
+    }
+
+
+def point(quality: float, dials: list[Rows], owns: list[Rows], cap: int) -> dict[str, Any]:
+    """One quality of the dial: every seed's steps, and what the TPM has beyond each control."""
+    at = [[row for row in rows if row["quality"] == quality] for rows in dials]
+    mine = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
+    names = sorted({row["policy"] for rows in at for row in rows} - {mine[0][0]["policy"]})
+    minus = {name: difference(mine, [named(rows, name) for rows in at]) for name in names}
+    static = [named(rows, STATIC) for rows in owns]
+    minus[STATIC] = difference(mine, static)
+    return {
+        "quality": quality,
+        "steps": [float(column(rows, "steps").mean()) for rows in mine],
+        "means": {label: float(np.mean([column(r, key).mean() for r in mine])) for label, key in MEASURES.items()},
+        "controls": {
+            name: float(np.mean([column(named(r, name), "score").mean() for r in at if named(r, name)]))
+            for name in names
+        },
+        "minus": minus,
+        "cap": at_cap(mine, static, cap),
+    }
+
+
+def collect(recipes: list[Recipe], chosen: argparse.Namespace, tuned: list[int]) -> dict[str, Any]:
+    """The results: points of the dial, what looking adds at the TPM's own gamma, the oracle's share."""
+    found = [rows_of(Path(recipe.output) / "eval") for recipe in recipes]
+    dials, owns, summaries = ([f[i] for f in found] for i in range(3))
+    mine = [named(rows, "tpdm") for rows in owns]
+    names = [name for name in OWN if named(owns[0], name)]
+    static = [column(named(rows, STATIC), "score").mean() for rows in owns]
+    cap = recipes[0].sampling.max_steps
+    return {
+        "seeds": chosen.seeds,
+        "tuned_seeds": tuned,
+        "prompts": len(mine[0]),
+        "changes": chosen.set,
+        "static": float(np.mean(static)),
+        "points": [point(q, dials, owns, cap) for q in sorted({row["quality"] for row in dials[0]})],
+        "own": {
+            "steps": [float(column(rows, "steps").mean()) for rows in mine],
+            "minus": {name: difference(mine, [named(rows, name) for rows in owns]) for name in names},
+        },
+        "oracle": [{k: v for k, v in s["oracle"].items() if k != "curve"} for s in summaries if s["oracle"]],
+        **{k: v for k, v in summaries[0].items() if k in provenance(recipes[0])},
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tuned", type=int, default=5, help="number of trainings that see only the time")
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    tuned = [seed % chosen.tuned for seed in chosen.seeds]
+    pairs = zip(chosen.seeds, tuned, strict=True)
+    recipes = [run_seed(seed, fixed, chosen.runs, chosen.set, chosen.keep) for seed, fixed in pairs]
+    return collect(recipes, chosen, sorted(set(tuned)))

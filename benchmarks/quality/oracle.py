@@ -1,0 +1,133 @@
+"""How much there is to gain by looking, on tinyworld: the best schedule of N steps for every image, searched for.
+
+    python -m benchmarks.quality oracle                    128 images, N = 5, 8, 12: writes results and page
+    python -m benchmarks.quality oracle --steps 5 --print  one N, and nothing is written: a process may take each
+
+Every schedule is tried on the same noise. `shared` is the best one for all images, chosen on the other half of
+them; `own` the best one of each image, chosen by the reward of its finished picture, which no policy can see before.
+The scene reader's accuracy of the same pictures shows how much of that the reward's luck is. The TPMs of frontier get
+the same images and are asked for N steps, less the grid that the search began with at as many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from benchmarks.page import signed, table
+from benchmarks.quality.comparison import difference, origin, results_of
+from benchmarks.quality.trainings import conditioned_recipe, trained
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_json
+from tpdm.evaluation.baselines import best_of_family, blend, family
+from tpdm.evaluation.comparison import whole
+from tpdm.evaluation.oracle import search_schedules
+from tpdm.evaluation.runner import EvalResult, EvalTask, evaluate_policy
+from tpdm.evaluation.statistics import paired_bootstrap
+from tpdm.evaluation.tasks import make_tasks
+from tpdm.policies.conditioned import quality_for
+from tpdm.policies.fixed import FixedSchedule
+from tpdm.policies.gamma import quality_to_gamma
+from tpdm.policies.pretrained import load_policy
+
+
+def search(task: EvalTask, tuning: EvalTask, steps: int, candidates: int, rounds: int) -> dict[str, Any]:
+    """What the best schedule of each image has beyond the best hand-made grid of as many steps, and beyond one."""
+    name, start, _ = best_of_family(tuning, steps)
+    images = len(task.prompts)
+    bar = tqdm(total=(1 + candidates * (1 + rounds)) * images, desc=f"{steps} steps", unit="image")
+
+    def run(schedules: list[list[float]]) -> EvalResult:
+        return evaluate_policy(f"{steps} steps", FixedSchedule(schedules), task)
+
+    def score(schedules: list[list[float]]) -> np.ndarray:
+        scores = run(schedules).column("score")
+        bar.update(images)
+        return scores
+
+    found = search_schedules(score, start.lists[0], images, candidates, rounds, seed=steps)
+    bar.close()
+    accuracy = {k: run(s).column("accuracy") for k, s in (("start", start.lists * images), ("own", found.own))}
+    return {
+        "steps": steps,
+        "start": name,
+        "tried": found.tried,
+        "start_mean": float(found.start_B.mean()),
+        "shared_minus_start": paired_bootstrap(found.shared_B - found.start_B),
+        "own_minus_shared": paired_bootstrap(found.own_B - found.shared_B),
+        "own_minus_start": paired_bootstrap(found.own_B - found.start_B),
+        "accuracy_own_minus_start": paired_bootstrap(accuracy["own"] - accuracy["start"]),
+        "mean_own": np.mean(found.own, axis=0).tolist(),
+        "sd_own": np.std(found.own, axis=0).tolist(),
+    }
+
+
+def learned(conditioned: Recipe, task: EvalTask, steps: int, grid: str) -> tuple[EvalResult, EvalResult]:
+    """A TPM asked for so many steps, and the grid at as many as it takes."""
+    policy = load_policy(Path(conditioned.output) / "best")
+    assert policy.artifact is not None
+    assert policy.artifact.gamma_steps is not None
+    gamma = quality_to_gamma(quality_for(policy, steps), *zip(*policy.artifact.gamma_steps, strict=True))
+    mine = evaluate_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
+    taken = float(mine.column("steps").mean())
+    grids = [family(task.pipe, n, task.arguments)[grid] for n in whole(taken)]
+    return mine, blend(grid, [evaluate_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
+
+
+def compared(steps: int, task: EvalTask, tpms: list[Recipe], grid: str) -> dict[str, Any]:
+    """The TPMs on the same images, compared with the grid that the search began with."""
+    pairs = [learned(tpm, task, steps, grid) for tpm in tpms]
+    minus = difference([mine.rows for mine, _ in pairs], [other.rows for _, other in pairs])
+    return {"tpdm_steps": [float(mine.column("steps").mean()) for mine, _ in pairs], "tpdm_minus": minus}
+
+
+def share_of(gain: float, most: float) -> str:
+    """A gain as a share of the oracle's."""
+    return f"{100 * gain / most:.0f} %"
+
+
+def part(facts: dict[str, Any]) -> str:
+    """The page's part."""
+    lines = []
+    for found in facts["search"]:
+        mine, most = found["tpdm_minus"]["reward"]["mean"], found["own_minus_start"]
+        cells = [signed(found[key]) for key in ("shared_minus_start", "own_minus_start", "accuracy_own_minus_start")]
+        share = f"{np.mean(found['tpdm_steps']):.1f}", signed(mine), share_of(mine[0], most[0])
+        lines.append([str(found["steps"]), f"{found['start']}: {found['start_mean']:.4f}", *cells, *share])
+    head = ["steps", "best grid", "one schedule for all", "own for each image", "its accuracy", "tpdm's steps"]
+    said = (
+        f"Reward beyond the best hand-made grid on {facts['prompts']} images, {facts['search'][0]['tried']} schedules "
+        "tried for each. One schedule for all is chosen on the other half of the images; own schedules by the reward "
+        "of the finished picture, which no policy can know."
+    )
+    return "\n\n".join([said, table([*head, "tpdm", "of the oracle's"], lines), origin(facts)])
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="runs of frontier")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 12])
+    parser.add_argument("--candidates", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    tpms = [trained(conditioned_recipe(chosen.dials, seed, chosen.set), chosen.keep) for seed in chosen.seeds]
+    tuning, test = make_tasks(tpms[0])
+    task = test.first(chosen.images)
+    what = [chosen.images, chosen.candidates, chosen.rounds, *chosen.set]  # and no TPM
+    kept = chosen.runs / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    searched = []
+    for steps in chosen.steps:
+        path = kept / f"{steps}.json"
+        if not path.exists():
+            write_json(path, search(task, tuning, steps, chosen.candidates, chosen.rounds))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        searched.append(found | compared(steps, task, tpms, found["start"]))
+    return results_of(chosen, tpms[0], chosen.images, chosen.set, search=searched)

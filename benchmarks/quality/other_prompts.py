@@ -1,0 +1,87 @@
+"""Do the differences that frontier finds hold on other prompts, three times as many? Nothing is trained anew.
+
+    python -m benchmarks.quality other_prompts      the TPMs of frontier, 3,072 prompts that it never showed
+
+The same TPMs and the same fixed schedules at the same five qualities, on held-out prompts behind those of frontier:
+nothing was chosen by these.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.comparison import Rows, column, difference, origin, results_of
+from benchmarks.quality.experiments import EXPERIMENTS
+from benchmarks.quality.frontier_page import along, judges, verdicts
+from benchmarks.quality.trainings import conditioned_recipe, fixed_recipe, trained
+from tpdm.config.recipe import Recipe
+from tpdm.evaluation.comparison import BaselineComparison
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.runner import EvalResult, EvalTask
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.pretrained import load_policy
+
+EXPERIMENT = EXPERIMENTS["other_prompts"]
+LIMIT = 60_000  # prompts that the source is asked for, so that enough are held out; training sees the first 20,000
+
+
+def behind(task: EvalTask, seen: int) -> EvalTask:
+    """A task without its first prompts."""
+    return replace(task, prompts=task.prompts[seen:], seeds=task.seeds[seen:])
+
+
+def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, EvalResult]]:
+    """For every quality of the dial: the TPM, the best hand-made grid, and where it reaches the tuned schedule."""
+    tuning, test = make_tasks(recipe)
+    test = behind(test, seen)
+    policy, tuned = load_policy(Path(recipe.output) / "best"), load_policy(recipe.evaluation.tuned_baseline or "")
+    common = fingerprint(recipe, tuning, test)
+    store = Store(Path(recipe.output) / "eval-others", {**common, **learned_fingerprint(recipe)})
+    match = BaselineComparison(test, tuning, policy, tuned, store, Store(controls, common, shared=True))
+    found = []
+    for i in range(recipe.evaluation.gamma_points):
+        quality = i / (recipe.evaluation.gamma_points - 1)
+        mine = match.learned(f"tpdm, quality {quality:g}", match.gamma(quality))
+        steps = float(mine.column("steps").mean())
+        others = [match.grid_at(steps), match.tuned_at(steps)]
+        found.append({"tpdm": mine, **{other.name: other for other in others if other is not None}})
+    return found
+
+
+def point(quality: float, seeds: list[dict[str, EvalResult]]) -> dict[str, Any]:
+    """One quality of the dial, over seeds."""
+    mine = [seed["tpdm"].rows for seed in seeds]
+
+    def beside(name: str) -> list[Rows]:
+        return [seed[name].rows if name in seed else [] for seed in seeds]
+
+    return {
+        "quality": quality,
+        "steps": [float(column(rows, "steps").mean()) for rows in mine],
+        "minus": {name: difference(mine, beside(name)) for name in EXPERIMENT.baselines},
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seen", type=int, default=1024, help="number of prompts that frontier has shown")
+    parser.add_argument("--prompts", type=int, default=3072)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    recipes = []
+    for seed in chosen.seeds:
+        tpm = trained(conditioned_recipe(chosen.runs, seed, chosen.set))
+        fixed = trained(fixed_recipe(chosen.runs, seed, chosen.set))
+        wanted = replace(tpm.evaluation, prompts=chosen.seen + chosen.prompts, tuned=f"{fixed.output}/best")
+        recipes.append(replace(tpm, evaluation=wanted, prompts=replace(tpm.prompts, limit=LIMIT)))
+    found = [judged(recipe, chosen.seen, chosen.runs / "controls-others") for recipe in recipes]
+    count = recipes[0].evaluation.gamma_points
+    points = [point(i / (count - 1), [seed[i] for seed in found]) for i in range(count)]
+    return results_of(chosen, recipes[0], len(found[0][0]["tpdm"].rows), chosen.set, points=points)
+
+
+def part(facts: dict[str, Any]) -> str:
+    return "\n\n".join([verdicts(facts), judges(facts), along(facts), origin(facts)])

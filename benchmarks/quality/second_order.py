@@ -1,0 +1,93 @@
+"""A solver of second order under learned times, on tinyworld: the quality of 28 Euler steps at how many evaluations?
+
+    python -m benchmarks.quality second_order                     five seeds: trains, judges, writes the results
+    python -m benchmarks.quality second_order --set sampling.solver=ab2 --out runs/ab2.json --runs runs/ab2
+
+Every seed trains a TPM for a narrow range of gammas with DPM++ 2M. It is asked for seven steps on average, and compared
+with the pipeline's own 28 Euler steps and the best hand-made grid of as many steps with the same solver. A single gamma
+does not say how many steps a training ends with: with .9967 five seeds came to 5.7 to 7.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.page import signed, table
+from benchmarks.quality.comparison import column, difference, origin, results_of
+from benchmarks.quality.experiments import EULER, EXPERIMENTS, GRID
+from benchmarks.quality.trainings import train_seeds
+from tpdm.config.recipe import Recipe
+from tpdm.evaluation.comparison import BaselineComparison
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.conditioned import quality_for
+from tpdm.policies.pretrained import load_policy
+
+EXPERIMENT = EXPERIMENTS["second_order"]
+LIMIT = 7.0  # a quarter of 28
+
+
+def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, list[dict[str, Any]]]:
+    """Rows of the best or last TPM, of 28 Euler steps and of the best grid; what was judged is not made again.
+
+    A TPM with a dial is asked for ``LIMIT`` steps on average.
+    """
+    tuning, test = make_tasks(recipe)
+    common = fingerprint(recipe, tuning, test)
+    store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe, which)})
+    policy = load_policy(Path(recipe.output) / which)
+    match = BaselineComparison(test, tuning, policy, None, store, Store(controls, common, shared=True))
+    dialled = policy.shape.gamma_range is not None
+    learned = match.learned("tpdm", match.gamma(quality_for(policy, LIMIT)) if dialled else None)
+    grid = next(r for r in match.baselines_at_nfe(float(learned.column("steps").mean())) if r.name == GRID)
+    return {"tpdm": learned.rows, EULER: match.default_first_order(28).rows, GRID: grid.rows}
+
+
+def within_limit(steps: Sequence[float]) -> int:
+    """On how many seeds the mean number of steps is at most ``LIMIT``."""
+    return sum(s <= LIMIT for s in steps)
+
+
+def part(facts: dict[str, Any]) -> str:
+    """The page's part."""
+    lines = [
+        [f"minus {name}", *(signed(minus[label]["mean"]) for label in ("reward", "accuracy", "residual"))]
+        for name, minus in (("28 Euler steps, default", facts["minus"][EULER]), (GRID, facts["minus"][GRID]))
+    ]
+    steps = facts["steps"]
+    said = (
+        f"Solver `{facts['solver']}`, a dial of gamma {facts['gammas'][0]:g} to {facts['gammas'][1]:g} that is asked "
+        f"for {LIMIT:g} steps on average. Mean steps on the seeds: "
+        f"{', '.join(f'{s:.2f}' for s in steps)}; {within_limit(steps)} of {len(steps)} within {LIMIT:g}. "
+        f"Worst 1 % of images against 28 Euler steps: {facts['minus'][EULER]['worst'][0]:+.3f} of the reward."
+    )
+    each = ", ".join(signed(i) for i in facts["minus"][EULER]["reward"]["seeds"])
+    return "\n\n".join(
+        [
+            said,
+            table(["tpdm", "reward", "accuracy", "residual"], lines),
+            f"Reward minus 28 Euler steps, each seed: {each}.",
+            origin(facts),
+        ]
+    )
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    recipes = train_seeds(EXPERIMENT, chosen)
+    rows = [judged(recipe, chosen.runs / "controls") for recipe in recipes]
+    tpdm = [r["tpdm"] for r in rows]
+    return results_of(
+        chosen,
+        recipes[0],
+        len(tpdm[0]),
+        [*EXPERIMENT.overrides, *chosen.set],
+        solver=recipes[0].sampling.solver,
+        gammas=recipes[0].reward.gamma_range,
+        steps=[float(np.mean(column(r, "steps"))) for r in tpdm],
+        minus={name: difference(tpdm, [r[name] for r in rows]) for name in EXPERIMENT.baselines},
+    )

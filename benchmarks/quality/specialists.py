@@ -1,0 +1,172 @@
+"""One TPM with a dial compared with TPMs trained for one gamma each, on tinyworld: what does serving all gammas cost?
+
+    python -m benchmarks.quality specialists                  six gammas, seeds 0 to 4: trains, judges, writes results
+    python -m benchmarks.quality specialists --seeds 0 --points 1 --print     one training: a process may take each
+
+Five gammas are spread as a calibration spreads them, evenly in the log of a step's price; the first is the dial's low
+end. A specialist has the dial's recipe with one gamma, the updates of recipes/tinyworld.yaml, and starts from about as
+many steps as the dial starts from there. What is known of either side is not trained or judged again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.page import signed, table
+from benchmarks.quality.comparison import MEASURES, column, difference, objective_difference, origin
+from benchmarks.quality.experiments import EXPERIMENTS
+from benchmarks.quality.trainings import conditioned_recipe, recipe_of, trained, training_hash
+from tpdm.config.recipe import Recipe
+from tpdm.core.io import write_text
+from tpdm.evaluation.comparison import BaselineComparison
+from tpdm.evaluation.result_store import Store
+from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.gamma import gamma_at
+from tpdm.policies.pretrained import load_policy
+
+EXPERIMENT = EXPERIMENTS["specialists"]
+KEYS = ("steps", *MEASURES.values())
+SPECIALIST = "specialist"
+ALLOWED = 0.01  # share of the specialist's reward
+SPREAD = (0.99, 0.99995)
+POINTS = (  # gamma, and the steps that its specialist starts from
+    (0.98, 4),
+    *((gamma_at(share, *SPREAD), start) for share, start in ((0.0, 5), (0.25, 7), (0.5, 11), (0.75, 16), (1.0, 24))),
+)
+
+
+def specialist(seed: int, place: Path, point: tuple[float, int], changes: list[str]) -> Recipe:
+    """The recipe of the TPM for one gamma."""
+    gamma, start = point
+    alone = ["rl.updates=140", *changes, "rl.normalize_advantages=batch", "reward.gamma_range=null"]
+    alone += [f"reward.gamma={gamma}", "tpm.init_steps_low_gamma=null", f"tpm.init_steps={start}"]
+    return recipe_of("specialist", place / f"gamma-{gamma:.5f}", seed, alone, EXPERIMENT.recipe)
+
+
+def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[str, Any]]:
+    """Rows of a TPM; of one with a dial at this gamma."""
+    tuning, test = make_tasks(recipe)
+    common = fingerprint(recipe, tuning, test)
+    store = Store(Path(recipe.output) / "eval-specialists", {**common, **learned_fingerprint(recipe)})
+    match = BaselineComparison(
+        test, tuning, load_policy(Path(recipe.output) / "best"), None, store, Store(controls, common)
+    )
+    return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
+
+
+def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, kept: Path) -> dict[str, Any] | None:
+    """What the dial and the specialist made of every prompt; measured, or None, where ``kept`` does not have it.
+
+    Kept are these numbers alone: 30 trainings are 66 megabytes, and nobody asks a specialist again.
+    """
+    dial = conditioned_recipe(chosen.dials, seed, chosen.set)
+    alone = specialist(seed, chosen.runs / f"seed-{seed}", point, chosen.set)
+    both = {"dial": (dial, point[0]), SPECIALIST: (alone, None)}
+    of = {who: {"hash": training_hash(r), "prompts": r.evaluation.prompts} for who, (r, _) in both.items()}
+    path = kept / f"seed-{seed}-{point[0]:.5f}.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": {}}
+    lacking = [who for who in of if known["of"].get(who) != of[who]]
+    if not lacking:
+        return known
+    if chosen.kept:
+        return None
+    for who in lacking:
+        recipe, gamma = both[who]
+        rows = rows_of(trained(recipe, chosen.keep), gamma, chosen.runs / "controls")
+        known[who] = {key: column(rows, key).round(6).tolist() for key in KEYS}
+    known |= {"of": of, "gamma": point[0], **provenance(alone)}
+    write_text(path, json.dumps(known) + "\n")  # of 8,000 numbers none has a line of its own
+    return known
+
+
+def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """One dictionary per image."""
+    images = zip(*(columns[key] for key in KEYS), strict=True)
+    return [{"index": i, **dict(zip(KEYS, values, strict=True))} for i, values in enumerate(images)]
+
+
+def point(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One gamma, over seeds."""
+    dial, alone = ([as_rows(seed[who]) for seed in seeds] for who in ("dial", SPECIALIST))
+    gamma = seeds[0]["gamma"]
+    return {
+        "gamma": gamma,
+        "dial_steps": [float(column(rows, "steps").mean()) for rows in dial],
+        "steps": [float(column(rows, "steps").mean()) for rows in alone],
+        "reward": float(np.mean([column(rows, "score").mean() for rows in alone])),
+        "minus": difference(dial, alone),
+        "objective_minus": objective_difference(dial, alone, gamma),
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    places = range(len(POINTS))
+    parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="runs of frontier")
+    parser.add_argument("--points", type=int, nargs="+", default=places, choices=places, help="of the six gammas")
+    parser.add_argument("--kept", action="store_true", help="train nothing: use docs/results/specialists")
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    kept = chosen.file.parent / "specialists"
+    every = [[compared(seed, POINTS[i], chosen, kept) for seed in chosen.seeds] for i in chosen.points]
+    found = [[one for one in seeds if one] for seeds in every]
+    return {
+        "seeds": chosen.seeds,
+        "prompts": len(found[0][0]["dial"]["score"]),
+        "changes": chosen.set,
+        "points": [point(seeds) for seeds in found],
+        **{k: v for k, v in found[0][0].items() if k not in ("of", "gamma", "dial", SPECIALIST)},
+    }
+
+
+def is_within(point: dict[str, Any]) -> bool:
+    """Whether the mean reward of the gamma-conditioned TPM is at most ``ALLOWED`` below that of the specialist."""
+    gain: float = point["minus"]["reward"]["mean"][0]
+    return gain >= -ALLOWED * point["reward"]
+
+
+def part(facts: dict[str, Any]) -> str:
+    """The page's part."""
+    lines, within, worst = [], 0, 0.0
+    for point in facts["points"]:
+        minus = point["minus"]["reward"]["mean"]
+        within += is_within(point)
+        worst = max(worst, *(-seed[0] / point["reward"] for seed in point["minus"]["reward"]["seeds"]))
+        steps = [f"{np.mean(point[name]):.1f}" for name in ("dial_steps", "steps")]
+        minuses = [signed(minus), signed(point["objective_minus"])]
+        place = [f"{point['gamma']:.5f}", str(len(point["steps"]))]
+        lines.append([*place, *steps, f"{point['reward']:.4f}", *minuses])
+    head = [
+        "gamma",
+        "trainings",
+        "steps, dial",
+        "steps, specialist",
+        "reward, specialist",
+        "dial minus specialist",
+        "objective",
+    ]
+    said = (
+        f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
+        "objective is what both were trained for at that gamma, eq. (9), of each image. On a single seed the dial's "
+        f"reward is at worst {100 * worst:.1f} % below."
+    )
+    return "\n\n".join([said, reach(facts), table(head, lines), origin(facts)])
+
+
+def reach(facts: dict[str, Any]) -> str:
+    """How far the dials of the seeds reach, and whether steps rise with gamma."""
+    steps_GS = np.asarray([point["dial_steps"] for point in facts["points"]])
+    times_S = steps_GS[-1] / steps_GS[0]
+    rising = int((np.diff(steps_GS, axis=0) > 0).all(axis=0).sum())
+    return (
+        f"The dial reaches from {steps_GS[0].mean():.1f} to {steps_GS[-1].mean():.1f} mean steps, {times_S.min():.1f} "
+        f"to {times_S.max():.1f} times as many on the seeds; steps rise with gamma throughout on {rising} of "
+        f"{len(times_S)}."
+    )

@@ -1,0 +1,1 @@
+"""Speed and memory: of calls, rollouts, training and serving."""
