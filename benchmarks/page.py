@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tpdm.core.io import write_text
@@ -33,14 +33,17 @@ def with_sections(text: str, sections: Mapping[str, str]) -> str:
     return text
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, narrow: bool = False) -> str:
-    """A Markdown table; ``narrow`` writes its second line without spaces."""
-    rule = "|" + "---|" * len(head) if narrow else _line(["---"] * len(head))
-    return "\n".join([_line(head), rule, *(_line(line) for line in lines)])
+def table(head: str, lines: Iterable[Sequence[str]], *, narrow: bool = False) -> str:
+    """A Markdown table.
 
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    Args:
+        head: Names of the columns, with `` | `` between them.
+        lines: Cells of every line.
+        narrow: Whether the second line has no spaces.
+    """
+    columns = head.count(" | ") + 1
+    rule = "|" + "---|" * columns if narrow else f"| {' | '.join(['---'] * columns)} |"
+    return "\n".join([f"| {head} |", rule, *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 def signed(interval: Sequence[float]) -> str:

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import (
+    ablations_page,
+    distillation,
+    oracle,
+    second_order,
+    specialists,
+    stability,
     trained_tpms,
     trainings,
 )
 from benchmarks.quality.ablations_page import reached
 from benchmarks.quality.comparison import worst_lost
-from benchmarks.quality.experiments import GRID, TUNED
-from benchmarks.quality.frontier_page import judges
+from benchmarks.quality.experiments import EXPERIMENTS, GRID, TUNED
+from benchmarks.quality.frontier_page import judges, verdicts
 from tests.support.processes import run_python
 from tpdm.core.io import write_text
 
@@ -40,7 +46,25 @@ SMALL = [
 ]
 
 
+FRONTIER = ("--seeds", "0", "--tuned", "1")
 GENERATED = re.compile(r"(<!-- [^>]*: generated -->).*?(<!-- end of [^>]* -->)", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def frontier(tmp_path_factory):
+    """A folder where the frontier of one seed was trained, evaluated and written once, for all tests of the module."""
+    folder = tmp_path_factory.mktemp("frontier")
+    run(
+        "frontier",
+        folder,
+        *FRONTIER,
+        "--picture",
+        folder / "frontier.png",
+        "--set",
+        *SMALL,
+        "tpm.init_steps_low_gamma=3",
+    )
+    return folder
 
 
 def run(name, folder, *words):
@@ -104,9 +128,8 @@ def test_the_page_says_where_judges_disagree_with_the_reward():
 
 
 @pytest.mark.slow
-def test_the_frontier_is_trained_once_and_written(tmp_path):
-    place = ["--seeds", "0", "--tuned", "1", "--picture", tmp_path / "frontier.png"]
-    run("frontier", tmp_path, *place, "--set", *SMALL, "tpm.init_steps_low_gamma=3")
+def test_the_frontier_is_trained_once_and_written(frontier):
+    tmp_path, place = frontier, [*FRONTIER, "--picture", frontier / "frontier.png"]
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [p["quality"] for p in facts["points"]] == [0.0, 1.0]
     assert facts["prompts"] == 4
@@ -127,7 +150,7 @@ def test_the_frontier_is_trained_once_and_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
+def test_a_second_order_solver_is_compared_with_28_euler_steps(tmp_path):
     run("second_order", tmp_path, "--seeds", "0", "1", "--set", *SMALL)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert facts["solver"] == "dpmpp_2m"
@@ -137,7 +160,8 @@ def test_a_solver_of_second_order_stands_beside_28_euler_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_dials_are_compared_on_prompts_that_the_frontier_did_not_show(tmp_path):
+def test_tpms_are_compared_on_prompts_that_the_frontier_did_not_show(tmp_path, frontier):
+    shutil.copytree(frontier / "runs", tmp_path / "runs")
     words = ["--seeds", "0", "--seen", "4", "--prompts", "3", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("other_prompts", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -158,7 +182,8 @@ def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
+def test_a_tpm_for_all_gammas_is_compared_with_a_specialist_at_each(tmp_path, frontier):
+    shutil.copytree(frontier / "runs", tmp_path / "dials")
     words = ["--seeds", "0", "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("specialists", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -180,7 +205,8 @@ def test_a_dial_stands_beside_a_specialist_at_each_gamma(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
+def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path, frontier):
+    shutil.copytree(frontier / "runs", tmp_path / "dials")
     size = ["--images", "3", "--steps", "2", "3", "--candidates", "2", "--rounds", "1", "--seeds", "0", "1"]
     words = [*size, "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("oracle", tmp_path, *words)
@@ -202,7 +228,7 @@ def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_taught_tpm_stands_beside_one_that_learnt_alone(tmp_path):
+def test_a_taught_tpm_is_compared_with_one_that_learnt_alone(tmp_path):
     words = ["--seeds", "0", "1", "--images", "20", "--set", *SMALL, "validation.every=1"]
     run("distillation", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -253,3 +279,111 @@ def test_the_worst_of_a_mixture_counts_both_of_what_it_may_come_to():
     plain = [{"index": i, "score": 0.1 * i} for i in range(3)]
     assert worst_lost([(mine, both)])[0] == -1.0  # of three images, one in ten draws
     assert worst_lost([(mine, plain), (mine, plain)])[0] == pytest.approx(-0.2)
+
+
+def about(mean, size=0.05):
+    return [mean, mean - size, mean + size]
+
+
+def frontier_facts(reward, steps):
+    """Results of two points whose reward differs from both baselines by ``reward``; ``steps`` of two seeds at each."""
+    minus = {"reward": {"mean": about(reward)}}
+    return {"points": [{"steps": s, "minus": {GRID: minus, TUNED: minus}} for s in steps]}
+
+
+def second_order_facts(steps):
+    measures = {label: {"mean": about(0.1), "seeds": [about(0.1)]} for label in ("reward", "accuracy", "residual")}
+    minus = {name: measures | {"worst": about(-0.2)} for name in EXPERIMENTS["second_order"].baselines}
+    return {"solver": "dpmpp_2m", "gammas": [0.99, 0.999], "steps": steps, "minus": minus, **ORIGIN}
+
+
+def stability_facts(last):
+    curve = [{"objective": objective, "steps": 8.0} for objective in (0.5, 1.0, last)]
+    return {"validations": [curve], "worst": [about(-0.2)[:2]], "updates": 2, **ORIGIN}
+
+
+def specialist_facts(gain, steps):
+    minus = {"reward": {"mean": about(gain), "seeds": [about(gain)]}}
+    point = {"gamma": 0.99, "reward": 1.0, "steps": [5.0], "minus": minus, "objective_minus": about(gain)}
+    return {"points": [{**point, "dial_steps": [s]} for s in steps], **ORIGIN}
+
+
+def oracle_facts(gain):
+    found = {"steps": 5, "tried": 3, "start": "shift", "start_mean": 0.5, "tpdm_steps": [5.0]}
+    found |= {key: about(0.2) for key in ("shared_minus_start", "own_minus_start", "accuracy_own_minus_start")}
+    return {"search": [found | {"tpdm_minus": {"reward": {"mean": about(gain)}}}], **ORIGIN}
+
+
+def distillation_facts(gain):
+    oracle = {"steps": 5, "images": 2, "objective": 0.5, "single_steps": 8, "single_objective": 0.4}
+    way = {"steps": [5.0], "reward": [0.5], "objective": [0.5]}
+    ways = {"trained": way, "taught": {**way, "minus": {"reward": about(gain), "objective": about(gain)}}}
+    return {"oracle": oracle, "likelihood": [[0.0, 1.0]], "ways": ways, **ORIGIN}
+
+
+def ablation_runs(last):
+    """Two variants with the same test; the curve of the second ends at ``last``, that of the first at 1."""
+    rows = [{"index": 0, "steps": 5.0, "score": 0.5}, {"index": 1, "steps": 6.0, "score": 0.6}]
+
+    def run(variant, objectives):
+        curve = [{"trajectories": 100 * i, "objective": o} for i, o in enumerate(objectives)]
+        return {"axis": "a", "variant": variant, "seed": 0, "gamma": 0.99, "curve": curve, "rows": rows, **ORIGIN}
+
+    return [run("first", [0.0, 1.0, 1.0, 1.0]), run("second", [0.0, last, last, last])]
+
+
+ORIGIN = {"seeds": [0], "prompts": 2, "changes": [], "versions": {}, "hardware": "one core"}
+AXES = {"a": {"first": (), "second": ("rl.noise=independent",)}}
+RISING = [[5.0, 6.0], [10.0, 12.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "words", "bad", "other_words"),
+    [
+        (
+            verdicts,
+            frontier_facts(0.2, RISING),
+            "hand-made grid: significantly better at 2 of 2 points, significantly worse at 0",
+            frontier_facts(-0.2, RISING),
+            "hand-made grid: significantly better at 0 of 2 points, significantly worse at 2",
+        ),
+        (
+            verdicts,
+            frontier_facts(0.2, RISING),
+            "rise with quality throughout on 2 of 2",
+            frontier_facts(0.2, [[5.0, 6.0], [10.0, 5.5]]),
+            "rise with quality throughout on 1 of 2",
+        ),
+        (verdicts, frontier_facts(0.2, RISING), "better at 2 of 2", frontier_facts(0.01, RISING), "better at 0 of 2"),
+        (second_order.part, second_order_facts([6.9]), "1 of 1 within 7", second_order_facts([7.1]), "0 of 1 within 7"),
+        (stability.part, stability_facts(0.99), "on 1 of 1 seeds", stability_facts(0.97), "on 0 of 1 seeds"),
+        (
+            specialists.part,
+            specialist_facts(-0.005, [5.0, 9.0]),
+            "at 2 of 2 gammas",
+            specialist_facts(-0.02, [5.0, 9.0]),
+            "at 0 of 2 gammas",
+        ),
+        (
+            specialists.part,
+            specialist_facts(0.0, [5.0, 9.0]),
+            "throughout on 1 of 1",
+            specialist_facts(0.0, [9.0, 5.0]),
+            "throughout on 0 of 1",
+        ),
+        (oracle.part, oracle_facts(0.1), "| **+0.1000 [+0.0500, +0.1500]** | 50 % |", oracle_facts(-0.02), "| -10 % |"),
+        (distillation.part, distillation_facts(0.1), "**+0.1000 [", distillation_facts(0.01), "| +0.0100 [-0.0400"),
+        (
+            lambda runs: ablations_page.section(runs, AXES),
+            ablation_runs(2.0),
+            "| 50 | never |",
+            ablation_runs(0.5),
+            "| never | 50 |",
+        ),
+    ],
+)
+def test_an_experiment_tells_a_good_result_from_a_bad_one(text, good, words, bad, other_words):
+    assert words in text(good)
+    assert other_words not in text(good)
+    assert other_words in text(bad)
+    assert words not in text(bad)

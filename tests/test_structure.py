@@ -34,6 +34,12 @@ def test_a_name_leads_to_one_file_or_two():
     assert {name: count for name, count in names.items() if count > MOST_OF_A_NAME} == {}
 
 
+def test_no_file_of_the_package_is_ignored_and_left_out_of_the_wheel():
+    ignored = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard", "--", "."]
+    listed = subprocess.run(ignored, cwd=SOURCE, capture_output=True, text=True)
+    assert listed.stdout == ""
+
+
 def test_every_public_name_is_there_and_old_ones_lead_to_it():
     assert all(getattr(tpdm, name) is not None for name in dir(tpdm))
     with pytest.warns(FutureWarning, match=r"tpdm\.FixedTimes is now tpdm\.FixedSchedule"):

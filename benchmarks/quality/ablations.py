@@ -1,12 +1,8 @@
-"""Which choices of the training matter, on tinyworld: one change at a time, several seeds, learning curves.
+"""Which choices of the training matter: one change at a time, several seeds, learning curves.
 
-    python -m benchmarks.quality ablations                           every axis, seeds 0 to 2; adds to the results
-    python -m benchmarks.quality ablations --axes noise --print      writes nothing: a process may take each axis
-    python -m benchmarks.quality ablations --render                  the picture and the page alone
-
-Every run is recipes/tinyworld.yaml with 80 updates and the changes of one variant; the first variant of an axis is
-what its others are compared with, seed by seed. A training that several axes share is done once. Runs go on where they
-stopped.
+Every run is the recipe tinyworld.yaml with 80 updates and the changes of one variant. The other variants of an axis are
+compared with its first one, seed by seed. A training that several axes share is done once. Runs resume where they
+stopped. With --axes noise --print a process may take each axis.
 """
 
 from __future__ import annotations

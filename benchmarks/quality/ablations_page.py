@@ -85,18 +85,8 @@ def found(runs: Sequence[Run], axes: Axes) -> dict[str, dict[str, list[Run]]]:
 
 def section(runs: Sequence[Run], axes: Axes) -> str:
     """The page's part."""
-    head = [
-        "axis",
-        "variant",
-        "seeds",
-        "steps",
-        "reward",
-        "objective",
-        "minus the first",
-        "over the training",
-        "trajectories to the first's",
-        "the first's to this",
-    ]
+    head = "axis | variant | seeds | steps | reward | objective | minus the first | over the training"
+    head += " | trajectories to the first's | the first's to this"
     each = [(a, n, rs, next(iter(names.values()))) for a, names in found(runs, axes).items() for n, rs in names.items()]
     lines = [line(*words) for words in each]
     seeds = sorted({r["seed"] for r in runs})

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from tpdm.config.recipe import Recipe
+from tpdm.evaluation.comparison import BaselineComparison
+from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.statistics import paired_bootstrap, quantile_of_difference, two_way_bootstrap
 from tpdm.evaluation.summary import provenance
+from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
+from tpdm.policies.pretrained import load_policy
 from tpdm.training.objective import discounted_reward
 
 MEASURES = {"reward": "score", "accuracy": "accuracy", "residual": "residual"}
@@ -27,6 +33,39 @@ def results_of(
 ) -> dict[str, Any]:
     """The results of an experiment: what was found, with seeds, prompts, changes, hardware and versions."""
     return {"seeds": chosen.seeds, "prompts": prompts, "changes": list(changes), **found, **provenance(recipe)}
+
+
+def comparison(
+    recipe: Recipe, controls: Path, place: str, which: str = "best", seen: int = 0, shared: bool = True
+) -> BaselineComparison:
+    """A trained TPM with its baselines, on the test prompts of its recipe; what was evaluated is read from disk.
+
+    Args:
+        recipe: Its ``evaluation.tuned_baseline`` is the TPM that sees only the time, if there is one.
+        controls: Folder of the baselines.
+        place: Folder of the TPM's rows, in that of its run.
+        which: "best" or "last".
+        seen: Number of test prompts that are left out at the beginning.
+        shared: Whether several trainings use the folder of the baselines at once.
+    """
+    tuning, test = make_tasks(recipe)
+    test = replace(test, prompts=test.prompts[seen:], seeds=test.seeds[seen:])
+    common, run, tuned = fingerprint(recipe, tuning, test), Path(recipe.output), recipe.evaluation.tuned_baseline
+    store = Store(run / place, {**common, **learned_fingerprint(recipe, which)})
+    policies = load_policy(run / which), load_policy(tuned) if tuned else None
+    return BaselineComparison(test, tuning, *policies, store, Store(controls, common, shared=shared))
+
+
+def reach(steps_PS: Sequence[Sequence[float]], what: str) -> str:
+    """How far mean steps reach from the first point to the last, over seeds, and whether they always rise."""
+    steps = np.asarray(steps_PS)
+    times_S = steps[-1] / steps[0]
+    rising = int((np.diff(steps, axis=0) > 0).all(axis=0).sum())
+    return (
+        f"The dial reaches from {steps[0].mean():.1f} to {steps[-1].mean():.1f} mean steps, {times_S.min():.1f} to "
+        f"{times_S.max():.1f} times as many on the seeds; steps rise with {what} throughout on {rising} of "
+        f"{len(times_S)}."
+    )
 
 
 def column(rows: Rows, key: str) -> np.ndarray:
@@ -51,8 +90,7 @@ def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
         tables = [column(a, key) - column(b, key) for a, b in pairs]
         if not tables:
             continue
-        single = [paired_bootstrap(t) for t in tables]
-        found[label] = {"mean": two_way_bootstrap(np.stack(tables)) if len(tables) > 1 else single[0], "seeds": single}
+        found[label] = {"mean": interval(tables), "seeds": [paired_bootstrap(t) for t in tables]}
         if label == "reward":
             found["worst"] = worst_lost(pairs)
     return found
@@ -66,8 +104,14 @@ def apply_step_penalty(rows: Rows, gamma: float) -> np.ndarray:
 
 def objective_difference(mine: Sequence[Rows], others: Sequence[Rows], gamma: float) -> tuple[float, float, float]:
     """[mean, low, high] over trainings and images of what was trained for."""
-    minus = [apply_step_penalty(a, gamma) - apply_step_penalty(b, gamma) for a, b in zip(mine, others, strict=True)]
-    return two_way_bootstrap(np.stack(minus)) if len(minus) > 1 else paired_bootstrap(minus[0])
+    return interval(
+        [apply_step_penalty(a, gamma) - apply_step_penalty(b, gamma) for a, b in zip(mine, others, strict=True)]
+    )
+
+
+def interval(tables: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """[mean, low, high] of differences over trainings and images, or over the images of a single training."""
+    return two_way_bootstrap(np.stack(tables)) if len(tables) > 1 else paired_bootstrap(tables[0])
 
 
 def worst_lost(pairs: Sequence[tuple[Rows, Rows]]) -> tuple[float, float, float]:

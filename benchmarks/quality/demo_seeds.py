@@ -1,10 +1,7 @@
-"""The demo over several training seeds, and the tables of the documentation that come from it.
+"""The demo over several training seeds.
 
-    python -m benchmarks.quality demo_seeds --seeds 0 1 2    runs the missing ones, then writes results and page
-    python -m benchmarks.quality demo_seeds --render         the table of the page alone
-
-A run is `tpdm demo --seed N`; its summary is kept without the per-image lists, and its validations as the curve that
-recipes/tinyworld.yaml shows.
+A run is `tpdm demo --seed N`. Its summary is kept without the lists per image. Its validations are kept as the curve
+that recipes/tinyworld.yaml shows.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Does a TPM end better that begins with the schedules of an oracle? On tinyworld, compared with ablations' default.
+"""Does a TPM end better if it begins with the schedules of an oracle? Compared with the default of ablations.
 
-    python -m benchmarks.quality distillation                    seeds 0 to 2: writes results and page
-    python -m benchmarks.quality distillation --seeds 0 --print  one seed, and nothing is written
-
-The oracle makes every one of 768 training images with the best hand-made grid of 3, 4, ... 28 steps, and keeps that
-with the highest eq. (9), which no policy can know before. A fresh TPM is driven along those schedules and fitted, by
-likelihood, to the times that they take at what it sees there ("taught"); then it is trained as ever ("taught, then
-trained"). The trainings that it is compared with are those of ablations, seed by seed, on the same test.
+The oracle makes each of 768 training images with the best hand-made grid of 3, 4, ... 28 steps. It keeps the one with
+the highest eq. (9), which no policy can know before. A fresh TPM follows those schedules and is fitted, by likelihood,
+to their times ("taught"). Then it is trained as usual ("taught, then trained"). It is compared with the trainings of
+ablations, seed by seed, on the same test.
 """
 
 from __future__ import annotations
@@ -26,7 +23,15 @@ from tqdm.auto import tqdm
 
 from benchmarks.page import signed, table
 from benchmarks.quality.ablations import judged, recipe_for, tested
-from benchmarks.quality.comparison import Rows, apply_step_penalty, column, objective_difference, origin, results_of
+from benchmarks.quality.comparison import (
+    Rows,
+    apply_step_penalty,
+    column,
+    interval,
+    objective_difference,
+    origin,
+    results_of,
+)
 from benchmarks.quality.experiments import EXPERIMENTS
 from benchmarks.quality.trainings import trained, training_hash
 from tpdm.config.recipe import Recipe
@@ -35,7 +40,6 @@ from tpdm.core.types import Decision, Observation
 from tpdm.evaluation.baselines import best_of_family
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalTask, evaluate_policy
-from tpdm.evaluation.statistics import paired_bootstrap, two_way_bootstrap
 from tpdm.evaluation.tasks import fingerprint, make_tasks
 from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
@@ -190,8 +194,7 @@ def way(found: Sequence[dict[str, Any]], name: str, gamma: float) -> dict[str, A
     }
     if name == "trained":
         return facts
-    gains = np.stack([column(a, "score") - column(b, "score") for a, b in zip(mine, others, strict=True)])
-    reward = two_way_bootstrap(gains) if len(gains) > 1 else paired_bootstrap(gains[0])
+    reward = interval([column(a, "score") - column(b, "score") for a, b in zip(mine, others, strict=True)])
     return {**facts, "minus": {"reward": reward, "objective": objective_difference(mine, others, gamma)}}
 
 
@@ -209,7 +212,7 @@ def part(facts: dict[str, Any]) -> str:
         f"{oracle['single_objective']:.4f}. Log-likelihood of its decisions on images that the fit did not see: "
         f"{before:.2f} of the fresh TPM, {after:.2f} of the taught one."
     )
-    head = ["", "steps", "reward", "objective", "minus trained: reward", "minus trained: objective"]
+    head = " | steps | reward | objective | minus trained: reward | minus trained: objective"
     return "\n\n".join([said, table(head, lines), origin(facts)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.command import Benchmark
 
@@ -44,114 +45,90 @@ class Experiment(Benchmark):
             parser.add_argument("--picture", type=Path, default=Path(self.picture), help="figure that is drawn")
 
 
-HOURS = "hours on two cores"
-FRONTIER = {"page": "frontier.md", "runs": "runs/frontier"}
+def _experiment(name: str, measures: str, **more: Any) -> dict[str, Experiment]:
+    usual = {
+        "takes": "hours on two cores",
+        "results": f"docs/results/{name}.json",
+        "page": "frontier.md",
+        "section": name.replace("_", " "),
+        "runs": f"runs/{name}",
+    }
+    return {name: Experiment(measures=measures, **{**usual, **more})}
+
+
+SHORT = ("rl.updates=80", "validation.every=10", "evaluation.prompts=1024")
+NARROW = (
+    "reward.gamma=0.9967",
+    "reward.gamma_range=[0.994, 0.9985]",
+    "tpm.init_steps_low_gamma=5",
+    "tpm.init_steps=12",
+)
 EXPERIMENTS = {
-    "frontier": Experiment(
-        "one TPM with a dial against the best fixed schedules at every number of steps",
-        HOURS,
-        "docs/results/frontier.json",
-        **FRONTIER,
-        section="frontier",
+    **_experiment(
+        "frontier",
+        "one TPM for all gammas compared with the best fixed schedules at every number of steps",
         baselines=(GRID, TUNED, DEFAULT, STATIC),
         picture="docs/images/frontier.png",
     ),
-    "other_prompts": Experiment(
+    **_experiment(
+        "other_prompts",
         "whether the differences of frontier hold on other prompts, three times as many",
-        HOURS,
-        "docs/results/other_prompts.json",
-        **FRONTIER,
-        section="other prompts",
         baselines=(GRID, TUNED),
+        runs="runs/frontier",
     ),
-    "second_order": Experiment(
+    **_experiment(
+        "second_order",
         "how many steps of a second-order solver have the quality of 28 Euler steps",
-        HOURS,
-        "docs/results/second_order.json",
-        "frontier.md",
-        "second order",
-        overrides=(
-            "sampling.solver=dpmpp_2m",
-            "reward.gamma=0.9967",
-            "reward.gamma_range=[0.994, 0.9985]",
-            "tpm.init_steps_low_gamma=5",
-            "tpm.init_steps=12",
-            "rl.updates=160",
-        ),
+        overrides=("sampling.solver=dpmpp_2m", *NARROW, "rl.updates=160"),
         baselines=(EULER, GRID),
-        runs="runs/second_order",
     ),
-    "stability": Experiment(
-        "whether the last TPM of a training of twice the updates is as good as its best; its worst images",
-        HOURS,
-        "docs/results/stability.json",
-        "frontier.md",
+    **_experiment(
         "stability",
+        "whether the last TPM of a training of twice the updates is as good as its best; its worst images",
         recipe="tinyworld",
         overrides=("rl.updates=280",),
         baselines=(EULER,),
-        runs="runs/stability",
     ),
-    "specialists": Experiment(
-        "one TPM with a dial compared with TPMs trained for one gamma each",
-        HOURS,
-        "docs/results/specialists.json",
-        "frontier.md",
-        "specialists",
-        baselines=("specialist",),
-        runs="runs/specialists",
+    **_experiment(
+        "specialists", "one TPM for all gammas compared with TPMs trained for one gamma each", baselines=("specialist",)
     ),
-    "ablations": Experiment(
-        "which choices of the training matter, one change at a time",
-        HOURS,
-        "docs/results/ablations.json",
-        "ablations.md",
+    **_experiment(
         "ablations",
+        "which choices of the training matter, one change at a time",
+        page="ablations.md",
         recipe="tinyworld",
-        overrides=("rl.updates=80", "validation.every=10", "evaluation.prompts=1024"),
+        overrides=SHORT,
         seeds=(0, 1, 2),
         baselines=("first variant of the axis",),
-        runs="runs/ablations",
         picture="docs/images/ablations.png",
     ),
-    "oracle": Experiment(
-        "how far the best schedule of every image is above the best one for all",
-        HOURS,
-        "docs/results/oracle.json",
-        "frontier.md",
-        "oracle",
-        baselines=("best grid",),
-        runs="runs/oracle",
+    **_experiment(
+        "oracle", "how far the best schedule of every image is above the best one for all", baselines=("best grid",)
     ),
-    "distillation": Experiment(
-        "whether a TPM that begins with the schedules of an oracle ends better",
-        HOURS,
-        "docs/results/distillation.json",
-        "frontier.md",
+    **_experiment(
         "distillation",
+        "whether a TPM that begins with the schedules of an oracle ends better",
         recipe="tinyworld",
-        overrides=("rl.updates=80", "validation.every=10", "evaluation.prompts=1024"),
+        overrides=SHORT,
         seeds=(0, 1, 2),
         baselines=("trained",),
-        runs="runs/distillation",
     ),
-    "demo_seeds": Experiment(
+    **_experiment(
+        "demo_seeds",
         "how the demo comes out over several training seeds",
-        "minutes for each seed on two cores",
-        "docs/results/demo-seeds.json",
-        "demo.md",
-        "results",
-        recipe="tinyworld",
+        takes="minutes for each seed on two cores",
+        results="docs/results/demo-seeds.json",
+        page="demo.md",
+        section="results",
         seeds=(0, 1, 2),
         runs="runs",
     ),
-    "tinyworld": Experiment(
+    **_experiment(
+        "tinyworld",
         "what steps are worth in tinyworld, with the default schedule",
-        "minutes on two cores",
-        "docs/results/tinyworld.json",
-        "tinyworld.md",
-        "results",
-        recipe="tinyworld",
+        takes="minutes on two cores",
+        page="tinyworld.md",
+        section="results",
         baselines=(STATIC,),
         runs="runs/bench",
     ),

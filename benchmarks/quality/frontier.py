@@ -1,14 +1,9 @@
-"""Quality against steps on tinyworld, over training seeds: one TPM with a dial, against the best fixed schedules.
+"""Quality against steps: one TPM for all gammas, compared with the best fixed schedules, over training seeds.
 
-    python -m benchmarks.quality frontier                     trains, evaluates, writes results, page and picture
-    python -m benchmarks.quality frontier --seeds 0 --print   one seed, and nothing is written: a process may take each
-    python -m benchmarks.quality frontier --render            the page and its picture alone
-    python -m benchmarks.quality frontier --seeds 0 1 --set rl.updates=1 evaluation.prompts=4    changes to the recipe
-
-For every seed a TPM is trained by the recipe tinyworld-dial.yaml; beside it TPMs that see only the time, which are the
-best fixed schedules that the same training finds at every number of steps (--tuned says how many of these; seeds take
-them in turn). Both are compared with hand-made grids at each quality by `tpdm eval`. Intervals are over training seeds
-and prompts at once. Everything is resumable: what is trained and judged is not done again.
+For every seed the recipe tinyworld-dial.yaml trains a TPM. Further TPMs see only the time: they are the best fixed
+schedules that the same training finds at every number of steps. --tuned says how many; seeds take them in turn.
+`tpdm eval` compares both with hand-made grids at each quality. Intervals are over training seeds and prompts at once.
+What is trained and evaluated is not done again. With --seeds 0 --print a process may take each seed.
 """
 
 from __future__ import annotations
@@ -22,14 +17,13 @@ import numpy as np
 
 from benchmarks.quality.comparison import MEASURES, Rows, column, difference
 from benchmarks.quality.experiments import STATIC
-from benchmarks.quality.frontier_page import draw, part
+from benchmarks.quality.frontier_page import draw as draw
+from benchmarks.quality.frontier_page import part as part
 from benchmarks.quality.trainings import conditioned_recipe, fixed_recipe, trained
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics
 from tpdm.evaluation.evaluate import evaluate
 from tpdm.evaluation.summary import provenance
-
-__all__ = ["draw", "measure", "options", "part"]
 
 OWN = (  # at the TPM's own gamma: what is left of it when something is taken away
     "mean schedule of tpdm",

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.page import signed, table
-from benchmarks.quality.comparison import BETTER, origin
+from benchmarks.quality.comparison import BETTER, origin, reach
 from benchmarks.quality.experiments import DEFAULT, GRID, STATIC, TUNED
 from tpdm.core.io import write_atomically
 from tpdm.evaluation.report.plot_style import FIXED, LEARNED, OTHERS
@@ -42,13 +42,7 @@ def verdicts(facts: Mapping[str, Any]) -> str:
                 f"- {label} against the {SHORT[control]}: significantly better at {above} of {len(gains)} points, "
                 f"significantly worse at {below}."
             )
-    steps = np.asarray([p["steps"] for p in facts["points"]])
-    low, high = (steps[-1] / steps[0]).min(), (steps[-1] / steps[0]).max()
-    rises = int((np.diff(steps, axis=0) > 0).all(axis=0).sum())
-    lines.append(
-        f"- The dial reaches from {steps[0].mean():.1f} to {steps[-1].mean():.1f} mean steps, {low:.1f} to {high:.1f} "
-        f"times as many on the seeds; steps rise with quality throughout on {rises} of {steps.shape[1]}."
-    )
+    lines.append(f"- {reach([p['steps'] for p in facts['points']], 'quality')}")
     return (
         f"Points with {RANGE[0]:g} to {RANGE[1]:g} mean steps ({len(points)}), intervals over seeds and prompts:\n\n"
         + ("\n".join(lines))
@@ -84,7 +78,7 @@ def capped(facts: Mapping[str, Any]) -> str:
         lines.append([f"{p['quality']:g}", share, f"{cap['capped']:+.4f}", f"{cap['others']:+.4f}"])
     cap = facts["points"][0]["cap"]["cap"]
     said = f"Images that take all {cap} allowed steps land in equal ones. Reward minus 28 default steps, in parts:"
-    return f"{said}\n\n{table(['quality', 'images at the cap', 'they bring', 'the others bring'], lines)}"
+    return f"{said}\n\n{table('quality | images at the cap | they bring | the others bring', lines)}"
 
 
 def along(facts: Mapping[str, Any]) -> str:
@@ -102,7 +96,7 @@ def along(facts: Mapping[str, Any]) -> str:
             cells = [signed(minus[label]["mean"]) for label in ("reward", "accuracy", "residual")]
             lines.append([*place, name, *cells, f"{minus['worst'][0]:+.3f}"])
             place = ["", ""]
-    head = ["quality", "mean steps (over seeds)", "tpdm minus", "reward", "accuracy", "residual", "worst 1 %"]
+    head = "quality | mean steps (over seeds) | tpdm minus | reward | accuracy | residual | worst 1 %"
     return table(head, lines)
 
 
@@ -114,7 +108,7 @@ def looking(facts: Mapping[str, Any]) -> str:
         for name, minus in own["minus"].items()
     ]
     said = f"At the recipe's own gamma ({np.mean(own['steps']):.1f} mean steps):"
-    found = [said, table(["tpdm minus", "reward", "accuracy", "residual"], lines)]
+    found = [said, table("tpdm minus | reward | accuracy | residual", lines)]
     if not facts["oracle"]:
         return "\n\n".join(found)
     share = [o["share"] for o in facts["oracle"] if o["share"] is not None]

@@ -1,12 +1,10 @@
-"""How much there is to gain by looking, on tinyworld: the best schedule of N steps for every image, searched for.
+"""How much there is to gain by looking: a search for the best schedule of N steps for every image.
 
-    python -m benchmarks.quality oracle                    128 images, N = 5, 8, 12: writes results and page
-    python -m benchmarks.quality oracle --steps 5 --print  one N, and nothing is written: a process may take each
-
-Every schedule is tried on the same noise. `shared` is the best one for all images, chosen on the other half of
-them; `own` the best one of each image, chosen by the reward of its finished picture, which no policy can see before.
-The scene reader's accuracy of the same pictures shows how much of that the reward's luck is. The TPMs of frontier get
-the same images and are asked for N steps, less the grid that the search began with at as many steps.
+Every schedule is tried on the same noise. `shared` is the best one for all images, chosen on the other half of them.
+`own` is the best one of each image, chosen by the reward of its finished image, which no policy can know before. The
+scene reader's accuracy of the same images shows how much of that is the reward's luck. The TPMs of frontier get the
+same images and are asked for N steps; the grid that the search began with is subtracted at as many steps.
+With --steps 5 --print a process may take each N.
 """
 
 from __future__ import annotations
@@ -100,13 +98,13 @@ def part(facts: dict[str, Any]) -> str:
         cells = [signed(found[key]) for key in ("shared_minus_start", "own_minus_start", "accuracy_own_minus_start")]
         share = f"{np.mean(found['tpdm_steps']):.1f}", signed(mine), share_of(mine[0], most[0])
         lines.append([str(found["steps"]), f"{found['start']}: {found['start_mean']:.4f}", *cells, *share])
-    head = ["steps", "best grid", "one schedule for all", "own for each image", "its accuracy", "tpdm's steps"]
+    head = "steps | best grid | one schedule for all | own for each image | its accuracy | tpdm's steps"
     said = (
         f"Reward beyond the best hand-made grid on {facts['prompts']} images, {facts['search'][0]['tried']} schedules "
         "tried for each. One schedule for all is chosen on the other half of the images; own schedules by the reward "
         "of the finished picture, which no policy can know."
     )
-    return "\n\n".join([said, table([*head, "tpdm", "of the oracle's"], lines), origin(facts)])
+    return "\n\n".join([said, table(f"{head} | tpdm | of the oracle's", lines), origin(facts)])
 
 
 def options(parser: argparse.ArgumentParser) -> None:

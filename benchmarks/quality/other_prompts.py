@@ -1,9 +1,7 @@
-"""Do the differences that frontier finds hold on other prompts, three times as many? Nothing is trained anew.
+"""The differences that frontier finds, on other prompts, three times as many. Nothing is trained anew.
 
-    python -m benchmarks.quality other_prompts      the TPMs of frontier, 3,072 prompts that it never showed
-
-The same TPMs and the same fixed schedules at the same five qualities, on held-out prompts behind those of frontier:
-nothing was chosen by these.
+The TPMs and fixed schedules of frontier are compared at the same five qualities, on held-out prompts that come after
+those of frontier. Nothing was chosen by these prompts.
 """
 
 from __future__ import annotations
@@ -13,34 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.comparison import Rows, column, difference, origin, results_of
+from benchmarks.quality.comparison import Rows, column, comparison, difference, origin, results_of
 from benchmarks.quality.experiments import EXPERIMENTS
 from benchmarks.quality.frontier_page import along, judges, verdicts
 from benchmarks.quality.trainings import conditioned_recipe, fixed_recipe, trained
 from tpdm.config.recipe import Recipe
-from tpdm.evaluation.comparison import BaselineComparison
-from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.runner import EvalResult, EvalTask
-from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
-from tpdm.policies.pretrained import load_policy
+from tpdm.evaluation.runner import EvalResult
 
 EXPERIMENT = EXPERIMENTS["other_prompts"]
 LIMIT = 60_000  # prompts that the source is asked for, so that enough are held out; training sees the first 20,000
 
 
-def behind(task: EvalTask, seen: int) -> EvalTask:
-    """A task without its first prompts."""
-    return replace(task, prompts=task.prompts[seen:], seeds=task.seeds[seen:])
-
-
 def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, EvalResult]]:
-    """For every quality of the dial: the TPM, the best hand-made grid, and where it reaches the tuned schedule."""
-    tuning, test = make_tasks(recipe)
-    test = behind(test, seen)
-    policy, tuned = load_policy(Path(recipe.output) / "best"), load_policy(recipe.evaluation.tuned_baseline or "")
-    common = fingerprint(recipe, tuning, test)
-    store = Store(Path(recipe.output) / "eval-others", {**common, **learned_fingerprint(recipe)})
-    match = BaselineComparison(test, tuning, policy, tuned, store, Store(controls, common, shared=True))
+    """For every quality: the TPM, the best hand-made grid, and the tuned schedule if it reaches as many steps."""
+    match = comparison(recipe, controls, "eval-others", seen=seen)
     found = []
     for i in range(recipe.evaluation.gamma_points):
         quality = i / (recipe.evaluation.gamma_points - 1)

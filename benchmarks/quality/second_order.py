@@ -1,11 +1,9 @@
-"""A solver of second order under learned times, on tinyworld: the quality of 28 Euler steps at how many evaluations?
+"""A second-order solver under learned times: the quality of 28 Euler steps at how many evaluations?
 
-    python -m benchmarks.quality second_order                     five seeds: trains, judges, writes the results
-    python -m benchmarks.quality second_order --set sampling.solver=ab2 --out runs/ab2.json --runs runs/ab2
-
-Every seed trains a TPM for a narrow range of gammas with DPM++ 2M. It is asked for seven steps on average, and compared
-with the pipeline's own 28 Euler steps and the best hand-made grid of as many steps with the same solver. A single gamma
-does not say how many steps a training ends with: with .9967 five seeds came to 5.7 to 7.5.
+Every seed trains a TPM for a narrow range of gammas with DPM++ 2M. It is asked for seven steps on average. It is
+compared with the pipeline's own 28 Euler steps, and with the best hand-made grid of as many steps and the same solver.
+A single gamma does not determine the number of steps: with .9967 five seeds ended at 5.7 to 7.5.
+Another solver: --set sampling.solver=ab2 --out runs/ab2.json --runs runs/ab2.
 """
 
 from __future__ import annotations
@@ -18,15 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.page import signed, table
-from benchmarks.quality.comparison import column, difference, origin, results_of
+from benchmarks.quality.comparison import column, comparison, difference, origin, results_of
 from benchmarks.quality.experiments import EULER, EXPERIMENTS, GRID
 from benchmarks.quality.trainings import train_seeds
 from tpdm.config.recipe import Recipe
-from tpdm.evaluation.comparison import BaselineComparison
-from tpdm.evaluation.result_store import Store
-from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
 from tpdm.policies.conditioned import quality_for
-from tpdm.policies.pretrained import load_policy
 
 EXPERIMENT = EXPERIMENTS["second_order"]
 LIMIT = 7.0  # a quarter of 28
@@ -35,15 +29,11 @@ LIMIT = 7.0  # a quarter of 28
 def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, list[dict[str, Any]]]:
     """Rows of the best or last TPM, of 28 Euler steps and of the best grid; what was judged is not made again.
 
-    A TPM with a dial is asked for ``LIMIT`` steps on average.
+    A gamma-conditioned TPM is asked for ``LIMIT`` steps on average.
     """
-    tuning, test = make_tasks(recipe)
-    common = fingerprint(recipe, tuning, test)
-    store = Store(Path(recipe.output) / f"eval-{which}", {**common, **learned_fingerprint(recipe, which)})
-    policy = load_policy(Path(recipe.output) / which)
-    match = BaselineComparison(test, tuning, policy, None, store, Store(controls, common, shared=True))
-    dialled = policy.shape.gamma_range is not None
-    learned = match.learned("tpdm", match.gamma(quality_for(policy, LIMIT)) if dialled else None)
+    match = comparison(recipe, controls, f"eval-{which}", which)
+    conditioned = match.policy.shape.gamma_range is not None
+    learned = match.learned("tpdm", match.gamma(quality_for(match.policy, LIMIT)) if conditioned else None)
     grid = next(r for r in match.baselines_at_nfe(float(learned.column("steps").mean())) if r.name == GRID)
     return {"tpdm": learned.rows, EULER: match.default_first_order(28).rows, GRID: grid.rows}
 
@@ -70,7 +60,7 @@ def part(facts: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             said,
-            table(["tpdm", "reward", "accuracy", "residual"], lines),
+            table("tpdm | reward | accuracy | residual", lines),
             f"Reward minus 28 Euler steps, each seed: {each}.",
             origin(facts),
         ]

@@ -1,11 +1,9 @@
-"""One TPM with a dial compared with TPMs trained for one gamma each, on tinyworld: what does serving all gammas cost?
+"""One TPM for all gammas, compared with TPMs trained for one gamma each: what does serving all gammas cost?
 
-    python -m benchmarks.quality specialists                  six gammas, seeds 0 to 4: trains, judges, writes results
-    python -m benchmarks.quality specialists --seeds 0 --points 1 --print     one training: a process may take each
-
-Five gammas are spread as a calibration spreads them, evenly in the log of a step's price; the first is the dial's low
-end. A specialist has the dial's recipe with one gamma, the updates of recipes/tinyworld.yaml, and starts from about as
-many steps as the dial starts from there. What is known of either side is not trained or judged again.
+Five gammas are spread as a calibration spreads them, evenly in the log of a step's price. The first is the lowest gamma
+of the recipe tinyworld-dial.yaml. A specialist has that recipe with one gamma and the updates of tinyworld.yaml. It
+starts from about as many steps as the other TPM does at that gamma. What is known of either is not trained or evaluated
+again. With --seeds 0 --points 1 --print a process may take each training.
 """
 
 from __future__ import annotations
@@ -19,17 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.page import signed, table
-from benchmarks.quality.comparison import MEASURES, column, difference, objective_difference, origin
+from benchmarks.quality.comparison import MEASURES, column, comparison, difference, objective_difference, origin, reach
 from benchmarks.quality.experiments import EXPERIMENTS
 from benchmarks.quality.trainings import conditioned_recipe, recipe_of, trained, training_hash
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_text
-from tpdm.evaluation.comparison import BaselineComparison
-from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.summary import provenance
-from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks
 from tpdm.policies.gamma import gamma_at
-from tpdm.policies.pretrained import load_policy
 
 EXPERIMENT = EXPERIMENTS["specialists"]
 KEYS = ("steps", *MEASURES.values())
@@ -50,17 +44,6 @@ def specialist(seed: int, place: Path, point: tuple[float, int], changes: list[s
     return recipe_of("specialist", place / f"gamma-{gamma:.5f}", seed, alone, EXPERIMENT.recipe)
 
 
-def rows_of(recipe: Recipe, gamma: float | None, controls: Path) -> list[dict[str, Any]]:
-    """Rows of a TPM; of one with a dial at this gamma."""
-    tuning, test = make_tasks(recipe)
-    common = fingerprint(recipe, tuning, test)
-    store = Store(Path(recipe.output) / "eval-specialists", {**common, **learned_fingerprint(recipe)})
-    match = BaselineComparison(
-        test, tuning, load_policy(Path(recipe.output) / "best"), None, store, Store(controls, common)
-    )
-    return match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
-
-
 def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, kept: Path) -> dict[str, Any] | None:
     """What the dial and the specialist made of every prompt; measured, or None, where ``kept`` does not have it.
 
@@ -79,7 +62,8 @@ def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, ke
         return None
     for who in lacking:
         recipe, gamma = both[who]
-        rows = rows_of(trained(recipe, chosen.keep), gamma, chosen.runs / "controls")
+        match = comparison(trained(recipe, chosen.keep), chosen.runs / "controls", "eval-specialists", shared=False)
+        rows = match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
         known[who] = {key: column(rows, key).round(6).tolist() for key in KEYS}
     known |= {"of": of, "gamma": point[0], **provenance(alone)}
     write_text(path, json.dumps(known) + "\n")  # of 8,000 numbers none has a line of its own
@@ -143,30 +127,13 @@ def part(facts: dict[str, Any]) -> str:
         minuses = [signed(minus), signed(point["objective_minus"])]
         place = [f"{point['gamma']:.5f}", str(len(point["steps"]))]
         lines.append([*place, *steps, f"{point['reward']:.4f}", *minuses])
-    head = [
-        "gamma",
-        "trainings",
-        "steps, dial",
-        "steps, specialist",
-        "reward, specialist",
-        "dial minus specialist",
-        "objective",
-    ]
+    head = (
+        "gamma | trainings | steps, dial | steps, specialist | reward, specialist | dial minus specialist | objective"
+    )
     said = (
         f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
         "objective is what both were trained for at that gamma, eq. (9), of each image. On a single seed the dial's "
         f"reward is at worst {100 * worst:.1f} % below."
     )
-    return "\n\n".join([said, reach(facts), table(head, lines), origin(facts)])
-
-
-def reach(facts: dict[str, Any]) -> str:
-    """How far the dials of the seeds reach, and whether steps rise with gamma."""
-    steps_GS = np.asarray([point["dial_steps"] for point in facts["points"]])
-    times_S = steps_GS[-1] / steps_GS[0]
-    rising = int((np.diff(steps_GS, axis=0) > 0).all(axis=0).sum())
-    return (
-        f"The dial reaches from {steps_GS[0].mean():.1f} to {steps_GS[-1].mean():.1f} mean steps, {times_S.min():.1f} "
-        f"to {times_S.max():.1f} times as many on the seeds; steps rise with gamma throughout on {rising} of "
-        f"{len(times_S)}."
-    )
+    reached = reach([point["dial_steps"] for point in facts["points"]], "gamma")
+    return "\n\n".join([said, reached, table(head, lines), origin(facts)])

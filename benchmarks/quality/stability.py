@@ -1,9 +1,7 @@
-"""Does a TPM stay good when it is trained for twice as long, and is any image ruined by a jump? On tinyworld.
+"""A training of twice the updates: is the last TPM as good as the best, and is any image ruined by a jump?
 
-    python -m benchmarks.quality stability                five seeds: trains, judges, writes results and page
-
-Every seed trains by recipes/tinyworld.yaml for twice its number of updates. The validations of a run show whether the
-last TPM is as good as the best one. Held-out prompts show what the worst images of the last one lose against 28 steps.
+The validations of a run give the objective of its last and its best TPM. Held-out prompts show what the worst images of
+the last TPM lose against 28 steps.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def part(facts: dict[str, Any]) -> str:
         stays += lost <= ALLOWED
         place = [str(seed), f"{best:.4f}", f"{curve[-1]['objective']:.4f}", f"{100 * lost:.2f} %"]
         lines.append([*place, f"{curve[-1]['steps']:.1f}", f"{worst[0]:+.3f}", f"{worst[1]:+.3f}"])
-    head = ["seed", "best objective", "last objective", "less by", "steps", "worst 1 %", "worst image"]
+    head = "seed | best objective | last objective | less by | steps | worst 1 % | worst image"
     within = f"The last objective is within {100 * ALLOWED:g} % of the best on {stays} of {len(lines)} seeds"
     said = f"{within}, after {facts['updates']} updates. Worst images: reward of the last TPM minus 28 steps."
     return "\n\n".join([said, table(head, lines), origin(facts)])

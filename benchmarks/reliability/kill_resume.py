@@ -1,11 +1,8 @@
-"""SIGKILL at random moments of a training run, and the run resumed each time: is the end the same, bit by bit?
+"""SIGKILL at random moments of a training run, which is resumed each time: is the end the same, bit by bit?
 
-    nice -n 15 python -m benchmarks.reliability kill_resume            50 kills, minutes
-    python -m benchmarks.reliability kill_resume --kills 4 --print     a few, printed and not written
-
-A tiny run on tinyworld is made once in one piece, and then again and again by processes that are killed. The moments
-are dealt to the four parts of an update (while images are made, while they are scored, while the policy is updated,
-while a checkpoint is written): after a random number of entries into that part, at a random point of its usual time.
+A tiny run on tinyworld is made once in one piece, and then by processes that are killed. The moments are spread over
+the four parts of an update: while images are made, while they are scored, while the policy is updated, while a
+checkpoint is written. Each is after a random number of entries into that part, at a random point of its usual time.
 What the process was doing when it died is read from a page of memory that outlives it.
 """
 
@@ -23,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -87,7 +85,7 @@ class NotedReward:
         self.name, self.score = reward.name, page.around("reward", reward.score, seconds)
 
 
-def run(folder: Path, page: Page, updates: int, seconds: dict[str, list[float]] | None = None) -> None:
+def run(folder: Path, page: Page, changes: Sequence[str], seconds: dict[str, list[float]] | None = None) -> None:
     """Trains, or goes on, with every part noted."""
 
     def times(part: str) -> list[float] | None:
@@ -98,7 +96,7 @@ def run(folder: Path, page: Page, updates: int, seconds: dict[str, list[float]] 
     loop.update_policy = page.around("update", update, times("update"))
     loop.save_checkpoint = page.around("checkpoint", save, times("checkpoint"))
     try:
-        recipe = load_recipe(RECIPE, [*SMALL, f"rl.updates={updates}", f"output={folder}"])
+        recipe = load_recipe(RECIPE, [*changes, f"output={folder}"])
         parts = build_components(recipe, folder)
         noted = page.around("rollout", parts.sampler, times("rollout"))
         reward = NotedReward(parts.reward, page, times("reward"))
@@ -146,7 +144,7 @@ def differences(expected: Path, run: Path) -> list[str]:
     ]
 
 
-def start(folder: Path, page: Page, updates: int) -> int:
+def start(folder: Path, page: Page, changes: Sequence[str]) -> int:
     """A process that trains; forked, so that the libraries are loaded once. Its memory is its own."""
     page.clear()
     pid = os.fork()
@@ -155,7 +153,7 @@ def start(folder: Path, page: Page, updates: int) -> int:
         try:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 2)
-            run(folder, page, updates)
+            run(folder, page, changes)
             code = 0
         finally:
             os._exit(code)
@@ -178,12 +176,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--updates", type=int, default=30, help="updates of the run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
-        return kill_and_resume(chosen.kills, chosen.updates, chosen.seed, Path(work))
+        changes = [*SMALL, f"rl.updates={chosen.updates}", *chosen.set]
+        return {"updates": chosen.updates, **kill_and_resume(chosen.kills, changes, chosen.seed, Path(work))}
 
 
 def broken(facts: dict[str, Any]) -> list[str]:
@@ -191,10 +191,10 @@ def broken(facts: dict[str, Any]) -> list[str]:
     return [f"{len(differing)} values of killed runs differ, first {differing[0]}"] if differing else []
 
 
-def kill_and_resume(kills: int, updates: int, seed: int, work: Path) -> dict[str, Any]:
+def kill_and_resume(kills: int, changes: Sequence[str], seed: int, work: Path) -> dict[str, Any]:
     moments, page = random.Random(seed), Page(work / "page")
     seconds: dict[str, list[float]] = {}
-    run(work / "whole", page, updates, seconds)
+    run(work / "whole", page, changes, seconds)
     usual = {part: sorted(values)[len(values) // 2] for part, values in seconds.items()}
     died: Counter[str] = Counter()
     differing, runs = set[str](), 0
@@ -203,13 +203,13 @@ def kill_and_resume(kills: int, updates: int, seed: int, work: Path) -> dict[str
         while died.total() < kills:
             part = min(PARTS[1:], key=lambda one: died[one])  # some are so short that kills come after them
             where = kill_in(
-                start(folder, page, updates), page, part, moments.randint(1, 4), moments.random() * usual[part]
+                start(folder, page, changes), page, part, moments.randint(1, 4), moments.random() * usual[part]
             )
             if where is None:
                 break
             died[where] += 1
             print(f"kill {died.total()} of {kills}: in {where}", file=sys.stderr, flush=True)
-        pid = start(folder, page, updates)
+        pid = start(folder, page, changes)
         assert os.waitpid(pid, 0)[1] == 0, "the run did not end"
         differing |= set(differences(work / "whole", folder))
         runs += 1
@@ -218,7 +218,6 @@ def kill_and_resume(kills: int, updates: int, seed: int, work: Path) -> dict[str
         "kills": died.total(),
         "while": dict(sorted(died.items())),
         "runs": runs,
-        "updates": updates,
         "files_compared": len(contents(work / "whole")),
         "equal": not differing,
         "differing": sorted(differing),

@@ -1,7 +1,4 @@
-"""How long after its start does a server return its first image?
-
-python -m benchmarks.speed cold_start
-"""
+"""How long after its start a server returns its first image."""
 
 from __future__ import annotations
 

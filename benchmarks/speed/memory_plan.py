@@ -1,10 +1,7 @@
 """What `tpdm train --dry-run` estimates for the recipes of SD3 Medium and FLUX.1-dev, at their published shapes.
 
-    python -m benchmarks.speed memory_plan           counts, and writes results and page
-    python -m benchmarks.speed memory_plan --print   prints the results alone
-
-No weight is computed or downloaded: the folders hold configurations alone. Sizes of networks are those of the published
-configuration files; prompts are 10,000 of tinyworld's, for their number is all that counts.
+No weight is computed or downloaded: the folders contain only configurations, with the sizes of the published files.
+Prompts are 10,000 of tinyworld's, because only their number counts.
 """
 
 from __future__ import annotations
@@ -92,4 +89,4 @@ def part(facts: dict[str, Any]) -> str:
     for place, title in (("device", "GPU"), ("host", "host")):
         peaks = [f"**{max(plan['peaks'][place].values()) / GIB:.1f}**" for plan in plans]
         lines.append(["**at most**", f"{title} |", *peaks])  # no part, no phase
-    return table(["part", "where", "while", *(plan["recipe"] for plan in plans)], lines, narrow=True)
+    return table(" | ".join(["part | where | while", *(plan["recipe"] for plan in plans)]), lines, narrow=True)

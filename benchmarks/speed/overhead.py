@@ -1,8 +1,8 @@
-"""What the TPM adds to a call of the tinyworld pipeline, on this machine.
+"""What the TPM adds to a call of the tinyworld pipeline.
 
-The same 14 fixed times run three ways in turn: the stock scheduler, the attached pipeline with a fixed list, and
-the attached pipeline whose TPM is evaluated at every step (its answer is thrown away, so that the number of network
-evaluations is equal). Ratios to the stock run, median and range over the repetitions.
+The same 14 fixed times run three ways in turn: the stock scheduler, the attached pipeline with a fixed list, and the
+attached pipeline with a TPM at every step, whose answer is ignored so that the number of network evaluations is equal.
+Ratios to the stock run, median and range over the repetitions.
 """
 
 from __future__ import annotations

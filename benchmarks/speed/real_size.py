@@ -1,10 +1,7 @@
-"""What the TPM costs beside the denoisers it is made for, at their published shapes, counted in operations.
+"""What the TPM costs compared with the denoisers it is made for, at their published shapes, counted in operations.
 
-    python -m benchmarks.speed real_size           nothing is computed or downloaded
-    python -m benchmarks.speed real_size --tiny    the same on shapes of a few units, printed alone
-
-The networks are built on torch's meta device, so that only shapes exist; torch's counter adds up multiplications and
-additions of matrix products, attention and convolutions (not of element-wise work).
+The networks are built on torch's meta device, so that only shapes exist. torch's counter adds up multiplications and
+additions of matrix products, attention and convolutions, without element-wise work.
 """
 
 from __future__ import annotations
@@ -127,7 +124,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def part(facts: dict[str, Any]) -> str:
-    names = ["denoiser", "parameters", "operations of a step", "TPM", "its share of a step", "release layout"]
+    head = "denoiser | parameters | operations of a step | TPM | its share of a step | release layout | replay, bytes"
     rows = facts["operations"]
     lines = [
         [
@@ -143,4 +140,4 @@ def part(facts: dict[str, Any]) -> str:
     ]
     share = RELEASED_BYTES / rows[0]["replay_bytes"]
     note = f"The release keeps {RELEASED_BYTES:,} bytes for {rows[0]['name']}: {share:.0f} times as many."
-    return f"{table([*names, 'replay, bytes'], lines, narrow=True)}\n\n{note}"
+    return f"{table(head, lines, narrow=True)}\n\n{note}"

@@ -1,14 +1,9 @@
 """What it is worth that finished images leave the batch, what the TPM costs, and how long the update passes take.
 
-    python -m benchmarks.speed rollout_speed                      a small shape on the CPU
-    python -m benchmarks.speed rollout_speed --shape sd3-medium   the published shape with random weights, on a GPU
-    python -m benchmarks.speed rollout_speed --shape flux1-dev
-    python -m benchmarks.speed rollout_speed --shape tiny         printed alone
-
 Every image has a schedule of its own, as many steps long as a trained TPM took for some held-out prompt of tinyworld
-(docs/results/demo-curves.json). The same batch runs with finished images leaving the denoiser's call, and with all of
-them staying until the slowest has ended, in turn. The bound is sum(N) / (B max N), the share of the denoiser's rows
-that is left. Medians and ranges over the repetitions go to docs/results/rollout-speed-SHAPE.json, with the hardware.
+(docs/results/demo-curves.json). The same batch runs, in turn, with finished images leaving the denoiser's call and with
+all of them staying until the slowest has ended. The bound is sum(N) / (B max N), the share of the denoiser's rows that
+is left. The published shapes have random weights and need a GPU; results of --shape tiny are only printed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """What it is worth that new images enter a rollout where finished ones leave, on the embedded model.
 
-    python -m benchmarks.speed rollout_ways
-
-The images of one update of the shipped TPM, in batches that wait for their slowest image (`rl.rollout=static`) and
-through as many places that never stay empty (`continuous`), in turn. Calls of the denoiser say what is won where a call
-takes as long with many rows as with few; CPU seconds say it for one core, where time follows rows.
+The images of one update of the shipped TPM are made in turn by batches that wait for their slowest image
+(`rl.rollout=static`) and by as many slots that are never empty (`continuous`). Calls of the denoiser show the gain
+where a call takes the same time for any number of rows. CPU seconds show it for one core, where time follows rows.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Does a server lose, double or leak anything? Thousands of good, bad, cancelled and abandoned requests at once.
 
-    python -m benchmarks.reliability soak                                  writes results and page
-    python -m benchmarks.reliability soak --requests 60 --bad 100 --print  prints the results
-
-A real `tpdm serve` on tinyworld answers clients that want pictures, clients that cancel, leave or hang up, a fuzzer
-and schemathesis, all at once; then it is told to stop while it draws.
+A real `tpdm serve` on tinyworld answers clients that want images, clients that cancel, leave or hang up, a fuzzer and
+schemathesis, all at once. Then it is stopped while it makes images.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import httpx
 from benchmarks.reliability.soak.bodies import explore, fuzz
 from benchmarks.reliability.soak.clients import PATH, Tally, run_clients
 from benchmarks.reliability.soak.server import MemoryWatch, Server, machine
-from benchmarks.reliability.soak.table import table
+from benchmarks.reliability.soak.table import part as part
 
 SLOTS, QUEUE, AT_ONCE = 8, 12, 24  # more clients than fit, so that some are told to come back
 GROWTH = 0.03  # of the memory, over two thirds of the run
@@ -37,10 +34,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     return soak(chosen.requests, chosen.bad, chosen.seed)
-
-
-def part(facts: dict[str, Any]) -> str:
-    return table(facts)
 
 
 def broken(facts: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def table(result: dict[str, Any]) -> str:
+def part(result: dict[str, Any]) -> str:
     """Markdown."""
     asked, bad, memory, drained = (result[name] for name in ("requests", "bad_bodies", "memory", "drain"))
     same, images = result["same_request_again"], result["images"]

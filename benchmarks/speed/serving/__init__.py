@@ -1,12 +1,8 @@
 """Serving: throughput, latency and equality of step-level batches compared with static ones, on the same requests.
 
-python -m benchmarks.speed serving                       throughput and latency on tinyworld
-python -m benchmarks.speed serving --shape small         random weights, a denoiser that is most of the work
-python -m benchmarks.speed serving --shape sd3-medium    on a GPU, at two resolutions; --sizes 1024 for one
-python -m benchmarks.speed serving --shape small --images 200 --latency --loads 0.5 --arrivals poisson   cells anew
-python -m benchmarks.speed serving --mixes 200           a request alone, through `tpdm sample` and in random mixes
-python -m benchmarks.speed serving --render              the sections of docs/serving.md on a shape
-python -m benchmarks.speed serving --tpm FOLDER          another TPM (`make demo` trains one)
+Without options it measures throughput and latency on tinyworld. --shape small has random weights and a denoiser that is
+most of the work; --shape sd3-medium needs a GPU. --latency measures only those cells again that --loads, --arrivals and
+--ways name. --mixes compares each request alone, through `tpdm sample` and in random mixes.
 """
 
 from __future__ import annotations

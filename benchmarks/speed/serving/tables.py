@@ -1,5 +1,7 @@
 """docs/serving.md's tables from docs/results/serving*.json."""
 
+from benchmarks.page import table
+
 NAMES = {
     "alone": "one at a time",
     "static": "static batches, all rows",
@@ -17,30 +19,25 @@ def _spread(values, digits):
 
 
 def _saturated_run(run, facts):
-    lines = [
-        f"{run['side']} pixels:",
-        "",
-        "| way | images / s | to static | to static, processor time | processor s per image | rows per image | steps |",
-        "|" + "---|" * 7,
-    ]
-    found = run["saturated"]
+    head = "way | images / s | to static | to static, processor time | processor s per image | rows per image | steps"
+    found, lines = run["saturated"], []
     for name, row in found["ways"].items():
-        lines.append(
-            f"| {NAMES[name]} | {row['per_second']:.1f} | {_spread(row['ratio'], '.2f')} "
-            f"| {_spread(row['processor_ratio'], '.2f')} | {row['processor']:.3f} | {row['rows']:.2f} "
-            f"| {row['steps']:.2f} |"
-        )
+        cells = [
+            NAMES[name],
+            f"{row['per_second']:.1f}",
+            *(_spread(row[k], ".2f") for k in ("ratio", "processor_ratio")),
+        ]
+        lines.append([*cells, f"{row['processor']:.3f}", f"{row['rows']:.2f}", f"{row['steps']:.2f}"])
     ratios = found["ways"]["steps"]["processor_ratio"]
     busy = "" if ratios is None else f", in processor time {_spread([r / found['bound'] for r in ratios], '.0%')}"
     cut = found["ways"]["cut"]["ratio"][1] / found["bound"]
-    lines += [
-        "",
+    return (
+        f"{run['side']} pixels:\n\n{table(head, lines, narrow=True)}\n\n"
         f"Bound of step-level over static batches, E[max N over the batch] / mean N: {found['bound']:.2f}. Reached: "
         f"{_spread(found['of_bound'], '.0%')}{busy}; by batches whose finished "
         f"rows are cut {cut:.0%} (median and range of {facts['repeats']} repetitions; {facts['images']} images, "
-        f"{facts['slots']} at once). {_fixed(found['ways'])}",
-    ]
-    return "\n".join(lines)
+        f"{facts['slots']} at once). {_fixed(found['ways'])}"
+    )
 
 
 def _fixed(ways):
@@ -60,26 +57,18 @@ def saturated(facts):
 
 
 def _latency_run(run, facts):
-    lines = [
-        f"{run['side']} pixels:",
-        "",
-        "| arrivals | load | way | images | p50, s | p95, s | steps per image | rows per step |",
-        "|" + "---|" * 8,
-    ]
+    head = "arrivals | load | way | images | p50, s | p95, s | steps per image | rows per step"
+    lines = []
     for row in run["latency"]:
         rows = "" if row["rows"] is None else f"{row['rows'] / row['steps']:.2f}"
-        lines.append(
-            f"| {row['arrivals']} | {row['load']:.0%} | {NAMES[row['way']]} | {row.get('images', facts['images'])} "
-            f"| {row['p50']:.2f} | {row['p95']:.2f} "
-            f"| {row['steps']:.2f} | {rows} |"
-        )
-    lines += [
-        "",
+        cells = [row["arrivals"], f"{row['load']:.0%}", NAMES[row["way"]], str(row.get("images", facts["images"]))]
+        lines.append([*cells, *(f"{row[key]:.2f}" for key in ("p50", "p95", "steps")), rows])
+    return (
+        f"{run['side']} pixels:\n\n{table(head, lines, narrow=True)}\n\n"
         f"Load is the mean rate as a share of what static batches can do ({run['capacity']:.1f} images / s). "
         f"The same prompts, seeds and arrival times for every way with as many images. "
-        f"{_later(run, facts['images'])}{_again(run)}",
-    ]
-    return "\n".join(lines)
+        f"{_later(run, facts['images'])}{_again(run)}"
+    )
 
 
 def _again(run):

@@ -1,13 +1,11 @@
-"""How fast a TPM is trained, beside a plain loop with the same numbers, and over processes; what its memory grows with.
+"""How fast a TPM is trained, compared with a plain loop with the same numbers and over processes; what memory it needs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.speed training                     the embedded model, half an hour
-    python -m benchmarks.speed training --shape sd3-medium                    random weights, one GPU; printed
-    python -m benchmarks.speed training --shape tiny --repeats 1              the same path in seconds, printed
-
-Both loops get the same prompts, seeds, draws and TPM, in turns; ratios are taken side by side, median and range over
-the repetitions. On the embedded model the TPMs are those of one training by the demo's recipe, every 20 updates from
-the untrained one on, whose schedules are nearly alike, to the last one, whose images take one to twenty steps; what a
-whole training takes is the integral over its updates. It is trained below runs/ first, and goes on where it stopped.
+Both loops get the same prompts, seeds, draws and TPM, in turn. Ratios are of the same turn, median and range over the
+repetitions. On the embedded model the TPMs are those of one training by the demo's recipe, every 20 updates from the
+untrained one, whose schedules are nearly equal, to the last one, whose images take one to twenty steps. A whole
+training is the integral over its updates. That training is done first, below runs/, and resumes where it stopped.
+Run it with OMP_NUM_THREADS=1. Results of other shapes are only printed: --shape sd3-medium needs a GPU, --shape tiny
+takes seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from diffusers.utils import logging
 from benchmarks.speed.training.bench import PASSES, SHAPES, Bench
 from benchmarks.speed.training.plain_loop import Captured
 from benchmarks.speed.training.replay import memory_rows
-from benchmarks.speed.training.table import tables
+from benchmarks.speed.training.table import part as part
 from benchmarks.timing import Clock, hardware, spread, versions
 from tpdm.core.device import resolve_device
 from tpdm.policies.tpm import TimePredictionModule
@@ -70,8 +68,8 @@ def ratios(seconds: list[dict[str, dict[str, float]]], trajectories: float) -> d
         "plain_trajectories_per_second": spread([trajectories / once["plain"] for once in whole]),
         "ratio": spread([once["plain"] / once["ours"] for once in whole]),
         **{
-            f"{part}_ratio": spread([once["plain"][part] / once["ours"][part] for once in seconds])
-            for part in ("rollout", "update")
+            f"{stage}_ratio": spread([once["plain"][stage] / once["ours"][stage] for once in seconds])
+            for stage in ("rollout", "update")
         },
     }
 
@@ -84,8 +82,8 @@ def whole_training(stages: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = [
         {
             loop: {
-                part: sum(w * s["seconds"][r][loop][part] for w, s in zip(weights, stages, strict=True))
-                for part in ("rollout", "reward", "update")
+                phase: sum(w * s["seconds"][r][loop][phase] for w, s in zip(weights, stages, strict=True))
+                for phase in ("rollout", "reward", "update")
             }
             for loop in ("ours", "plain")
         }
@@ -192,10 +190,6 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         if chosen.processes == 2:
             facts["scaling"] = scaling(chosen.shape, device, chosen.repeats, chosen.updates)
     return facts
-
-
-def part(facts: dict[str, Any]) -> str:
-    return tables(facts)
 
 
 def broken(facts: dict[str, Any]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.page import table
 
-def tables(facts: dict[str, Any]) -> str:
+
+def part(facts: dict[str, Any]) -> str:
     """Beside a plain loop, shares, scaling, memory; in Markdown."""
     scaling = [_scaling(facts)] if "scaling" in facts else []
     return "\n\n".join([_beside(facts), _shares(facts), *scaling, _memory(facts), _origin(facts)])
@@ -16,35 +18,29 @@ def _times(one: dict[str, float]) -> str:
 
 
 def _beside(facts: dict[str, Any]) -> str:
-    lines = [
-        "| TPM after updates | steps, mean (most) | trajectories a second | than the plain loop | rollout "
-        "| update passes | replay |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = "TPM after updates | steps, mean (most) | trajectories a second | than the plain loop | rollout"
     stages = facts["beside_a_plain_loop"]
-    lines += [_line(str(row["update"]), f"{row['steps_mean']:.1f} ({row['steps_max']})", row) for row in stages]
+    lines = [_line(str(row["update"]), f"{row['steps_mean']:.1f} ({row['steps_max']})", row) for row in stages]
     if "whole" in facts:
         lines.append(_line("**a whole training**", f"{facts['whole']['steps_mean']:.1f}", facts["whole"]))
     same = "the same step counts" if all(row["equal_steps"] for row in stages) else "DIFFERENT step counts"
     apart = max(row["weights_apart"] for row in stages)
-    return "\n".join(
-        [*lines, "", f"Both loops made {same}; after the update their weights differ by at most {apart:.0e}."]
-    )
+    shown = table(f"{head} | update passes | replay", lines, narrow=True)
+    return f"{shown}\n\nBoth loops made {same}; after the update their weights differ by at most {apart:.0e}."
 
 
-def _line(name: str, steps: str, row: dict[str, Any]) -> str:
+def _line(name: str, steps: str, row: dict[str, Any]) -> list[str]:
     cells = [f"{row['trajectories_per_second']['median']:.1f}"]
     cells += [_times(row[key]) for key in ("ratio", "rollout_ratio", "update_ratio")]
     cells.append(f"1/{row['plain_bytes'] / row['replay_bytes']:.1f}" if "replay_bytes" in row else "")
-    return "| " + " | ".join([name, steps, *cells]) + " |"
+    return [name, steps, *cells]
 
 
 def _shares(facts: dict[str, Any]) -> str:
     names = ["denoiser", "decode", "reward", "update", "rest"]
-    lines = ["| share of our time, TPM after updates | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for policy, found in facts["shares"].items():
-        lines.append(f"| {policy} | " + " | ".join(f"{100 * found[name]:.0f} %" for name in names) + " |")
-    return "\n".join(lines)
+    shares = facts["shares"].items()
+    lines = [[str(policy), *(f"{100 * found[name]:.0f} %" for name in names)] for policy, found in shares]
+    return table(" | ".join(["share of our time, TPM after updates", *names]), lines, narrow=True)
 
 
 def _scaling(facts: dict[str, Any]) -> str:
@@ -63,13 +59,12 @@ def _scaling(facts: dict[str, Any]) -> str:
 
 
 def _memory(facts: dict[str, Any]) -> str:
-    lines = ["| steps | pixels | group | replay | features at full size | share |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row['steps']} | {row['side']} x {row['side']} | {row['group']} | {row['bytes'] / 1024:.0f} KiB "
-        f"| {row['plain_bytes'] / 1024:.0f} KiB | 1/{row['plain_bytes'] / row['bytes']:.0f} |"
-        for row in facts["memory"]
-    ]
-    return "\n".join(lines)
+    lines = []
+    for row in facts["memory"]:
+        kept = [f"{row[key] / 1024:.0f} KiB" for key in ("bytes", "plain_bytes")]
+        share = f"1/{row['plain_bytes'] / row['bytes']:.0f}"
+        lines.append([str(row["steps"]), f"{row['side']} x {row['side']}", str(row["group"]), *kept, share])
+    return table("steps | pixels | group | replay | features at full size | share", lines, narrow=True)
 
 
 def _origin(facts: dict[str, Any]) -> str:

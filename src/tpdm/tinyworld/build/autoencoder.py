@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpdm.tinyworld.captions import generator, scene_batch
 from tpdm.tinyworld.build.fit import FitPlan, fit
+from tpdm.tinyworld.captions import generator, scene_batch
 
 LATENT_CHANNELS = 8
 KL_WEIGHT = 3e-4

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tpdm.tinyworld.build.autoencoder import LATENT_CHANNELS, encode
-from tpdm.tinyworld.captions import generator, scene_batch
 from tpdm.tinyworld.build.fit import FitPlan, fit
+from tpdm.tinyworld.captions import generator, scene_batch
 from tpdm.tinyworld.grammar import Scene, describe
 from tpdm.tinyworld.tokenizer import MAX_TOKENS, encode_words, end_id, start_id, vocabulary
 

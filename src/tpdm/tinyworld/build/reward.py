@@ -6,25 +6,26 @@ result is gets measured afterwards, as the distance to the picture without the f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+import numpy as np
+import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
 from tpdm.core.io import load_tensors, save_tensors, write_json
 from tpdm.tinyworld.build.autoencoder import decode
-from tpdm.tinyworld.captions import generator, to_unit_range
 from tpdm.tinyworld.build.denoiser import TextToLatent
 from tpdm.tinyworld.build.fit import FitPlan, fit
+from tpdm.tinyworld.captions import generator, to_unit_range
 from tpdm.tinyworld.grammar import Scene, describe, perturb
-from tpdm.tinyworld.scene_reader import accuracy
 from tpdm.tinyworld.render import render
+from tpdm.tinyworld.scene_reader import accuracy
 from tpdm.tinyworld.tokenizer import MAX_TOKENS, encode_words, end_id, make_tokenizer, start_id, vocabulary
 
 
@@ -64,6 +65,7 @@ def blur(x: Tensor, severity_B: Tensor, rng: np.random.Generator) -> Tensor:
     a = severity_B.view(-1, 1, 1, 1)
     return (1 - a) * x + a * soft
 
+
 Fault = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
 
 LATENT_FAULTS: tuple[Fault, ...] = (latent_noise, ghost, fade)
@@ -79,6 +81,7 @@ def apply_mixture(faults: tuple[Fault, ...], x: Tensor, severity_B: Tensor, rng:
         rows = which == i
         out[rows] = fault(x, severity_B, rng)[rows]
     return out
+
 
 CAPTIONS_PER_STEP = 32
 

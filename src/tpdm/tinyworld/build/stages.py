@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
+from tpdm.core.errors import ConfigError
 from tpdm.core.io import expand, write_json
 from tpdm.tinyworld.build.autoencoder import train_autoencoder
 from tpdm.tinyworld.build.denoiser import TextToLatent, latent_cache, train_denoiser
 from tpdm.tinyworld.build.fit import FitPlan
 from tpdm.tinyworld.build.reward import faulty_pool, save_preference, train_preference
 from tpdm.tinyworld.tokenizer import make_tokenizer, write_vocabulary
-from tpdm.core.errors import ConfigError
 
 ORIGIN = {"_name_or_path", "is_local", "local_files_only"}  # keys of config files
 
