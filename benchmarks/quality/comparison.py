@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tpdm.config.recipe import Recipe
+from tpdm.config.renamed import present
 from tpdm.evaluation.comparison import BaselineComparison
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalResult
@@ -130,9 +131,15 @@ def worst_lost(pairs: Sequence[tuple[Rows, Rows]]) -> tuple[float, float, float]
 
 def origin(results: Mapping[str, Any]) -> str:
     """One line on where the numbers come from."""
-    changes = ", ".join(f"`{change}`" for change in results["changes"]) or "none"
+    changes = ", ".join(f"`{present_override(change)}`" for change in results["changes"]) or "none"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return (
         f"Training seeds {', '.join(map(str, results['seeds']))}; {results['prompts']} held-out prompts; "
         f"changes to the recipe: {changes}; {results['hardware']}; {versions}."
     )
+
+
+def present_override(override: str) -> str:
+    """An override as it is written today; results keep those that their runs were given."""
+    key, _, value = override.partition("=")
+    return "=".join(str(part) for part in present(key, value))

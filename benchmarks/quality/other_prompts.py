@@ -59,7 +59,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     for seed in chosen.seeds:
         tpm = trained(conditioned_recipe(chosen.runs, seed, chosen.set))
         fixed = trained(fixed_recipe(chosen.runs, seed, chosen.set))
-        wanted = replace(tpm.evaluation, prompts=chosen.seen + chosen.prompts, tuned=f"{fixed.output}/best")
+        wanted = replace(tpm.evaluation, prompts=chosen.seen + chosen.prompts, tuned_baseline=f"{fixed.output}/best")
         recipes.append(replace(tpm, evaluation=wanted, prompts=replace(tpm.prompts, limit=LIMIT)))
     found = [judged(recipe, chosen.seen, chosen.runs / "controls-others") for recipe in recipes]
     count = recipes[0].evaluation.gamma_points

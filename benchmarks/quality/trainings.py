@@ -15,6 +15,7 @@ from benchmarks.quality import trained_tpms
 from benchmarks.quality.experiments import CONDITIONED, Experiment
 from tpdm.config.loader import load_recipe
 from tpdm.config.recipe import EvaluationConfig, Recipe
+from tpdm.config.renamed import with_first_names
 from tpdm.training.train import train
 
 # A schedule without features takes about five steps at gamma .99: fewer gammas leave more images for each.
@@ -45,7 +46,7 @@ def training_hash(recipe: Recipe) -> str:
     """What a training depends on: not its place, nor what is done with the TPM afterwards.
 
     Values that are the default's are left out, so that a new key of recipes, whose default is what was done before it,
-    changes no hash.
+    changes no hash. Keys have the names of version 0.1, of which the kept results have hashes.
     """
     return hashlib.sha256(json.dumps(training_changes(recipe), sort_keys=True).encode()).hexdigest()[:12]
 
@@ -53,9 +54,8 @@ def training_hash(recipe: Recipe) -> str:
 def training_changes(recipe: Recipe) -> dict[str, Any]:
     """What a training depends on and is not the default."""
     backbone = replace(recipe.backbone, device="auto")
-    return _chosen(
-        replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
-    )
+    changed = replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
+    return with_first_names(_chosen(changed))
 
 
 def _chosen(part: Any) -> dict[str, Any]:
