@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEuler
 
 from tpdm.core import paths
 from tpdm.core.paths import VPPath, vp_path
-from tpdm.core.solvers import DDIM, SOLVERS, Solver, VPDpmpp2M, euler
+from tpdm.core.solvers import DDIM, SOLVERS, Dpmpp2M, Solver, euler
 
 # diffusers 0.42 hands a tensor to numpy without the copy keyword; nothing that we call or could mend.
 QUIET = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -65,7 +65,7 @@ def test_dpmpp_2m_is_the_stock_scheduler(n, shift):
 
 
 def all_solvers(path: VPPath) -> dict[str, Solver]:
-    return {**SOLVERS, "ddim": DDIM(path), "vp_dpmpp_2m": VPDpmpp2M(path)}
+    return {**SOLVERS, "ddim": DDIM(path), "vp_dpmpp_2m": Dpmpp2M(path)}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_one_step_from_noise_to_image_is_finite_and_lands_on_x0(name, dtype, pat
     landed, _ = solver.step(x, v, one_B, torch.zeros(2), solver.init(x))
     target = x.float() - v.float()
     if "vp" in name or name == "ddim":
-        target = path.x0_eps(x.float(), v.float(), one_B, "epsilon")[0]
+        target = path.x0_eps(x.float(), v.float(), one_B)[0]
     assert landed.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(landed.float(), target, rtol=tolerance, atol=tolerance)

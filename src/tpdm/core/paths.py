@@ -1,13 +1,13 @@
-"""The flow path x_t = (1 - t) x_0 + t eps with velocity v = eps - x_0, and fixed grids of times.
+"""Paths from noise to image: the flow path, and the variance-preserving (VP) path of diffusion models.
 
-t = 1 is noise, t = 0 the image. Times have shape (B,), one per image; x, v, eps any shape (B, ...). sigma is
-k-diffusion's noise level, noise over signal, in [0, inf]; log_snr = ln(signal^2 / noise^2) = -2 ln sigma.
-A grid for n steps holds n + 1 fp32 times from exactly 1.0 down to exactly 0.0, strictly decreasing.
+A path is x_t = alpha_t x_0 + sigma_t eps, with t = 1 for noise and t = 0 for the image. Times have shape (B,), one per
+image. x, x_0 and eps have any shape (B, ...).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,157 +15,209 @@ from torch import Tensor
 from tpdm.core.device import wide
 from tpdm.core.errors import ConfigError
 
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What a network on the VP path can predict, in the words of diffusers."""
+
 
 def rows(value_B: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ..., 1), to broadcast one value per image over ``like`` of shape (B, ...)."""
+    """Reshape one value per image, so that it broadcasts over a batch.
+
+    Args:
+        value_B: Values, shape (B,).
+        like: Batch of shape (B, ...).
+
+    Returns:
+        The values, shape (B, 1, ..., 1).
+
+    Example:
+        >>> rows(torch.ones(2), torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 1, 1, 1])
+    """
     return value_B.view(-1, *[1] * (like.ndim - 1))
 
 
+class Path(Protocol):
+    """What a solver needs to know about a path and about the network that was trained on it."""
+
+    def alpha_sigma(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return signal and noise scale at times t, float64 on the CPU."""
+        ...
+
+    def x0(self, x: Tensor, output: Tensor, t_B: Tensor) -> Tensor:
+        """Return the image x_0 that the network output implies at (x, t)."""
+        ...
+
+    def result_dtype(self, x: Tensor, output: Tensor) -> torch.dtype:
+        """Return the dtype of the next x, as the stock scheduler of this path has it."""
+        ...
+
+
 def flow_interpolate(x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
-    """x_t = (1 - t) x_0 + t eps."""
+    """Add noise on the flow path: x_t = (1 - t) x_0 + t eps.
+
+    Args:
+        x0: Images, shape (B, ...).
+        eps: Noise, same shape.
+        t_B: Times in [0, 1].
+
+    Example:
+        >>> flow_interpolate(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25]))
+        tensor([[0.7500, 0.7500]])
+    """
     return (1.0 - rows(t_B, x0)) * x0 + rows(t_B, x0) * eps
 
 
-def flow_x0(x: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
-    """The image that a velocity points at: x_0 = x_t - t v."""
-    return x - rows(t_B, x) * v
+@dataclass(frozen=True)
+class FlowPath:
+    """The flow path x_t = (1 - t) x_0 + t eps, on which the network predicts the velocity v = eps - x_0.
 
+    Example:
+        >>> path, image, noise = FlowPath(), torch.ones(1, 2), torch.zeros(1, 2)
+        >>> x = flow_interpolate(image, noise, torch.tensor([0.25]))
+        >>> path.x0(x, noise - image, torch.tensor([0.25]))
+        tensor([[1., 1.]])
+    """
 
-def flow_eps(x: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
-    """The noise that a velocity comes from: eps = x_t + (1 - t) v."""
-    return x + (1.0 - rows(t_B, x)) * v
+    def alpha_sigma(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (1 - t, t), float64 on the CPU."""
+        return 1.0 - wide(t_B), wide(t_B)
 
+    def x0(self, x: Tensor, output: Tensor, t_B: Tensor) -> Tensor:
+        """Return x_0 = x_t - t v."""
+        return x - rows(t_B, x) * output
 
-def flow_alpha_sigma(t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise scale (1 - t, t), float64 on the CPU."""
-    return 1.0 - wide(t_B), wide(t_B)
-
-
-def flow_sigma(t_B: Tensor) -> Tensor:
-    """sigma = t / (1 - t), inf at t = 1."""
-    return t_B / (1.0 - t_B)
-
-
-def flow_time_of_sigma(sigma_B: Tensor) -> Tensor:
-    """t = sigma / (1 + sigma) = 1 / (1 + 1 / sigma), also at sigma = inf."""
-    return 1.0 / (1.0 + 1.0 / sigma_B)
-
-
-def flow_log_snr(t_B: Tensor) -> Tensor:
-    """log_snr = 2 ln((1 - t) / t), inf at t = 0 and -inf at t = 1."""
-    return 2.0 * (torch.log1p(-t_B) - torch.log(t_B))
-
-
-def flow_time_of_log_snr(log_snr_B: Tensor) -> Tensor:
-    """t = 1 / (1 + exp(log_snr / 2))."""
-    return torch.sigmoid(-0.5 * log_snr_B)
+    def result_dtype(self, x: Tensor, output: Tensor) -> torch.dtype:
+        """Return the output's dtype, as ``FlowMatchEulerDiscreteScheduler`` does."""
+        return output.dtype
 
 
 @dataclass(frozen=True)
 class VPPath:
-    """A variance-preserving path in continuous time; build it with ``vp_path``.
+    """A variance-preserving path in continuous time. Create it with :func:`vp_path`.
 
-    ln abar is linear between knots: the final value at t = 0, that of timestep k at t = (k + 1) / T, k < T. The
-    arithmetic is float64 on the CPU; what is said to be fp32 lies on the device of its argument.
+    ln abar is linear between knots. The knot at t = 0 is the final value. The knot at t = (k + 1) / T is that of
+    timestep k < T. All arithmetic is float64 on the CPU. Results that are fp32 are on the device of the argument.
 
     Attributes:
-        log_abar_K: float64 on the CPU, T + 1 knots, decreasing.
+        log_abar_K: ln abar at T + 1 knots, decreasing, float64 on the CPU.
+        prediction: What the network predicts, one of ``PREDICTIONS``.
+
+    Raises:
+        ConfigError: ``prediction`` is unknown.
     """
 
     log_abar_K: Tensor
+    prediction: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ConfigError(
+                f"prediction is {self.prediction!r}. It must be 'epsilon' or 'v_prediction'. Correct the scheduler."
+            )
 
     def timestep(self, t_B: Tensor) -> Tensor:
-        """What the network is fed: T t - 1, fp32 in [0, T - 1] (0 below the first knot)."""
-        return _back((self._position(t_B) - 1.0).clamp_min(0.0), t_B)
+        """Return the timestep that the network gets: T t - 1, fp32 in [0, T - 1] (0 below the first knot)."""
+        return _fp32_like((self._position(t_B) - 1.0).clamp_min(0.0), t_B)
 
     def time_of_timestep(self, timestep_B: Tensor) -> Tensor:
-        """t = (timestep + 1) / T, fp32."""
-        return _back((wide(timestep_B) + 1.0) / (self.log_abar_K.numel() - 1), timestep_B)
+        """Return t = (timestep + 1) / T, fp32."""
+        return _fp32_like((wide(timestep_B) + 1.0) / (self.log_abar_K.numel() - 1), timestep_B)
 
     def log_alphas_cumprod(self, t_B: Tensor) -> Tensor:
-        """ln abar_t, float64 on the CPU, <= 0."""
-        place_B = self._position(t_B)
-        log_abar_K = self.log_abar_K.to(place_B)  # as it is, but for shapes alone
-        left_B = place_B.floor().long().clamp(0, log_abar_K.numel() - 2)
-        return torch.lerp(log_abar_K[left_B], log_abar_K[left_B + 1], place_B - left_B)
+        """Return ln abar_t, float64 on the CPU, <= 0."""
+        position_B = self._position(t_B)
+        log_abar_K = self.log_abar_K.to(position_B)  # changes only on the meta device
+        left_B = position_B.floor().long().clamp(0, log_abar_K.numel() - 2)
+        return torch.lerp(log_abar_K[left_B], log_abar_K[left_B + 1], position_B - left_B)
 
     def alpha_sigma(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale (sqrt(abar), sqrt(1 - abar)), float64 on the CPU; their squares sum to 1."""
+        """Return (sqrt(abar), sqrt(1 - abar)), float64 on the CPU. Their squares sum to 1."""
         log_abar_B = self.log_alphas_cumprod(t_B)
         return torch.exp(0.5 * log_abar_B), torch.sqrt(-torch.expm1(log_abar_B))
 
     def sigma(self, t_B: Tensor) -> Tensor:
-        """sqrt((1 - abar) / abar), fp32."""
-        return _back(torch.sqrt(torch.expm1(-self.log_alphas_cumprod(t_B))), t_B)
+        """Return noise over signal, sqrt((1 - abar) / abar), fp32."""
+        return _fp32_like(torch.sqrt(torch.expm1(-self.log_alphas_cumprod(t_B))), t_B)
 
-    def time_of_sigma(self, sigma_B: Tensor) -> Tensor:
-        """Inverse of ``sigma``; beyond the last knot it is 1."""
-        return _back(self._time_of_log_abar(-torch.log1p(wide(sigma_B) ** 2)), sigma_B)
-
-    def log_snr(self, t_B: Tensor) -> Tensor:
-        """ln(abar / (1 - abar)), fp32; inf at t = 0 where abar ends at 1."""
-        log_abar_B = self.log_alphas_cumprod(t_B)
-        return _back(log_abar_B - torch.log(-torch.expm1(log_abar_B)), t_B)
-
-    def time_of_log_snr(self, log_snr_B: Tensor) -> Tensor:
-        """Inverse of ``log_snr``; beyond the last knot it is 1."""
-        return _back(self._time_of_log_abar(torch.nn.functional.logsigmoid(wide(log_snr_B))), log_snr_B)
-
-    def x0_eps(self, x: Tensor, output: Tensor, t_B: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) from a network output, where x = a x_0 + s eps, a = sqrt(abar), s = sqrt(1 - abar).
+    def x0_eps(self, x: Tensor, output: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Split x into image and noise, with a = sqrt(abar) and s = sqrt(1 - abar).
 
         "epsilon": x_0 = (x - s eps) / a. "v_prediction": v = a eps - s x_0, x_0 = a x - s v, eps = a v + s x.
-        abar is rounded to the working dtype first, as in diffusers, whose DDIM this then equals bit by bit.
+        abar is rounded to the dtype of x first. diffusers does the same, so that DDIM is equal bit by bit.
+
+        Args:
+            x: Noisy images, shape (B, ...).
+            output: Network output, same shape.
+            t_B: Times in (0, 1].
+
+        Returns:
+            (x_0, eps), as x.
         """
         abar = self.abar(t_B, x)
         alpha, sigma = abar**0.5, (1.0 - abar) ** 0.5
-        if prediction == "epsilon":
+        if self.prediction == "epsilon":
             return (x - sigma * output) / alpha, output
-        if prediction == "v_prediction":
-            return alpha * x - sigma * output, alpha * output + sigma * x
-        raise ConfigError(f"Got prediction type {prediction!r}; choose 'epsilon' or 'v_prediction'.")
+        return alpha * x - sigma * output, alpha * output + sigma * x
+
+    def x0(self, x: Tensor, output: Tensor, t_B: Tensor) -> Tensor:
+        """Return the image of :meth:`x0_eps`."""
+        return self.x0_eps(x, output, t_B)[0]
+
+    def result_dtype(self, x: Tensor, output: Tensor) -> torch.dtype:
+        """Return the wider of both dtypes, as ``DDIMScheduler`` does."""
+        return torch.promote_types(x.dtype, output.dtype)
 
     def interpolate(self, x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
-        """x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, in x_0's dtype, with abar rounded to it as in diffusers."""
+        """Add noise: x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps.
+
+        abar is rounded to the dtype of x_0 first, as in diffusers.
+        """
         abar = self.abar(t_B, x0)
         return abar**0.5 * x0 + (1.0 - abar) ** 0.5 * eps
 
     def abar(self, t_B: Tensor, like: Tensor) -> Tensor:
-        """abar_t, to be broadcast over ``like``, on its device and in its dtype."""
+        """Return abar_t, shaped to broadcast over ``like``, on its device and in its dtype."""
         return rows(torch.exp(self.log_alphas_cumprod(t_B)).to(like.device, like.dtype), like)
 
     def _position(self, t_B: Tensor) -> Tensor:
-        # (k + 1) / 1000 has no exact fp32; snapping returns the integer timestep that was meant (fp32 of T t
-        # is 6e-5 off at most for T = 1000), without which no stock scheduler is met exactly.
-        place_B = wide(t_B) * (self.log_abar_K.numel() - 1)
-        return torch.where((place_B - place_B.round()).abs() < 1e-4, place_B.round(), place_B)
-
-    def _time_of_log_abar(self, log_abar_B: Tensor) -> Tensor:
-        rising_K = -self.log_abar_K.to(log_abar_B)
-        right_B = torch.searchsorted(rising_K, -log_abar_B).clamp(1, rising_K.numel() - 1)
-        low_B, high_B = rising_K[right_B - 1], rising_K[right_B]
-        part_B = (-log_abar_B - low_B) / (high_B - low_B).clamp_min(1e-300)
-        return (right_B - 1 + part_B.clamp(0.0, 1.0)) / (rising_K.numel() - 1)
+        # (k + 1) / 1000 is not exact in fp32. Snapping returns the integer timestep that was meant, which stock
+        # schedulers need to be matched exactly (fp32 of T t is at most 6e-5 off for T = 1000).
+        position_B = wide(t_B) * (self.log_abar_K.numel() - 1)
+        return torch.where((position_B - position_B.round()).abs() < 1e-4, position_B.round(), position_B)
 
 
-def _back(value_B: Tensor, like_B: Tensor) -> Tensor:
-    """What was computed of an argument, in fp32 on its device."""
+def _fp32_like(value_B: Tensor, like_B: Tensor) -> Tensor:
     return value_B.to(like_B.device, torch.float32)
 
 
-def vp_path(alphas_cumprod_K: Tensor, final: float = 1.0) -> VPPath:
-    """The path of a scheduler's ``alphas_cumprod`` (T values, strictly decreasing in (0, 1)).
+def vp_path(alphas_cumprod_K: Tensor, final: float = 1.0, prediction: str = "epsilon") -> VPPath:
+    """Create the path of a scheduler's ``alphas_cumprod``.
 
     Args:
-        alphas_cumprod_K: abar of timesteps 0 ... T - 1.
-        final: abar at t = 0; 1 leaves no noise; set_alpha_to_one=False means alphas_cumprod_K[0].
+        alphas_cumprod_K: abar of timesteps 0 ... T - 1, strictly decreasing in (0, 1).
+        final: abar at t = 0. 1.0 leaves no noise. Schedulers with ``set_alpha_to_one=False`` use
+            ``alphas_cumprod_K[0]``.
+        prediction: What the network predicts, one of ``PREDICTIONS``.
+
+    Raises:
+        ConfigError: The values do not decrease in (0, 1), ``final`` is out of range, or ``prediction`` is unknown.
+
+    Example:
+        >>> path = vp_path(torch.tensor([0.9, 0.5, 0.1]))
+        >>> path.timestep(torch.tensor([1.0, 1 / 3]))
+        tensor([2., 0.])
+        >>> path.sigma(torch.tensor([2 / 3]))
+        tensor([1.])
     """
     abar_K = wide(alphas_cumprod_K.detach())
     if abar_K.numel() < 2 or not bool(((abar_K > 0) & (abar_K < 1)).all() and (abar_K.diff() < 0).all()):
         raise ConfigError(
-            "Got alphas_cumprod that do not strictly decrease within (0, 1); use a scheduler whose last "
-            "value is above 0 (no zero-terminal-SNR rescaling)."
+            "alphas_cumprod do not strictly decrease within (0, 1). The last value must be above 0. Use a scheduler "
+            "without zero-terminal-SNR rescaling."
         )
     if not float(abar_K[0]) <= final <= 1.0:
-        raise ConfigError(f"Got final={final}; it must lie between alphas_cumprod[0]={float(abar_K[0])} and 1.")
-    return VPPath(torch.cat([abar_K.new_tensor([final]), abar_K]).log())
+        raise ConfigError(
+            f"final is {final}. It must be between alphas_cumprod[0] = {float(abar_K[0])} and 1. Use 1.0 to leave no "
+            "noise."
+        )
+    return VPPath(torch.cat([abar_K.new_tensor([final]), abar_K]).log(), prediction)

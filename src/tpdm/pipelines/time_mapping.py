@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tpdm.core.errors import BackboneError, ConfigError
-from tpdm.core.paths import VPPath, flow_interpolate, vp_path
-from tpdm.core.solvers import PREDICTIONS, SOLVERS, VP_SOLVERS, Solver
+from tpdm.core.paths import PREDICTIONS, VPPath, flow_interpolate, vp_path
+from tpdm.core.solvers import SOLVERS, VP_SOLVERS, Solver
 from tpdm.pipelines.registry import DenoiserSpec
 
 # Scheduler options that make the path another one, and what the network may predict on it, the usual first.
@@ -72,9 +72,10 @@ def make_time_mapping(scheduler: Any, entry: DenoiserSpec, solver: str) -> TimeM
         return TimeMapping(
             SOLVERS[solver], lambda t_B: t_B * steps, lambda k_B: k_B / steps, _same, _flow_noised, steps
         )
-    path = path_of_scheduler(scheduler)
-    integrate = VP_SOLVERS[solver](path, prediction)
-    return TimeMapping(integrate, path.timestep, path.time_of_timestep, path.sigma, path.interpolate, steps)
+    path = replace(path_of_scheduler(scheduler), prediction=prediction)
+    return TimeMapping(
+        VP_SOLVERS[solver](path), path.timestep, path.time_of_timestep, path.sigma, path.interpolate, steps
+    )
 
 
 def path_of_scheduler(scheduler: Any) -> VPPath:
