@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.page import table
 from tpdm.cli.demo import demo_recipe
-from tpdm.core.images import to_bytes
+from tpdm.core.io import to_uint8
 from tpdm.evaluation.baselines import default_schedule
 from tpdm.evaluation.runner import EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
@@ -51,7 +51,7 @@ def three_objects(pipe: Any, picture: Path | None) -> float:
     asked = [describe(sample_scene(rng, 3), rng, keep=0.75) for _ in range(THREE_OBJECT_CAPTIONS)]
     captions = [a.caption() for a in asked]
     fixed = attach(pipe, default_schedule(pipe, 28, call_defaults("tinyworld")), defaults=call_defaults("tinyworld"))
-    images = to_bytes(fixed(captions, seeds=list(range(len(captions))), output_type="pt").images)
+    images = to_uint8(fixed(captions, seeds=list(range(len(captions))), output_type="pt").images)
     right = [matched_objects(a.objects, r.scene.objects) for a, r in zip(asked, read_scenes(images), strict=True)]
     if picture:
         labeled_grid(images[:15], captions[:15], picture)

@@ -10,7 +10,6 @@ benchmarks/trained.json says which ones the committed results are of, with the d
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import ROOT
-from tpdm.core.io import write_atomically, write_json
+from tpdm.core.io import sha256, write_atomically, write_json
 
 MANIFEST = ROOT / "benchmarks" / "trained.json"
 FILES = (
@@ -69,11 +68,6 @@ def manifest() -> dict[str, Any]:
     """What is known of each TPM, by hash."""
     found: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
     return found
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def from_git() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tpdm.evaluation.runner as compare
-from tpdm.core.images import to_bytes
+from tpdm.core.io import to_uint8
 from tpdm.evaluation.baselines import difficulty, mean_schedule, shuffled_schedules
 from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.seeds import BEGIN, END, render_results
@@ -56,7 +56,7 @@ def test_bytes_round_and_clip():
     import torch
 
     images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
-    assert to_bytes(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_the_results_section_is_replaced_and_computed():

@@ -52,7 +52,7 @@ def test_names_policies_numbers_and_origin(html):
     text = read(html).text
     expected = [*POLICIES, verdict(summary()), "14.5 ± 3.5", "−0.200 [−0.300, −0.100] ▼", "−1.000 [−2.000, −0.500] ▲"]
     expected += ["Harder images get more steps", "train 0, test 7", "torch 2.13", "<revision>", "two cores & hope"]
-    expected += ["tpdm demo --seed 0", "1.5 minutes", "12 seconds", "within 0.05 of its best", "4, 8"]
+    expected += ["tpdm demo --seed 0", "1 min 30 s", "12 s", "within 0.05 of its best", "4, 8"]
     assert [one for one in expected if one not in text] == []
 
 

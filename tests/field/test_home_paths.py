@@ -87,9 +87,9 @@ def test_what_a_path_means(home, place, wanted):
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("$TPDM_NOWHERE/a", "got '$TPDM_NOWHERE/a', whose variable TPDM_NOWHERE is not set, expected a path"),
-        ("~/${TPDM_NOWHERE}", "whose variable TPDM_NOWHERE is not set"),
-        ("~no-such-user/a", "there is no home folder ~no-such-user"),
+        ("$TPDM_NOWHERE/a", "path '$TPDM_NOWHERE/a' uses the variable TPDM_NOWHERE, which is not set. Set it"),
+        ("~/${TPDM_NOWHERE}", "uses the variable TPDM_NOWHERE, which is not set"),
+        ("~no-such-user/a", "home folder of ~no-such-user"),
     ],
 )
 def test_what_means_nothing_is_refused(monkeypatch, place, words):
@@ -134,7 +134,7 @@ def test_every_path_of_a_recipe(home, key):
 
     assert value("~/x.txt") == f"{home}/x.txt"
     assert value("$TPDM_SCRATCH/x.txt") == f"{home}/work/x.txt"
-    with pytest.raises(ConfigError, match=rf"recipe: {key}: got '\$TPDM_NOWHERE', whose variable") as caught:
+    with pytest.raises(ConfigError, match=rf"recipe: {key}: The path '\$TPDM_NOWHERE' uses the variable") as caught:
         value("$TPDM_NOWHERE")
     assert "\n" not in str(caught.value)
 

@@ -67,11 +67,11 @@ def test_its_failure_names_it_and_the_prompt(folder):
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("own_reward_here", "expected python:package.module:function"),
-        ("own_reward_here:", "expected python:package.module:function"),
-        (":red", "expected python:package.module:function"),
+        ("own_reward_here", "must be python:package.module:function"),
+        ("own_reward_here:", "must be python:package.module:function"),
+        (":red", "must be python:package.module:function"),
         ("own_reward_here:blue", "cannot be imported .AttributeError"),
-        ("own_reward_here:VALUE", "a int, expected a function"),
+        ("own_reward_here:VALUE", "a int and not a function"),
         ("nowhere_at_all:red", "cannot be imported .ModuleNotFoundError"),
         ("broken_reward_here:red", "cannot be imported .RuntimeError: two lines"),
         (".relative:red", "cannot be imported"),

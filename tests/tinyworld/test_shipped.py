@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tpdm.core.grids import uniform
-from tpdm.core.images import to_bytes
+from tpdm.core.io import to_uint8
 from tpdm.evaluation.baselines import default_schedule
 from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.pipelines.attach import attach
@@ -65,7 +65,7 @@ def test_a_fixed_list_is_the_stock_pipeline(pipe):
 
 
 def test_objects_of_three_object_captions_are_right(asked, pictures):
-    readings = read_scenes(to_bytes(pictures))
+    readings = read_scenes(to_uint8(pictures))
     right = [matched_objects(a.objects, r.scene.objects) for a, r in zip(asked, readings, strict=True)]
     assert sum(right) / sum(len(a.objects) for a in asked) >= 0.8
 

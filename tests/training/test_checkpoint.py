@@ -130,5 +130,5 @@ def test_optimizer_state_comes_back(tmp_path, whole):
 def test_a_damaged_line_of_metrics_is_one_sentence(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"update": 1}\n{"upd\n{"update": 2}\n')
-    with pytest.raises(TrainingError, match=r"line 2 damaged .* expected a JSON object; remove that line"):
+    with pytest.raises(TrainingError, match=r"line 2 is damaged .* must be a JSON object. Remove that line"):
         MetricsLog(path, keep_up_to=1)

@@ -17,8 +17,9 @@ from tests.support.interrupted import InterruptingReward, run
 from tests.support.processes import Process
 from tpdm.cli import app
 from tpdm.core.errors import TrainingError
+from tpdm.core.formatting import duration
 from tpdm.core.io import read_metrics
-from tpdm.training.monitoring.dashboard import BLOCKS, duration, sparkline, watch
+from tpdm.training.monitoring.dashboard import BLOCKS, sparkline, watch
 from tpdm.training.monitoring.run_view import read_run
 
 ROOT = Path(__file__).parents[2]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from tpdm.core.builtins import import_function
 from tpdm.core.device import wide
 from tpdm.core.errors import ConfigError
 from tpdm.core.io import expand
@@ -165,16 +163,12 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
 
 
 def _function(place: str, device: str) -> Extractor:
-    module, _, attribute = place.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        reason = " ".join(str(error).split())
+        function = import_function(place)
+    except ValueError as error:
         raise ConfigError(
-            f"got evaluation.features=python:{place}, which cannot be imported ({reason}), expected a "
-            "function in an importable module; mend it, or run from the folder that holds it."
+            f"evaluation.features is python:{place}, which {error}. It must be python:package.module:function. Correct "
+            "it, or run from the folder that holds the module."
         ) from error
 
     @torch.no_grad()
@@ -182,7 +176,7 @@ def _function(place: str, device: str) -> Extractor:
         features_BF = function(images_B3HW.to(device))
         if features_BF.ndim != 2 or len(features_BF) != len(images_B3HW):
             raise ConfigError(
-                f"got features of shape {tuple(features_BF.shape)} for {len(images_B3HW)} images from {attribute}, "
+                f"got features of shape {tuple(features_BF.shape)} for {len(images_B3HW)} images from {place}, "
                 "expected (images, features); mend the function."
             )
         return features_BF

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpdm.core.images import to_bytes
+from tpdm.core.io import to_uint8
 from tpdm.core.types import Policy
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.statistics import samples_of
@@ -128,7 +128,7 @@ def _run(
         made, new = _judged(name, sampler, task, part, gamma)
         size = sampler.in_flight  # what did not fit once is not tried again
         if store:
-            store.add(name, new, to_bytes(made) if pictures else None)
+            store.add(name, new, to_uint8(made) if pictures else None)
         rows += new
         bar.update(len(new))
     bar.close()

@@ -6,7 +6,6 @@ The release trains one agent that holds the TPM and the frozen backbone; its fil
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from safetensors import safe_open
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from tpdm.core.errors import CheckpointError, ConfigError
 from tpdm.core.file_errors import fault
-from tpdm.core.io import expand
+from tpdm.core.io import expand, sha256
 from tpdm.policies.conversion_source import find_checkpoint
 from tpdm.policies.pretrained import load_state_dict_strict, read_config, save_pretrained
 from tpdm.policies.pretrained_config import PretrainedConfig
@@ -93,7 +92,7 @@ def convert(
         max_steps=max_steps,
         stop_below=stop_below,
         call_defaults={"guidance_scale": guidance_scale, "height": size, "width": size},
-        trained={"converted_from": source.called, "sha256": ", ".join(_sha256(path) for path in source.files)},
+        trained={"converted_from": source.called, "sha256": ", ".join(sha256(path) for path in source.files)},
     )
     return save_pretrained(policy, config, out)
 
@@ -169,11 +168,3 @@ def shape_of(tensors: dict[str, Tensor], token_grid: tuple[int, int], where: Pat
         storage="fp32",
         token_grid=token_grid,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

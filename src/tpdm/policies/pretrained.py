@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +16,7 @@ from torch import Tensor
 from tpdm.core.builtins import find_builtin
 from tpdm.core.errors import CheckpointError
 from tpdm.core.file_errors import fault
-from tpdm.core.io import expand, load_tensors, save_tensors, write_json
+from tpdm.core.io import expand, load_tensors, replaced_folder, save_tensors, write_json
 from tpdm.core.types import Policy
 from tpdm.policies.pretrained_config import CONFIG, FORMAT_VERSION, OPTIONAL, PretrainedConfig, parse_config
 from tpdm.policies.tpm import TimePredictionModule
@@ -51,24 +49,9 @@ def save_pretrained(policy: TimePredictionModule, config: PretrainedConfig, fold
     folder = Path(expand(folder)).resolve()
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"got the file {folder}, expected a folder to save the TPM in; choose another path.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    new, old = room / "new", room / "old"
-    try:
+    with replaced_folder(folder, keep_others=True) as new:
         save_tensors(new / WEIGHTS, policy.state_dict(), {"format": "pt"})
         write_json(new / CONFIG, values)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        shutil.rmtree(room)
-        raise
-    for path in old.iterdir() if old.exists() else ():
-        if path.name not in (WEIGHTS, CONFIG):
-            path.rename(folder / path.name)
-    shutil.rmtree(room)
     return folder
 
 

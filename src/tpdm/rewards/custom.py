@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tpdm.core.builtins import import_function
 from tpdm.core.errors import RewardError
 from tpdm.rewards.base import in_batches, one_each
 
@@ -57,22 +55,11 @@ def load_function(place: str, device: str = "cpu", batch: int = 64) -> FunctionR
     Raises:
         RewardError: there is no such module or function, or importing it fails.
     """
-    module, colon, attribute = place.partition(":")
-    name = f"python:{place}"
-    if not (module and colon and attribute):
-        raise RewardError(f"got reward '{name}', expected python:package.module:function; correct reward.name")
-    # At the end, so that a file here hides no installed module; a console script does not search the current folder.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        importlib.invalidate_caches()
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        reason = " ".join(str(error).split())
+        function = import_function(place)
+    except ValueError as error:
         raise RewardError(
-            f"got reward '{name}', which cannot be imported ({type(error).__name__}: {reason}), expected a function in "
-            "an importable module; mend it, or run from the folder that holds it"
+            f"reward.name is python:{place}, which {error}. It must be python:package.module:function. Correct it, or "
+            "run from the folder that holds the module."
         ) from error
-    if not callable(function):
-        raise RewardError(f"got reward '{name}', a {type(function).__name__}, expected a function; correct reward.name")
-    return FunctionReward(name, function, device, batch)
+    return FunctionReward(f"python:{place}", function, device, batch)

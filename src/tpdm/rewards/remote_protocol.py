@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tpdm.core.io import to_uint8
+
 MAX_BODY = 64 * 2**20  # bytes of a request: sixteen pictures of 1024 x 1024 that do not compress are 64 MiB in base64
 MAX_ANSWER = 2**20  # bytes of an answer: scores of thousands of images
 MAX_PIXELS = 64 * 2**20  # of all pictures of a request: a small PNG may unpack to gigabytes
@@ -19,8 +21,7 @@ MAX_PIXELS = 64 * 2**20  # of all pictures of a request: a small PNG may unpack 
 
 def encode_images(images_B3HW: Tensor) -> list[str]:
     """Base64 PNGs of RGB images in [0, 1]; 8 bits a channel, so values are rounded to multiples of 1/255."""
-    bytes_BHWC = (images_B3HW.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [_encode(image) for image in bytes_BHWC]
+    return [_encode(image) for image in to_uint8(images_B3HW.detach().float())]
 
 
 def _encode(image_HWC: np.ndarray) -> str:

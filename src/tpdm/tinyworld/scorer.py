@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tpdm.core.images import to_bytes
+from tpdm.core.io import to_uint8
 
 
 class TinyworldJudge:
@@ -22,7 +22,7 @@ class TinyworldJudge:
         from tpdm.tinyworld.scene_reader import accuracy, read_scenes
 
         asked = [parse(p) for p in prompts]
-        readings = read_scenes(to_bytes(images_B3HW))
+        readings = read_scenes(to_uint8(images_B3HW))
         return [
             {"accuracy": accuracy(a, r.scene), "residual": r.residual, "objects": float(len(a.objects))}
             for a, r in zip(asked, readings, strict=True)

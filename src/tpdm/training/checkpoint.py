@@ -8,13 +8,10 @@ the next save. What a disk does to it afterwards shows in the sha256 of each fil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tpdm.core.errors import TrainingError
-from tpdm.core.io import load_tensors, save_tensors, write_json
+from tpdm.core.io import load_tensors, replaced_folder, save_tensors, sha256, write_json
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.ema import EMA
@@ -65,22 +62,13 @@ def save_checkpoint(
     keep: int,
 ) -> None:
     """Writes ``folder/update-NNNNNN`` under another name, renames it, and removes all but the last ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"update-{state.update:06d}"
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
-    try:
-        save_tensors(temporary / "policy.safetensors", dict(policy.state_dict()))
-        save_tensors(temporary / "average.safetensors", average.weights)
-        save_tensors(temporary / "optimizer.safetensors", _flat(optimizer))
-        write_json(temporary / "state.json", asdict(state))
-        write_json(temporary / "identity.json", identity)
-        write_json(temporary / _DIGESTS, {p.name: _sha256(p) for p in sorted(temporary.iterdir())})
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # still there after an error: a full disk, for one
+    with replaced_folder(folder / f"update-{state.update:06d}", prefix=".writing-") as new:
+        save_tensors(new / "policy.safetensors", dict(policy.state_dict()))
+        save_tensors(new / "average.safetensors", average.weights)
+        save_tensors(new / "optimizer.safetensors", _flat(optimizer))
+        write_json(new / "state.json", asdict(state))
+        write_json(new / "identity.json", identity)
+        write_json(new / _DIGESTS, {p.name: sha256(p) for p in sorted(new.iterdir())})
     for old in _existing(folder)[:-keep]:
         shutil.rmtree(old)
     for leftover in folder.glob(".writing-*"):
@@ -93,10 +81,6 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _existing(folder: Path) -> list[Path]:
@@ -166,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Any], _Checkpoint]:
         ValueError: a file is not what was written; and whatever a file that is missing or no JSON makes Python raise.
     """
     for name, digest in json.loads((path / _DIGESTS).read_text(encoding="utf-8")).items():
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise ValueError(f"{name} has another sha256 than when it was written")
     tensors = {
         f"{name}.{key}": value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tpdm.core.formatting import signed_interval
+from tpdm.core.formatting import duration, signed_interval
 from tpdm.core.io import write_text
 from tpdm.evaluation.report.conclusions import agreement, effect, measures_of, verdict
 from tpdm.evaluation.report.html import Markup, element, join, page, table
@@ -167,9 +167,7 @@ def _plain(value: Any) -> str:
 
 
 def _duration(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    return None if seconds is None else duration(seconds)
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tpdm.core.formatting import signed, signed_interval
+from tpdm.core.formatting import plural, signed, signed_interval
 from tpdm.evaluation.report import plots
 from tpdm.evaluation.report.conclusions import LESS_IS_BETTER, effect, measures_of, relation
 from tpdm.evaluation.report.curves import training_curves
@@ -120,7 +120,7 @@ def _tile(results: Results, name: str, row: Mapping[str, Any]) -> Markup:
         picture = element("img", src=source, alt=f"{name}: {row['prompt']}", class_=look)
     else:
         small, picture = True, element("div", "no picture kept", class_="empty")
-    steps = f"{row['steps']} step{'' if row['steps'] == 1 else 's'}, score {signed(row['score'])}"
+    steps = f"{plural(row['steps'], 'step')}, score {signed(row['score'])}"
     looks = ["tile", *([] if small else ["large"]), *(["learned"] if name == LEARNED else [])]
     return element("figure", picture, element("figcaption", element("b", name), steps), class_=" ".join(looks))
 

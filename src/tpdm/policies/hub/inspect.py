@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tpdm.core.errors import CheckpointError
+from tpdm.core.io import sha256
 from tpdm.policies.hub.provenance import RunProvenance, read_provenance
-from tpdm.policies.hub.push import DIGESTS, sha256
+from tpdm.policies.hub.push import DIGESTS
 from tpdm.policies.pretrained import PICKLES, WEIGHTS, load_weights, resolve_path
 from tpdm.policies.pretrained_config import CONFIG, PretrainedConfig
 from tpdm.policies.tpm import TimePredictionModule

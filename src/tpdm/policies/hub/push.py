@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from tpdm.core.errors import CheckpointError
-from tpdm.core.io import expand, write_json, write_text
+from tpdm.core.io import expand, replaced_folder, sha256, write_json, write_text
 from tpdm.policies.hub.model_card import model_card
 from tpdm.policies.hub.provenance import RunProvenance, read_provenance
 from tpdm.policies.pretrained import HUB_ID, WEIGHTS, from_pretrained, read_config, resolve_path
@@ -44,7 +42,7 @@ def publish_to_folder(
         raise CheckpointError(f"got {target} as source and target, expected two folders; choose another target.")
     _check_replaceable(target)
     from_pretrained(folder)  # nothing unsound is handed on
-    with _beside(target) as new:
+    with replaced_folder(target) as new:
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(folder / name, new / name)
         facts = read_provenance(folder)
@@ -89,11 +87,6 @@ def push_to_hub(source: str | Path, repo_id: str, private: bool = False, draw_cu
     return str(commit.commit_url)
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _check_replaceable(target: Path) -> None:
     """Refuses to replace what cannot be written again: all that lies in a folder goes with it.
 
@@ -114,26 +107,6 @@ def _check_replaceable(target: Path) -> None:
             f"got {target} with {others[0]!r}, which would be deleted, expected a TPM alone; move it away or choose"
             " another target."
         )
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``target`` when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    new, old = room / "new", room / "old"
-    new.mkdir()
-    try:
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(room)
 
 
 def _write_curves(facts: RunProvenance, folder: Path, draw: DrawCurves | None) -> list[str]:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tpdm.core.formatting import duration
 from tpdm.training.monitoring.run_view import RunStatus, read_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -102,12 +103,3 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if high == low:
         return BLOCKS[len(BLOCKS) // 2] * count
     return "".join(BLOCKS[round((mean - low) / (high - low) * (len(BLOCKS) - 1))] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tpdm.core.io import write_atomically, write_text
+from tpdm.core.io import to_uint8, write_atomically, write_text
 
 LARGEST_SIDE = 256  # of a picture on the sheet, pixels
 LABEL = 14  # height of the line below it
@@ -62,7 +62,7 @@ def contact_sheet(images_B3HW: Tensor, labels: Sequence[str]) -> Image.Image:
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * size[0], rows * (size[1] + LABEL)), "white")
     draw = ImageDraw.Draw(sheet)
-    pixels_BHWC = (images_B3HW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels_BHWC = to_uint8(images_B3HW)
     for i, label in enumerate(labels):
         x, y = i % columns * size[0], i // columns * (size[1] + LABEL)
         # Small worlds are shown in blocks, not blurred.
