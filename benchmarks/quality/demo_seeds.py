@@ -17,7 +17,7 @@ from PIL import Image
 from tpdm.cli.demo import run_demo
 from tpdm.core.io import read_metrics, write_json
 from tpdm.evaluation.seeds import results_section
-from tpdm.tinyworld.showcase import labeled_grid
+from benchmarks.labeled_grid import labeled_grid
 
 CURVES = "demo-curves.json"
 PICTURE = Path("docs/images/demo.png")

@@ -24,7 +24,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults
 from tpdm.tinyworld.grammar import describe, sample_scene
 from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
-from tpdm.tinyworld.showcase import labeled_grid
+from benchmarks.labeled_grid import labeled_grid
 
 PICTURE = Path("docs/images/tinyworld.png")
 STEPS = (28, 20, 14, 10, 8, 6, 4, 3)
