@@ -121,8 +121,8 @@ def _disk() -> Finding:
 
 
 def _weights() -> Finding:
-    folder = resources.files("tpdm").joinpath("tinyworld", "weights")
-    if folder.joinpath("pipeline", "model_index.json").is_file():
+    folder = resources.files("tpdm") / "tinyworld" / "weights"
+    if (folder / "pipeline" / "model_index.json").is_file():
         return Finding("tinyworld", "weights are there")
     fix = f"reinstall tpdm, which brings them, or: tpdm tinyworld build --out {folder}"
     return Finding("tinyworld", "no weights", fix, stops_demo=True)

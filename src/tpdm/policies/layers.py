@@ -151,4 +151,5 @@ class TimeAdaptiveNorm(nn.Module):
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
         """(B, C, H, W) and (B, E) to (B, C, H, W)."""
         shift_BC, scale_BC = self.linear(condition_BE).chunk(2, dim=-1)
-        return self.norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]
+        adapted_BCHW: Tensor = self.norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]
+        return adapted_BCHW
