@@ -159,9 +159,9 @@ def test_an_unwritable_path_is_reported_first(monkeypatch, tmp_path, command):
     [
         ("serve --tpm tinyworld --max-replicas 4", "Only --replicas starts Ray"),
         ("push tinyworld --folder out --private", "Use --hub"),
-        ("sample --prompt a --device nowhere", "got device 'nowhere', which cannot be used here"),
-        ("reward serve --device nowhere", "got device 'nowhere'"),
-        ("serve --device nowhere", "got device 'nowhere'"),
+        ("sample --prompt a --device nowhere", "device is 'nowhere', which cannot be used here"),
+        ("reward serve --device nowhere", "device is 'nowhere'"),
+        ("serve --device nowhere", "device is 'nowhere'"),
     ],
 )
 def test_options_without_effect_are_refused(monkeypatch, tmp_path, command, words):

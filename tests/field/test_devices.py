@@ -60,5 +60,5 @@ def test_devices_in_all_their_forms():
 @pytest.mark.parametrize("device", ["meta", torch.device("meta"), "cuda:99", None, "nowhere"])
 def test_what_cannot_compute_here_is_refused_in_one_sentence(device):
     for load in (load_pipeline, load_reward):
-        with pytest.raises(ConfigError, match=rf"^got device '{device}', which cannot be used here .*$"):
+        with pytest.raises(ConfigError, match=rf"^device is '{device}', which cannot be used here .*$"):
             load("tinyworld", device=device)

@@ -146,5 +146,5 @@ def test_where_the_vocabulary_of_the_model_is_not_known_texts_have_to_differ(cop
         def __call__(self, text, add_special_tokens):
             return SimpleNamespace(input_ids=[2] * len(text.split()))
 
-    assert vocabulary_fault(Empty(), None) == "tells no two texts apart"
+    assert vocabulary_fault(Empty(), None) == "gives different texts the same tokens"
     assert vocabulary_fault(AutoTokenizer.from_pretrained(copy / "tokenizer"), None) is None

@@ -52,8 +52,8 @@ def test_an_option_that_asks_for_what_is_done_anyway_is_taken():
         ({"num_images_per_prompt": [1, 2]}, r"got num_images_per_prompt=\[1, 2\], expected one whole number"),
         ({"num_images_per_prompt": 0}, "got num_images_per_prompt=0, expected one whole number"),
         ({"num_images_per_prompt": 1.5}, r"got num_images_per_prompt=1\.5, expected one whole number"),
-        ({"max_steps": [2, 3]}, r"got max_steps \[2, 3\], expected a whole number of at least 1"),
-        ({"max_steps": 2.5}, r"got max_steps 2\.5, expected a whole number of at least 1"),
+        ({"max_steps": [2, 3]}, r"max_steps is \[2, 3\]. It must be a whole number of at least 1"),
+        ({"max_steps": 2.5}, r"max_steps is 2\.5. It must be a whole number of at least 1"),
     ],
 )
 def test_a_list_where_one_number_counts_is_refused_in_a_sentence(option, match):

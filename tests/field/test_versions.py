@@ -64,7 +64,8 @@ def old(monkeypatch, tmp_path):
 )
 def test_a_version_that_is_too_old_is_refused_in_one_sentence(room, package, old):
     old(package)
-    with pytest.raises(TpdmError, match=f"^got {package} {OLD[package]}, expected {package}>=.*: pip install -U") as e:
+    words = rf"^{package} {OLD[package]} is installed\. It must be {package}>=.*\. Run pip install -U"
+    with pytest.raises(TpdmError, match=words) as e:
         importlib.reload(room)
     assert "\n" not in str(e.value)
 

@@ -81,7 +81,7 @@ def test_a_policy_starts_at_the_strength(name):
     output = attach(pipe, LookingPolicy())(**call, seeds=[0, 1])
     assert [times[0] for times in output.times] == pytest.approx([0.6, 0.6])
     assert [times[-1] for times in output.times] == [0.0, 0.0]
-    with pytest.raises(ConfigError, match="got t_start 0"):
+    with pytest.raises(ConfigError, match="t_start is 0"):
         attach(pipe, LookingPolicy())(**{**call, "strength": 0.0}, seeds=[0, 1])
 
 

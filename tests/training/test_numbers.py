@@ -48,7 +48,7 @@ def poison(monkeypatch, module, row, call):
 def test_a_prediction_that_is_nan_names_prompt_and_seed(sd3, monkeypatch):
     sampler = PipelineSampler(attach(sd3, FixedSchedule([1.0, 0.5, 0.0])), 2, CALL)
     poison(monkeypatch, sd3.transformer, row=1, call=4)  # the second step of "c" and "d"
-    with pytest.raises(NonFiniteError, match=r"prediction for image 1 .* made of prompt 'd' with seed 13\.$") as caught:
+    with pytest.raises(NonFiniteError, match=r"prediction for image 1 .* has prompt 'd' and seed 13\.$") as caught:
         sampler(PROMPTS, SEEDS)
     assert "\n" not in str(caught.value)
 
@@ -58,7 +58,7 @@ def test_features_that_are_nan_name_prompt_and_seed(sd3, monkeypatch):
     policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2))
     sampler = PipelineSampler(attach(sd3, policy), 3, CALL)
     poison(monkeypatch, sd3.transformer.transformer_blocks[-1], row=0, call=1)
-    with pytest.raises(NonFiniteError, match=r"made of prompt 'a' with seed 10\.$"):
+    with pytest.raises(NonFiniteError, match=r"has prompt 'a' and seed 10\.$"):
         sampler(PROMPTS, SEEDS)
 
 
@@ -92,5 +92,5 @@ def test_a_gradient_that_is_nan_names_prompt_and_seed(tmp_path, ratio):
     with pytest.raises(TrainingError, match="got a gradient of norm nan") as caught:
         train_loop(recipe, replace(parts, sampler=poisoned), tmp_path)
     assert isinstance(caught.value, NonFiniteError)
-    assert re.search(rf"made of prompt '{first['prompt']}' with seed {first['seed']}\.$", str(caught.value))
+    assert re.search(rf"has prompt '{first['prompt']}' and seed {first['seed']}\.$", str(caught.value))
     assert all(torch.isfinite(p).all() for p in parts.policy.parameters())

@@ -1,4 +1,4 @@
-"""Errors of tpdm, and which of them a user can correct."""
+"""Errors of tpdm. A user can correct every error that derives from :class:`TpdmError`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class TpdmError(Exception):
-    """Base of every error that a user can mend. The message is one sentence: got, expected, what to do."""
+    """Base of all errors that a user can correct. The message says what is wrong, what is allowed and what to do."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _same_error, (type(self), self.args, vars(self))
+        return _restore, (type(self), self.args, vars(self))
 
 
-def _same_error(cls: type[TpdmError], args: tuple[Any, ...], state: dict[str, Any]) -> TpdmError:
-    """From what pickle and copy keep; some of these classes take more than the message."""
+def _restore(cls: type[TpdmError], args: tuple[Any, ...], state: dict[str, Any]) -> TpdmError:
+    """Rebuild an error for pickle and copy, without ``__init__``, because some classes take more than the message."""
     error = cls.__new__(cls, *args)
     vars(error).update(state)
     return error
@@ -28,11 +28,11 @@ class CheckpointError(TpdmError):
 
 
 class BackboneError(TpdmError):
-    """A pipeline cannot be driven (unknown denoiser class, unsupported option)."""
+    """A pipeline cannot be used: an unknown denoiser class, or an unsupported option."""
 
 
 class PromptError(TpdmError):
-    """A prompt or a prompt file is unusable."""
+    """A prompt or a prompt file cannot be used."""
 
 
 class RewardError(TpdmError):
@@ -40,15 +40,19 @@ class RewardError(TpdmError):
 
 
 class TrainingError(TpdmError):
-    """Training cannot go on (collapse, NaN, unusable checkpoint)."""
+    """Training cannot continue, because of a collapse, NaN or an unusable checkpoint."""
 
 
 class NonFiniteError(BackboneError, TrainingError):
-    """NaN, infinity or an impossible time that one image is to blame for.
+    """NaN, infinity or an impossible time in the computation of one image.
 
     Args:
-        message: what was found.
-        image: its row in the call.
+        message: What was wrong.
+        image: Row of the image in the pipeline call.
+
+    Example:
+        >>> str(NonFiniteError("The latents are NaN.", image=0).with_prompt("a cat", seed=7))
+        "The latents are NaN. The image has prompt 'a cat' and seed 7."
     """
 
     def __init__(self, message: str, image: int) -> None:
@@ -56,6 +60,6 @@ class NonFiniteError(BackboneError, TrainingError):
         self.image = image
 
     def with_prompt(self, prompt: str, seed: int) -> NonFiniteError:
-        """The same, with what to make that image again from."""
-        said, line = str(self).rstrip("."), " ".join(prompt.split())
-        return NonFiniteError(f"{said}; it is made of prompt '{line[:80]}' with seed {seed}.", self.image)
+        """Return a copy that names prompt and seed, so that the image can be generated again."""
+        message, line = str(self).rstrip("."), " ".join(prompt.split())
+        return NonFiniteError(f"{message}. The image has prompt '{line[:80]}' and seed {seed}.", self.image)

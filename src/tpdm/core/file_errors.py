@@ -1,4 +1,4 @@
-"""What is wrong with a file of a model that somebody fetched, in words."""
+"""Reasons why a downloaded file of a model cannot be read, as text for error messages."""
 
 from __future__ import annotations
 
@@ -11,31 +11,48 @@ _ZIP = b"PK\x03\x04"  # what torch.save writes
 
 
 def fault(path: Path) -> str | None:
-    """What is visibly wrong with a file of a model, in words that follow "which"; None where nothing is.
+    """Check whether a file of a model is visibly damaged.
 
-    Of safetensors the header alone is read: it says where the file has to end.
+    Only the header of a safetensors file is read. It contains the length of the file.
+
+    Args:
+        path: File of weights, or JSON file.
+
+    Returns:
+        A clause that follows "which", such as "is empty". None if nothing is wrong.
+
+    Example:
+        >>> path = Path("weights.safetensors")
+        >>> _ = path.write_bytes(b"")
+        >>> fault(path)
+        'is empty'
     """
     with path.open("rb") as file:
         head = file.read(len(_LFS_POINTER))
     if not head:
         return "is empty"
     if head == _LFS_POINTER:
-        return "is a git-lfs pointer and not the file itself (git lfs pull brings it)"
+        return "is a git-lfs pointer and not the file itself (`git lfs pull` downloads it)"
     if path.suffix == ".json":
         return _json_fault(path)
     return _safetensors_fault(path, head) if path.suffix == ".safetensors" else None
 
 
 def first_fault(paths: Iterable[Path]) -> str | None:
-    """The first of some files with a ``fault``, and that, as "FILE, which ..."; None where there is none."""
-    found = ((path, fault(path)) for path in paths)
-    return next((f"{path}, which {words}" for path, words in found if words is not None), None)
+    """Return the first fault of several files, as "FILE, which ...". None if nothing is wrong."""
+    faults = ((path, fault(path)) for path in paths)
+    return next((f"{path}, which {clause}" for path, clause in faults if clause is not None), None)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, to go on after; the name of its class where it says nothing."""
-    said = str(error).strip()
-    return said.splitlines()[0].rstrip(" .:") if said else type(error).__name__
+    """Return the first line of an error's message without its full stop, or the name of its class.
+
+    Example:
+        >>> first_line(ValueError("No such key.\\nSee the manual.")), first_line(KeyError())
+        ('No such key', 'KeyError')
+    """
+    message = str(error).strip()
+    return message.splitlines()[0].rstrip(" .:") if message else type(error).__name__
 
 
 def _json_fault(path: Path) -> str | None:
@@ -45,11 +62,10 @@ def _json_fault(path: Path) -> str | None:
         return f"is no JSON ({error})"
     if not isinstance(content, dict):
         return "is no JSON object"
-    # The list of the shards that hold a model's weights.
-    shards = content.get("weight_map")
+    shards = content.get("weight_map")  # of the index of sharded weights
     names = set(shards.values()) if isinstance(shards, dict) else set()
-    absent = [name for name in names if not (path.parent / name).is_file()]
-    return f"names {min(absent)}, which is not there" if absent else None
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    return f"names {min(missing)}, which is not there" if missing else None
 
 
 def _safetensors_fault(path: Path, head: bytes) -> str | None:

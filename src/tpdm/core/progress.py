@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without the libraries' progress bars, which outlive the second that small files take."""
+    """Hide the loading bars of diffusers and transformers inside the block. Small files load within a second."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""Random streams: every purpose has a number of its own, and no two of them share a seed."""
+"""Random seeds: every purpose has its own number, so that no two purposes share a seed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What randomness is drawn for; stands behind the seed of a run.
+    """Purposes of random numbers. The number follows the seed of the run in a sequence for :func:`derive_seed`.
 
-    Results follow from these numbers: a new purpose gets a new number, and no number changes.
+    Results depend on these numbers. A new purpose gets a new number, and no number changes.
 
     Attributes:
-        NOISE: initial noise of a training image: (update, prompt, sample).
-        DECISION: its sampled decisions: (update, prompt, sample).
-        VALIDATION: initial noise of a validation image: (image,).
-        PROMPTS: order of the training prompts: (epoch,).
-        WEIGHTS: initial weights of a TPM: ().
-        TEST: initial noise of an evaluation. It is the same for every run, so that this number stands where the seed
-            does: (TEST, 0, image) for the test, (TEST, 1, image) for tuning.
-        GAMMAS: prices of the prompts of an update: (update,).
-        CALIBRATION: noise and decisions of the images that an untrained TPM is shown: (image, 0 or 1). It was 4, the
-            number of WEIGHTS.
+        NOISE: Initial noise of a training image, followed by (update, prompt, sample).
+        DECISION: Sampled decisions of a training image, followed by (update, prompt, sample).
+        VALIDATION: Initial noise of a validation image, followed by (image,).
+        PROMPTS: Order of the training prompts, followed by (epoch,).
+        WEIGHTS: Initial weights of a TPM, followed by ().
+        TEST: Initial noise of an evaluation. It is the same for every run, so that this number is in place of the
+            run's seed: (TEST, 0, image) for the test, (TEST, 1, image) for tuning.
+        GAMMAS: Gammas of the prompts of an update, followed by (update,).
+        CALIBRATION: Noise and decisions of the images that calibrate an untrained TPM, followed by (image, 0 or 1).
+            It was 4, the number of WEIGHTS, before.
     """
 
     NOISE = 0
@@ -37,7 +37,7 @@ class Stream(IntEnum):
     CALIBRATION = 7
 
 
-# Numbers in a sequence, by the second one. 3 beside 5: those of TEST.
+# Lengths of the sequences in use, by their second number. 3, in addition to 5, is for TEST.
 _LENGTHS: dict[int, tuple[int, ...]] = {
     Stream.NOISE: (3, 5),
     Stream.DECISION: (3, 5),
@@ -51,33 +51,44 @@ _WORD = 2**32
 
 
 def derive_seed(*parts: int) -> int:
-    """A 63-bit seed from non-negative integers: the same parts give the same seed everywhere, for ever.
+    """Derive a 63-bit seed from non-negative integers.
 
-    Other parts give another seed. numpy alone does not keep that: it pads up to four numbers with zeros, so that
-    (3, 4) is (3, 4, 0, 0) to it, and cuts numbers of 2**32 and more into several. Of the sequences that are in use
-    (``Stream``) no two are alike to numpy, since each second number has one length up to four; they go to numpy as
-    they are, as they always did. Every other sequence goes there as the hash of its text.
+    The same parts give the same seed on every machine. Other parts give another seed. numpy alone does not ensure
+    that: it pads up to four numbers with zeros, so that (3, 4) equals (3, 4, 0, 0), and splits numbers of 2**32 and
+    more. The sequences in use (:class:`Stream`) are passed to numpy unchanged, because none of them collide. All other
+    sequences are hashed first.
 
     Args:
-        parts: seed of a run, ``Stream``, and the place in it.
+        parts: Seed of the run, a :class:`Stream`, and the position in it. All must be >= 0.
 
     Raises:
-        ValueError: a part is negative.
+        ValueError: A part is negative.
+
+    Example:
+        >>> derive_seed(0, Stream.NOISE, 3, 1, 0) == derive_seed(0, Stream.NOISE, 3, 1, 0)
+        True
+        >>> derive_seed(3, 4) == derive_seed(3, 4, 0, 0)
+        False
     """
     return int(np.random.SeedSequence(_entropy(parts)).generate_state(1, np.uint64)[0]) >> 1
 
 
 def stream_generator(*parts: int) -> np.random.Generator:
-    """numpy's generator of a sequence; see ``derive_seed``."""
+    """Create numpy's generator for a sequence. See :func:`derive_seed` for the arguments.
+
+    Example:
+        >>> int(stream_generator(0, Stream.PROMPTS, 1).integers(10)) in range(10)
+        True
+    """
     return np.random.default_rng(np.random.SeedSequence(_entropy(parts)))
 
 
 def _entropy(parts: tuple[int, ...]) -> list[int]:
     plain = [int(part) for part in parts]
     if any(part < 0 for part in plain):
-        raise ValueError(f"got {plain}, expected no negative number in what a seed is made of")
+        raise ValueError(f"The parts of a seed are {plain}. They must not be negative. Pass the seed modulo 2**63.")
     if len(plain) > 1 and len(plain) in _LENGTHS.get(plain[1], ()) and max(plain) < _WORD:
         return plain
-    # The highest bit makes it nine words whatever the hash: no sequence in use is as long.
+    # The highest bit makes nine words of every hash. No sequence in use is that long.
     digest = hashlib.sha256(json.dumps(plain).encode("ascii")).digest()
     return [int.from_bytes(b"\x01" + digest, "big")]

@@ -1,4 +1,4 @@
-"""How a chain that nears its cap comes to an end: in equal steps, not in one jump."""
+"""The stepper: asks the policy for each image's next time, and moves the latents there with a solver."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from tpdm.core.solvers import Solver
 from tpdm.core.stepper_checks import check_limits, check_numbers, check_shapes, check_start, finite_rows
 from tpdm.core.types import Decision, Features, Observation, Policy, Step, Trajectory
 
-LANDING = 4  # a chain lands in the last 1 / LANDING of its steps
+LANDING = 4  # the rule of latest_time applies to the last 1 / LANDING of the allowed steps
 
 
 def latest_time(t: float, left: int, max_steps: int) -> float:
-    """The highest time at which a step may end. [ours]
+    """Compute the highest time at which a step may end. [ours]
 
-    A chain that is stopped at its cap has to jump to 0 from wherever it is, which ruins the image. In the last quarter
-    of the allowed steps no step may be shorter than equal steps to 0 would be.
+    An image that is stopped at its cap would have to jump to 0 from any time, which ruins it. In the last quarter of
+    the allowed steps, no step may therefore be shorter than equal steps to 0 would be.
 
     Args:
-        t: where the step begins, in (0, 1].
-        left: steps that are allowed after this one, at least 0.
-        max_steps: the cap.
+        t: Time at which the step begins, in (0, 1].
+        left: Number of steps allowed after this one, >= 0.
+        max_steps: Cap on the steps of an image.
 
     Returns:
-        A time in [0, t) that fp32 holds; 1 where the cap is still far, and 0 for the last step.
+        A time in [0, t) that is exact in fp32. It is 1 while the cap is far, and 0 for the last step.
+
+    Example:
+        >>> latest_time(0.5, left=20, max_steps=28), latest_time(0.5, left=1, max_steps=28)
+        (1.0, 0.25)
     """
     if left * LANDING >= max_steps:
         return 1.0
@@ -38,7 +42,7 @@ def latest_time(t: float, left: int, max_steps: int) -> float:
 
 
 class _Landing(NamedTuple):
-    """Host copy of one decision of one image: where it lands, and whether the cap overruled the policy."""
+    """One decision of one image on the host: the next time, and whether the cap overruled the policy."""
 
     action: float
     logp: float
@@ -47,23 +51,37 @@ class _Landing(NamedTuple):
 
 
 class Stepper:
-    """Advances B images, each on its own clock, until all are at t = 0.
+    """Advances B images, each with its own time, until all are at t = 0.
 
     Args:
-        policy: decides the next times.
-        solver: integrates; an entry of ``tpdm.core.solvers.SOLVERS``.
-        images: B, at least 1.
-        max_steps: no image takes more; the last allowed step lands on 0 (recorded as not counting). Where nothing is
-            recorded, the last quarter of them go at least as far as equal steps to 0 would, so that the last one is no
-            jump (decision 54).
-        stop_below: a proposed time below it becomes 0, in [0, 1); ignored for a fixed schedule.
-        seeds: one integer per image, for sampled decisions; None takes the mode.
-        t_start: time of all images at the start, in (0, 1]; None is 1.0, or the beginning of a fixed list.
-        record: keep every step for ``trajectories``.
-        device: where the clocks live (the device of the latents).
+        policy: Policy that decides the next times.
+        solver: Solver that moves the latents, such as an entry of ``tpdm.core.solvers.SOLVERS``.
+        images: Number of images B, >= 1.
+        max_steps: Cap on the steps of an image, >= 1. The last allowed step ends at 0 and is recorded as not counting.
+            Without ``record``, :func:`latest_time` also limits the last quarter of the steps, so that the last one is
+            not a jump.
+        stop_below: Proposed times below it become 0, in [0, 1). Fixed schedules ignore it.
+        seeds: One integer per image, to sample decisions. None takes the mode.
+        t_start: Time of all images at the start, in (0, 1]. None is 1.0, or the start of a fixed schedule.
+        record: Whether to keep every step for :meth:`trajectories`.
+        device: Device of the latents.
 
     Attributes:
-        t_B: current times, fp32. index_B: steps made, int64. active_B: not yet at 0, bool.
+        t_B: Current times, fp32.
+        index_B: Number of steps made, int64.
+
+    Raises:
+        ConfigError: An option is out of range, or does not fit the policy.
+
+    Example:
+        >>> from tpdm import FixedSchedule
+        >>> from tpdm.core.solvers import SOLVERS
+        >>> stepper = Stepper(FixedSchedule([1.0, 0.5, 0.0]), SOLVERS["euler"], images=1)
+        >>> x = torch.ones(1, 2)
+        >>> while not stepper.done:
+        ...     x = stepper.advance(x, torch.ones(1, 2), None)
+        >>> x, stepper.steps
+        (tensor([[0., 0.]]), [2])
     """
 
     def __init__(
@@ -84,7 +102,8 @@ class Stepper:
         self.policy, self.solver, self.max_steps = policy, solver, max_steps
         fixed = policy.fixed_steps is not None
         self.stop_below = 0.0 if fixed else stop_below
-        # A fixed list ends as it says. Training feels the jump, and learns from decisions that nobody overruled.
+        # A fixed schedule keeps its own end. Training records the jump to 0, and learns from decisions that were not
+        # overruled.
         self._lands = not (record or fixed)
         self.seeds = None if seeds is None else list(seeds)
         start_B = policy.initial_times(images)
@@ -100,12 +119,12 @@ class Stepper:
 
     @property
     def active_B(self) -> Tensor:
-        """Images not yet at t = 0, bool (B,)."""
+        """Whether each image is above t = 0, bool (B,)."""
         return self.t_B > 0
 
     @property
     def active_rows(self) -> list[int]:
-        """Positions of the active images, ascending; known to the host without waiting for the device."""
+        """Rows of the active images, ascending. The host knows them without waiting for the device."""
         return [b for b, times in enumerate(self._times) if times[-1] > 0]
 
     @property
@@ -115,38 +134,41 @@ class Stepper:
 
     @property
     def steps(self) -> list[int]:
-        """Steps made by each image."""
+        """Number of steps made by each image."""
         return [len(times) - 1 for times in self._times]
 
     @property
     def times(self) -> list[list[float]]:
-        """Times each image has been at, first to last: one more than its steps."""
+        """Times of each image from first to last: one more than its steps."""
         return [list(times) for times in self._times]
 
     def trajectories(self) -> list[Trajectory]:
-        """The record, one per image.
+        """Return the recorded steps, one trajectory per image.
 
         Raises:
-            ConfigError: the stepper was made without ``record=True``.
+            ConfigError: The stepper was created without ``record=True``.
         """
         if self._records is None:
-            raise ConfigError("got no record of this run: make the stepper (or the call) with record=True.")
+            raise ConfigError(
+                "record is False, so that no steps were kept. Create the stepper (or the call) with record=True."
+            )
         return [Trajectory(tuple(steps)) for steps in self._records]
 
     @without_autocast()
     def advance(self, x: Tensor, prediction: Tensor, features: Features | None) -> Tensor:
-        """Moves every active image to its next time.
+        """Move every active image to its next time.
 
         Args:
-            x: latents, B rows of any shape.
-            prediction: the denoiser's (guided) velocity at ``t_B``, same shape; finished rows are ignored.
-            features: of the ACTIVE rows only, in order; None where the policy reads none.
+            x: Latents, shape (B, ...).
+            prediction: Denoiser output at ``t_B`` after guidance, same shape. Rows of finished images are ignored.
+            features: Features of the active images only, in order. None if the policy reads none.
 
         Returns:
-            The next latents, B rows; rows of finished images are unchanged.
+            The next latents, shape (B, ...). Rows of finished images are unchanged.
 
         Raises:
-            TpdmError: shapes do not fit, all images are finished, or a number is NaN (says where).
+            TpdmError: Shapes do not fit, or all images are finished.
+            NonFiniteError: A number is NaN or infinite. The message names image and step.
         """
         rows = self.active_rows
         check_shapes(x, prediction, features, len(self._times), len(rows))
@@ -154,8 +176,8 @@ class Stepper:
         t_n, index_n = self.t_B[row_n], self.index_B[row_n]
         observation = self._observe(prediction, features, t_n, index_n, row_n)
         if self._records is not None:
-            # A recorded decision is taken from what replay keeps, so that its ratio is 1 before the first update.
-            # Others are taken in fp32: fp16 would turn the rounding of a batch (1e-6) into steps of 1e-3.
+            # A recorded decision is made from the stored observation, so that its ratio is 1 before the first update.
+            # Other decisions use fp32, because fp16 would turn the rounding of a batch (1e-6) into steps of 1e-3.
             observation = self.policy.quantize_for_storage(observation)
         seeds = None if self.seeds is None else [self.seeds[b] for b in rows]
         decision = self.policy.propose(observation, seeds)
@@ -189,10 +211,10 @@ class Stepper:
     def _land(
         self, decision: Decision, prediction: Tensor, features: Features | None, rows: list[int]
     ) -> list[_Landing]:
-        """Applies the stop rule and the cap to the active rows, after checking that nothing is NaN."""
+        """Apply the stop threshold and the cap to the active images, after checking that all numbers are finite."""
         finite_n, seen_n = finite_rows(prediction, features, rows)
         values = [decision.action_B, decision.logp_B, decision.t_next_B, finite_n, seen_n]
-        # One copy to the host per step: the loop has to know who is finished anyway.
+        # One copy to the host per step. The loop has to know which images are finished.
         table = torch.stack([v.to(prediction.device, torch.float32) for v in values], 1).tolist()
         landings = []
         for b, (action, logp, t_next, finite, seen) in zip(rows, table, strict=True):

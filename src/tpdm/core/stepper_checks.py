@@ -1,4 +1,4 @@
-"""What the stepper checks before it changes anything: options, shapes, and that no number is NaN."""
+"""Checks of the stepper before it changes anything: options, shapes, and finite numbers."""
 
 from __future__ import annotations
 
@@ -13,57 +13,85 @@ from tpdm.core.types import Features, Policy
 
 
 def check_limits(policy: Policy, max_steps: int, stop_below: float) -> None:
-    """Refuses limits out of range, and a fixed list longer than the cap.
+    """Check the limits of a call.
 
-    A fixed list is run whole or not at all: a baseline that is cut silently is another baseline.
+    A fixed schedule that is longer than ``max_steps`` is an error. Cutting it silently would make another baseline.
+
+    Raises:
+        ConfigError: A limit is out of range, or the fixed schedule is too long.
     """
     if not isinstance(max_steps, Integral) or max_steps < 1:
-        raise ConfigError(f"got max_steps {max_steps}, expected a whole number of at least 1: 28 is usual.")
+        raise ConfigError(f"max_steps is {max_steps}. It must be a whole number of at least 1. Try max_steps=28.")
     if not 0.0 <= stop_below < 1.0:
-        raise ConfigError(f"got stop_below {stop_below:g}, expected a time in [0, 1): 0.01 is usual.")
+        raise ConfigError(f"stop_below is {stop_below:g}. It must be a time in [0, 1). Try stop_below=0.01.")
     fixed = policy.fixed_steps
     if fixed is not None and fixed > max_steps:
         raise ConfigError(
-            f"got a fixed schedule of {fixed} steps, expected at most max_steps = {max_steps}: pass max_steps={fixed}."
+            f"max_steps is {max_steps}, but the fixed schedule has {fixed} steps. It is never cut. Pass "
+            f"max_steps={fixed}."
         )
 
 
 def check_start(policy: Policy, images: int, seeds: Sequence[int] | None, t_start: float | None) -> None:
-    """Refuses seeds and start times that do not fit the images or the fixed lists."""
+    """Check that seeds, start time and fixed schedules fit the images.
+
+    Raises:
+        ConfigError: One of them does not fit.
+    """
     if images < 1:
-        raise ConfigError(f"got {images} images, expected at least 1: pass a prompt.")
+        raise ConfigError(f"images is {images}. It must be at least 1. Pass a prompt.")
     if seeds is not None and len(seeds) != images:
-        raise ConfigError(f"got {len(seeds)} seeds for {images} images, expected one integer per image.")
+        raise ConfigError(f"seeds has {len(seeds)} numbers for {images} images. Pass one integer per image.")
     if t_start is not None and not 0.0 < t_start <= 1.0:
-        raise ConfigError(f"got t_start {t_start:g}, expected a time in (0, 1]: 1.0 is pure noise.")
+        raise ConfigError(f"t_start is {t_start:g}. It must be a time in (0, 1], and 1.0 is pure noise. Correct it.")
     start_B = policy.initial_times(images)
     if start_B is not None:
         starts = set(start_B.tolist())
         if t_start is not None and starts != {torch.tensor(t_start, dtype=torch.float32, device="cpu").item()}:
             raise ConfigError(
-                f"got t_start {t_start:g} with fixed times that start at {sorted(starts)}, expected the "
-                "same: leave t_start out."
+                f"t_start is {t_start:g}, but the fixed schedules start at {sorted(starts)}. Both must be the same. "
+                "Leave t_start out."
             )
 
 
 def check_shapes(x: Tensor, prediction: Tensor, features: Features | None, images: int, active: int) -> None:
-    """Refuses a step after the end, and rows that are not the images or not the active ones."""
+    """Check the shapes of a step, and that images are left.
+
+    Args:
+        x: Latents of all images.
+        prediction: Denoiser output for all images.
+        features: Features of the active images. None if the policy reads none.
+        images: Number of images of the call.
+        active: Number of images that are not finished.
+
+    Raises:
+        TpdmError: A shape does not fit, or all images are finished.
+    """
     if active == 0:
-        raise TpdmError(f"got another step after all {images} images reached t = 0: stop when done is true.")
+        raise TpdmError(f"All {images} images have reached t = 0, so that no step is left. Stop when done is true.")
     if x.shape != prediction.shape or x.shape[0] != images:
         raise TpdmError(
-            f"got latents {tuple(x.shape)} and prediction {tuple(prediction.shape)}, expected two equal "
-            f"shapes of {images} rows: give the stepper the number of images of the call."
+            f"The latents have shape {tuple(x.shape)} and the prediction {tuple(prediction.shape)}. Both must have the "
+            f"same shape with {images} rows. Create the stepper with the number of images of the call."
         )
     if features is not None and features.first_BDHW.shape[0] != active:
         raise TpdmError(
-            f"got features of {features.first_BDHW.shape[0]} rows, expected the {active} active images "
-            "only: leave out finished rows."
+            f"The features have {features.first_BDHW.shape[0]} rows. They must have {active}, one per active image. "
+            "Leave out finished images."
         )
 
 
 def finite_rows(prediction: Tensor, features: Features | None, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """Whether prediction (of B rows, at ``rows``) and features (of those rows) are finite: two bool (n,)."""
+    """Return which active images have a finite prediction, and which have finite features.
+
+    Args:
+        prediction: Denoiser output for all B images.
+        features: Features of the active images, or None.
+        rows: Rows of the active images.
+
+    Returns:
+        Two bool tensors with one entry per active image.
+    """
     finite_n = prediction[torch.tensor(rows, dtype=torch.int64, device=prediction.device)].flatten(1).isfinite().all(1)
     if features is None:
         return finite_n, torch.ones_like(finite_n)
@@ -72,16 +100,30 @@ def finite_rows(prediction: Tensor, features: Features | None, rows: list[int]) 
 
 
 def check_numbers(image: int, t: float, step: int, *, finite: bool, seen: bool, t_next: float, logp: float) -> None:
-    """Refuses NaN in prediction (not ``finite``) or features (not ``seen``), and decisions outside [0, t]."""
+    """Check the numbers of one image at one step.
+
+    Args:
+        image: Row of the image.
+        t: Current time.
+        step: Number of the step, from 1.
+        finite: Whether the prediction is finite.
+        seen: Whether the features are finite.
+        t_next: Next time that the policy proposes.
+        logp: Log-probability of the decision.
+
+    Raises:
+        NonFiniteError: Prediction or features are not finite, or the decision is outside [0, t].
+    """
+    where = f"image {image} at t = {t:.4g} (step {step})"
     if not finite or not seen:
         raise NonFiniteError(
-            f"got NaN or infinity in the denoiser's {'features' if finite else 'prediction'} for image "
-            f"{image} at t = {t:.4g} (step {step}), expected finite ones: use bf16 or fp32 instead of fp16.",
+            f"NaN or infinity is in the denoiser's {'features' if finite else 'prediction'} for {where}. All numbers "
+            "must be finite. Use bf16 or fp32 instead of fp16.",
             image,
         )
     if not 0.0 <= t_next <= t or logp != logp:
         raise NonFiniteError(
-            f"got next time {t_next:.4g} (log-probability {logp:.4g}) from the policy for image "
-            f"{image} at t = {t:.4g} (step {step}), expected one in [0, {t:.4g}]: load other weights.",
+            f"The policy proposed the next time {t_next:.4g} (log-probability {logp:.4g}) for {where}. It must be in "
+            f"[0, {t:.4g}]. Load other weights.",
             image,
         )

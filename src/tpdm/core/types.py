@@ -1,8 +1,8 @@
-"""The words that every room shares: the legend of axes, the data that flows, the error tree.
+"""Types that all packages share: features, observations, decisions, policies and trajectories.
 
 Axes, as suffixes of tensor names:
-    B images in flight, P prompts, K images per prompt, T decisions, C H W latent or feature map, N tokens,
-    D channels of the denoiser, E width of its time embedding.
+    B images of a batch, P prompts, K images per prompt, T decisions, C H W latent or feature map, N tokens,
+    D width of the denoiser, E width of its time embedding.
 
 Times t are in [0, 1], t = 1 is noise and t = 0 the image (SD3 and FLUX call it sigma). Times, actions and
 log-probabilities are always fp32.
@@ -19,12 +19,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Features:
-    """What the denoiser computed in one evaluation, conditional rows only, in its true 2-D layout.
+    """Features of one evaluation of the denoiser, one row per image, in their true 2-D layout.
 
     Attributes:
-        first_BDHW: tokens entering the first block, (B, D, H, W).
-        last_BDHW: tokens leaving the last block, before the output projection, (B, D, H, W).
-        temb_BE: time (and pooled text) embedding, (B, E).
+        first_BDHW: Tokens that enter the first block, (B, D, H, W).
+        last_BDHW: Tokens that leave the last block, before the output projection, (B, D, H, W).
+        temb_BE: Time (and pooled text) embedding, (B, E).
     """
 
     first_BDHW: Tensor
@@ -34,17 +34,17 @@ class Features:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees of B images before it decides.
+    """What a policy reads about B images before it decides.
 
     Attributes:
-        map_BCHW: pooled features (B, 2D, S, S), fp32, or the storage dtype where a step is recorded; None where the
-            policy reads none.
-        temb_BE: time embedding, likewise.
-        t_B: current time, fp32.
-        index_B: number of decisions made so far, int64.
-        row_B: position of the image in the pipeline call, int64.
-        gamma_B: price of a step that the image is made for, fp32; None for policies without a dial.
-        change_B: how fast the prediction changes along the path, fp32; None for policies that do not steer by it.
+        map_BCHW: Pooled features (B, 2D, S, S), fp32, or the storage dtype in a recorded step. None if the policy reads
+            no features.
+        temb_BE: Time embedding (B, E), in the same dtype. None if the policy reads no features.
+        t_B: Current times, fp32.
+        index_B: Number of decisions made before, int64.
+        row_B: Rows of the images in the pipeline call, int64.
+        gamma_B: Gamma of each image, fp32. None for policies that are not gamma-conditioned.
+        change_B: Speed at which the prediction changes along the path, fp32. None for policies that do not read it.
     """
 
     map_BCHW: Tensor | None
@@ -56,7 +56,11 @@ class Observation:
     change_B: Tensor | None = None
 
     def rows(self, rows: Tensor | slice) -> Observation:
-        """Some of the rows, by position or mask."""
+        """Return some of the rows.
+
+        Args:
+            rows: Slice, row numbers (int64), or mask (bool).
+        """
         return Observation(
             map_BCHW=None if self.map_BCHW is None else self.map_BCHW[rows],
             temb_BE=None if self.temb_BE is None else self.temb_BE[rows],
@@ -70,12 +74,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class Decision:
-    """The next time of B images.
+    """The next times of B images.
 
     Attributes:
-        t_next_B: r * t, fp32; the stepper may still replace it by 0 (stop threshold, cap).
-        action_B: r in (0, 1), fp32, as sampled.
-        logp_B: log-probability of the action, fp32; 0 for deterministic policies.
+        t_next_B: Next times r t, fp32. The stepper may still lower them (stop threshold, cap).
+        action_B: Actions r = t_next / t, fp32, in (0, 1) as sampled.
+        logp_B: Log-probabilities of the actions in nats, fp32. 0 for deterministic policies.
     """
 
     t_next_B: Tensor
@@ -84,35 +88,50 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Chooses the next time of every image. Fixed schedules and learned ones are the same to the stepper.
+    """Decides the next time of every image. The stepper treats fixed and learned schedules the same.
 
-    Subclass it: a policy that looks at nothing, decides every step and begins anywhere needs ``observe`` and
-    ``propose`` alone.
+    Subclasses need ``observe`` and ``propose``. The other defaults suit a policy that reads no features.
+
+    Example:
+        >>> import torch
+        >>> class Halving(Policy):
+        ...     def observe(self, features, t_B, index_B, row_B, change_B=None):
+        ...         return Observation(None, None, t_B, index_B, row_B)
+        ...     def propose(self, observation, seeds):
+        ...         half_B = torch.full_like(observation.t_B, 0.5)
+        ...         return Decision(half_B * observation.t_B, half_B, torch.zeros_like(half_B))
+        >>> row_B = torch.arange(2)
+        >>> policy = Halving()
+        >>> policy.propose(policy.observe(None, torch.tensor([1.0, 0.5]), row_B, row_B), None).t_next_B
+        tensor([0.5000, 0.2500])
     """
 
     @property
     def reads_features(self) -> bool:
-        """Whether ``observe`` needs the denoiser's features (no hooks are set otherwise)."""
+        """Whether ``observe`` needs the denoiser's features. If not, no hooks are set. Default: False."""
         return False
 
     @property
     def reads_change(self) -> bool:
-        """Whether ``observe`` is given how fast the prediction changes, as classical step-size control is."""
+        """Whether ``observe`` needs the speed at which the prediction changes. Default: False."""
         return False
 
     @property
     def fixed_steps(self) -> int | None:
-        """Number of steps of a schedule that is run as it stands, without stop threshold or cap; None decides."""
+        """Number of steps of a schedule without stop threshold or cap. None (default) means that steps are decided."""
         return None
 
     def initial_times(self, images: int) -> Tensor | None:
-        """Time of each image at the start, fp32 (B,); None begins where the call does (1.0, or the strength).
+        """Return the time of each image at the start.
 
         Args:
-            images: B of the call.
+            images: Number of images B of the call.
+
+        Returns:
+            Times, fp32 (B,). None (default) starts where the call does: at 1.0, or at the strength.
 
         Raises:
-            ConfigError: the policy has schedules for another number of images.
+            ConfigError: The policy has schedules for another number of images.
         """
         return None
 
@@ -124,38 +143,44 @@ class Policy(Protocol):
         row_B: Tensor,
         change_B: Tensor | None = None,
     ) -> Observation:
-        """Reduces features to what the policy reads.
+        """Reduce features to what the policy reads.
 
         Args:
-            features: of the active rows; None where the policy reads none.
-            t_B: current time, fp32.
-            index_B: decisions made so far, int64.
-            row_B: position in the pipeline call, int64.
-            change_B: change of the prediction since the last evaluation, root mean square per unit of t, fp32; None
-                at the first evaluation of a chain, and where ``reads_change`` is false.
+            features: Features of the active images. None if the policy reads none.
+            t_B: Current times, fp32.
+            index_B: Number of decisions made before, int64.
+            row_B: Rows of the images in the pipeline call, int64.
+            change_B: Change of the prediction since the last evaluation, root mean square per unit of t, fp32. None at
+                the first evaluation of an image, and if ``reads_change`` is False.
         """
         ...
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """Decides; one seed per image samples (randomness depends on seed and decision index), None takes the mode."""
+        """Decide the next times.
+
+        Args:
+            observation: Result of :meth:`observe`.
+            seeds: One seed per image, to sample. Randomness depends only on the seed and the decision index. None takes
+                the mode.
+        """
         ...
 
     def quantize_for_storage(self, observation: Observation) -> Observation:
-        """The observation as a rollout keeps it: in fewer bytes than it is read in, if the policy wants that."""
+        """Return the observation as a rollout stores it, in fewer bytes if the policy supports that."""
         return observation
 
 
 @dataclass(frozen=True)
 class Step:
-    """One recorded step of one image: what was seen, what was decided, where it landed.
+    """One recorded step of one image.
 
     Attributes:
-        observation: of this image alone (B = 1).
-        action: r in (0, 1) as sampled.
-        logp: its log-probability when it was sampled.
-        t: time before.
-        t_next: time after (0 at the end).
-        counts: False where the cap overruled the action, so that the objective leaves it out.
+        observation: What the policy read about this image (B = 1).
+        action: Action r in (0, 1), as sampled.
+        logp: Log-probability of the action when it was sampled, in nats.
+        t: Time before the step.
+        t_next: Time after the step, 0 at the end.
+        counts: False if the cap overruled the action. The objective leaves such steps out.
     """
 
     observation: Observation
@@ -168,11 +193,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """All steps of one image; ``len(steps)`` is its number of network evaluations (NFE)."""
+    """All steps of one image. ``len(steps)`` is its number of network evaluations (NFE)."""
 
     steps: tuple[Step, ...]
 
     @property
     def times(self) -> list[float]:
-        """t_0 = 1.0 (or the strength) down to 0.0: one more entry than steps."""
+        """Times from 1.0 (or the strength) down to 0.0: one more than steps."""
         return [self.steps[0].t, *(s.t_next for s in self.steps)]

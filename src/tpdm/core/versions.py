@@ -1,4 +1,4 @@
-"""Which versions of other packages this one works with: what its own metadata says, and what is installed."""
+"""Version requirements of other packages, as tpdm's own metadata states them, against what is installed."""
 
 from __future__ import annotations
 
@@ -9,44 +9,71 @@ from packaging.version import Version
 
 
 def required(package: str) -> str:
-    """The versions that fit, such as ">=0.37"; empty where any does.
+    """Return the versions of a package that tpdm supports.
 
     Args:
-        package: as pyproject.toml names it, in any of its extras.
+        package: Name of the package in pyproject.toml, also in an extra.
+
+    Returns:
+        A specifier such as ">=0.37". Empty if every version fits.
+
+    Example:
+        >>> required("no-such-package")
+        ''
     """
     try:
         lines = metadata.requires("tpdm") or []
     except metadata.PackageNotFoundError:  # a source tree that was not installed
         return ""
-    return next((str(one.specifier) for one in map(Requirement, lines) if one.name == package), "")
+    return next((str(entry.specifier) for entry in map(Requirement, lines) if entry.name == package), "")
 
 
 def misfit(package: str) -> str | None:
-    """What to install where the installed version does not fit, such as "diffusers>=0.37"; None where it does.
+    """Return what to install if the installed version of a package does not fit.
+
+    Args:
+        package: Name of the package in pyproject.toml, also in an extra.
+
+    Returns:
+        A requirement such as "diffusers>=0.37". None if the installed version fits.
 
     Raises:
-        PackageNotFoundError: it is not installed.
+        PackageNotFoundError: The package is not installed.
+
+    Example:
+        >>> misfit("packaging") is None
+        True
     """
-    wanted = Requirement(package + required(package))
-    # Of a development version the release that it leads to: sources of diffusers are often installed.
+    requirement = Requirement(package + required(package))
+    # A development version counts as the release that it leads to: diffusers is often installed from source.
     installed = Version(metadata.version(package)).base_version
-    return None if wanted.specifier.contains(installed) else str(wanted)
+    return None if requirement.specifier.contains(installed) else str(requirement)
 
 
 def check_versions(*packages: str) -> None:
-    """Refuses versions that do not fit, before an import fails in the middle of another package.
+    """Raise an error for the first package whose version does not fit.
 
-    A package that is not installed is left to the import that misses it.
+    Without this check, an import would fail in the middle of another package. A package that is not installed is
+    skipped. Its import raises the error.
+
+    Args:
+        packages: Names of packages in pyproject.toml.
 
     Raises:
-        TpdmError: naming the first one.
+        TpdmError: An installed version does not fit.
+
+    Example:
+        >>> check_versions("packaging", "no-such-package")
     """
     for package in packages:
         try:
-            wanted = misfit(package)
+            requirement = misfit(package)
         except metadata.PackageNotFoundError:
             continue
-        if wanted is not None:
-            from tpdm.core.errors import TpdmError  # late: the doctor looks at versions where torch may be missing
+        if requirement is not None:
+            from tpdm.core.errors import TpdmError  # late: `tpdm doctor` checks versions where torch may be missing
 
-            raise TpdmError(f"got {package} {metadata.version(package)}, expected {wanted}: pip install -U '{wanted}'.")
+            raise TpdmError(
+                f"{package} {metadata.version(package)} is installed. It must be {requirement}. Run pip install -U "
+                f"'{requirement}'."
+            )
