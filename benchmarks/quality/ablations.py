@@ -31,7 +31,7 @@ from tpdm.policies.pretrained import load_policy
 from tpdm.training.objective import discounted_reward
 
 EXPERIMENT = EXPERIMENTS["ablations"]
-PUBLISHED_START = ("tpm.init_steps=null", "tpm.init_shift=null")  # equal ratios: the release layout has no other
+PUBLISHED_START = ("tpm.init_steps=null", "tpm.init_shift=null")  # equal ratios, the only start of the release layout
 GUIDED = ("backbone.guidance_scale=3",)
 AXES: dict[str, dict[str, Sequence[str]]] = {
     "noise": {"shared": (), "independent": ("rl.noise=independent",)},
@@ -56,18 +56,18 @@ AXES: dict[str, dict[str, Sequence[str]]] = {
 
 
 def recipe_for(changes: Sequence[str], seed: int, place: Path) -> Recipe:
-    """The recipe of a variant; its place is named by what its training depends on, so that axes share it."""
+    """The recipe of a variant. Its folder is named by the hash of the training, so that axes share it."""
     recipe = recipe_of("ablation", place, seed, changes, EXPERIMENT.recipe)
     return replace(recipe, output=str(place / training_hash(recipe)))
 
 
 def objective(score: float, steps: float, reward: RewardConfig) -> float:
-    """Eq. (9) of the means, in every variant: a reward of another form has another objective of its own."""
+    """Eq. (9) of the means, in every variant: also where the reward has another form."""
     return float(discounted_reward(torch.tensor(score), torch.tensor(steps), reward.gamma, reward.offset))
 
 
 def run(axis: str, name: str, recipe: Recipe, changes: Sequence[str]) -> dict[str, Any]:
-    """Trains where that is missing; the validations as a curve over trajectories."""
+    """Trains unless that was done before; returns the validations as a curve over trajectories."""
     rows = [r for r in read_metrics(Path(trained(recipe).output) / "metrics.jsonl") if r["kind"] == "validation"]
     per_update = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt
     curve = [
@@ -91,7 +91,7 @@ def run(axis: str, name: str, recipe: Recipe, changes: Sequence[str]) -> dict[st
 
 
 def judged(recipe: Recipe, kept: Path) -> None:
-    """Puts into ``kept`` what the last TPM makes of prompts that no validation saw: steps and score of every image."""
+    """Writes steps and score of the last TPM on prompts that no validation saw to ``kept``."""
     path = kept / f"{training_hash(recipe)}.json"
     if path.exists() and len(json.loads(path.read_text(encoding="utf-8"))["steps"]) == recipe.evaluation.prompts:
         return

@@ -1,4 +1,4 @@
-"""The table and the picture of ``ablations.py``: learning curves of variants beside the first one of their axis."""
+"""The table and the picture of ``ablations``: variants compared with the first one of their axis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Axes = Mapping[str, Mapping[str, Sequence[str]]]  # changes to the recipe, of ev
 
 
 def reached(curve: Sequence[Run], objective: float) -> float:
-    """Trajectories at which a curve first comes to an objective, linear between validations; inf if it never does."""
+    """Trajectories at which a curve first reaches an objective, linear between validations; inf if it never does."""
     for before, after in pairwise(curve):
         if before["objective"] >= objective:
             break
@@ -31,12 +31,12 @@ def reached(curve: Sequence[Run], objective: float) -> float:
 
 
 def settled(curve: Sequence[Run]) -> float:
-    """The objective at the end: mean of the last three validations, whose noise one alone would have."""
+    """The objective at the end: the mean of the last three validations, to reduce their noise."""
     return fmean(point["objective"] for point in curve[-3:])
 
 
 def along(curve: Sequence[Run]) -> float:
-    """The mean objective over the training, but for its start: who learns faster has more of it."""
+    """The mean objective over the training, without its start: higher if the TPM learns faster."""
     return fmean(point["objective"] for point in curve[1:])
 
 
@@ -48,28 +48,27 @@ def mean_curve(runs: Sequence[Run]) -> list[dict[str, float]]:
     ]
 
 
-def spread(values: Sequence[float], form: str = ".4f") -> str:
+def mean_and_sd(values: Sequence[float], form: str = ".4f") -> str:
     return f"{fmean(values):{form}}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def line(axis: str, name: str, runs: Sequence[Run], base: Sequence[Run]) -> list[str]:
-    """One line of the table: what a variant came to, beside the first one of its axis with the same seeds."""
+    """One line of the table: a variant, compared with the first one of its axis on the same seeds."""
     by_seed = {r["seed"]: r for r in base}
     pairs = [(r, by_seed[r["seed"]]) for r in runs if r["seed"] in by_seed]
     tests = [fmean(float(column(r["rows"], key).mean()) for r in runs) for key in ("steps", "score")]
     cells = [axis, name, str(len(runs)), f"{tests[0]:.1f}", f"{tests[1]:.4f}"]
-    cells.append(spread([float(apply_step_penalty(r["rows"], base[0]["gamma"]).mean()) for r in runs]))
+    cells.append(mean_and_sd([float(apply_step_penalty(r["rows"], base[0]["gamma"]).mean()) for r in runs]))
     if runs is base or not pairs:
         return [*cells, "", "", needed(runs, base), ""]
     mine, others = ([pair[i]["rows"] for pair in pairs] for i in (0, 1))
     minus = signed(objective_difference(mine, others, base[0]["gamma"]))
-    learnt = spread([along(a["curve"]) - along(b["curve"]) for a, b in pairs], "+.4f")
+    learnt = mean_and_sd([along(a["curve"]) - along(b["curve"]) for a, b in pairs], "+.4f")
     return [*cells, minus, learnt, needed(runs, base), needed(base, runs)]
 
 
 def needed(runs: Sequence[Run], others: Sequence[Run]) -> str:
-    """Trajectories after which the mean curve of some runs comes to what others end with; empty where that is below
-    what training begins with."""
+    """Trajectories after which the mean curve of some runs reaches the end of others; "" if that is below its start."""
     goal, curve = settled(mean_curve(others)), mean_curve(runs)
     if goal <= curve[0]["objective"]:
         return ""
@@ -77,17 +76,19 @@ def needed(runs: Sequence[Run], others: Sequence[Run]) -> str:
     return "never" if np.isinf(first) else f"{first:.0f}"
 
 
-def found(runs: Sequence[Run], axes: Axes) -> dict[str, dict[str, list[Run]]]:
+def by_axis(runs: Sequence[Run], axes: Axes) -> dict[str, dict[str, list[Run]]]:
     """Runs by axis and variant, in the order of ``axes``; without those that have none."""
     by = {a: {n: [r for r in runs if (r["axis"], r["variant"]) == (a, n)] for n in names} for a, names in axes.items()}
     return {a: {n: rs for n, rs in names.items() if rs} for a, names in by.items() if any(names.values())}
 
 
 def section(runs: Sequence[Run], axes: Axes) -> str:
-    """The page's part."""
+    """The section of the page."""
     head = "axis | variant | seeds | steps | reward | objective | minus the first | over the training"
     head += " | trajectories to the first's | the first's to this"
-    each = [(a, n, rs, next(iter(names.values()))) for a, names in found(runs, axes).items() for n, rs in names.items()]
+    each = [
+        (a, n, rs, next(iter(names.values()))) for a, names in by_axis(runs, axes).items() for n, rs in names.items()
+    ]
     lines = [line(*words) for words in each]
     seeds = sorted({r["seed"] for r in runs})
     picture = "![Learning curves of every axis](images/ablations.png)"
@@ -97,7 +98,7 @@ def section(runs: Sequence[Run], axes: Axes) -> str:
 
 def draw_curves(runs: Sequence[Run], axes: Axes, path: Path) -> None:
     """One panel for every axis: thin lines are seeds, thick ones their means."""
-    panels = found(runs, axes)
+    panels = by_axis(runs, axes)
     rows = (len(panels) + 2) // 3
     figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
     for place, (axis, names) in enumerate(panels.items(), start=1):

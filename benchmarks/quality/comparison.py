@@ -58,14 +58,13 @@ def comparison(
 
 
 def reach(steps_PS: Sequence[Sequence[float]], what: str) -> str:
-    """How far mean steps reach from the first point to the last, over seeds, and whether they always rise."""
+    """The range of mean steps from the first point to the last, over seeds, and on how many seeds steps always rise."""
     steps = np.asarray(steps_PS)
     times_S = steps[-1] / steps[0]
     rising = int((np.diff(steps, axis=0) > 0).all(axis=0).sum())
     return (
-        f"The dial reaches from {steps[0].mean():.1f} to {steps[-1].mean():.1f} mean steps, {times_S.min():.1f} to "
-        f"{times_S.max():.1f} times as many on the seeds; steps rise with {what} throughout on {rising} of "
-        f"{len(times_S)}."
+        f"Mean steps range from {steps[0].mean():.1f} to {steps[-1].mean():.1f}, a factor of {times_S.min():.1f} to "
+        f"{times_S.max():.1f} on the seeds. Steps rise with {what} throughout on {rising} of {len(times_S)} seeds."
     )
 
 
@@ -74,18 +73,18 @@ def column(rows: Rows, key: str) -> np.ndarray:
     return np.asarray([row[key] for row in sorted(rows, key=lambda row: row["index"])], dtype=np.float64)
 
 
-def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
-    """What several trainings have beyond a control, image by image.
+def difference(runs: Sequence[Rows], baselines: Sequence[Rows]) -> dict[str, Any]:
+    """Trainings minus a baseline, image by image.
 
     Args:
-        mine: rows of each training.
-        others: of the control beside each; empty where it has none.
+        runs: Rows of each training.
+        baselines: Rows of the baseline of each training; empty if it has none.
 
     Returns:
-        For every measure ``mean``, [mean, low, high] over trainings and images (over images alone where there is one),
-        ``seeds`` (the same of each) and ``of``, how many; for the reward ``worst`` too: what the worst 1 % lose.
+        ``of``, the number of trainings with a baseline. For every measure ``mean``, the interval over trainings and
+        images, and ``seeds``, the interval of each training. For the reward also ``worst``: what the worst 1 % lose.
     """
-    pairs = [(a, b) for a, b in zip(mine, others, strict=True) if b]
+    pairs = [(a, b) for a, b in zip(runs, baselines, strict=True) if b]
     found: dict[str, Any] = {"of": len(pairs)}
     for label, key in MEASURES.items():
         tables = [column(a, key) - column(b, key) for a, b in pairs]
@@ -98,39 +97,39 @@ def difference(mine: Sequence[Rows], others: Sequence[Rows]) -> dict[str, Any]:
 
 
 def apply_step_penalty(rows: Rows, gamma: float) -> np.ndarray:
-    """What is trained for, of every image: eq. (9), the reward with the price of its steps."""
+    """The objective of the training, of every image: eq. (9), the reward with the price of its steps."""
     score_B, steps_B = (torch.from_numpy(column(rows, key)) for key in ("score", "steps"))
     return discounted_reward(score_B, steps_B, gamma).numpy()
 
 
-def objective_difference(mine: Sequence[Rows], others: Sequence[Rows], gamma: float) -> tuple[float, float, float]:
-    """[mean, low, high] over trainings and images of what was trained for."""
+def objective_difference(runs: Sequence[Rows], baselines: Sequence[Rows], gamma: float) -> tuple[float, float, float]:
+    """Trainings minus a baseline in the objective of the training: the interval over trainings and images."""
     return interval(
-        [apply_step_penalty(a, gamma) - apply_step_penalty(b, gamma) for a, b in zip(mine, others, strict=True)]
+        [apply_step_penalty(a, gamma) - apply_step_penalty(b, gamma) for a, b in zip(runs, baselines, strict=True)]
     )
 
 
 def interval(tables: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """[mean, low, high] of differences over trainings and images, or over the images of a single training."""
+    """[mean, low, high] of differences over trainings and images; over images if there is one training."""
     return two_way_bootstrap(np.stack(tables)) if len(tables) > 1 else paired_bootstrap(tables[0])
 
 
 def worst_lost(pairs: Sequence[tuple[Rows, Rows]]) -> tuple[float, float, float]:
-    """What the worst 1 % of images lose, over all trainings; a mixture counts by the odds of what it may come to."""
+    """What the worst 1 % of images lose, over all trainings. A mixture counts by the odds of its outcomes."""
     gains, odds = [], []
-    for mine, others in pairs:
+    for runs, baselines in pairs:
         score_BK, odds_BK = EvalResult(
-            "control", [dict(r) for r in sorted(others, key=lambda row: row["index"])]
+            "baseline", [dict(r) for r in sorted(baselines, key=lambda row: row["index"])]
         ).outcomes()
-        gains.append((column(mine, "score")[:, None] - score_BK).T)
+        gains.append((column(runs, "score")[:, None] - score_BK).T)
         odds.append(odds_BK.T)
-    # Numbers of one image, over trainings, side by side: they are drawn together.
+    # The bootstrap draws the numbers of one image, over trainings, together: they are neighbors.
     gain_NB, odds_NB = np.concatenate(gains), np.concatenate(odds)
     return quantile_of_difference(gain_NB.T.ravel(), WORST, samples=len(gain_NB), odds_B=odds_NB.T.ravel())
 
 
 def origin(results: Mapping[str, Any]) -> str:
-    """One line on where the numbers come from."""
+    """Seeds, prompts, changes, hardware and versions of some results, in one line."""
     changes = ", ".join(f"`{present_override(change)}`" for change in results["changes"]) or "none"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return (

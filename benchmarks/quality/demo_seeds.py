@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.labeled_grid import labeled_grid
 from tpdm.cli.demo import run_demo
 from tpdm.core.io import read_metrics, write_json
 from tpdm.evaluation.seeds import results_section
-from benchmarks.labeled_grid import labeled_grid
 
 CURVES = "demo-curves.json"
 PICTURE = Path("docs/images/demo.png")

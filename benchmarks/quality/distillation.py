@@ -63,7 +63,7 @@ WAYS = ("trained", "taught", "taught, then trained")
 def best_of_each(
     recipe: Recipe, tuning: EvalTask, task: EvalTask, place: Path
 ) -> tuple[list[list[float]], dict[str, float]]:
-    """The schedule of the highest eq. (9) for every image of a task, and what it has beyond the best one for all."""
+    """The schedule of the highest eq. (9) for every image of a task, compared with the best one for all."""
     store = Store(place, fingerprint(recipe, tuning, task), shared=True)
     grids = [best_of_family(tuning, n, store)[1] for n in STEPS]
     found = [evaluate_policy(f"best grid {n}", grid, task, store) for n, grid in zip(STEPS, grids, strict=True)]
@@ -84,38 +84,37 @@ def best_of_each(
 def follower(
     policy: TimePredictionModule, schedules: Sequence[Sequence[float]], stop_below: float
 ) -> TimePredictionModule:
-    """The TPM's eyes with the oracle's decisions: one list of times for each image."""
+    """A TPM that observes as usual and decides as the oracle: one list of times for each image."""
     times = FixedSchedule([list(times) for times in schedules])
 
     def propose(observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        wanted_B = times.propose(observation, None).t_next_B
-        # Any time below the threshold is a landing; the oracle's 0 would be a ratio that no Beta has a density for.
-        t_next_B = torch.where(wanted_B < stop_below, torch.full_like(wanted_B, stop_below / 2), wanted_B)
+        target_B = times.propose(observation, None).t_next_B
+        # Any time below the threshold ends the image. The oracle's 0 is a ratio at which no Beta has a density.
+        t_next_B = torch.where(target_B < stop_below, torch.full_like(target_B, stop_below / 2), target_B)
         return Decision(t_next_B, t_next_B / observation.t_B, torch.zeros_like(t_next_B))
 
-    mine = shallow_clone(policy)
-    vars(mine).update(propose=propose)
-    assert isinstance(mine, TimePredictionModule)
-    return mine
+    driven = shallow_clone(policy)
+    vars(driven).update(propose=propose)
+    assert isinstance(driven, TimePredictionModule)
+    return driven
 
 
-def watched(policy: TimePredictionModule, task: EvalTask, schedules: Sequence[Sequence[float]]) -> RolloutBuffer:
-    """What the TPM sees along the schedules, and where they go."""
+def observed(policy: TimePredictionModule, task: EvalTask, schedules: Sequence[Sequence[float]]) -> RolloutBuffer:
+    """The TPM's observations along the schedules, with their decisions."""
     trajectories = []
     for first in tqdm(range(0, len(task.prompts), task.batch), desc="follow", leave=False):
         part = slice(first, first + task.batch)
-        mine = follower(policy, schedules[part], task.stop_below)
-        adaptive = attach(task.pipe, mine, solver=task.solver, max_steps=task.max_steps, stop_below=task.stop_below)
+        driven = follower(policy, schedules[part], task.stop_below)
+        adaptive = attach(task.pipe, driven, solver=task.solver, max_steps=task.max_steps, stop_below=task.stop_below)
         made = PipelineSampler(adaptive, task.batch, task.arguments)(task.prompts[part], task.seeds[part], record=True)
         trajectories += made.trajectories or []
     return make_rollout_buffer(trajectories)
 
 
 def fit(policy: TimePredictionModule, replay: RolloutBuffer, seed: int) -> tuple[float, float]:
-    """Fits the TPM to the decisions; the log-likelihood of those it is not shown, before and after.
+    """Fits the TPM to the decisions; returns the log-likelihood of unseen ones, before and after.
 
-    After every pass they are asked, and the TPM keeps the weights that tell them best: a few hundred images are soon
-    known by heart.
+    The TPM keeps the weights of the pass with the highest one: it soon overfits a few hundred images.
     """
     seen = round(replay.trajectories * (1 - UNSEEN))
     shown, unseen = replay.part(0, seen), replay.part(seen, replay.trajectories)
@@ -141,7 +140,7 @@ def fit(policy: TimePredictionModule, replay: RolloutBuffer, seed: int) -> tuple
 
 
 def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of a TPM that was fitted to the oracle's schedules, and what is to be said of it; made once."""
+    """The folder of a TPM that was fitted to the oracle's schedules, and its facts; made once."""
     place = runs / f"taught-{training_hash(recipe)}"
     known = place / "facts.json"
     if not known.exists():
@@ -153,67 +152,67 @@ def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any
         task = replace(test, prompts=texts, seeds=seeds, judge=None)
         schedules, oracle = best_of_each(recipe, tuning, task, runs / "oracle")
         calibrate_policy(parts.policy, over_the_gamma_range(recipe, parts), parts.train_prompts, recipe.seed)
-        before, after = fit(parts.policy, watched(parts.policy, task, schedules), recipe.seed)
+        before, after = fit(parts.policy, observed(parts.policy, task, schedules), recipe.seed)
         own = {"steps_mean": oracle["steps"], "objective_mean": oracle["objective"], "score_mean": oracle["score"]}
         parts.save("taught", parts.policy, {"update": 0, "validation": own})
         write_json(known, {"oracle": oracle, "likelihood": [before, after]})
     return place / "taught", json.loads(known.read_text(encoding="utf-8"))
 
 
-def test_rows(recipe: Recipe, policy: Path, place: Path) -> Rows:
-    """What a TPM makes of the test of ablations.py."""
+def evaluated(recipe: Recipe, policy: Path, place: Path) -> Rows:
+    """Rows of a TPM on the test of ablations."""
     tuning, test = make_tasks(recipe)
     return evaluate_policy("tpdm", load_policy(policy), test, Store(place, fingerprint(recipe, tuning, test))).rows
 
 
 def one_seed(changes: Sequence[str], seed: int, images: int, runs: Path, kept: Path) -> dict[str, Any]:
-    """Rows of the test for each of the three ways, and what the teacher knew."""
+    """Rows of the test for each of the three ways, and the facts of the oracle."""
     alone = recipe_for(changes, seed, runs)
     if not (kept / f"{training_hash(alone)}.json").exists():
         trained(alone)
     judged(alone, kept)
     teacher, facts = taught(alone, images, runs)
-    # Its validations would choose nothing here: the test is of the last TPM.
+    # The test is of the last TPM: validations would choose nothing.
     rare = f"validation.every={alone.rl.updates}"
     then = trained(recipe_for([*changes, rare, f"tpm.init_from={teacher}"], seed, runs))
     return {
         **facts,
         "trained": tested(training_hash(alone), kept),
-        "taught": test_rows(alone, teacher, teacher.parent / "eval"),
-        "taught, then trained": test_rows(then, Path(then.output) / "last", Path(then.output) / "eval-last"),
+        "taught": evaluated(alone, teacher, teacher.parent / "eval"),
+        "taught, then trained": evaluated(then, Path(then.output) / "last", Path(then.output) / "eval-last"),
     }
 
 
 def way(found: Sequence[dict[str, Any]], name: str, gamma: float) -> dict[str, Any]:
     """One line of the table."""
-    mine, others = ([seed[which] for seed in found] for which in (name, "trained"))
+    runs, baselines = ([seed[which] for seed in found] for which in (name, "trained"))
     facts = {
-        "steps": [float(column(rows, "steps").mean()) for rows in mine],
-        "reward": [float(column(rows, "score").mean()) for rows in mine],
-        "objective": [float(apply_step_penalty(rows, gamma).mean()) for rows in mine],
+        "steps": [float(column(rows, "steps").mean()) for rows in runs],
+        "reward": [float(column(rows, "score").mean()) for rows in runs],
+        "objective": [float(apply_step_penalty(rows, gamma).mean()) for rows in runs],
     }
     if name == "trained":
         return facts
-    reward = interval([column(a, "score") - column(b, "score") for a, b in zip(mine, others, strict=True)])
-    return {**facts, "minus": {"reward": reward, "objective": objective_difference(mine, others, gamma)}}
+    reward = interval([column(a, "score") - column(b, "score") for a, b in zip(runs, baselines, strict=True)])
+    return {**facts, "minus": {"reward": reward, "objective": objective_difference(runs, baselines, gamma)}}
 
 
 def part(facts: dict[str, Any]) -> str:
-    """The page's part."""
+    """The section of the page."""
     oracle, (before, after) = facts["oracle"], np.mean(facts["likelihood"], axis=0)
     lines = []
     for name, one in facts["ways"].items():
         means = [f"{np.mean(one['steps']):.1f}", *(f"{np.mean(one[key]):.4f}" for key in ("reward", "objective"))]
         minus = [signed(one["minus"][key]) if "minus" in one else "" for key in ("reward", "objective")]
         lines.append([name, *means, *minus])
-    said = (
+    intro = (
         f"The oracle takes {oracle['steps']:.1f} steps on {oracle['images']} training images, at an objective of "
         f"{oracle['objective']:.4f}; the best number of steps for all of them is {oracle['single_steps']}, at "
         f"{oracle['single_objective']:.4f}. Log-likelihood of its decisions on images that the fit did not see: "
         f"{before:.2f} of the fresh TPM, {after:.2f} of the taught one."
     )
     head = " | steps | reward | objective | minus trained: reward | minus trained: objective"
-    return "\n\n".join([said, table(head, lines), origin(facts)])
+    return "\n\n".join([intro, table(head, lines), origin(facts)])
 
 
 def options(parser: argparse.ArgumentParser) -> None:

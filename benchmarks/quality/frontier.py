@@ -25,7 +25,7 @@ from tpdm.core.io import read_metrics
 from tpdm.evaluation.evaluate import evaluate
 from tpdm.evaluation.summary import provenance
 
-OWN = (  # at the TPM's own gamma: what is left of it when something is taken away
+OWN = (  # at the TPM's own gamma: the TPM without a part of what it does
     "mean schedule of tpdm",
     "shuffled schedules of tpdm",
     "its numbers of steps dealt at random, best grid",
@@ -34,7 +34,7 @@ OWN = (  # at the TPM's own gamma: what is left of it when something is taken aw
 
 
 def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool) -> Recipe:
-    """Trains and evaluates what is missing of one seed; its recipe."""
+    """Trains and evaluates one seed, unless that was done before; returns its recipe."""
     fixed = trained(fixed_recipe(folder, tuned, changes), kept)
     trained(conditioned_recipe(folder, seed, changes), kept)
     compared = f"evaluation.tuned_baseline={fixed.output}/best", f"evaluation.baseline_cache={folder / 'controls'}"
@@ -45,7 +45,7 @@ def run_seed(seed: int, tuned: int, folder: Path, changes: list[str], kept: bool
 
 
 def rows_of(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Rows along the dial, rows at the TPM's own gamma, and the summary of one evaluation."""
+    """Rows at every quality, rows at the TPM's own gamma, and the summary of one evaluation."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return read_metrics(folder / "points.jsonl"), read_metrics(folder / "results.jsonl"), summary
 
@@ -54,14 +54,14 @@ def named(rows: Rows, policy: str) -> Rows:
     return [row for row in rows if row["policy"] == policy]
 
 
-def at_cap(mine: list[Rows], static: list[Rows], cap: int) -> dict[str, Any]:
-    """What the images whose last step is forced by the cap bring to the mean difference from 28 steps, and the others.
+def at_cap(tpdm: list[Rows], static: list[Rows], cap: int) -> dict[str, Any]:
+    """The mean difference from 28 steps in two parts: images whose last step is forced by the cap, and the others.
 
     Returns:
-        ``share`` of images at the cap, of each seed; ``capped`` and ``others``, parts of the mean, over seeds.
+        ``share``: share of images at the cap, of each seed. ``capped`` and ``others``: parts of the mean, over seeds.
     """
-    ends = [column(rows, "steps") >= cap for rows in mine]
-    minus = [column(a, "score") - column(b, "score") for a, b in zip(mine, static, strict=True)]
+    ends = [column(rows, "steps") >= cap for rows in tpdm]
+    minus = [column(a, "score") - column(b, "score") for a, b in zip(tpdm, static, strict=True)]
     return {
         "cap": cap,
         "share": [float(end.mean()) for end in ends],
@@ -71,44 +71,44 @@ def at_cap(mine: list[Rows], static: list[Rows], cap: int) -> dict[str, Any]:
 
 
 def point(quality: float, dials: list[Rows], owns: list[Rows], cap: int) -> dict[str, Any]:
-    """One quality of the dial: every seed's steps, and what the TPM has beyond each control."""
+    """One quality: steps of every seed, and the TPM minus each baseline."""
     at = [[row for row in rows if row["quality"] == quality] for rows in dials]
-    mine = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
-    names = sorted({row["policy"] for rows in at for row in rows} - {mine[0][0]["policy"]})
-    minus = {name: difference(mine, [named(rows, name) for rows in at]) for name in names}
+    tpdm = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
+    names = sorted({row["policy"] for rows in at for row in rows} - {tpdm[0][0]["policy"]})
+    minus = {name: difference(tpdm, [named(rows, name) for rows in at]) for name in names}
     static = [named(rows, STATIC) for rows in owns]
-    minus[STATIC] = difference(mine, static)
+    minus[STATIC] = difference(tpdm, static)
     return {
         "quality": quality,
-        "steps": [float(column(rows, "steps").mean()) for rows in mine],
-        "means": {label: float(np.mean([column(r, key).mean() for r in mine])) for label, key in MEASURES.items()},
+        "steps": [float(column(rows, "steps").mean()) for rows in tpdm],
+        "means": {label: float(np.mean([column(r, key).mean() for r in tpdm])) for label, key in MEASURES.items()},
         "controls": {
             name: float(np.mean([column(named(r, name), "score").mean() for r in at if named(r, name)]))
             for name in names
         },
         "minus": minus,
-        "cap": at_cap(mine, static, cap),
+        "cap": at_cap(tpdm, static, cap),
     }
 
 
 def collect(recipes: list[Recipe], chosen: argparse.Namespace, tuned: list[int]) -> dict[str, Any]:
-    """The results: points of the dial, what looking adds at the TPM's own gamma, the oracle's share."""
+    """The results: points by quality, what looking adds at the TPM's own gamma, the oracle's share."""
     found = [rows_of(Path(recipe.output) / "eval") for recipe in recipes]
     dials, owns, summaries = ([f[i] for f in found] for i in range(3))
-    mine = [named(rows, "tpdm") for rows in owns]
+    tpdm = [named(rows, "tpdm") for rows in owns]
     names = [name for name in OWN if named(owns[0], name)]
     static = [column(named(rows, STATIC), "score").mean() for rows in owns]
     cap = recipes[0].sampling.max_steps
     return {
         "seeds": chosen.seeds,
         "tuned_seeds": tuned,
-        "prompts": len(mine[0]),
+        "prompts": len(tpdm[0]),
         "changes": chosen.set,
         "static": float(np.mean(static)),
         "points": [point(q, dials, owns, cap) for q in sorted({row["quality"] for row in dials[0]})],
         "own": {
-            "steps": [float(column(rows, "steps").mean()) for rows in mine],
-            "minus": {name: difference(mine, [named(rows, name) for rows in owns]) for name in names},
+            "steps": [float(column(rows, "steps").mean()) for rows in tpdm],
+            "minus": {name: difference(tpdm, [named(rows, name) for rows in owns]) for name in names},
         },
         "oracle": [{k: v for k, v in s["oracle"].items() if k != "curve"} for s in summaries if s["oracle"]],
         **{k: v for k, v in summaries[0].items() if k in provenance(recipes[0])},

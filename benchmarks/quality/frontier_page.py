@@ -1,4 +1,4 @@
-"""The page and the picture that ``frontier.py`` makes of its results."""
+"""The section of docs/frontier.md and its picture, from the results of ``frontier``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tpdm.core.io import write_atomically
 from tpdm.evaluation.report.plot_style import FIXED, LEARNED, OTHERS
 
 SHORT = {GRID: "best hand-made grid", TUNED: "schedule tuned by the same training", DEFAULT: "default schedule"}
-RANGE = (4.5, 20.5)  # of steps: "between about 5 and 20"
+RANGE = (4.5, 20.5)  # mean steps of the points that the verdicts count: about 5 to 20
 
 
 def part(facts: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def draw(facts: Mapping[str, Any], chosen: argparse.Namespace) -> None:
 
 
 def verdicts(facts: Mapping[str, Any]) -> str:
-    """How many of the points hold what, in sentences."""
+    """At how many points the TPM is significantly better or worse than each baseline."""
     points = [p for p in facts["points"] if RANGE[0] <= np.mean(p["steps"]) <= RANGE[1]]
     lines = []
     for control in (GRID, TUNED):
@@ -50,7 +50,7 @@ def verdicts(facts: Mapping[str, Any]) -> str:
 
 
 def judges(facts: Mapping[str, Any]) -> str:
-    """Where a judge that training never saw has another sign than the reward; all points of the dial."""
+    """At which points a judge that training never saw has another sign than the reward."""
     found = []
     for p in facts["points"]:
         for control in (GRID, TUNED):
@@ -70,19 +70,19 @@ def judges(facts: Mapping[str, Any]) -> str:
 
 
 def capped(facts: Mapping[str, Any]) -> str:
-    """What the cap of steps does to the images that reach it."""
+    """The difference from 28 steps in two parts: images at the cap of steps, and the others."""
     lines = []
     for p in facts["points"]:
         cap = p["cap"]
         share = f"{100 * np.mean(cap['share']):.1f} %"
         lines.append([f"{p['quality']:g}", share, f"{cap['capped']:+.4f}", f"{cap['others']:+.4f}"])
     cap = facts["points"][0]["cap"]["cap"]
-    said = f"Images that take all {cap} allowed steps land in equal ones. Reward minus 28 default steps, in parts:"
-    return f"{said}\n\n{table('quality | images at the cap | they bring | the others bring', lines)}"
+    intro = f"Images that reach the cap of {cap} steps end in equal steps. Reward minus 28 default steps, in two parts:"
+    return f"{intro}\n\n{table('quality | images at the cap | they bring | the others bring', lines)}"
 
 
 def along(facts: Mapping[str, Any]) -> str:
-    """One line for each quality of the dial and each control."""
+    """One line for each quality and each baseline."""
     lines = []
     for p in facts["points"]:
         place = [f"{p['quality']:g}", f"{np.mean(p['steps']):.1f} ({min(p['steps']):.1f} to {max(p['steps']):.1f})"]
@@ -101,24 +101,24 @@ def along(facts: Mapping[str, Any]) -> str:
 
 
 def looking(facts: Mapping[str, Any]) -> str:
-    """At the TPM's own gamma: itself less what is left when looking is taken away, and the oracle's head-room."""
+    """At the TPM's own gamma: the TPM minus itself without looking, and the oracle's head-room."""
     own = facts["own"]
     lines = [
         [name, *(signed(minus[label]["mean"]) for label in ("reward", "accuracy", "residual"))]
         for name, minus in own["minus"].items()
     ]
-    said = f"At the recipe's own gamma ({np.mean(own['steps']):.1f} mean steps):"
-    found = [said, table("tpdm minus | reward | accuracy | residual", lines)]
+    intro = f"At the recipe's own gamma ({np.mean(own['steps']):.1f} mean steps):"
+    found = [intro, table("tpdm minus | reward | accuracy | residual", lines)]
     if not facts["oracle"]:
         return "\n\n".join(found)
     share = [o["share"] for o in facts["oracle"] if o["share"] is not None]
     room = np.mean([o["oracle"] - o["fixed"] for o in facts["oracle"]])
-    told = (
+    room_text = (
         f"An oracle that picks for each of {facts['oracle'][0]['images']} images one of the best grids, knowing the "
         f"reward, has {room:+.4f} over a fixed one of as many steps"
     )
-    told += f"; tpdm has {100 * np.mean(share):.0f} % of that." if share else "."
-    return "\n\n".join([*found, told])
+    room_text += f"; tpdm has {100 * np.mean(share):.0f} % of that." if share else "."
+    return "\n\n".join([*found, room_text])
 
 
 def figure_of(facts: Mapping[str, Any]) -> Figure:
@@ -128,7 +128,7 @@ def figure_of(facts: Mapping[str, Any]) -> Figure:
     points: Sequence[Mapping[str, Any]] = facts["points"]
     x = [np.mean(p["steps"]) for p in points]
     axes.plot(
-        x, [p["means"]["reward"] for p in points], "D-", color=LEARNED, label="tpdm, one TPM with a dial", zorder=5
+        x, [p["means"]["reward"] for p in points], "D-", color=LEARNED, label="tpdm, one TPM for all gammas", zorder=5
     )
     looks = {GRID: ("o", FIXED), TUNED: ("s", OTHERS[0]), DEFAULT: ("^", OTHERS[1])}
     for name, (marker, color) in looks.items():

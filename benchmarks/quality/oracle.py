@@ -36,7 +36,7 @@ from tpdm.policies.pretrained import load_policy
 
 
 def search(task: EvalTask, tuning: EvalTask, steps: int, candidates: int, rounds: int) -> dict[str, Any]:
-    """What the best schedule of each image has beyond the best hand-made grid of as many steps, and beyond one."""
+    """The best schedule of each image minus the best hand-made grid, and minus the best schedule for all images."""
     name, start, _ = best_of_family(tuning, steps)
     images = len(task.prompts)
     bar = tqdm(total=(1 + candidates * (1 + rounds)) * images, desc=f"{steps} steps", unit="image")
@@ -67,44 +67,44 @@ def search(task: EvalTask, tuning: EvalTask, steps: int, candidates: int, rounds
 
 
 def learned(conditioned: Recipe, task: EvalTask, steps: int, grid: str) -> tuple[EvalResult, EvalResult]:
-    """A TPM asked for so many steps, and the grid at as many as it takes."""
+    """A TPM that is asked for a number of steps, and the grid at as many steps as it takes."""
     policy = load_policy(Path(conditioned.output) / "best")
     assert policy.artifact is not None
     assert policy.artifact.gamma_steps is not None
     gamma = quality_to_gamma(quality_for(policy, steps), *zip(*policy.artifact.gamma_steps, strict=True))
-    mine = evaluate_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
-    taken = float(mine.column("steps").mean())
+    tpdm = evaluate_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
+    taken = float(tpdm.column("steps").mean())
     grids = [family(task.pipe, n, task.arguments)[grid] for n in whole(taken)]
-    return mine, blend(grid, [evaluate_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
+    return tpdm, blend(grid, [evaluate_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
 
 
 def compared(steps: int, task: EvalTask, tpms: list[Recipe], grid: str) -> dict[str, Any]:
     """The TPMs on the same images, compared with the grid that the search began with."""
     pairs = [learned(tpm, task, steps, grid) for tpm in tpms]
-    minus = difference([mine.rows for mine, _ in pairs], [other.rows for _, other in pairs])
-    return {"tpdm_steps": [float(mine.column("steps").mean()) for mine, _ in pairs], "tpdm_minus": minus}
+    minus = difference([tpdm.rows for tpdm, _ in pairs], [other.rows for _, other in pairs])
+    return {"tpdm_steps": [float(tpdm.column("steps").mean()) for tpdm, _ in pairs], "tpdm_minus": minus}
 
 
-def share_of(gain: float, most: float) -> str:
+def share_of(gain: float, oracle: float) -> str:
     """A gain as a share of the oracle's."""
-    return f"{100 * gain / most:.0f} %"
+    return f"{100 * gain / oracle:.0f} %"
 
 
 def part(facts: dict[str, Any]) -> str:
-    """The page's part."""
+    """The section of the page."""
     lines = []
     for found in facts["search"]:
-        mine, most = found["tpdm_minus"]["reward"]["mean"], found["own_minus_start"]
+        tpdm, oracle = found["tpdm_minus"]["reward"]["mean"], found["own_minus_start"]
         cells = [signed(found[key]) for key in ("shared_minus_start", "own_minus_start", "accuracy_own_minus_start")]
-        share = f"{np.mean(found['tpdm_steps']):.1f}", signed(mine), share_of(mine[0], most[0])
+        share = f"{np.mean(found['tpdm_steps']):.1f}", signed(tpdm), share_of(tpdm[0], oracle[0])
         lines.append([str(found["steps"]), f"{found['start']}: {found['start_mean']:.4f}", *cells, *share])
     head = "steps | best grid | one schedule for all | own for each image | its accuracy | tpdm's steps"
-    said = (
+    intro = (
         f"Reward beyond the best hand-made grid on {facts['prompts']} images, {facts['search'][0]['tried']} schedules "
         "tried for each. One schedule for all is chosen on the other half of the images; own schedules by the reward "
-        "of the finished picture, which no policy can know."
+        "of the finished image, which no policy can know."
     )
-    return "\n\n".join([said, table(f"{head} | tpdm | of the oracle's", lines), origin(facts)])
+    return "\n\n".join([intro, table(f"{head} | tpdm | of the oracle's", lines), origin(facts)])
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -28,24 +28,24 @@ def judged(recipe: Recipe, seen: int, controls: Path) -> list[dict[str, EvalResu
     found = []
     for i in range(recipe.evaluation.gamma_points):
         quality = i / (recipe.evaluation.gamma_points - 1)
-        mine = match.learned(f"tpdm, quality {quality:g}", match.gamma(quality))
-        steps = float(mine.column("steps").mean())
+        tpdm = match.learned(f"tpdm, quality {quality:g}", match.gamma(quality))
+        steps = float(tpdm.column("steps").mean())
         others = [match.grid_at(steps), match.tuned_at(steps)]
-        found.append({"tpdm": mine, **{other.name: other for other in others if other is not None}})
+        found.append({"tpdm": tpdm, **{other.name: other for other in others if other is not None}})
     return found
 
 
 def point(quality: float, seeds: list[dict[str, EvalResult]]) -> dict[str, Any]:
-    """One quality of the dial, over seeds."""
-    mine = [seed["tpdm"].rows for seed in seeds]
+    """One quality, over seeds."""
+    tpdm = [seed["tpdm"].rows for seed in seeds]
 
-    def beside(name: str) -> list[Rows]:
+    def baseline(name: str) -> list[Rows]:
         return [seed[name].rows if name in seed else [] for seed in seeds]
 
     return {
         "quality": quality,
-        "steps": [float(column(rows, "steps").mean()) for rows in mine],
-        "minus": {name: difference(mine, beside(name)) for name in EXPERIMENT.baselines},
+        "steps": [float(column(rows, "steps").mean()) for rows in tpdm],
+        "minus": {name: difference(tpdm, baseline(name)) for name in EXPERIMENT.baselines},
     }
 
 

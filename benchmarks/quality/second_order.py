@@ -27,7 +27,7 @@ LIMIT = 7.0  # a quarter of 28
 
 
 def judged(recipe: Recipe, controls: Path, which: str = "best") -> dict[str, list[dict[str, Any]]]:
-    """Rows of the best or last TPM, of 28 Euler steps and of the best grid; what was judged is not made again.
+    """Rows of the best or last TPM, of 28 Euler steps and of the best grid; what was evaluated is not made again.
 
     A gamma-conditioned TPM is asked for ``LIMIT`` steps on average.
     """
@@ -44,22 +44,22 @@ def within_limit(steps: Sequence[float]) -> int:
 
 
 def part(facts: dict[str, Any]) -> str:
-    """The page's part."""
+    """The section of the page."""
     lines = [
         [f"minus {name}", *(signed(minus[label]["mean"]) for label in ("reward", "accuracy", "residual"))]
         for name, minus in (("28 Euler steps, default", facts["minus"][EULER]), (GRID, facts["minus"][GRID]))
     ]
     steps = facts["steps"]
-    said = (
-        f"Solver `{facts['solver']}`, a dial of gamma {facts['gammas'][0]:g} to {facts['gammas'][1]:g} that is asked "
-        f"for {LIMIT:g} steps on average. Mean steps on the seeds: "
+    intro = (
+        f"Solver `{facts['solver']}`, gammas {facts['gammas'][0]:g} to {facts['gammas'][1]:g}. The TPM is asked for "
+        f"{LIMIT:g} steps on average. Mean steps on the seeds: "
         f"{', '.join(f'{s:.2f}' for s in steps)}; {within_limit(steps)} of {len(steps)} within {LIMIT:g}. "
         f"Worst 1 % of images against 28 Euler steps: {facts['minus'][EULER]['worst'][0]:+.3f} of the reward."
     )
     each = ", ".join(signed(i) for i in facts["minus"][EULER]["reward"]["seeds"])
     return "\n\n".join(
         [
-            said,
+            intro,
             table("tpdm | reward | accuracy | residual", lines),
             f"Reward minus 28 Euler steps, each seed: {each}.",
             origin(facts),

@@ -45,9 +45,9 @@ def specialist(seed: int, place: Path, point: tuple[float, int], changes: list[s
 
 
 def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, kept: Path) -> dict[str, Any] | None:
-    """What the dial and the specialist made of every prompt; measured, or None, where ``kept`` does not have it.
+    """Numbers of both TPMs on every prompt: read from ``kept`` or measured; None if --kept forbids to measure them.
 
-    Kept are these numbers alone: 30 trainings are 66 megabytes, and nobody asks a specialist again.
+    Only these numbers are kept: 30 trainings are 66 megabytes, and no other experiment needs a specialist.
     """
     dial = conditioned_recipe(chosen.dials, seed, chosen.set)
     alone = specialist(seed, chosen.runs / f"seed-{seed}", point, chosen.set)
@@ -66,7 +66,7 @@ def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, ke
         rows = match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
         known[who] = {key: column(rows, key).round(6).tolist() for key in KEYS}
     known |= {"of": of, "gamma": point[0], **provenance(alone)}
-    write_text(path, json.dumps(known) + "\n")  # of 8,000 numbers none has a line of its own
+    write_text(path, json.dumps(known) + "\n")  # 8,000 numbers in one line
     return known
 
 
@@ -117,7 +117,7 @@ def is_within(point: dict[str, Any]) -> bool:
 
 
 def part(facts: dict[str, Any]) -> str:
-    """The page's part."""
+    """The section of the page."""
     lines, within, worst = [], 0, 0.0
     for point in facts["points"]:
         minus = point["minus"]["reward"]["mean"]
@@ -127,13 +127,11 @@ def part(facts: dict[str, Any]) -> str:
         minuses = [signed(minus), signed(point["objective_minus"])]
         place = [f"{point['gamma']:.5f}", str(len(point["steps"]))]
         lines.append([*place, *steps, f"{point['reward']:.4f}", *minuses])
-    head = (
-        "gamma | trainings | steps, dial | steps, specialist | reward, specialist | dial minus specialist | objective"
-    )
-    said = (
-        f"The dial's reward is within {100 * ALLOWED:g} % of the specialist's at {within} of {len(lines)} gammas. The "
-        "objective is what both were trained for at that gamma, eq. (9), of each image. On a single seed the dial's "
-        f"reward is at worst {100 * worst:.1f} % below."
+    head = "gamma | trainings | steps | steps, specialist | reward, specialist | minus specialist: reward | objective"
+    intro = (
+        f"The reward of the TPM for all gammas is within {100 * ALLOWED:g} % of the specialist's at {within} of "
+        f"{len(lines)} gammas. On a single seed it is at worst {100 * worst:.1f} % below. The objective is what both "
+        "were trained for at that gamma, eq. (9), of each image."
     )
     reached = reach([point["dial_steps"] for point in facts["points"]], "gamma")
-    return "\n\n".join([said, reached, table(head, lines), origin(facts)])
+    return "\n\n".join([intro, reached, table(head, lines), origin(facts)])

@@ -26,7 +26,7 @@ ALLOWED = 0.02  # share of the best validation's objective
 
 
 def validations(recipe: Recipe) -> list[dict[str, float]]:
-    """What a run said of itself on held-out prompts, from the untrained TPM on."""
+    """Update, objective and mean steps of every validation of a run, from the untrained TPM on."""
     rows = read_metrics(Path(recipe.output) / "metrics.jsonl")
     return [
         {"update": r["update"], "objective": r["objective_mean"], "steps": r["steps_mean"]}
@@ -42,7 +42,7 @@ def best_and_lost(curve: Sequence[dict[str, float]]) -> tuple[float, float]:
 
 
 def part(facts: dict[str, Any]) -> str:
-    """The page's part."""
+    """The section of the page."""
     lines, stays = [], 0
     for seed, curve, worst in zip(facts["seeds"], facts["validations"], facts["worst"], strict=True):
         best, lost = best_and_lost(curve)
@@ -51,8 +51,8 @@ def part(facts: dict[str, Any]) -> str:
         lines.append([*place, f"{curve[-1]['steps']:.1f}", f"{worst[0]:+.3f}", f"{worst[1]:+.3f}"])
     head = "seed | best objective | last objective | less by | steps | worst 1 % | worst image"
     within = f"The last objective is within {100 * ALLOWED:g} % of the best on {stays} of {len(lines)} seeds"
-    said = f"{within}, after {facts['updates']} updates. Worst images: reward of the last TPM minus 28 steps."
-    return "\n\n".join([said, table(head, lines), origin(facts)])
+    intro = f"{within}, after {facts['updates']} updates. Worst images: reward of the last TPM minus 28 steps."
+    return "\n\n".join([intro, table(head, lines), origin(facts)])
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:

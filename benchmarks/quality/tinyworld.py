@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.labeled_grid import labeled_grid
 from benchmarks.page import table
 from tpdm.cli.demo import demo_recipe
 from tpdm.core.io import to_uint8
@@ -24,7 +25,6 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults
 from tpdm.tinyworld.grammar import describe, sample_scene
 from tpdm.tinyworld.scene_reader import matched_objects, read_scenes
-from benchmarks.labeled_grid import labeled_grid
 
 PICTURE = Path("docs/images/tinyworld.png")
 STEPS = (28, 20, 14, 10, 8, 6, 4, 3)

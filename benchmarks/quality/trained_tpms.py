@@ -1,10 +1,10 @@
-"""TPMs that the experiments trained: hours each, a megabyte each, and known by the hash of their recipe.
+"""TPMs that the experiments trained, named by the hash of their recipe. Each took hours and is a megabyte.
 
     python -m benchmarks.quality.trained_tpms               lists them, with what their recipes change
     python -m benchmarks.quality.trained_tpms --from-git    takes them out of the history of this repository
 
-They are looked for in the folder that TPDM_TRAINED names, by default runs/trained. What is not there is trained again.
-benchmarks/trained.json says which ones the committed results are of, with the digest of every file.
+They are read from the folder that TPDM_TRAINED names, by default runs/trained. What is not there is trained again.
+benchmarks/trained.json lists those of the committed results, with the digest of every file.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ FILES = (
     "recipe.yaml",
     "metrics.jsonl",
     *(f"{which}/{name}" for which in ("best", "last") for name in ("config.json", "model.safetensors")),
-    "run.json",  # the last one: it tells that the others are there
+    "run.json",  # written last: if it exists, the others do
 )
 
 
 def folder() -> Path:
-    """Where trained TPMs are looked for and kept."""
+    """The folder of trained TPMs."""
     return Path(os.environ.get("TPDM_TRAINED", ROOT / "runs" / "trained"))
 
 
 def fetch(name: str, run: Path) -> bool:
-    """Copies what a training of that hash ended with to a run; False where it is not in the folder.
+    """Copies the files of the training with that hash to a run; returns False if the folder does not have it.
 
     Raises:
-        ValueError: a file differs from the one that the committed results are of.
+        ValueError: A file differs from the one of the committed results.
     """
     kept = folder() / name
     if not (kept / "run.json").exists():
@@ -54,7 +54,7 @@ def fetch(name: str, run: Path) -> bool:
 
 
 def keep(name: str, run: Path, changes: dict[str, Any]) -> Path:
-    """Puts what a training ended with into the folder, and its digests into the manifest; its place."""
+    """Copies the files of a training to the folder, and adds their digests to the manifest; returns their folder."""
     kept = folder() / name
     for file in FILES:
         write_atomically(kept / file, partial(shutil.copyfile, run / file))
@@ -65,7 +65,7 @@ def keep(name: str, run: Path, changes: dict[str, Any]) -> Path:
 
 
 def manifest() -> dict[str, Any]:
-    """What is known of each TPM, by hash."""
+    """Changes, digests and commit of each TPM, by hash."""
     found: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
     return found
 

@@ -23,7 +23,7 @@ FIXED = ("tpm.time_only=true", "reward.gamma_range=[0.99, 0.99995]", "tpm.init_s
 
 
 def recipe_of(name: str, place: Path, seed: int, changes: Sequence[str], base: str) -> Recipe:
-    """A shipped recipe with a place, a seed and changes."""
+    """A shipped recipe with a name, an output folder, a seed and changes."""
     return load_recipe(RECIPES / f"{base}.yaml", [f"name={name}", f"output={place}", f"seed={seed}", *changes])
 
 
@@ -43,16 +43,16 @@ def trained(recipe: Recipe, kept: bool = False) -> Recipe:
 
 
 def training_hash(recipe: Recipe) -> str:
-    """What a training depends on: not its place, nor what is done with the TPM afterwards.
+    """Hash of what a training depends on: without its folder, and without what is done with the TPM afterwards.
 
-    Values that are the default's are left out, so that a new key of recipes, whose default is what was done before it,
-    changes no hash. Keys have the names of version 0.1, of which the kept results have hashes.
+    Default values are left out, so that a new key of recipes, whose default is the behavior before it, changes no hash.
+    Keys have their names of version 0.1, under which the kept results were hashed.
     """
     return hashlib.sha256(json.dumps(training_changes(recipe), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def training_changes(recipe: Recipe) -> dict[str, Any]:
-    """What a training depends on and is not the default."""
+    """The values that a training depends on, without defaults."""
     backbone = replace(recipe.backbone, device="auto")
     changed = replace(recipe, name="any", output="any", trackers=(), backbone=backbone, evaluation=EvaluationConfig())
     return with_first_names(_chosen(changed))

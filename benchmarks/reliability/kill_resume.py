@@ -44,7 +44,7 @@ SMALL += ["validation.prompts=4", "validation.every=5", "checkpoint.every=1", "b
 
 
 class Page:
-    """What a process is doing and how often it has begun each part, in a file that stays when it is killed."""
+    """What a process does, and how often it has begun each part, in a file that outlives the process."""
 
     LAYOUT = struct.Struct("=6Q")  # the part now, then entries into each
 
@@ -62,7 +62,7 @@ class Page:
         self._memory[:] = bytes(self.LAYOUT.size)
 
     def around(self, part: str, function: Any, seconds: list[float] | None = None) -> Any:
-        """The same function, noted while it runs."""
+        """The same function, recorded while it runs."""
 
         def noted(*args: Any, **options: Any) -> Any:
             _, *entries = self.LAYOUT.unpack(self._memory[:])
@@ -79,14 +79,14 @@ class Page:
 
 
 class NotedReward:
-    """A reward under its own name, noted while it scores."""
+    """A reward with the same name, recorded while it scores."""
 
     def __init__(self, reward: Any, page: Page, seconds: list[float] | None) -> None:
         self.name, self.score = reward.name, page.around("reward", reward.score, seconds)
 
 
 def run(folder: Path, page: Page, changes: Sequence[str], seconds: dict[str, list[float]] | None = None) -> None:
-    """Trains, or goes on, with every part noted."""
+    """Trains or resumes, with every part recorded."""
 
     def times(part: str) -> list[float] | None:
         return None if seconds is None else seconds.setdefault(part, [])
@@ -145,7 +145,7 @@ def differences(expected: Path, run: Path) -> list[str]:
 
 
 def start(folder: Path, page: Page, changes: Sequence[str]) -> int:
-    """A process that trains; forked, so that the libraries are loaded once. Its memory is its own."""
+    """A process that trains; forked, so that the libraries are loaded once."""
     page.clear()
     pid = os.fork()
     if pid == 0:
@@ -161,7 +161,7 @@ def start(folder: Path, page: Page, changes: Sequence[str]) -> int:
 
 
 def kill_in(pid: int, page: Page, part: str, entries: int, wait: float) -> str | None:
-    """Kills a process so long after it began a part; what it was doing, or None where it had ended before."""
+    """Kills a process some seconds after it began a part; returns what it did, or None if it had ended before."""
     while page.read()[1][part] < entries:
         if os.waitpid(pid, os.WNOHANG)[0]:
             return None
@@ -201,7 +201,7 @@ def kill_and_resume(kills: int, changes: Sequence[str], seed: int, work: Path) -
     while died.total() < kills:
         folder = work / f"killed-{runs}"
         while died.total() < kills:
-            part = min(PARTS[1:], key=lambda one: died[one])  # some are so short that kills come after them
+            part = min(PARTS[1:], key=lambda one: died[one])  # some parts are so short that a kill comes after them
             where = kill_in(
                 start(folder, page, changes), page, part, moments.randint(1, 4), moments.random() * usual[part]
             )
@@ -210,7 +210,7 @@ def kill_and_resume(kills: int, changes: Sequence[str], seed: int, work: Path) -
             died[where] += 1
             print(f"kill {died.total()} of {kills}: in {where}", file=sys.stderr, flush=True)
         pid = start(folder, page, changes)
-        assert os.waitpid(pid, 0)[1] == 0, "the run did not end"
+        assert os.waitpid(pid, 0)[1] == 0, "The run did not end."
         differing |= set(differences(work / "whole", folder))
         runs += 1
         shutil.rmtree(folder)

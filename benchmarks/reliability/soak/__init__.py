@@ -22,7 +22,7 @@ from benchmarks.reliability.soak.clients import PATH, Tally, run_clients
 from benchmarks.reliability.soak.server import MemoryWatch, Server, machine
 from benchmarks.reliability.soak.table import part as part
 
-SLOTS, QUEUE, AT_ONCE = 8, 12, 24  # more clients than fit, so that some are told to come back
+SLOTS, QUEUE, AT_ONCE = 8, 12, 24  # more clients than fit, so that some are answered 429
 GROWTH = 0.03  # of the memory, over two thirds of the run
 
 
@@ -42,7 +42,7 @@ def broken(facts: dict[str, Any]) -> list[str]:
 
 
 def soak(requests: int, bad: int, seed: int) -> dict[str, Any]:
-    """The whole run, as the data that is committed."""
+    """The results of a whole run."""
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "server.log", SLOTS, QUEUE)
         try:
@@ -67,7 +67,7 @@ def soak(requests: int, bad: int, seed: int) -> dict[str, Any]:
 
 
 def wait_until_idle(server: Server) -> dict[str, float]:
-    """The metrics when nothing waits and nothing runs, or after half a minute."""
+    """The metrics when no image waits or runs, or after half a minute."""
     for _ in range(300):
         metrics = server.metrics()
         if metrics["tpdm_queue_waiting"] == metrics["tpdm_slots_in_use"] == 0:
@@ -77,7 +77,7 @@ def wait_until_idle(server: Server) -> dict[str, float]:
 
 
 def drain(server: Server) -> dict[str, Any]:
-    """SIGTERM while pictures are made: those are finished, others are refused, the exit code is 0."""
+    """SIGTERM while images are made: those are finished, others are refused, the exit code is 0."""
     found: dict[str, Any] = {"asked": 6, "answered": 0, "refused_status": None, "retry_after": None}
     begun = threading.Barrier(found["asked"] + 1)
 
@@ -112,13 +112,13 @@ def report(
     drained: dict[str, Any],
     log: str,
 ) -> dict[str, Any]:
-    """What was seen, and which promises it keeps."""
+    """The results, with the promises that they keep."""
     ended = {
         name: int(idle[f"tpdm_images_{name}_total"])
         for name in ("finished", "cancelled", "expired", "failed", "refused")
     }
-    over = sum(ended[name] for name in ("finished", "cancelled", "expired", "failed")) - 1  # the first picture
-    valid = sum(statuses["200"] for statuses in refused.values())  # mutations that left the body good
+    over = sum(ended[name] for name in ("finished", "cancelled", "expired", "failed")) - 1  # the first image
+    valid = sum(statuses["200"] for statuses in refused.values())  # mutations that left the body valid
     statuses = sum(refused.values(), tally.statuses)
     repeated = [seen for seen in tally.pictures.values() if seen.total() > 1]
     promises = {

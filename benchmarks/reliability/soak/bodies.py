@@ -73,10 +73,10 @@ def fuzz(address: str, count: int, seed: int) -> Counter[str]:
 def _status(send: Callable[[], httpx.Response]) -> str:
     try:
         response = send()
-    except httpx.TransportError:  # the server hangs up on a body that is too long
+    except httpx.TransportError:  # the server closes the connection if a body is too long
         return "closed"
     if response.status_code >= 400:
-        assert response.json()["error"]["message"], "an error without a sentence"
+        assert response.json()["error"]["message"], "an error without a message"
         assert "Traceback" not in response.text
     return str(response.status_code)
 

@@ -1,4 +1,4 @@
-"""Clients that want pictures, and clients that change their mind: each says what became of its request."""
+"""Clients that want images, and clients that cancel, leave or hang up: each returns the outcome of its request."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LATE = 120.0  # seconds after which an answer counts as lost
 
 @dataclass
 class Tally:
-    """What the clients saw.
+    """What the clients received.
 
     Attributes:
         outcomes: requests by what became of them.
         statuses: HTTP answers.
         problems: broken promises, in words.
-        images: pictures received.
+        images: images received.
         admitted: images of requests that were admitted for certain.
-        unsure: images that may have been admitted: their client hung up before it knew, or found no room for all.
+        unsure: images that may have been admitted: their client hung up before the answer, or was refused in part.
         pictures: (prompt, seed, schedule) -> steps and a hash of each picture seen of it.
     """
 
@@ -49,7 +49,7 @@ class Tally:
     pictures: dict[tuple[Any, ...], Counter[tuple[int, str]]] = field(default_factory=dict)
 
     def saw(self, body: dict[str, Any], data: dict[str, Any], png: bytes) -> None:
-        """Keeps a picture for comparison with others of the same request."""
+        """Keeps an image for comparison with others of the same request."""
         self.images += 1
         if data["steps"] != len(data["times"]) - 1:
             self.problems.append(f"{data['steps']} steps with {len(data['times'])} times")
@@ -78,7 +78,7 @@ async def run_clients(address: str, requests: int, at_once: int, seed: int) -> T
 
 
 async def _ask(client: httpx.AsyncClient, kind: str, dice: random.Random, tally: Tally) -> str:
-    """One request until it is admitted; what became of it."""
+    """One request, repeated until it is admitted; returns its outcome."""
     body: dict[str, Any] = {
         "prompt": dice.choice(PROMPTS),
         "seed": dice.randrange(SEEDS),
@@ -88,7 +88,7 @@ async def _ask(client: httpx.AsyncClient, kind: str, dice: random.Random, tally:
         body["fixed_steps"] = dice.choice((7, 14))
     ask = {"plain": _plain, "by_url": _by_url, "hang_up": _hang_up}.get(kind, _stream)
     while (outcome := await ask(client, body, kind, dice, tally)) is None:
-        await asyncio.sleep(dice.uniform(0.5, 1.5))  # 429: a little after the second that it asks for, at random
+        await asyncio.sleep(dice.uniform(0.5, 1.5))  # 429: about the second that it asks for, at random
     return outcome
 
 
@@ -98,7 +98,7 @@ def _count(response: httpx.Response, tally: Tally, images: int) -> bool:
     if response.status_code == 429:
         if int(response.headers["retry-after"]) < 1:
             tally.problems.append("429 without a time to wait")
-        tally.unsure += images - 1  # those before the one that found no room were taken back
+        tally.unsure += images - 1  # those before the refused one were cancelled
         return False
     if response.status_code != 200:
         tally.problems.append(f"status {response.status_code}")
@@ -137,7 +137,7 @@ async def _hang_up(client: httpx.AsyncClient, body: dict[str, Any], kind: str, d
 
 
 async def _stream(client: httpx.AsyncClient, body: dict[str, Any], kind: str, dice: Any, tally: Tally) -> str | None:
-    patience = dice.randint(1, 12) if kind != "stream" else None  # events until the client changes its mind
+    patience = dice.randint(1, 12) if kind != "stream" else None  # events until the client cancels or leaves
     ends, steps = Counter[int](), Counter[int]()
     async with client.stream("POST", PATH, json={**body, "stream": True}) as response:
         if not _count(response, tally, body["n"]):

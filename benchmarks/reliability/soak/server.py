@@ -1,4 +1,4 @@
-"""The server under test: a real ``tpdm serve`` in a process of its own, and what can be seen of it from outside."""
+"""The server under test: a real ``tpdm serve`` in a process of its own, and what can be measured from outside."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import httpx
 
-START_SECONDS = 600  # on a machine that does much else
+START_SECONDS = 600  # limit, for a busy machine
 
 
 class Server:
-    """A started server; ``first_picture_seconds`` is from the start of the process to its first picture."""
+    """A started server; ``first_picture_seconds`` is from the start of the process to its first image."""
 
     def __init__(self, log: Path, slots: int, queue_limit: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -32,7 +32,7 @@ class Server:
         while not self._answers():
             if time.monotonic() - start > START_SECONDS or self._process.poll() is not None:
                 self.kill()
-                raise RuntimeError(f"the server did not start; see {log}")
+                raise RuntimeError(f"The server did not start. Its log is {log}.")
             time.sleep(0.05)
         self.first_picture_seconds = time.monotonic() - start
 
@@ -67,7 +67,7 @@ class Server:
         return self._process.wait(seconds)
 
     def kill(self) -> None:
-        """Ends it whatever it does."""
+        """Kills it."""
         self._process.kill()
         self._process.wait()
         self._log.close()
@@ -114,7 +114,7 @@ class MemoryWatch:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """Hardware and versions."""
     import platform
     from importlib.metadata import version
 

@@ -1,8 +1,8 @@
 """Pipelines of published and of small shapes with random weights, and images that take as many steps as trained ones.
 
-With random weights a TPM says nothing about a prompt. So the number of steps of an image is drawn from the histogram of
-the demo's TPM on held-out prompts of tinyworld, by the seed of the image: the same image takes the same steps whoever
-serves it. The TPM is evaluated at every step all the same, for what it costs.
+With random weights a TPM does not depend on the prompt. The number of steps of an image is drawn from the histogram of
+the demo's TPM on held-out prompts of tinyworld, by the seed of the image. The same image takes the same steps in every
+way to serve it. The TPM is still evaluated at every step, for its cost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
 
-RANGE = (0.1, 0.9)  # of the dial that carries the number of steps to the TPM
-MOST = 64  # steps that it can carry
+RANGE = (0.1, 0.9)  # gammas that carry the number of steps to the TPM
+MOST = 64  # steps that a gamma can carry
 
 
 class AssignedSteps(TimePredictionModule):
-    """A TPM whose decisions are made and thrown away: an image takes the uniform steps that its dial asks for."""
+    """A TPM whose decisions are ignored: an image takes the uniform steps that its gamma asks for."""
 
     def propose(self, observation: Any, seeds: Any) -> Any:
-        """Costs what a TPM costs; lands on 1 - (i + 1) / n."""
+        """Computes the decision of the TPM; returns 1 - (i + 1) / n."""
         decision = super().propose(observation, seeds)
         n_B = steps_of(observation.gamma_B)
         t_next_B = (1 - (observation.index_B + 1).to(n_B) / n_B).clamp_min(0.0)
@@ -35,12 +35,12 @@ class AssignedSteps(TimePredictionModule):
 
 
 def gamma_of(steps: int) -> float:
-    """The position of the dial that asks for so many steps."""
+    """The gamma that asks for a number of steps."""
     return RANGE[0] + (RANGE[1] - RANGE[0]) * steps / MOST
 
 
 def steps_of(gamma_B: Tensor) -> Tensor:
-    """What ``gamma_of`` was given."""
+    """The number of steps that ``gamma_of`` was given."""
     return ((gamma_B - RANGE[0]) / (RANGE[1] - RANGE[0]) * MOST).round()
 
 
@@ -104,5 +104,5 @@ def assigned_policy(pipe: Any, call: dict[str, Any], side: int) -> AssignedSteps
 
 
 def assigned_gamma(seed: int) -> float:
-    """The dial of an image of this seed."""
+    """The gamma of an image of this seed."""
     return gamma_of(random.Random(seed).choice(steps_taken()))

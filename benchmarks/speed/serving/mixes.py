@@ -17,7 +17,7 @@ MIX = 12  # requests of a mix at most
 
 
 def try_mixes(bench, mixes, folder):
-    """Each mix: an engine of its own with a random number of places, random requests, order and pauses.
+    """Each mix: an engine of its own with a random number of slots, random requests, order and pauses.
 
     Returns:
         How often the steps differ from those of ``tpdm sample``, largest differences of times and pixels (0 to 255),

@@ -11,7 +11,7 @@ NAMES = {
 
 
 def _spread(values, digits):
-    """Median and range; nothing for what an older run did not measure."""
+    """Median and range; "" if an older run did not measure it."""
     if values is None:
         return ""
     low, middle, high = values
@@ -41,7 +41,7 @@ def _saturated_run(run, facts):
 
 
 def _fixed(ways):
-    """What an image costs beside its rows, from two ways that differ in nothing but rows."""
+    """The cost of an image in addition to its rows, from two ways that differ only in rows."""
     static, cut = ways["static"], ways["cut"]
     row = (static["processor"] - cut["processor"]) / (static["rows"] - cut["rows"])
     if row <= 0:
@@ -72,13 +72,13 @@ def _latency_run(run, facts):
 
 
 def _again(run):
-    """Which cells are of another revision than the rest."""
+    """Cells that were measured at another revision than the rest."""
     found = sorted({(row["images"], row["revision"] or "unknown") for row in run["latency"] if "revision" in row})
     return "".join(f" Cells of {images} images: revision {revision[:7]}." for images, revision in found)
 
 
 def _later(run, images):
-    """Where step-level batches answer later than static ones of as many images: nobody has to look for it."""
+    """Cases in which step-level batches answer later than static ones of as many images."""
     found = {(row["arrivals"], row["load"], row["way"]): row for row in run["latency"]}
     cells = sorted({key[:2] for key in found})
     pairs = [(cell, found[(*cell, "steps")], found[(*cell, "static")]) for cell in cells]

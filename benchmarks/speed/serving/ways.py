@@ -18,14 +18,14 @@ from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request and when it comes, in seconds from the start."""
+    """A request and its time of arrival, in seconds from the start."""
 
     request: ImageRequest
     at: float
 
 
 def at_once(requests):
-    """A saturated server: everything is there at the start."""
+    """A saturated server: every request arrives at the start."""
     return [Arrival(request, 0.0) for request in requests]
 
 
@@ -44,7 +44,7 @@ def bursts(requests, rate, size, seed):
 
 @dataclass(frozen=True)
 class Served:
-    """What became of a list of arrivals: seconds from arrival to image, steps, and what was computed."""
+    """The outcome of a list of arrivals: seconds from arrival to image, steps, and what was computed."""
 
     latency: list[float]
     steps: list[int]
@@ -55,7 +55,7 @@ class Served:
 
 
 class _AllRows(ActiveRows):
-    """Computes finished rows to the end of the batch, as static batches of today do."""
+    """Computes finished rows to the end of the batch, as static batches do."""
 
     def _before(self, denoiser, args, kwargs):
         images, active = self._read_active()
@@ -65,7 +65,7 @@ class _AllRows(ActiveRows):
 
 
 class _FullTaps(FeatureHooks):
-    """Hands out the features of active images from a call that computed all of them."""
+    """Returns the features of active images from a call that computed all images."""
 
     images, active = 0, ()
 
@@ -77,7 +77,7 @@ class _FullTaps(FeatureHooks):
 
 @contextmanager
 def all_rows_computed():
-    """While it lasts, ``attach`` cuts no finished rows. For pipelines with one denoiser call per step."""
+    """Inside it, ``attach`` computes finished rows, too. For pipelines with one denoiser call per step."""
     with (
         mock.patch("tpdm.pipelines.driving.ActiveRows", _AllRows),
         mock.patch.object(attach_module, "FeatureHooks", _FullTaps),

@@ -79,11 +79,11 @@ class Bench:
 
     @property
     def updates(self) -> list[int]:
-        """Those of the demo's training after which it is looked at."""
+        """The updates of the demo's training after which both loops are compared."""
         return list(range(0, self.recipe.rl.updates + 1, EVERY))
 
     def stage(self, update: int) -> TimePredictionModule:
-        """The TPM that makes the images after so many updates of the demo's training."""
+        """The TPM after a number of updates of the demo's training, as it makes the images."""
         if not update:
             return self.untrained()
         policy = load_policy(self._training / "last").to(self.device)
@@ -93,7 +93,7 @@ class Bench:
 
     @cached_property
     def _training(self) -> Path:
-        """The demo's training with a checkpoint of every stage; goes on where it stopped."""
+        """The demo's training with a checkpoint of every stage; resumes where it stopped."""
         keeps = [f"checkpoint.every={EVERY}", "checkpoint.keep=1000", "validation.prompts=2", "validation.every=1000"]
         recipe = load_recipe(RECIPE, [*keeps, f"output={self.place}", f"backbone.device={self.device}"])
         if not (Path(recipe.output) / "run.json").exists():
@@ -103,7 +103,7 @@ class Bench:
     def ours(
         self, policy: TimePredictionModule, clock: Clock, team: DistributedContext = SINGLE_PROCESS
     ) -> tuple[list[int], int]:
-        """One update; steps of all images and bytes of the replay."""
+        """One update; returns the steps of all images and the bytes of the rollout buffer."""
         sampling = self.recipe.sampling
         adaptive = attach(self.pipe, policy, max_steps=sampling.max_steps, stop_below=sampling.stop_below)
         sampler = PipelineSampler(adaptive, self.shape.batch, self.arguments)
@@ -132,7 +132,7 @@ class Bench:
         return rollout.steps, sum(x.numel() * x.element_size() for x in seen if x is not None)
 
     def plain(self, policy: TimePredictionModule, clock: Clock, captured: Captured) -> tuple[list[int], int]:
-        """The same update, plainly."""
+        """The same update by the plain loop."""
         sampling, rl = self.recipe.sampling, self.recipe.rl
         loop = PlainLoop(
             self.pipe, policy, captured, self.arguments, self.shape.batch, sampling.max_steps, sampling.stop_below

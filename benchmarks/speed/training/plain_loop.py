@@ -1,4 +1,4 @@
-"""Training of a TPM as this field usually writes it, to be measured beside ours: the same numbers, another way.
+"""Training of a TPM as this field usually writes it, to be compared with ours: the same numbers, computed another way.
 
 A static batch waits for its slowest image; the features of every step go to the host at full size; each image and
 step makes its own Beta object; each pass of an update goes through the steps again, features back and all. Prompts,
@@ -193,7 +193,7 @@ class PlainLoop:
         clip: float,
         grad_clip: float,
     ) -> None:
-        """So many passes over the records, one optimizer step each: the loss is a mean over trajectories."""
+        """Passes over the records, one optimizer step each: the loss is a mean over trajectories."""
         device = next(self.policy.parameters()).device
         for _ in range(passes):
             optimizer.zero_grad(set_to_none=True)
