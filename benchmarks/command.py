@@ -80,7 +80,7 @@ def run(benchmark: Benchmark, module: ModuleType, chosen: argparse.Namespace) ->
 
     A module provides ``measure(chosen)``, the results. It may provide ``options(parser)``; ``results(chosen)``, the
     results file, or None for a run that is only printed; ``part(results)``, the section of the page, or
-    ``sections(results, folder)``, several by name; ``draw(results, chosen)``, a picture; and ``broken(results)``, the
+    ``sections(results, folder)``, several by name; ``draw(results, chosen)``, a figure; and ``broken(results)``, the
     promises that were not kept. Paths are relative to the repository.
     """
     os.chdir(ROOT)

@@ -183,8 +183,8 @@ def test_a_longer_training_is_compared_with_its_best_validation(tmp_path):
 
 @pytest.mark.slow
 def test_a_tpm_for_all_gammas_is_compared_with_a_specialist_at_each(tmp_path, frontier):
-    shutil.copytree(frontier / "runs", tmp_path / "dials")
-    words = ["--seeds", "0", "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
+    shutil.copytree(frontier / "runs", tmp_path / "frontier")
+    words = ["--seeds", "0", "--frontier-runs", tmp_path / "frontier", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("specialists", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     gammas = [point["gamma"] for point in facts["points"]]
@@ -197,7 +197,7 @@ def test_a_tpm_for_all_gammas_is_compared_with_a_specialist_at_each(tmp_path, fr
     kept = sorted((tmp_path / "specialists").iterdir())
     assert len(kept) == 6
     shutil.rmtree(tmp_path / "runs")
-    shutil.rmtree(tmp_path / "dials")
+    shutil.rmtree(tmp_path / "frontier")
     before = (tmp_path / "results.json").read_text(encoding="utf-8")
     run("specialists", tmp_path, *words, "--kept")  # on another machine
     assert (tmp_path / "results.json").read_text(encoding="utf-8") == before
@@ -206,9 +206,9 @@ def test_a_tpm_for_all_gammas_is_compared_with_a_specialist_at_each(tmp_path, fr
 
 @pytest.mark.slow
 def test_the_oracle_never_loses_to_the_schedule_it_began_with(tmp_path, frontier):
-    shutil.copytree(frontier / "runs", tmp_path / "dials")
+    shutil.copytree(frontier / "runs", tmp_path / "frontier")
     size = ["--images", "3", "--steps", "2", "3", "--candidates", "2", "--rounds", "1", "--seeds", "0", "1"]
-    words = [*size, "--dials", tmp_path / "dials", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
+    words = [*size, "--frontier-runs", tmp_path / "frontier", "--set", *SMALL, "tpm.init_steps_low_gamma=3"]
     run("oracle", tmp_path, *words)
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for found, steps in zip(facts["search"], (2, 3), strict=True):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.quality.ablations_page import draw_curves, section
-from benchmarks.quality.comparison import column
+from benchmarks.quality.comparison import as_rows, column
 from benchmarks.quality.experiments import EXPERIMENTS
 from benchmarks.quality.trainings import recipe_of, trained, training_hash
 from tpdm.config.data import RewardConfig
@@ -105,9 +105,7 @@ def judged(recipe: Recipe, kept: Path) -> None:
 
 def tested(name: str, kept: Path) -> list[dict[str, Any]]:
     """Rows of a test that ``judged`` has kept."""
-    columns = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
-    pairs = enumerate(zip(columns["steps"], columns["score"], strict=True))
-    return [{"index": i, "steps": steps, "score": score} for i, (steps, score) in pairs]
+    return as_rows(json.loads((kept / f"{name}.json").read_text(encoding="utf-8")), ("steps", "score"))
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -73,6 +73,12 @@ def column(rows: Rows, key: str) -> np.ndarray:
     return np.asarray([row[key] for row in sorted(rows, key=lambda row: row["index"])], dtype=np.float64)
 
 
+def as_rows(columns: Mapping[str, Sequence[float]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """One dictionary per image, of columns."""
+    images = zip(*(columns[key] for key in keys), strict=True)
+    return [{"index": i, **dict(zip(keys, values, strict=True))} for i, values in enumerate(images)]
+
+
 def difference(runs: Sequence[Rows], baselines: Sequence[Rows]) -> dict[str, Any]:
     """Trainings minus a baseline, image by image.
 

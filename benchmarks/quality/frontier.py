@@ -70,13 +70,13 @@ def at_cap(tpdm: list[Rows], static: list[Rows], cap: int) -> dict[str, Any]:
     }
 
 
-def point(quality: float, dials: list[Rows], owns: list[Rows], cap: int) -> dict[str, Any]:
+def point(quality: float, along: list[Rows], own: list[Rows], cap: int) -> dict[str, Any]:
     """One quality: steps of every seed, and the TPM minus each baseline."""
-    at = [[row for row in rows if row["quality"] == quality] for rows in dials]
+    at = [[row for row in rows if row["quality"] == quality] for rows in along]
     tpdm = [[row for row in rows if row["policy"].startswith("tpdm")] for rows in at]
     names = sorted({row["policy"] for rows in at for row in rows} - {tpdm[0][0]["policy"]})
     minus = {name: difference(tpdm, [named(rows, name) for rows in at]) for name in names}
-    static = [named(rows, STATIC) for rows in owns]
+    static = [named(rows, STATIC) for rows in own]
     minus[STATIC] = difference(tpdm, static)
     return {
         "quality": quality,
@@ -94,10 +94,10 @@ def point(quality: float, dials: list[Rows], owns: list[Rows], cap: int) -> dict
 def collect(recipes: list[Recipe], chosen: argparse.Namespace, tuned: list[int]) -> dict[str, Any]:
     """The results: points by quality, what looking adds at the TPM's own gamma, the oracle's share."""
     found = [rows_of(Path(recipe.output) / "eval") for recipe in recipes]
-    dials, owns, summaries = ([f[i] for f in found] for i in range(3))
-    tpdm = [named(rows, "tpdm") for rows in owns]
-    names = [name for name in OWN if named(owns[0], name)]
-    static = [column(named(rows, STATIC), "score").mean() for rows in owns]
+    along, own, summaries = ([f[i] for f in found] for i in range(3))
+    tpdm = [named(rows, "tpdm") for rows in own]
+    names = [name for name in OWN if named(own[0], name)]
+    static = [column(named(rows, STATIC), "score").mean() for rows in own]
     cap = recipes[0].sampling.max_steps
     return {
         "seeds": chosen.seeds,
@@ -105,10 +105,10 @@ def collect(recipes: list[Recipe], chosen: argparse.Namespace, tuned: list[int])
         "prompts": len(tpdm[0]),
         "changes": chosen.set,
         "static": float(np.mean(static)),
-        "points": [point(q, dials, owns, cap) for q in sorted({row["quality"] for row in dials[0]})],
+        "points": [point(q, along, own, cap) for q in sorted({row["quality"] for row in along[0]})],
         "own": {
             "steps": [float(column(rows, "steps").mean()) for rows in tpdm],
-            "minus": {name: difference(tpdm, [named(rows, name) for rows in owns]) for name in names},
+            "minus": {name: difference(tpdm, [named(rows, name) for rows in own]) for name in names},
         },
         "oracle": [{k: v for k, v in s["oracle"].items() if k != "curve"} for s in summaries if s["oracle"]],
         **{k: v for k, v in summaries[0].items() if k in provenance(recipes[0])},

@@ -108,7 +108,9 @@ def part(facts: dict[str, Any]) -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="runs of frontier")
+    parser.add_argument(
+        "--frontier-runs", type=Path, default=Path("runs/frontier"), help="folder of the trainings of frontier"
+    )
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 12])
     parser.add_argument("--candidates", type=int, default=40)
@@ -116,7 +118,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    tpms = [trained(conditioned_recipe(chosen.dials, seed, chosen.set), chosen.keep) for seed in chosen.seeds]
+    tpms = [trained(conditioned_recipe(chosen.frontier_runs, seed, chosen.set), chosen.keep) for seed in chosen.seeds]
     tuning, test = make_tasks(tpms[0])
     task = test.first(chosen.images)
     what = [chosen.images, chosen.candidates, chosen.rounds, *chosen.set]  # and no TPM

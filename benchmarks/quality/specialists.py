@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.page import signed, table
-from benchmarks.quality.comparison import MEASURES, column, comparison, difference, objective_difference, origin, reach
+from benchmarks.quality.comparison import (
+    MEASURES,
+    as_rows,
+    column,
+    comparison,
+    difference,
+    objective_difference,
+    origin,
+    reach,
+)
 from benchmarks.quality.experiments import EXPERIMENTS
 from benchmarks.quality.trainings import conditioned_recipe, recipe_of, trained, training_hash
 from tpdm.config.recipe import Recipe
@@ -49,50 +57,46 @@ def compared(seed: int, point: tuple[float, int], chosen: argparse.Namespace, ke
 
     Only these numbers are kept: 30 trainings are 66 megabytes, and no other experiment needs a specialist.
     """
-    dial = conditioned_recipe(chosen.dials, seed, chosen.set)
+    conditioned = conditioned_recipe(chosen.frontier_runs, seed, chosen.set)
     alone = specialist(seed, chosen.runs / f"seed-{seed}", point, chosen.set)
-    both = {"dial": (dial, point[0]), SPECIALIST: (alone, None)}
-    of = {who: {"hash": training_hash(r), "prompts": r.evaluation.prompts} for who, (r, _) in both.items()}
+    both = {"dial": (conditioned, point[0]), SPECIALIST: (alone, None)}
+    identities = {key: {"hash": training_hash(r), "prompts": r.evaluation.prompts} for key, (r, _) in both.items()}
     path = kept / f"seed-{seed}-{point[0]:.5f}.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": {}}
-    lacking = [who for who in of if known["of"].get(who) != of[who]]
-    if not lacking:
+    missing = [key for key, identity in identities.items() if known["of"].get(key) != identity]
+    if not missing:
         return known
     if chosen.kept:
         return None
-    for who in lacking:
-        recipe, gamma = both[who]
+    for name in missing:
+        recipe, gamma = both[name]
         match = comparison(trained(recipe, chosen.keep), chosen.runs / "controls", "eval-specialists", shared=False)
         rows = match.learned("tpdm" if gamma is None else f"tpdm, gamma {gamma:.6f}", gamma).rows
-        known[who] = {key: column(rows, key).round(6).tolist() for key in KEYS}
-    known |= {"of": of, "gamma": point[0], **provenance(alone)}
+        known[name] = {key: column(rows, key).round(6).tolist() for key in KEYS}
+    known |= {"of": identities, "gamma": point[0], **provenance(alone)}
     write_text(path, json.dumps(known) + "\n")  # 8,000 numbers in one line
     return known
 
 
-def as_rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """One dictionary per image."""
-    images = zip(*(columns[key] for key in KEYS), strict=True)
-    return [{"index": i, **dict(zip(KEYS, values, strict=True))} for i, values in enumerate(images)]
-
-
 def point(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """One gamma, over seeds."""
-    dial, alone = ([as_rows(seed[who]) for seed in seeds] for who in ("dial", SPECIALIST))
+    conditioned, alone = ([as_rows(seed[name], KEYS) for seed in seeds] for name in ("dial", SPECIALIST))
     gamma = seeds[0]["gamma"]
     return {
         "gamma": gamma,
-        "dial_steps": [float(column(rows, "steps").mean()) for rows in dial],
+        "dial_steps": [float(column(rows, "steps").mean()) for rows in conditioned],
         "steps": [float(column(rows, "steps").mean()) for rows in alone],
         "reward": float(np.mean([column(rows, "score").mean() for rows in alone])),
-        "minus": difference(dial, alone),
-        "objective_minus": objective_difference(dial, alone, gamma),
+        "minus": difference(conditioned, alone),
+        "objective_minus": objective_difference(conditioned, alone, gamma),
     }
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     places = range(len(POINTS))
-    parser.add_argument("--dials", type=Path, default=Path("runs/frontier"), help="runs of frontier")
+    parser.add_argument(
+        "--frontier-runs", type=Path, default=Path("runs/frontier"), help="folder of the trainings of frontier"
+    )
     parser.add_argument("--points", type=int, nargs="+", default=places, choices=places, help="of the six gammas")
     parser.add_argument("--kept", action="store_true", help="train nothing: use docs/results/specialists")
 

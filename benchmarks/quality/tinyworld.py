@@ -46,7 +46,7 @@ def steps_and_quality(task: EvalTask) -> list[dict[str, Any]]:
 
 
 def three_objects(pipe: Any, picture: Path | None) -> float:
-    """Share of the objects of three-object captions (three of four attributes told) that are right at 28 steps."""
+    """Share of right objects at 28 steps, of three-object captions that name three of four attributes."""
     rng = np.random.default_rng(3)
     asked = [describe(sample_scene(rng, 3), rng, keep=0.75) for _ in range(THREE_OBJECT_CAPTIONS)]
     captions = [a.caption() for a in asked]

@@ -33,7 +33,7 @@ from tpdm.training.rollout import make_rollout_buffer
 
 @dataclass(frozen=True)
 class Shape:
-    """A denoiser, the sides of its picture, and what the runs are made of; guided pipelines take two rows an image."""
+    """A denoiser, the side of its images, and a call of it. Guided pipelines take two rows an image."""
 
     make: Callable[[], Any]
     side: int
@@ -117,7 +117,7 @@ def rollout(shape: Shape, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def learning(shape: Shape, pipe: Any, call: dict[str, Any], device: str) -> dict[str, Any]:
-    """Share of the TPM in a rollout, and time of the update passes beside that rollout."""
+    """Share of the TPM in a rollout, and time of the update passes compared with that rollout."""
     width = pipe.transformer.inner_dim
     policy = TimePredictionModule(TPMConfig(width, width)).to(device)
     steps = max(drawn_steps(shape.batch))

@@ -141,5 +141,5 @@ def _openapi() -> dict[str, Any]:
     from tpdm.serving.http.protocol import GenerationRequest
 
     body = {"application/json": {"schema": GenerationRequest.model_json_schema()}}
-    post = {"requestBody": {"required": True, "content": body}, "responses": {"200": {"description": "pictures"}}}
+    post = {"requestBody": {"required": True, "content": body}, "responses": {"200": {"description": "images"}}}
     return {"openapi": "3.1.0", "info": {"title": "tpdm", "version": "1"}, "paths": {PATH: {"post": post}}}

@@ -37,7 +37,7 @@ class Tally:
         images: images received.
         admitted: images of requests that were admitted for certain.
         unsure: images that may have been admitted: their client hung up before the answer, or was refused in part.
-        pictures: (prompt, seed, schedule) -> steps and a hash of each picture seen of it.
+        pictures: (prompt, seed, schedule) -> steps and a hash of each of its images.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -112,7 +112,7 @@ async def _plain(client: httpx.AsyncClient, body: dict[str, Any], kind: str, dic
         return None
     found = response.json()["data"]
     if [data["seed"] for data in found] != [body["seed"] + i for i in range(body["n"])]:
-        tally.problems.append("other pictures than were asked for")
+        tally.problems.append("other images than requested")
     for data in found:
         tally.saw(body, data, base64.b64decode(data["b64_json"]))
     return "answered"

@@ -47,9 +47,9 @@ class Bench:
 
     def draw(self, requests):
         first = requests[0]
-        dial = {} if first.gamma is None else {"gamma": [r.gamma for r in requests]}
+        gamma = {} if first.gamma is None else {"gamma": [r.gamma for r in requests]}
         size = {} if first.width is None else {"width": first.width, "height": first.height}
-        return self.attached([r.prompt for r in requests], seeds=[r.seed for r in requests], **dial, **size)
+        return self.attached([r.prompt for r in requests], seeds=[r.seed for r in requests], **gamma, **size)
 
     def serve(self, way, arrivals):
         if way == "steps":

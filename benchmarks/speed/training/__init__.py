@@ -142,10 +142,10 @@ def scaling(shape: str, device: str, repeats: int, updates: int) -> dict[str, An
             words = ["-m", "benchmarks.speed", "training", "--print", "--worker", "--shape", shape, "--device", device]
             words += ["--updates", str(updates)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-            said = subprocess.run(
+            finished = subprocess.run(
                 [sys.executable, *launcher, *words], env=environment, capture_output=True, text=True, check=True
             )
-            found.append(json.loads(said.stdout.strip().splitlines()[-1]))
+            found.append(json.loads(finished.stdout.strip().splitlines()[-1]))
     key = "trajectories_per_second"
     pairs = zip(rows[1], rows[2], strict=True)
     return {"efficiency": spread([two[key] / one[key] / 2 for one, two in pairs]), "one": rows[1], "two": rows[2]}

@@ -8,7 +8,7 @@ from benchmarks.page import table
 
 
 def part(facts: dict[str, Any]) -> str:
-    """Beside a plain loop, shares, scaling, memory; in Markdown."""
+    """Comparison with a plain loop, shares, scaling and memory."""
     scaling = [_scaling(facts)] if "scaling" in facts else []
     return "\n\n".join([_beside(facts), _shares(facts), *scaling, _memory(facts), _origin(facts)])
 
