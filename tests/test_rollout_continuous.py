@@ -8,6 +8,7 @@ import torch
 from tpdm.core.errors import BackboneError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
 from tpdm.training.rollout import make_rollout_buffer
 
@@ -21,7 +22,7 @@ def attached():
 
 
 def rollout(sampler):
-    return sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+    return sampler(SampleRequest(PROMPTS, SEEDS, DECISIONS, record=True))
 
 
 def test_one_at_a_time_it_is_the_same_bit_by_bit(attached):
@@ -44,13 +45,13 @@ def test_together_it_is_the_same_to_rounding(attached):
 
 
 def test_without_a_record_and_sampling_it_takes_the_mode(attached):
-    made = ContinuousSampler(attached, 2, {})(PROMPTS[:2], SEEDS[:2])
+    made = ContinuousSampler(attached, 2, {})(SampleRequest(PROMPTS[:2], SEEDS[:2]))
     assert made.trajectories is None
     assert made.images_B3HW.shape == (2, 3, 64, 64)
-    assert made.steps == PipelineSampler(attached, 2, {})(PROMPTS[:2], SEEDS[:2]).steps
+    assert made.steps == PipelineSampler(attached, 2, {})(SampleRequest(PROMPTS[:2], SEEDS[:2])).steps
 
 
 def test_an_error_ends_all_of_it_and_leaves_no_thread(attached):
     with pytest.raises(BackboneError, match="widht"):
-        ContinuousSampler(attached, 2, {"widht": 64})(PROMPTS, SEEDS)
+        ContinuousSampler(attached, 2, {"widht": 64})(SampleRequest(PROMPTS, SEEDS))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tpdm-")]

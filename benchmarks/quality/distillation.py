@@ -45,11 +45,11 @@ from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import load_policy
 from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.batching.proxy import shallow_clone
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.build import build_components
-from tpdm.training.components import over_the_gamma_range
-from tpdm.training.initialization import calibrate_policy
+from tpdm.training.initialization import calibrate_policy, calibration_request
 from tpdm.training.rollout import RolloutBuffer, make_rollout_buffer
 
 EXPERIMENT = EXPERIMENTS["distillation"]
@@ -106,7 +106,8 @@ def observed(policy: TimePredictionModule, task: EvalTask, schedules: Sequence[S
         part = slice(first, first + task.batch)
         driven = follower(policy, schedules[part], task.stop_below)
         adaptive = attach(task.pipe, driven, solver=task.solver, max_steps=task.max_steps, stop_below=task.stop_below)
-        made = PipelineSampler(adaptive, task.batch, task.arguments)(task.prompts[part], task.seeds[part], record=True)
+        request = SampleRequest(task.prompts[part], task.seeds[part], record=True)
+        made = PipelineSampler(adaptive, task.batch, task.arguments)(request)
         trajectories += made.trajectories or []
     return make_rollout_buffer(trajectories)
 
@@ -151,7 +152,7 @@ def taught(recipe: Recipe, images: int, runs: Path) -> tuple[Path, dict[str, Any
         seeds = [int(state[0]) >> 1 for state in states]
         task = replace(test, prompts=texts, seeds=seeds, judge=None)
         schedules, oracle = best_of_each(recipe, tuning, task, runs / "oracle")
-        calibrate_policy(parts.policy, over_the_gamma_range(recipe, parts), parts.train_prompts, recipe.seed)
+        calibrate_policy(parts.policy, parts.sampler, calibration_request(recipe, parts))
         before, after = fit(parts.policy, observed(parts.policy, task, schedules), recipe.seed)
         own = {"steps_mean": oracle["steps"], "objective_mean": oracle["objective"], "score_mean": oracle["score"]}
         parts.save("taught", parts.policy, {"update": 0, "validation": own})

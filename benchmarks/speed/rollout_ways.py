@@ -22,7 +22,7 @@ from tpdm.data.prompts import load_source
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.policies.pretrained import load_policy
-from tpdm.sampling.base import SampleBatch
+from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
 from tpdm.tinyworld.builtin import WEIGHTS
 
@@ -63,8 +63,9 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         "continuous": ContinuousSampler(attached, chosen.batch, arguments),
     }
     counter = Counter(pipe)
+    request = SampleRequest(prompts, seeds, draws, record=True)
     runs = {
-        name: partial(counter.during, partial(way, prompts, seeds, draws, record=True)) for name, way in ways.items()
+        name: partial(counter.during, partial(way, request)) for name, way in ways.items()
     }
     turns = in_turns(runs, chosen.repeats)
     steps = {name: found[-1][1].steps for name, found in turns.items()}

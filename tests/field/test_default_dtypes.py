@@ -34,6 +34,7 @@ from tpdm.policies.pretrained import load_policy
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.loading import load_reward
+from tpdm.sampling.base import SampleRequest
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.engine.interface import ImageDone, ImageRequest, StepEvent
 from tpdm.training.policy_update import make_optimizer, update_policy
@@ -127,9 +128,8 @@ def learned() -> list[Any]:
 
 @cache
 def replay() -> Any:
-    generated = GaussianSampler(TimePredictionModule(GAUSSIAN))(
-        [p.text for p in prompts(6)], range(6), range(6), record=True
-    )
+    request = SampleRequest([p.text for p in prompts(6)], range(6), range(6), record=True)
+    generated = GaussianSampler(TimePredictionModule(GAUSSIAN))(request)
     return make_rollout_buffer(generated.trajectories or [])
 
 

@@ -31,6 +31,7 @@ from tpdm.pipelines.registry import DENOISERS
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.base import SampleRequest
 from tpdm.serving.engine.engine import make_engine
 from tpdm.serving.engine.interface import ImageRequest
 from tpdm.serving.http.protocol import parse
@@ -82,12 +83,17 @@ def recipe_on(pipe, output, negatives=False, **backbone):
     return make_recipe({"name": "tiny", "output": str(output / "run"), **sections, **own, **source})
 
 
+def first_two(parts, decision_seeds=None):
+    prompts, record = parts.train_prompts[:2], decision_seeds is not None
+    return SampleRequest.of(prompts, [0, 1], decision_seeds, record, with_negatives=parts.with_negatives)
+
+
 def test_a_training_at_another_scale_is_another_and_its_tpm_brings_the_scale(qwen, tmp_path):
     pipe, folder = qwen
     pictures, artifacts = [], []
     for scale in (1.0, 9.0):
         parts = build_components(recipe_on(folder, tmp_path / f"at{scale:g}", guidance_scale=scale), tmp_path)
-        pictures.append(parts.make(parts.train_prompts[:2], [0, 1], [2, 3], record=True).images_B3HW)
+        pictures.append(parts.sampler(first_two(parts, [2, 3])).images_B3HW)
         validation = {"steps_mean": 2.0, "objective_mean": 0.0, "score_mean": 0.0}
         parts.save("best", parts.policy, {"update": 0, "validation": validation})
         artifacts.append(json.loads((tmp_path / "best" / "config.json").read_text()))
@@ -222,7 +228,7 @@ def test_texts_encoded_before_have_the_empty_negative_prompt_too(flux, tmp_path)
     for before in (False, True):
         recipe = recipe_on(flux, tmp_path / str(before), true_cfg_scale=3.0, precompute_prompt_embeddings=before)
         parts = build_components(recipe, tmp_path / str(before))
-        made.append(parts.make(parts.train_prompts[:2], [0, 1]))
+        made.append(parts.sampler(first_two(parts)))
     assert made[0].steps == made[1].steps
     torch.testing.assert_close(made[0].images_B3HW, made[1].images_B3HW, rtol=0, atol=1e-5)
 

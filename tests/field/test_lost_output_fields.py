@@ -19,6 +19,7 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tests.support.tiny_texts import make_speaking_pipe, spoken_arguments
 from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.generate import sample_to_folder
 from tpdm.sampling.samplers import PipelineSampler
 
@@ -88,7 +89,7 @@ def test_samples_jsonl_and_its_reader_say_it(
 def test_training_says_that_it_scores_black_images(checked: Any, caplog: pytest.LogCaptureFixture) -> None:
     sampler = PipelineSampler(attach(checked, TIMES), 4, defaults())
     with caplog.at_level(logging.WARNING):
-        images = sampler(["abc", "zyx"], [0, 1]).images_B3HW
+        images = sampler(SampleRequest(["abc", "zyx"], [0, 1])).images_B3HW
     assert float(images[1].max()) == 0.0
     assert "flagged 1 of 2 images" in caplog.text
 

@@ -29,6 +29,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.pipelines.loading.load import pipeline_arguments
 from tpdm.pipelines.time_mapping import flow_times, vp_times
 from tpdm.policies.fixed import FixedSchedule
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.generate import sample_to_folder
 from tpdm.sampling.samplers import choose_sampler
 from tpdm.serving.engine.engine import PipelineEngine
@@ -161,7 +162,7 @@ class Ways:
         driven = attach(self.pipe, FixedSchedule(self.times))
         sampler = choose_sampler(recipe, driven, pipeline_arguments(recipe.backbone), None)
         avoided = None if negative_prompt is None else [negative_prompt]
-        return sampler(["cat"], [seed], negatives=avoided).images_B3HW.flatten()
+        return sampler(SampleRequest(["cat"], [seed], negatives=avoided)).images_B3HW.flatten()
 
     def without(self, entry):
         """The picture where nothing is said."""

@@ -22,6 +22,7 @@ from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 
 NAMES = ["SD3", "FLUX.1 dev", "SD1.5"]
@@ -92,7 +93,7 @@ def test_a_rollout_of_an_offloaded_pipeline_is_that_of_a_whole_one(way, tmp_path
         pipe.set_progress_bar_config(disable=True)
         offload(pipe, chosen, "cpu")  # as load_backbone does, which wants a GPU
         sampler = PipelineSampler(attach(pipe, FixedSchedule(LISTS)), 2, {"height": 16, "width": 16})
-        made.append(sampler(["a", "b"], [0, 1]))
+        made.append(sampler(SampleRequest(["a", "b"], [0, 1])))
     assert made[0].steps == made[1].steps
     assert torch.equal(made[0].images_B3HW, made[1].images_B3HW)
 

@@ -30,7 +30,7 @@ from tpdm.policies.pretrained_config import PretrainedConfig
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.base import Reward
-from tpdm.sampling.base import SampleBatch
+from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.training.components import TrainingComponents
 from tpdm.training.monitoring.metrics import calibration
 
@@ -81,47 +81,30 @@ class GaussianSampler:
     def __init__(self, policy: Policy, batch: int = 1000) -> None:
         self.policy, self.batch = policy, batch
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        negatives: Sequence[str] | None = None,
-        gammas: Sequence[float] | None = None,
-    ) -> SampleBatch:
+    def __call__(self, request: SampleRequest) -> SampleBatch:
         images, steps, times, trajectories = [], [], [], []
-        for start in range(0, len(prompts), self.batch):
-            part = slice(start, start + self.batch)
-            asked = None if decision_seeds is None else decision_seeds[part]
-            policy = condition_policy(self.policy, len(prompts[part]), gammas if gammas is None else gammas[part])
-            end, stepper = self._run(policy, prompts[part], seeds[part], asked, record)
+        for start in range(0, len(request), self.batch):
+            end, stepper = self._run(request.rows(slice(start, start + self.batch)))
             images.append(end)
             steps += stepper.steps
             times += stepper.times
-            trajectories += stepper.trajectories() if record else []
-        return SampleBatch(torch.cat(images), steps, times, trajectories if record else None)
+            trajectories += stepper.trajectories() if request.record else []
+        return SampleBatch(torch.cat(images), steps, times, trajectories if request.record else None)
 
-    def _run(
-        self,
-        policy: Policy,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None,
-        record: bool,
-    ) -> tuple[Tensor, Stepper]:
-        hard_B = torch.tensor([is_hard(p) for p in prompts])
-        place_B = torch.tensor([s % NOISES for s in seeds])
+    def _run(self, request: SampleRequest) -> tuple[Tensor, Stepper]:
+        policy = condition_policy(self.policy, len(request), request.gammas)
+        hard_B = torch.tensor([is_hard(p) for p in request.prompts])
+        place_B = torch.tensor([s % NOISES for s in request.seeds])
         x = noise_pool()[place_B]
         exact = torch.where(hard_B[:, None], exact_ends()[True][place_B], exact_ends()[False][place_B])
         stepper = Stepper(
             policy,
             Euler(),
-            images=len(prompts),
+            images=len(request),
             max_steps=MAX_STEPS,
             stop_below=STOP_BELOW,
-            seeds=decision_seeds,
-            record=record,
+            seeds=request.decision_seeds,
+            record=request.record,
         )
         while not stepper.done:
             t_B = stepper.t_B.clamp_min(1e-3)  # rows that have ended are computed and ignored

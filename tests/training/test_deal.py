@@ -40,17 +40,18 @@ def test_noise_within_a_group(tmp_path, noise):
     recipe, parts = make_small_problem(tmp_path, rl={"noise": noise, "updates": 2})
     calls = []
 
-    def spy(prompts, seeds, decision_seeds=None, record=False):
-        generated = parts.sampler(prompts, seeds, decision_seeds, record)
-        calls.append((prompts, seeds, decision_seeds, generated))
+    def spy(request):
+        generated = parts.sampler(request)
+        calls.append((request, generated))
         return generated
 
     train_loop(recipe, replace(parts, sampler=spy), tmp_path)
-    calibration, *rollouts = [call for call in calls if call[3].trajectories is not None]
+    calibration, *rollouts = [call for call in calls if call[1].trajectories is not None]
     assert len(calibration[0]) == CALIBRATION_PROMPTS
     assert len(rollouts) == 2
-    for texts, seeds, decision_seeds, generated in rollouts:
-        assert len(set(decision_seeds)) == 16
+    for request, generated in rollouts:
+        texts, seeds = request.prompts, request.seeds
+        assert len(set(request.decision_seeds)) == 16
         assert len(set(seeds)) == (4 if noise == "shared" else 16)
         for first in range(0, 16, 4):
             assert len(set(texts[first : first + 4])) == 1
@@ -58,19 +59,19 @@ def test_noise_within_a_group(tmp_path, noise):
             ends = generated.images_B3HW[first : first + 4, 1]  # where the exact flow goes from that noise
             hard = texts[first].startswith("hard")
             assert torch.equal(ends, ends[:1].expand(4, -1)) or (noise == "independent" and hard)
-    assert not set(rollouts[0][1]) & set(rollouts[1][1])  # new noise in every update
+    assert not set(rollouts[0][0].seeds) & set(rollouts[1][0].seeds)  # new noise in every update
 
 
 def test_validation_takes_the_mode_on_the_same_noise_each_time(tmp_path):
     recipe, parts = make_small_problem(tmp_path, validation={"every": 1, "samples_per_prompt": 2}, rl={"updates": 2})
     calls = []
 
-    def spy(prompts, seeds, decision_seeds=None, record=False):
-        calls.append((list(prompts), list(seeds), decision_seeds))
-        return parts.sampler(prompts, seeds, decision_seeds, record)
+    def spy(request):
+        calls.append(request)
+        return parts.sampler(request)
 
     train_loop(recipe, replace(parts, sampler=spy), tmp_path)
-    seen = [call for call in calls if call[2] is None]
+    seen = [request for request in calls if request.decision_seeds is None]
     assert len(seen) == 3
     assert seen[0] == seen[1] == seen[2]
-    assert len(set(seen[0][1])) == 2 * len(parts.validation_prompts)
+    assert len(set(seen[0].seeds)) == 2 * len(parts.validation_prompts)

@@ -10,6 +10,7 @@ from tpdm.config.recipe import RewardConfig
 from tpdm.core.io import read_metrics
 from tpdm.policies.gamma import gamma_position
 from tpdm.policies.pretrained import load_policy
+from tpdm.sampling.base import SampleRequest
 from tpdm.training.batch_sampler import draw_gammas
 from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.metrics import gamma_points
@@ -44,7 +45,7 @@ def test_the_artifact_is_calibrated_and_turns(trained):
     texts, seeds = [p.text for p in prompts(64, first=1000)], list(range(64))
     means = []
     for gamma, _ in policy.artifact.gamma_steps:
-        made = GaussianSampler(policy)(texts, seeds, gammas=[gamma] * 64)
+        made = GaussianSampler(policy)(SampleRequest(texts, seeds, gammas=[gamma] * 64))
         means.append(sum(made.steps) / 64)
     assert means == sorted(means)
     assert means == pytest.approx([steps for _, steps in policy.artifact.gamma_steps], rel=0.25)

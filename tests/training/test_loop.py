@@ -19,6 +19,7 @@ from tpdm.core.io import read_metrics
 from tpdm.core.types import Policy
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import load_policy
+from tpdm.sampling.base import SampleRequest
 from tpdm.training.components import TrainingComponents, apply_step_penalty
 from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.warnings import find_warnings
@@ -30,7 +31,7 @@ MARGIN = 0.06  # measured on three seeds: .086, .092, .092; with shuffled reward
 
 def measure(policy: Policy, recipe: Recipe) -> tuple[torch.Tensor, list[int]]:
     """Objective and steps of every test prompt under the mode, on fixed noise."""
-    generated = GaussianSampler(policy)(TEST_PROMPTS, SEEDS)
+    generated = GaussianSampler(policy)(SampleRequest(TEST_PROMPTS, SEEDS))
     score_B = DistanceReward().score(generated.images_B3HW, TEST_PROMPTS)
     return apply_step_penalty(score_B, torch.tensor(generated.steps), recipe.reward), generated.steps
 

@@ -16,6 +16,7 @@ from tpdm.pipelines.vae import decoding_in_slices
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.build import build_components
 from tpdm.training.rollout import make_rollout_buffer
@@ -87,7 +88,10 @@ def test_a_run_that_goes_on_loads_no_text_encoders(folders, tmp_path, monkeypatc
     monkeypatch.setattr(tpdm.training.build, "load_pipeline", None)
     again = build_components(recipe, tmp_path / "run")
     prompts = recipe.rl.prompts_per_update
-    assert len(again.make(again.train_prompts[:prompts], range(prompts)).steps) == prompts
+    assert (
+        len(again.sampler(SampleRequest.of(again.train_prompts[:prompts], range(prompts), with_negatives=False)).steps)
+        == prompts
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -96,13 +100,14 @@ def test_decoding_in_slices_gives_the_same_pictures(name, folders):
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 16, "width": 16, "max_sequence_length": 4}
     whole = PipelineSampler(attach(pipe, FixedSchedule(LISTS)), 3, call)
-    expected = whole(["a", "b", "c"], [0, 1, 2])
+    request = SampleRequest(["a", "b", "c"], [0, 1, 2])
+    expected = whole(request)
     decoded = []
     handle = pipe.vae.decoder.register_forward_hook(lambda m, args, out: decoded.append(len(out)))
-    sliced = replace(whole, decode_batch=2)(["a", "b", "c"], [0, 1, 2])
+    sliced = replace(whole, decode_batch=2)(request)
     assert decoded == [2, 1]
     torch.testing.assert_close(sliced.images_B3HW, expected.images_B3HW, atol=5e-6, rtol=0)
-    whole(["a", "b", "c"], [0, 1, 2])
+    whole(request)
     handle.remove()
     assert decoded == [2, 1, 3]
     assert "decode" not in vars(pipe.vae)
@@ -129,7 +134,9 @@ def test_replay_is_half_precision_and_knows_no_resolution(name, folders):
         policy = TimePredictionModule(TPMConfig(width, width, channels=8, grid=2))
         call = {"height": side, "width": side, "max_sequence_length": 4}
         sampler = PipelineSampler(attach(pipe, policy, max_steps=3), 2, call)
-        seen = make_rollout_buffer(sampler(["a", "b"], [0, 1], [2, 3], record=True).trajectories).observation
+        seen = make_rollout_buffer(
+            sampler(SampleRequest(["a", "b"], [0, 1], [2, 3], record=True)).trajectories
+        ).observation
         assert seen.map_BCHW.dtype == seen.temb_BE.dtype == torch.float16
         kept = [seen.map_BCHW.untyped_storage().nbytes(), seen.temb_BE.untyped_storage().nbytes()]
         bytes_per_decision.add(sum(kept) / len(seen.t_B))

@@ -7,6 +7,7 @@ import torch
 from tests.support.gaussian_problem import make_small_problem
 from tpdm.data.prompts import Prompt
 from tpdm.pipelines.attach import AdaptiveOutput
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.loop import train_loop
 
@@ -16,9 +17,9 @@ def test_they_go_with_their_prompts_where_any_has_one(tmp_path):
     avoided = {p.text: p.negative for p in parts.train_prompts} | {parts.train_prompts[0].text: "blurry"}
     seen = {}
 
-    def spy(prompts, seeds, decision_seeds=None, record=False, negatives=None):
-        seen.update(zip(prompts, negatives, strict=True))
-        return parts.sampler(prompts, seeds, decision_seeds, record)
+    def spy(request):
+        seen.update(zip(request.prompts, request.negatives, strict=True))
+        return parts.sampler(request)
 
     first, *rest = parts.train_prompts
     prompts = [Prompt(first.text, "blurry"), *rest]
@@ -35,8 +36,8 @@ def test_without_any_the_pipeline_keeps_its_own():
         return AdaptiveOutput(torch.zeros(n, 3, 2, 2), [1] * n, [[1.0, 0.0]] * n, None, nfe_rows=n)
 
     sampler = PipelineSampler(pipeline, 2, {"guidance_scale": 3.0})  # type: ignore[arg-type]
-    sampler(["a", "b", "c"], [0, 1, 2], negatives=["", "x", "y"])
+    sampler(SampleRequest(["a", "b", "c"], [0, 1, 2], negatives=["", "x", "y"]))
     assert [call["negative_prompt"] for call in calls] == [["", "x"], ["y"]]
     calls.clear()
-    sampler(["a"], [0])
+    sampler(SampleRequest(["a"], [0]))
     assert "negative_prompt" not in calls[0]

@@ -16,6 +16,7 @@ from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.loop import train_loop
 
@@ -49,7 +50,7 @@ def test_a_prediction_that_is_nan_names_prompt_and_seed(sd3, monkeypatch):
     sampler = PipelineSampler(attach(sd3, FixedSchedule([1.0, 0.5, 0.0])), 2, CALL)
     poison(monkeypatch, sd3.transformer, row=1, call=4)  # the second step of "c" and "d"
     with pytest.raises(NonFiniteError, match=r"prediction for image 1 .* has prompt 'd' and seed 13\.$") as caught:
-        sampler(PROMPTS, SEEDS)
+        sampler(SampleRequest(PROMPTS, SEEDS))
     assert "\n" not in str(caught.value)
 
 
@@ -59,7 +60,7 @@ def test_features_that_are_nan_name_prompt_and_seed(sd3, monkeypatch):
     sampler = PipelineSampler(attach(sd3, policy), 3, CALL)
     poison(monkeypatch, sd3.transformer.transformer_blocks[-1], row=0, call=1)
     with pytest.raises(NonFiniteError, match=r"has prompt 'a' and seed 10\.$"):
-        sampler(PROMPTS, SEEDS)
+        sampler(SampleRequest(PROMPTS, SEEDS))
 
 
 def test_a_score_that_is_nan_names_the_seed_that_made_it(tmp_path):
@@ -81,10 +82,10 @@ def test_a_gradient_that_is_nan_names_prompt_and_seed(tmp_path, ratio):
     recipe, parts = make_small_problem(tmp_path, rl={"ratio": ratio})
     first = {}
 
-    def poisoned(prompts, seeds, decision_seeds=None, record=False):
-        generated = parts.sampler(prompts, seeds, decision_seeds, record)
-        if record and len(prompts) == 16:  # an update
-            first.update(prompt=prompts[7], seed=seeds[7])
+    def poisoned(request):
+        generated = parts.sampler(request)
+        if request.record and len(request) == 16:  # an update
+            first.update(prompt=request.prompts[7], seed=request.seeds[7])
             step = generated.trajectories[7].steps[0]
             step.observation.temb_BE.fill_(float("inf"))
         return generated

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from tests.support.gaussian_problem import make_small_problem
-from tpdm.data.prompts import Prompt
-from tpdm.sampling.base import SampleBatch
+from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.training.monitoring.logger import RunLogger, first_of_each
 from tpdm.training.monitoring.sample_sheets import KEPT, LABEL, contact_sheet, write_pictures
 
@@ -52,8 +51,8 @@ def test_a_diary_shows_as_many_as_the_recipe_says(tmp_path, asked, shown):
     diary = RunLogger(recipe, tmp_path, 0)
     generated = SampleBatch(torch.rand(3, 3, 8, 8), [1, 1, 2], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.5, 0.0]], None)
     # Of four images the last one is another process's.
-    prompts = [Prompt("a"), Prompt("b"), Prompt("c"), Prompt("d")]
-    diary.show(0, prompts, [1, 2, 3, 4], generated, torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    request = SampleRequest(["a", "b", "c", "d"], [1, 2, 3, 4])
+    diary.show(0, request, generated, torch.tensor([0.0, 1.0, 2.0, 3.0]))
     paths = list((tmp_path / "pictures").glob("*.png")) if shown else []
     assert (tmp_path / "pictures").exists() == bool(shown)
     if shown:
@@ -66,7 +65,7 @@ def test_a_diary_shows_as_many_as_the_recipe_says(tmp_path, asked, shown):
 def test_what_is_no_picture_is_not_shown(tmp_path):
     recipe, _ = make_small_problem(tmp_path)
     generated = SampleBatch(torch.rand(2, 2, 2), [1, 1], [[1.0, 0.0]] * 2, None)
-    RunLogger(recipe, tmp_path, 0).show(0, [Prompt("a")] * 2, [1, 2], generated, torch.zeros(2))
+    RunLogger(recipe, tmp_path, 0).show(0, SampleRequest(["a"] * 2, [1, 2]), generated, torch.zeros(2))
     assert not (tmp_path / "pictures").exists()
 
 
@@ -74,8 +73,8 @@ def test_of_a_dial_every_gamma_is_shown(tmp_path):
     recipe, _ = make_small_problem(tmp_path, validation={"num_images_logged": 4})
     generated = SampleBatch(torch.rand(6, 3, 8, 8), [1] * 6, [[1.0, 0.0]] * 6, None)
     gammas = [0.9, 0.9, 0.9, 0.99, 0.99, 0.99]
-    prompts = [Prompt(text) for text in "abcabc"]
-    RunLogger(recipe, tmp_path, 0).show(0, prompts, [1, 2, 3] * 2, generated, torch.arange(6.0), gammas)
+    request = SampleRequest([*"abcabc"], [1, 2, 3] * 2, gammas=gammas)
+    RunLogger(recipe, tmp_path, 0).show(0, request, generated, torch.arange(6.0))
     (path,) = (tmp_path / "pictures").glob("*.json")
     kept = json.loads(path.read_text(encoding="utf-8"))["images"]
     assert [(image["prompt"], image["gamma"], image["score"]) for image in kept] == [

@@ -12,6 +12,7 @@ from tpdm.core.io import read_metrics
 from tpdm.pipelines.attach import AdaptiveOutput, attach
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.batch_size import AdaptiveBatchSize
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.loop import train_loop
@@ -41,7 +42,7 @@ def fake(holds):
 def test_every_image_is_made_once_and_in_its_order(images, batch, holds):
     pipeline, sizes = fake(holds)
     sampler = PipelineSampler(pipeline, batch, {})  # type: ignore[arg-type]
-    generated = sampler(["a"] * images, list(range(images)))
+    generated = sampler(SampleRequest(["a"] * images, range(images)))
     assert generated.images_B3HW[:, 0, 0, 0].tolist() == list(range(images))
     assert sum(n for n in sizes if n <= holds) == images
     assert len([n for n in sizes if n > holds]) <= max(1, batch).bit_length()
@@ -51,7 +52,7 @@ def test_it_is_said_once_and_stays_so(caplog):
     pipeline, sizes = fake(5)
     sampler = PipelineSampler(pipeline, 8, {})  # type: ignore[arg-type]
     for _ in range(2):
-        sampler(["a"] * 8, list(range(8)))
+        sampler(SampleRequest(["a"] * 8, range(8)))
     assert sizes == [8, 4, 4, 4, 4]
     (line,) = said(caplog)
     assert line == "out of memory with 8 images at once: going on with 4; set rl.rollout_batch=4 to begin with that"
@@ -60,7 +61,7 @@ def test_it_is_said_once_and_stays_so(caplog):
 def test_one_image_that_does_not_fit_is_one_sentence():
     pipeline, _ = fake(0)
     with pytest.raises(TrainingError, match=r"rl\.rollout_batch = 1, .*backbone\.height and width"):
-        PipelineSampler(pipeline, 3, {})(["a"] * 3, [0, 1, 2])  # type: ignore[arg-type]
+        PipelineSampler(pipeline, 3, {})(SampleRequest(["a"] * 3, [0, 1, 2]))  # type: ignore[arg-type]
 
 
 def test_a_real_pipeline_is_given_back_and_makes_the_same_images(tmp_path, monkeypatch):
@@ -68,8 +69,8 @@ def test_a_real_pipeline_is_given_back_and_makes_the_same_images(tmp_path, monke
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 32, "width": 32}
     policy = FixedSchedule([1.0, 0.5, 0.0])
-    prompts, seeds = ["a", "b", "c", "d"], [1, 2, 3, 4]
-    whole = PipelineSampler(attach(pipe, policy), 4, call)(prompts, seeds)
+    request = SampleRequest(["a", "b", "c", "d"], [1, 2, 3, 4])
+    whole = PipelineSampler(attach(pipe, policy), 4, call)(request)
     scheduler, forward = pipe.scheduler, pipe.transformer.forward
 
     def hungry(hidden_states, *args, **options):
@@ -79,7 +80,7 @@ def test_a_real_pipeline_is_given_back_and_makes_the_same_images(tmp_path, monke
 
     monkeypatch.setattr(pipe.transformer, "forward", hungry)
     sampler = PipelineSampler(attach(pipe, policy), 4, call)
-    again = sampler(prompts, seeds)
+    again = sampler(request)
     assert pipe.scheduler is scheduler
     assert again.steps == whole.steps
     torch.testing.assert_close(again.images_B3HW, whole.images_B3HW, rtol=0, atol=1e-4)

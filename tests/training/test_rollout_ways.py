@@ -20,6 +20,7 @@ from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.pretrained import load_policy
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.batching.denoiser import DenoiserBatcher
 from tpdm.sampling.samplers import ContinuousSampler, PipelineSampler
 from tpdm.training.build import build_components
@@ -29,6 +30,7 @@ from tpdm.training.train import train
 CALL = {"height": 16, "width": 16}
 PROMPTS = ["a", "b", "c", "d", "ab", "cd", "ac"]
 SEEDS, DECISIONS = list(range(7)), list(range(10, 17))
+RECORDED = SampleRequest(PROMPTS, SEEDS, DECISIONS, record=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +78,9 @@ def test_texts_that_were_encoded_before(pipe_folder, waiting, tmp_path):
 
 def test_the_same_call_gives_the_same_bits(attached):
     sampler = ContinuousSampler(attached, 3, CALL)
-    first = sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+    first = sampler(RECORDED)
     for _ in range(5):
-        again = sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+        again = sampler(RECORDED)
         assert again.times == first.times
         assert torch.equal(again.images_B3HW, first.images_B3HW)
 
@@ -98,7 +100,7 @@ def test_places_are_full_to_the_end(attached, monkeypatch):
     monkeypatch.setattr(
         DenoiserBatcher, "close", lambda self, error: (made.append((self.calls, self.rows)), close(self, error))
     )
-    steps = ContinuousSampler(attached, 3, CALL)(PROMPTS, SEEDS, DECISIONS).steps
+    steps = ContinuousSampler(attached, 3, CALL)(SampleRequest(PROMPTS, SEEDS, DECISIONS)).steps
     assert len(set(steps)) > 1
     assert made == [(full_calls(steps, 3), 2 * sum(steps))]  # two rows an image, under guidance
 
@@ -116,11 +118,11 @@ def hungry(pipe, monkeypatch, rows):
 
 
 def test_too_little_memory_takes_fewer_places(attached, monkeypatch, caplog):
-    whole = PipelineSampler(attached, 7, CALL)(PROMPTS, SEEDS, DECISIONS, record=True)
+    whole = PipelineSampler(attached, 7, CALL)(RECORDED)
     hungry(attached.pipe, monkeypatch, 4)
     sampler = ContinuousSampler(attached, 5, CALL)
     for _ in range(2):
-        again = sampler(PROMPTS, SEEDS, DECISIONS, record=True)
+        again = sampler(RECORDED)
         assert again.steps == whole.steps
         torch.testing.assert_close(again.images_B3HW, whole.images_B3HW, rtol=0, atol=1e-4)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "tpdm.sampling.batch_size"]
@@ -130,7 +132,7 @@ def test_too_little_memory_takes_fewer_places(attached, monkeypatch, caplog):
 def test_one_image_that_does_not_fit_is_one_sentence(attached, monkeypatch):
     hungry(attached.pipe, monkeypatch, 1)
     with pytest.raises(TrainingError, match=r"too little memory for rl\.rollout_batch = 1"):
-        ContinuousSampler(attached, 3, CALL)(PROMPTS, SEEDS)
+        ContinuousSampler(attached, 3, CALL)(SampleRequest(PROMPTS, SEEDS))
 
 
 class Interrupting:

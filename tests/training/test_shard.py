@@ -16,6 +16,7 @@ from tpdm.core.errors import ConfigError, TrainingError
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.policies.fixed import FixedSchedule
+from tpdm.sampling.base import SampleRequest
 from tpdm.training.distributed.context import DistributedContext
 from tpdm.training.distributed.sharding import CallSynchronizer, SynchronizedSampler, check_shard, find_blocks
 from tpdm.training.train import train
@@ -105,11 +106,11 @@ def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
     class Again:
         """A sampler that tries again in smaller parts, as those of pipelines do."""
 
-        def __call__(self, *asked):
+        def __call__(self, request):
             for part in (slice(0, 2), slice(0, 1)):
                 with suppress(torch.OutOfMemoryError):
-                    texts = FAMILIES["SD3"].text(len(asked[1][part]))
-                    return attached(**texts, seeds=asked[1][part])
+                    seeds = request.rows(part).seeds
+                    return attached(**FAMILIES["SD3"].text(len(seeds)), seeds=seeds)
 
     with pytest.raises(TrainingError, match=r"with backbone\.shard=true, .* lower rl\.rollout_batch"):
-        SynchronizedSampler(Again(), pipe.transformer, DistributedContext())(["a", "b"], [0, 1])
+        SynchronizedSampler(Again(), pipe.transformer, DistributedContext())(SampleRequest(["a", "b"], [0, 1]))

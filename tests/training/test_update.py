@@ -13,6 +13,7 @@ from tpdm.core.errors import TrainingError
 from tpdm.core.io import read_metrics
 from tpdm.policies import beta
 from tpdm.policies.tpm import TimePredictionModule
+from tpdm.sampling.base import SampleRequest
 from tpdm.training.loop import train_loop
 from tpdm.training.policy_update import learning_rate, make_optimizer, update_policy
 from tpdm.training.rollout import RolloutBuffer, make_rollout_buffer
@@ -22,7 +23,7 @@ RL = RlConfig(epochs=1, update_batch=10_000)
 
 def roll_out(policy: TimePredictionModule, images: int = 12) -> RolloutBuffer:
     texts = [p.text for p in prompts(images)]
-    generated = GaussianSampler(policy)(texts, range(images), range(images), record=True)
+    generated = GaussianSampler(policy)(SampleRequest(texts, range(images), range(images), record=True))
     return make_rollout_buffer(generated.trajectories)
 
 
@@ -173,7 +174,7 @@ def test_a_gradient_that_is_not_finite_is_refused():
 
 def test_no_decision_that_counts_is_refused(tmp_path):
     policy = fresh_policy()
-    generated = GaussianSampler(policy)(["hard 1"], [1], [1], record=True)
+    generated = GaussianSampler(policy)(SampleRequest(["hard 1"], [1], [1], record=True))
     steps = tuple(replace(s, counts=False) for s in generated.trajectories[0].steps)
     with pytest.raises(TrainingError, match=r"got no decision that counts.*sampling\.max_steps"):
         make_rollout_buffer([replace(generated.trajectories[0], steps=steps)])

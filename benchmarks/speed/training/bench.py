@@ -23,6 +23,7 @@ from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.policies.pretrained import load_policy
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.loading import load_reward
+from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.tinyworld.builtin import WEIGHTS
 from tpdm.training.components import apply_step_penalty
@@ -108,11 +109,14 @@ class Bench:
         adaptive = attach(self.pipe, policy, max_steps=sampling.max_steps, stop_below=sampling.stop_below)
         sampler = PipelineSampler(adaptive, self.shape.batch, self.arguments)
 
-        def make(prompts: Any, seeds: Any, decision_seeds: Any, record: bool, gammas: Any) -> Any:
-            return clock.timed("rollout", sampler, [p.text for p in prompts], seeds, decision_seeds, record)
+        def timed(request: SampleRequest) -> SampleBatch:
+            made: SampleBatch = clock.timed("rollout", sampler, request)
+            return made
 
         reward = TimedReward(self.reward, clock)
-        rollout = collect_rollout(team, make, reward, self.prompts, self.seeds, self.decision_seeds)
+        texts = [prompt.text for prompt in self.prompts]
+        request = SampleRequest(texts, self.seeds, self.decision_seeds, record=True)
+        rollout = collect_rollout(team, timed, reward, request)
         advantage_B = self.advantages(rollout.scored.score_B, rollout.steps)
         replay = rollout.replay()
         optimizer = make_optimizer(policy, self.recipe.optimizer)

@@ -20,6 +20,7 @@ from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.composite import judge
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 
 
@@ -141,12 +142,9 @@ def _judged(
     """Images (B, 3, H, W) of a part of the task, and their rows."""
     prompts, seeds = task.prompts[part], task.seeds[part]
     began = time.monotonic()
-    generated = sampler(
-        prompts,
-        seeds,
-        negatives=None if task.negatives is None else task.negatives[part],
-        gammas=None if gamma is None else [gamma] * len(prompts),
-    )
+    negatives = None if task.negatives is None else task.negatives[part]
+    gammas = None if gamma is None else [gamma] * len(prompts)
+    generated = sampler(SampleRequest(prompts, seeds, negatives=negatives, gammas=gammas))
     seconds = round((time.monotonic() - began) / len(prompts), 5)  # of making, as a share of the batch; judging is ours
     images = generated.images_B3HW
     scored = judge(task.reward, images, prompts)

@@ -4,22 +4,85 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from tpdm.core.errors import NonFiniteError
 from tpdm.core.types import Trajectory
+from tpdm.data.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # training on another sampler loads no diffusers
     from tpdm.pipelines.attach import AdaptiveOutput
-    from tpdm.sampling.prompt_embeddings import TextStore
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """The images that one call of a ``Sampler`` makes.
+
+    Attributes:
+        prompts: One text per image.
+        seeds: One integer per image, for the initial noise.
+        decision_seeds: One integer per image samples the decisions. None (the default) takes the policy's mode.
+        record: Whether ``SampleBatch.trajectories`` is filled. Default: False.
+        negatives: One negative prompt per image. None (the default) keeps that of the pipeline.
+        gammas: One gamma per image for a gamma-conditioned policy. None is the default.
+
+    Example:
+        >>> request = SampleRequest(["a cat", "a dog", "an owl"], seeds=[0, 1, 2], gammas=[0.95, 0.97, 0.99])
+        >>> request.rows(slice(1, None)).gammas
+        [0.97, 0.99]
+    """
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    decision_seeds: Sequence[int] | None = None
+    record: bool = False
+    negatives: Sequence[str] | None = None
+    gammas: Sequence[float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        decision_seeds: Sequence[int] | None = None,
+        record: bool = False,
+        gammas: Sequence[float] | None = None,
+        *,
+        with_negatives: bool,
+    ) -> SampleRequest:
+        """A request for prompts of a source.
+
+        Args:
+            prompts: One per image.
+            seeds, decision_seeds, record, gammas: See ``SampleRequest``.
+            with_negatives: Whether any prompt of the run has a negative prompt. Then an image without one gets the
+                empty text. This is a property of the run: for some pipelines an empty negative prompt differs from
+                none, and an image must not depend on the other images of its request.
+        """
+        negatives = [prompt.negative or "" for prompt in prompts] if with_negatives else None
+        return cls([prompt.text for prompt in prompts], seeds, decision_seeds, record, negatives, gammas)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, rows: slice) -> SampleRequest:
+        """The request for some of the images."""
+        return SampleRequest(
+            self.prompts[rows],
+            self.seeds[rows],
+            None if self.decision_seeds is None else self.decision_seeds[rows],
+            self.record,
+            None if self.negatives is None else self.negatives[rows],
+            None if self.gammas is None else self.gammas[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -40,22 +103,10 @@ class SampleBatch:
 
 
 class Sampler(Protocol):
-    """Makes images from prompts; training and evaluation know no more of the backbone than this."""
+    """Makes images from prompts. Training and evaluation use a backbone only through this."""
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        negatives: Sequence[str] | None = None,
-        gammas: Sequence[float] | None = None,
-    ) -> SampleBatch:
-        """One image per prompt and seed; ``decision_seeds`` samples the decisions, None takes the mode.
-
-        ``negatives`` are negative prompts, one per image; None leaves the pipeline's own. ``gammas`` set the dial of
-        each image; None where the policy has none.
-        """
+    def __call__(self, request: SampleRequest, /) -> SampleBatch:
+        """One image per row of the request, in its order."""
 
 
 @contextmanager
@@ -70,52 +121,6 @@ def annotate_numeric_errors(prompts: Sequence[str], seeds: Sequence[int]) -> Ite
         yield
     except NonFiniteError as error:
         raise error.with_prompt(prompts[error.image], seeds[error.image]) from error
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """The images of one call of a ``Sampler``, whose arguments these are.
-
-    Attributes:
-        arguments: of every pipeline call; their ``negative_prompt``, if any, is that of images without one.
-    """
-
-    prompts: Sequence[str]
-    seeds: Sequence[int]
-    decision_seeds: Sequence[int] | None
-    record: bool
-    negatives: Sequence[str] | None
-    gammas: Sequence[float] | None
-    arguments: Mapping[str, Any]
-
-    def call(self, part: slice, texts: TextStore | None, device: torch.device | None) -> dict[str, Any]:
-        """Arguments of an ``AdaptivePipeline`` for some of the images.
-
-        Args:
-            part: which of them.
-            texts: embeddings made before; None lets the pipeline encode the prompts.
-            device: of those embeddings; not needed without.
-        """
-        return {
-            **self.arguments,
-            **self._texts(part, texts, device),
-            "seeds": list(self.seeds[part]),
-            "decision_seeds": None if self.decision_seeds is None else list(self.decision_seeds[part]),
-            "sample": self.decision_seeds is not None,
-            "record": self.record,
-            "gamma": None if self.gammas is None else list(self.gammas[part]),
-            "output_type": "pt",
-        }
-
-    def _texts(self, part: slice, texts: TextStore | None, device: torch.device | None) -> dict[str, Any]:
-        prompts = self.prompts[part]
-        avoided: str | None = self.arguments.get("negative_prompt")
-        negatives = [avoided] * len(prompts) if self.negatives is None else self.negatives[part]
-        if texts is not None:
-            assert device is not None
-            return texts.call(list(zip(prompts, negatives, strict=True)), device)
-        told = {} if None in negatives else {"negative_prompt": list(negatives)}
-        return {"prompt": list(prompts), **told}
 
 
 class SampleCollector:

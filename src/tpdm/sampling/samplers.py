@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +19,37 @@ if TYPE_CHECKING:
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
     from tpdm.sampling.batching.pipeline import BatchedRun
     from tpdm.sampling.prompt_embeddings import TextStore
+
+
+def pipeline_call(
+    request: SampleRequest, pipeline: AdaptivePipeline, arguments: Mapping[str, Any], texts: TextStore | None
+) -> dict[str, Any]:
+    """Arguments of an ``AdaptivePipeline`` for a request.
+
+    Args:
+        request: The images of the call.
+        pipeline: The attached pipeline.
+        arguments: Arguments of every call. Their ``negative_prompt``, if any, is that of images without one.
+        texts: Precomputed prompt embeddings. None lets the pipeline encode the prompts.
+    """
+    default: str | None = arguments.get("negative_prompt")
+    negatives = [default] * len(request) if request.negatives is None else request.negatives
+    if texts is not None:
+        encoded = texts.call(list(zip(request.prompts, negatives, strict=True)), pipeline.pipe._execution_device)
+    else:
+        encoded = {"prompt": list(request.prompts)}
+        if None not in negatives:
+            encoded["negative_prompt"] = list(negatives)
+    return {
+        **arguments,
+        **encoded,
+        "seeds": list(request.seeds),
+        "decision_seeds": None if request.decision_seeds is None else list(request.decision_seeds),
+        "sample": request.decision_seeds is not None,
+        "record": request.record,
+        "gamma": None if request.gammas is None else list(request.gammas),
+        "output_type": "pt",
+    }
 
 
 @dataclass(frozen=True)
@@ -43,27 +74,18 @@ class PipelineSampler:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_portion", AdaptiveBatchSize(self.batch, "rl.rollout_batch", "images"))
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        negatives: Sequence[str] | None = None,
-        gammas: Sequence[float] | None = None,
-    ) -> SampleBatch:
+    def __call__(self, request: SampleRequest) -> SampleBatch:
         """See ``Sampler``."""
-        asked = SampleRequest(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
-        album, done = SampleCollector(len(prompts)), 0
-        while done < len(prompts):
+        album, done = SampleCollector(len(request)), 0
+        while done < len(request):
             part = slice(done, done + self._portion.size)
-            output = self._try(asked, part)
+            output = self._try(request.rows(part))
             if output is None:
-                self._portion.halve(len(prompts[part]))
+                self._portion.halve(len(request.rows(part)))
                 continue
             album.put(part, output)
             done += len(output.steps)
-        return album.generated(record)
+        return album.generated(request.record)
 
     @property
     def in_flight(self) -> int:
@@ -77,12 +99,11 @@ class PipelineSampler:
 
         return decoding_in_slices(self.pipeline.pipe, self.decode_batch)
 
-    def _try(self, asked: SampleRequest, part: slice) -> AdaptiveOutput | None:
-        """One call of the pipeline; None where memory does not hold it, and then nothing of it is held any more."""
-        device = None if self.texts is None else self.pipeline.pipe._execution_device
-        call = asked.call(part, self.texts, device)
+    def _try(self, request: SampleRequest) -> AdaptiveOutput | None:
+        """One call of the pipeline. None: memory is short, and everything of the attempt is freed."""
+        call = pipeline_call(request, self.pipeline, self.arguments, self.texts)
         try:
-            with annotate_numeric_errors(asked.prompts[part], asked.seeds[part]), self._decoding():
+            with annotate_numeric_errors(request.prompts, request.seeds), self._decoding():
                 return self.pipeline(**call)
         except torch.OutOfMemoryError:
             return None
@@ -114,24 +135,15 @@ class ContinuousSampler:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_portion", AdaptiveBatchSize(self.places, "rl.rollout_batch", "images"))
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        negatives: Sequence[str] | None = None,
-        gammas: Sequence[float] | None = None,
-    ) -> SampleBatch:
+    def __call__(self, request: SampleRequest) -> SampleBatch:
         """See ``Sampler``."""
-        asked = SampleRequest(prompts, seeds, decision_seeds, record, negatives, gammas, self.arguments)
-        album = SampleCollector(len(prompts))
+        album = SampleCollector(len(request))
         while album.missing:
-            if not self._try(asked, album):
+            if not self._try(request, album):
                 self._portion.halve(min(len(album.missing), self._portion.size))
-        return album.generated(record)
+        return album.generated(request.record)
 
-    def _try(self, asked: SampleRequest, album: SampleCollector) -> bool:
+    def _try(self, request: SampleRequest, album: SampleCollector) -> bool:
         """Makes what the album lacks.
 
         Returns:
@@ -139,12 +151,11 @@ class ContinuousSampler:
         """
         from tpdm.sampling.batching.pipeline import BatchedPipeline
 
-        device = None if self.texts is None else self.pipeline.pipe._execution_device
-
         def make(row: int, run: BatchedRun) -> None:
             part = slice(row, row + 1)
-            with annotate_numeric_errors(asked.prompts[part], asked.seeds[part]):
-                album.put(part, run(self.pipeline, **asked.call(part, self.texts, device)))
+            one = request.rows(part)
+            with annotate_numeric_errors(one.prompts, one.seeds):
+                album.put(part, run(self.pipeline, **pipeline_call(one, self.pipeline, self.arguments, self.texts)))
 
         places = self._portion.size
         shared = BatchedPipeline(self.pipeline.pipe, places, in_order=True)

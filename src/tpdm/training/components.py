@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpdm.config.recipe import Recipe, RewardConfig
+from tpdm.config.recipe import RewardConfig
 from tpdm.data.prompts import Prompt
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.base import Reward
-from tpdm.sampling.base import SampleBatch, Sampler
-from tpdm.training.batch_sampler import draw_gammas
+from tpdm.sampling.base import Sampler
 from tpdm.training.monitoring.trackers import TrackerCallback
 from tpdm.training.objective import additive_reward, discounted_reward
-from tpdm.training.rollout import SampleFn
 
 SavePretrained = Callable[[str, TimePredictionModule, dict[str, Any]], None]
 
@@ -45,26 +43,10 @@ class TrainingComponents:
     judges: Mapping[str, Reward] = field(default_factory=dict)
     listeners: Sequence[TrackerCallback] = ()
 
-    def make(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        gammas: Sequence[float] | None = None,
-    ) -> SampleBatch:
-        """Images of prompts, with their negative prompts where any prompt of the run has one.
-
-        Of the run, not of this call: to some pipelines an empty negative prompt is not the same as none, and what
-        an image is may not depend on its neighbours.
-        """
-        texts = [p.text for p in prompts]
-        # A sampler without a dial need not know of it.
-        dial: dict[str, Any] = {} if gammas is None else {"gammas": gammas}
-        if all(p.negative is None for p in (*self.train_prompts, *self.validation_prompts)):
-            return self.sampler(texts, seeds, decision_seeds, record, **dial)
-        negatives = [p.negative or "" for p in prompts]
-        return self.sampler(texts, seeds, decision_seeds, record, negatives, **dial)
+    @property
+    def with_negatives(self) -> bool:
+        """Whether any prompt of the run has a negative prompt (see ``SampleRequest.of``)."""
+        return any(p.negative is not None for p in (*self.train_prompts, *self.validation_prompts))
 
 
 def apply_step_penalty(
@@ -78,15 +60,3 @@ def apply_step_penalty(
         return additive_reward(score_B, steps_B, config.step_cost)
     gamma = config.gamma if gammas_B is None else torch.tensor(gammas_B, dtype=torch.float64, device="cpu")
     return discounted_reward(score_B, steps_B, gamma, config.offset)
-
-
-def over_the_gamma_range(recipe: Recipe, parts: TrainingComponents) -> SampleFn:
-    """``parts.make`` with the gammas of a first update, where there is a dial."""
-
-    def make(
-        prompts: Sequence[Prompt], seeds: Sequence[int], decision_seeds: Sequence[int] | None, record: bool
-    ) -> SampleBatch:
-        gammas = draw_gammas(recipe.reward, len(prompts), recipe.seed, 0)
-        return parts.make(prompts, seeds, decision_seeds, record, gammas)
-
-    return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,36 +10,49 @@ from tpdm.config.recipe import Recipe, TpmConfig
 from tpdm.core.errors import ConfigError
 from tpdm.core.grids import shifted
 from tpdm.core.seeding import Stream, derive_seed
-from tpdm.data.prompts import Prompt
 from tpdm.pipelines.probe import FeatureWidths, default_times
 from tpdm.policies.pretrained import load_policy
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.policies.tpm_config import TPMConfig
 from tpdm.rewards.base import Reward
 from tpdm.rewards.composite import CompositeReward, Standard, run_reward, save_standards
-from tpdm.sampling.base import SampleBatch
-from tpdm.training.batch_sampler import draw_prompts
+from tpdm.sampling.base import Sampler, SampleRequest
+from tpdm.training.batch_sampler import draw_gammas, draw_prompts
+from tpdm.training.components import TrainingComponents
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
-from tpdm.training.rollout import SampleFn, make_rollout_buffer
+from tpdm.training.rollout import make_rollout_buffer
 
 CALIBRATION_PROMPTS = 64
 
 
-def calibrate_policy(policy: TimePredictionModule, make: SampleFn, prompts: Sequence[Prompt], seed: int) -> None:
-    """Shows the untrained policy what features look like: the same ones whenever the run is started or resumed."""
+def calibration_request(recipe: Recipe, components: TrainingComponents) -> SampleRequest:
+    """The images that a run measures before its first update.
+
+    They depend on the recipe and the prompts only, so that a resumed run sees the same ones. Their gammas are those of
+    the first update.
+    """
+    prompts = draw_prompts(components.train_prompts, CALIBRATION_PROMPTS, recipe.seed, 0)
+    noise, decisions = (
+        [derive_seed(recipe.seed, Stream.CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1)
+    )
+    gammas = draw_gammas(recipe.reward, len(prompts), recipe.seed, 0)
+    return SampleRequest.of(prompts, noise, decisions, gammas=gammas, with_negatives=components.with_negatives)
+
+
+def calibrate_policy(policy: TimePredictionModule, sampler: Sampler, request: SampleRequest) -> None:
+    """Measures the features of an untrained policy on the images of ``calibration_request``."""
     if not policy.reads_features:
         return
     policy.eval()
-    _, generated = _first_images(make, prompts, seed, record=True)
+    generated = sampler(replace(request, record=True))
     assert generated.trajectories is not None
     policy.calibrate(make_rollout_buffer(generated.trajectories).observation)
 
 
 def calibrated_reward(
     reward: Reward,
-    make: SampleFn,
-    prompts: Sequence[Prompt],
-    seed: int,
+    sampler: Sampler,
+    request: SampleRequest,
     folder: Path,
     fresh: bool,
     team: DistributedContext = SINGLE_PROCESS,
@@ -49,38 +61,30 @@ def calibrated_reward(
     """The reward that a run uses from its first image to its last.
 
     Args:
-        reward: a composite gets its statistics; any other comes back as it is.
-        make: images of the untrained policy, where the run is fresh.
-        prompts: training prompts.
-        seed: of the run.
-        folder: of the run; the statistics stand in ``reward-statistics.json`` there.
-        fresh: measures and writes them; a run that goes on reads them, so that its objective stays the same.
-        team: its leading process alone measures or reads, and tells the others.
-        everyone: all processes make the images, though one is enough: a sharded denoiser needs all of them.
+        reward: A composite gets its statistics. Any other reward is returned unchanged.
+        sampler: Makes images with the untrained policy of a fresh run.
+        request: See ``calibration_request``.
+        folder: Folder of the run. Contains the statistics as ``reward-statistics.json``.
+        fresh: Whether the statistics are measured and written. A resumed run reads them, so that its objective stays
+            the same.
+        team: The processes of the run. Only the main process measures or reads.
+        everyone: Whether all processes make the images, as a sharded denoiser needs. Default: False.
 
     Raises:
-        RewardError: a part fails or tells no image from another; the statistics of a run that goes on are missing.
+        RewardError: A part fails or gives all images the same score, or a resumed run has no statistics.
     """
     if not isinstance(reward, CompositeReward):
         return reward
     if fresh and (team.is_main_process or everyone):
-        texts, generated = _first_images(make, prompts, seed, record=False)
+        generated = sampler(request)
         if team.is_main_process:
-            reward = reward.calibrated(generated.images_B3HW, texts)
+            reward = reward.calibrated(generated.images_B3HW, request.prompts)
             save_standards(reward, folder)
     elif team.is_main_process:
         reward = run_reward(reward, folder)
     assert isinstance(reward, CompositeReward)
     known = None if reward.standards is None else {key: asdict(one) for key, one in reward.standards.items()}
     return replace(reward, standards={key: Standard(**one) for key, one in team.broadcast_object(known).items()})
-
-
-def _first_images(
-    make: SampleFn, train_prompts: Sequence[Prompt], seed: int, record: bool
-) -> tuple[list[str], SampleBatch]:
-    prompts = draw_prompts(train_prompts, CALIBRATION_PROMPTS, seed, 0)
-    noise, decisions = ([derive_seed(seed, Stream.CALIBRATION, i, n) for i in range(len(prompts))] for n in (0, 1))
-    return [p.text for p in prompts], make(prompts, noise, decisions, record)
 
 
 SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "feature_maps", "velocity_change")

@@ -17,14 +17,14 @@ from tpdm.config.loader import dump_recipe
 from tpdm.config.recipe import Recipe
 from tpdm.core.seeding import Stream, derive_seed
 from tpdm.policies.tpm import TimePredictionModule
-from tpdm.sampling.base import annotate_numeric_errors
+from tpdm.sampling.base import SampleRequest, annotate_numeric_errors
 from tpdm.sampling.batch_size import AdaptiveBatchSize
 from tpdm.training.batch_sampler import draw_gammas, draw_prompts, gamma_positions
 from tpdm.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from tpdm.training.components import TrainingComponents, apply_step_penalty, over_the_gamma_range
+from tpdm.training.components import TrainingComponents, apply_step_penalty
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.ema import EMA
-from tpdm.training.initialization import calibrate_policy, calibrated_reward
+from tpdm.training.initialization import calibrate_policy, calibrated_reward, calibration_request
 from tpdm.training.monitoring.logger import NullRunLogger, RunLogger
 from tpdm.training.monitoring.metrics import part_statistics, step_statistics
 from tpdm.training.objective import rloo_advantages
@@ -56,9 +56,9 @@ def train_loop(
     if not team.is_main_process:
         parts = replace(parts, save=_save_nothing)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
-    first_make = over_the_gamma_range(recipe, parts)
+    first = calibration_request(recipe, parts)
     if not recipe.tpm.init_from:
-        calibrate_policy(parts.policy, first_make, parts.train_prompts, recipe.seed)
+        calibrate_policy(parts.policy, parts.sampler, first)
     parts.policy.load_state_dict(team.broadcast_tensors(parts.policy.state_dict()))
     reference = _frozen_copy(parts.policy) if recipe.rl.kl_weight else None
     average = EMA(parts.policy, recipe.optimizer.ema_decay)
@@ -70,9 +70,7 @@ def train_loop(
         dump_recipe(recipe, folder / "recipe.yaml")
     fresh = state.update == 0
     everyone = recipe.backbone.shard
-    reward = calibrated_reward(
-        parts.reward, first_make, parts.train_prompts, recipe.seed, folder, fresh, team, everyone
-    )
+    reward = calibrated_reward(parts.reward, parts.sampler, first, folder, fresh, team, everyone)
     parts = replace(parts, reward=reward)
     log = RunLogger(recipe, folder, state.update, parts.listeners) if team.is_main_process else NullRunLogger()
     portion = AdaptiveBatchSize(recipe.rl.update_batch, "rl.update_batch", "decisions")
@@ -118,18 +116,16 @@ def _one_update(
     gammas_B = None if gammas_P is None else [gamma for gamma in gammas_P for _ in range(K)]
     # Samples of a group differ in their decisions alone, unless independent noise is asked for.
     noise = [(p, k if rl.noise == "independent" else 0) for p, k in places]
-    prompts_B = [p for p in prompts_P for _ in range(K)]
-    seeds = [derive_seed(recipe.seed, Stream.NOISE, update, *n) for n in noise]
     parts.policy.eval()
-    rollout = collect_rollout(
-        team,
-        parts.make,
-        parts.reward,
-        prompts_B,
-        seeds,
+    request = SampleRequest.of(
+        [p for p in prompts_P for _ in range(K)],
+        seeds=[derive_seed(recipe.seed, Stream.NOISE, update, *n) for n in noise],
         decision_seeds=[derive_seed(recipe.seed, Stream.DECISION, update, *n) for n in places],
+        record=True,
         gammas=gammas_B,
+        with_negatives=parts.with_negatives,
     )
+    rollout = collect_rollout(team, parts.sampler, parts.reward, request)
     sampled = time.monotonic()
     score_B = rollout.scored.score_B
     objective_B = apply_step_penalty(
@@ -140,7 +136,8 @@ def _one_update(
     advantage_B = rloo_advantages(objective_PK, rl.normalize_advantages, place_P).flatten()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, update, rl.updates)
-    with annotate_numeric_errors([p.text for p in prompts_B[rollout.mine]], seeds[rollout.mine]):
+    share = request.rows(rollout.mine)
+    with annotate_numeric_errors(share.prompts, share.seeds):
         stats = update_policy(
             parts.policy,
             optimizer,

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpdm.core.errors import TrainingError
 from tpdm.core.types import Observation, Trajectory
-from tpdm.data.prompts import Prompt
 from tpdm.rewards.base import Reward, checked_scores
 from tpdm.rewards.composite import RewardOutput, judge
-from tpdm.sampling.base import SampleBatch
+from tpdm.sampling.base import SampleBatch, Sampler, SampleRequest
 from tpdm.training.distributed.context import DistributedContext
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -90,15 +86,6 @@ def make_rollout_buffer(trajectories: Sequence[Trajectory]) -> RolloutBuffer:
     )
 
 
-# (prompts, seeds, decision seeds, whether to record) -> images
-SampleFn = Callable[[Sequence[Prompt], Sequence[int], Sequence[int] | None, bool], SampleBatch]
-
-# ... and the gamma of each image, where there is a dial
-GammaSampleFn = Callable[
-    [Sequence[Prompt], Sequence[int], Sequence[int] | None, bool, Sequence[float] | None], SampleBatch
-]
-
-
 @dataclass(frozen=True)
 class ScoredRollout:
     """What came of B images.
@@ -128,39 +115,32 @@ class ScoredRollout:
 
 def collect_rollout(
     team: DistributedContext,
-    make: GammaSampleFn,
+    sampler: Sampler,
     reward: Reward,
-    prompts_B: Sequence[Prompt],
-    seeds: Sequence[int],
-    decision_seeds: Sequence[int] | None = None,
-    gammas: Sequence[float] | None = None,
+    request: SampleRequest,
     judges: Mapping[str, Reward] = MappingProxyType({}),
 ) -> ScoredRollout:
-    """Makes and scores this process's share of B images, and tells the scores to the others.
+    """Makes and scores this process's share of B images, and shares the scores with all processes.
 
-    The share is a run of consecutive images. Groups stay whole where the processes divide the prompts; elsewhere one
-    may end on the next process, which changes nothing: advantages are taken of all scores, by everyone.
+    The share is a range of consecutive images. If the number of processes divides the number of prompts, the share
+    contains whole groups. Otherwise a group may span two processes, which changes no result: every process computes
+    advantages from all scores.
 
     Args:
-        team: the processes.
-        make: images of prompts.
-        reward: scores them.
-        prompts_B: one per image.
-        seeds: of the initial noise.
-        decision_seeds: samples and records the decisions; None takes the policy's mode.
-        gammas: one per image where there is a dial.
-        judges: score the images besides.
+        team: The processes of the run.
+        sampler: Makes the images.
+        reward: Scores the images.
+        request: All B images.
+        judges: Rewards by name that score the images too.
     """
-    mine = team.part(len(prompts_B))
+    mine = team.part(len(request))
     generated, scored, judged, seconds = None, RewardOutput(_joined([]), {}), {}, 0.0
-    if prompts_B[mine]:
-        asked = None if decision_seeds is None else decision_seeds[mine]
-        dialled = None if gammas is None else gammas[mine]
-        generated = make(prompts_B[mine], seeds[mine], asked, asked is not None, dialled)
-        images, texts = generated.images_B3HW, [p.text for p in prompts_B[mine]]
+    if share := request.rows(mine):
+        generated = sampler(share)
+        images = generated.images_B3HW
         began = time.monotonic()
-        scored = judge(reward, images, texts, seeds[mine])
-        judged = {name: checked_scores(other, images, texts, seeds[mine]) for name, other in judges.items()}
+        scored = judge(reward, images, share.prompts, share.seeds)
+        judged = {name: checked_scores(other, images, share.prompts, share.seeds) for name, other in judges.items()}
         seconds = time.monotonic() - began
     said = {
         "score": scored.score_B.tolist(),

@@ -11,6 +11,7 @@ from torch import Tensor
 from tpdm.config.recipe import Recipe
 from tpdm.core.errors import PromptError, TrainingError
 from tpdm.core.seeding import Stream, derive_seed
+from tpdm.sampling.base import SampleRequest
 from tpdm.training.checkpoint import RunState
 from tpdm.training.components import TrainingComponents, apply_step_penalty
 from tpdm.training.distributed.context import DistributedContext
@@ -65,13 +66,13 @@ def validate(
     # The same images at every gamma, one gamma after the other: neighbours in a batch take about as many steps.
     gammas_B = None if points is None else [gamma for gamma in points for _ in images]
     images = images * (1 if points is None else len(points))
-    prompts_B = [p for p, _ in images]
-    parts.policy.eval()
     seeds = [derive_seed(recipe.seed, Stream.VALIDATION, i) for _, i in images]
-    rollout = collect_rollout(team, parts.make, parts.reward, prompts_B, seeds, gammas=gammas_B, judges=parts.judges)
+    request = SampleRequest.of([p for p, _ in images], seeds, gammas=gammas_B, with_negatives=parts.with_negatives)
+    parts.policy.eval()
+    rollout = collect_rollout(team, parts.sampler, parts.reward, request, parts.judges)
     score_B = rollout.scored.score_B
     if state.update == 0:
-        _refuse_constant(score_B, parts.reward.name, prompts_B[0].text)
+        _refuse_constant(score_B, parts.reward.name, request.prompts[0])
     objective_B = apply_step_penalty(
         score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B
     )
@@ -87,7 +88,7 @@ def validate(
     }
     log.write({"kind": "validation", "update": state.update, **row})
     if rollout.generated is not None:
-        log.show(state.update, prompts_B, seeds, rollout.generated, score_B, gammas_B)
+        log.show(state.update, request, rollout.generated, score_B)
     facts = {"update": state.update, "validation": row}
     parts.save("last", parts.policy, facts)
     now = tuple(objective_B.tolist())

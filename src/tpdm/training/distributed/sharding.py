@@ -7,7 +7,6 @@ to make; one that is done says that it has none, and runs a row of its last call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from tpdm.core.errors import BackboneError, ConfigError, TrainingError
 from tpdm.pipelines.active_rows import ActiveRows
 from tpdm.pipelines.registry import bind_arguments, find_denoiser, find_entry
 from tpdm.pipelines.time_mapping import PerSampleTimesteps
-from tpdm.sampling.base import SampleBatch, Sampler
+from tpdm.sampling.base import SampleBatch, Sampler, SampleRequest
 from tpdm.training.distributed.context import DistributedContext
 
 
@@ -101,15 +100,7 @@ class SynchronizedSampler:
     denoiser: nn.Module
     team: DistributedContext
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        decision_seeds: Sequence[int] | None = None,
-        record: bool = False,
-        negatives: Sequence[str] | None = None,
-        gammas: Sequence[float] | None = None,
-    ) -> SampleBatch:
+    def __call__(self, request: SampleRequest) -> SampleBatch:
         """See ``Sampler``.
 
         Raises:
@@ -117,7 +108,7 @@ class SynchronizedSampler:
         """
         calls = CallSynchronizer(self.denoiser, self.team)
         with calls:
-            generated = self.sampler(prompts, seeds, decision_seeds, record, negatives, gammas)
+            generated = self.sampler(request)
         while self.team.any(False):
             calls.repeat()
         return generated

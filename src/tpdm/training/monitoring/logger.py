@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics, write_text
-from tpdm.data.prompts import Prompt
-from tpdm.sampling.base import SampleBatch
+from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.training.monitoring.sample_sheets import write_pictures
 from tpdm.training.monitoring.trackers import TrackerCallback
 from tpdm.training.monitoring.warnings import TrainingMonitor
@@ -50,32 +49,24 @@ class RunLogger:
             with tqdm.external_write_mode():  # not into the middle of a progress bar
                 logger.warning("update %d: %s", warned.update, warned.message)
 
-    def show(
-        self,
-        update: int,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        generated: SampleBatch,
-        score_B: Tensor,
-        gammas: Sequence[float] | None = None,
-    ) -> None:
+    def show(self, update: int, request: SampleRequest, generated: SampleBatch, score_B: Tensor) -> None:
         """Keeps the first images of a validation, of each gamma, as a picture; none where they are no RGB images.
 
         Of several processes the first one shows its own images, which are the first ones.
         """
         images = generated.images_B3HW
-        shown = first_of_each(len(images), gammas, self.recipe.validation.num_images_logged)
+        shown = first_of_each(len(images), request.gammas, self.recipe.validation.num_images_logged)
         if not shown or images.ndim != 4:
             return
         path = write_pictures(
             self.folder / "pictures",
             update,
             images[shown],
-            [prompts[i].text for i in shown],
-            [seeds[i] for i in shown],
+            [request.prompts[i] for i in shown],
+            [request.seeds[i] for i in shown],
             [generated.times[i] for i in shown],
             score_B[shown].tolist(),
-            None if gammas is None else [gammas[i] for i in shown],
+            None if request.gammas is None else [request.gammas[i] for i in shown],
         )
         for listener in self.listeners:
             listener.picture(update, path)
@@ -87,15 +78,7 @@ class NullRunLogger:
     def write(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def show(
-        self,
-        update: int,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        generated: SampleBatch,
-        score_B: Tensor,
-        gammas: Sequence[float] | None = None,
-    ) -> None:
+    def show(self, update: int, request: SampleRequest, generated: SampleBatch, score_B: Tensor) -> None:
         """Nothing."""
 
 
