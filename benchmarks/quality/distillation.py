@@ -121,8 +121,10 @@ def fit(policy: TimePredictionModule, replay: RolloutBuffer, seed: int) -> tuple
     shown, unseen = replay.part(0, seen), replay.part(seen, replay.trajectories)
     optimizer, generator = torch.optim.AdamW(policy.parameters(), lr=RATE), torch.Generator().manual_seed(seed)
 
+    observations = {id(part): part.observation for part in (shown, unseen)}
+
     def likelihood(part: RolloutBuffer, rows: Tensor | slice) -> Tensor:
-        return policy.evaluate(part.observation.rows(rows), part.action_T[rows])[0].mean()
+        return policy.evaluate(observations[id(part)].rows(rows), part.action_T[rows])[0].mean()
 
     with torch.no_grad():
         before = best = float(likelihood(unseen, slice(None)))

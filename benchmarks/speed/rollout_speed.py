@@ -129,8 +129,10 @@ def learning(shape: Shape, pipe: Any, call: dict[str, Any], device: str) -> dict
     optimizer, rl = make_optimizer(policy, OptimizerConfig()), RlConfig(epochs=1)
     advantage_B = torch.linspace(-1, 1, shape.batch)
 
+    observation = replay.observation.rows(slice(0, shape.batch))
+
     def decide() -> Any:
-        return policy.propose(replay.observation.rows(slice(0, shape.batch)), None)
+        return policy.propose(observation, None)
 
     decide()
     pairs = [

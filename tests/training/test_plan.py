@@ -18,7 +18,7 @@ from tpdm.pipelines.loading.load import load_pipeline
 from tpdm.pipelines.metadata import pipeline_sizes
 from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.pipelines.vae import decoding_in_slices
-from tpdm.training.planning.memory import MemoryPart, estimate_memory, memory_peaks, replay_bytes
+from tpdm.training.planning.memory import MemoryPart, decision_bytes, estimate_memory, memory_peaks
 from tpdm.training.planning.meta import CallShape, denoiser_call, peak_of
 from tpdm.training.planning.plan import make_plan
 
@@ -47,13 +47,13 @@ def test_the_numbers_of_a_plan():
     assert plan.training_prompts + plan.validation_prompts <= 200
     # 160 channels, first and last, on 2 x 2 cells, and the time embedding, in fp16.
     sizes = {part.name: part.size for part in plan.memory}
-    assert sizes["replay of one update, at most"] == 140 * 2 * (2 * 160 * 4 + 160)
+    assert sizes["rollout buffer of one update, at most"] == 140 * 2 * (2 * 160 * 4 + 160)
+    assert sizes["copy of one micro-batch"] == sizes["rollout buffer of one update, at most"]  # 256 decisions or fewer
 
 
 def test_replay_of_sd3_medium_is_a_sixteenth_of_the_release_s_or_less():
     recipe = Recipe(name="sd3")
-    per_decision = replay_bytes(recipe, 1536, 1536) / (256 * recipe.sampling.max_steps)
-    assert per_decision <= 25e6 / 16
+    assert decision_bytes(recipe, 1536, 1536) <= 25e6 / 16
 
 
 def test_the_command_prints_it_and_writes_nothing(tmp_path, monkeypatch):

@@ -74,6 +74,29 @@ def test_a_part_of_a_replay_is_a_view_of_its_trajectories_alone():
         assert part.action_T.untyped_storage().data_ptr() == replay.action_T.untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize("batch", [1, 5, 12])
+def test_a_buffer_orders_decisions_by_trajectory_and_then_by_step(batch):
+    texts = [p.text for p in prompts(12)]
+    generated = GaussianSampler(fresh_policy(), batch)(SampleRequest(texts, range(12), range(12), record=True))
+    steps = [(n, s) for n, t in enumerate(generated.trajectories) for s in t.steps if s.counts]
+    buffer = make_rollout_buffer(generated.trajectories)
+    assert buffer.segment_T.tolist() == [n for n, _ in steps]
+    assert torch.equal(buffer.action_T, torch.tensor([s.action for _, s in steps]))
+    assert torch.equal(buffer.logp_T, torch.tensor([s.logp for _, s in steps]))
+    for name in ("map_BCHW", "temb_BE", "t_B", "index_B", "row_B"):
+        expected = torch.cat([getattr(s.observation, name) for _, s in steps])
+        assert torch.equal(getattr(buffer.observation, name), expected)
+
+
+def test_a_buffer_keeps_the_recorded_batches_without_a_copy():
+    texts = [p.text for p in prompts(12)]
+    generated = GaussianSampler(fresh_policy())(SampleRequest(texts, range(12), range(12), record=True))
+    buffer = make_rollout_buffer(generated.trajectories)
+    recorded = {id(s.batch) for t in generated.trajectories for s in t.steps}
+    assert {id(batch) for batch in buffer.batches} <= recorded
+    assert len(recorded) == max(generated.steps)  # one batch a step, whatever the number of images
+
+
 def test_rollout_batch_does_not_change_the_run(tmp_path):
     states = []
     for batch in (1000, 5):
@@ -153,12 +176,9 @@ def test_a_capped_trajectory_takes_part_without_decisions():
     policy = fresh_policy()
     replay = roll_out(policy)
     rows = (replay.segment_T != 3).nonzero().flatten()
-    one_silent = RolloutBuffer(
-        replay.observation.rows(rows),
-        replay.action_T[rows],
-        replay.logp_T[rows],
-        replay.segment_T[rows],
-        12,
+    one_silent = replace(
+        replay,
+        **{name: getattr(replay, name)[rows] for name in ("batch_T", "row_T", "action_T", "logp_T", "segment_T")},
     )
     other = fresh_policy()
     update(policy, one_silent, replace(RL, update_batch=1))

@@ -232,5 +232,5 @@ class Stepper:
         for i, (b, (action, logp, t_next, capped)) in enumerate(zip(rows, landings, strict=True)):
             if self._records is not None:
                 t = self._times[b][-1]
-                self._records[b].append(Step(observation.rows(slice(i, i + 1)), action, logp, t, t_next, not capped))
+                self._records[b].append(Step(observation, i, action, logp, t, t_next, not capped))
             self._times[b].append(t_next)

@@ -175,7 +175,8 @@ class Step:
     """One recorded step of one image.
 
     Attributes:
-        observation: What the policy read about this image (B = 1).
+        batch: What the policy read about all images that were active at this step. Their steps share it.
+        row: Row of this image in ``batch``.
         action: Action r in (0, 1), as sampled.
         logp: Log-probability of the action when it was sampled, in nats.
         t: Time before the step.
@@ -183,12 +184,18 @@ class Step:
         counts: False if the cap overruled the action. The objective leaves such steps out.
     """
 
-    observation: Observation
+    batch: Observation
+    row: int
     action: float
     logp: float
     t: float
     t_next: float
     counts: bool
+
+    @property
+    def observation(self) -> Observation:
+        """Observation of this image only (B = 1), a view of ``batch``."""
+        return self.batch.rows(slice(self.row, self.row + 1))
 
 
 @dataclass(frozen=True)

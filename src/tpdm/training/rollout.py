@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -21,41 +21,63 @@ from tpdm.training.distributed.context import DistributedContext
 
 @dataclass(frozen=True)
 class RolloutBuffer:
-    """All decisions of n trajectories, flat; what the update passes read.
+    """The T decisions of n trajectories, ordered by trajectory, then by step.
+
+    The observations stay in the batches that the steppers recorded, so that an update holds them once. ``observation``
+    copies the rows of this buffer. An update reads it for one micro-batch at a time (see ``part``).
 
     Attributes:
-        observation: of T decisions.
-        action_T: as sampled, fp32.
-        logp_T: as scored then.
-        segment_T: the trajectory of each, int64, ascending.
-        trajectories: n.
+        batches: Observations as recorded, one per step of a pipeline call.
+        batch_T: Position of each decision's observation in ``batches``, int64.
+        row_T: Row of each decision's observation in its batch, int64.
+        action_T: Sampled actions, fp32.
+        logp_T: Log-probabilities of the actions when they were sampled, fp32.
+        segment_T: Trajectory of each decision, int64, ascending in [0, n).
+        trajectories: n. A trajectory may have no decision.
     """
 
-    observation: Observation
+    batches: Sequence[Observation]
+    batch_T: Tensor
+    row_T: Tensor
     action_T: Tensor
     logp_T: Tensor
     segment_T: Tensor
     trajectories: int
 
     def part(self, first: int, last: int) -> RolloutBuffer:
-        """Trajectories first <= n < last alone, renumbered from 0; views, nothing is copied."""
+        """The buffer of the trajectories in [first, last), renumbered from 0. Copies nothing."""
         edges = torch.tensor([first, last], dtype=torch.int64, device="cpu")
         begin, end = torch.searchsorted(self.segment_T, edges).tolist()
         rows = slice(begin, end)
         return RolloutBuffer(
-            self.observation.rows(rows),
+            self.batches,
+            self.batch_T[rows],
+            self.row_T[rows],
             self.action_T[rows],
             self.logp_T[rows],
             self.segment_T[rows] - first,
             last - first,
         )
 
+    @property
+    def observation(self) -> Observation:
+        """A copy of the T observations in the order of the decisions."""
+        places = list(zip(self.batch_T.tolist(), self.row_T.tolist(), strict=True))
+
+        def gather(name: str) -> Any:
+            columns = [getattr(batch, name) for batch in self.batches]
+            if any(columns[b] is None for b, _ in places):  # a field of every step, or of none
+                return None
+            return torch.cat([columns[b][row : row + 1] for b, row in places])
+
+        return Observation(**{field.name: gather(field.name) for field in fields(Observation)})
+
 
 def make_rollout_buffer(trajectories: Sequence[Trajectory]) -> RolloutBuffer:
-    """Flattens trajectories; decisions that the cap overruled are left out.
+    """Puts recorded trajectories in order, without the decisions that the cap overruled.
 
     Raises:
-        TrainingError: the cap overruled all of them.
+        TrainingError: The cap overruled all decisions.
     """
     steps = [(n, s) for n, trajectory in enumerate(trajectories) for s in trajectory.steps if s.counts]
     if not steps:
@@ -63,26 +85,14 @@ def make_rollout_buffer(trajectories: Sequence[Trajectory]) -> RolloutBuffer:
             f"got no decision that counts in {len(trajectories)} trajectories, expected at least one that the "
             "cap did not overrule; raise sampling.max_steps"
         )
-    seen = [s.observation for _, s in steps]
-    maps = [o.map_BCHW for o in seen if o.map_BCHW is not None]
-    tembs = [o.temb_BE for o in seen if o.temb_BE is not None]
-    gammas = [o.gamma_B for o in seen if o.gamma_B is not None]
-    changes = [o.change_B for o in seen if o.change_B is not None]
-    observation = Observation(
-        map_BCHW=torch.cat(maps) if maps else None,
-        temb_BE=torch.cat(tembs) if tembs else None,
-        t_B=torch.cat([o.t_B for o in seen]),
-        index_B=torch.cat([o.index_B for o in seen]),
-        row_B=torch.cat([o.row_B for o in seen]),
-        gamma_B=torch.cat(gammas) if gammas else None,
-        change_B=torch.cat(changes) if changes else None,
-    )
+    batches = {id(s.batch): s.batch for _, s in steps}
+    position = {key: b for b, key in enumerate(batches)}
+    places = [(position[id(s.batch)], s.row, n) for n, s in steps]
+    batch_T, row_T, segment_T = torch.tensor(places, dtype=torch.int64, device="cpu").T.contiguous()
+    decisions = [(s.action, s.logp) for _, s in steps]
+    action_T, logp_T = torch.tensor(decisions, dtype=torch.float32, device="cpu").T.contiguous()
     return RolloutBuffer(
-        observation,
-        torch.tensor([s.action for _, s in steps], dtype=torch.float32, device="cpu"),
-        torch.tensor([s.logp for _, s in steps], dtype=torch.float32, device="cpu"),
-        torch.tensor([n for n, _ in steps], dtype=torch.int64, device="cpu"),
-        len(trajectories),
+        tuple(batches.values()), batch_T, row_T, action_T, logp_T, segment_T, trajectories=len(trajectories)
     )
 
 

@@ -90,10 +90,11 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
     weights = None if reward is None else 4 * reward.parameters
     judges: Place = "host" if recipe.reward.device == "cpu" else "device"
     tpm = sum(p.numel() for p in policy.parameters())
-    replay = replay_bytes(recipe, sizes.feature_channels, sizes.temb_channels)
+    decision = decision_bytes(recipe, sizes.feature_channels, sizes.temb_channels)
     call = rollout_call(recipe, sizes)
     height, width = call.height * 8, call.width * 8
-    trajectories = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt
+    trajectories, max_steps = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt, recipe.sampling.max_steps
+    micro_batch = min(max(recipe.rl.update_batch, max_steps), trajectories * max_steps)
     looks = 1 if recipe.reward.gamma_range is None else recipe.validation.gamma_points
     images = max(trajectories, recipe.validation.prompts * recipe.validation.samples_per_prompt * looks)
     parts = [
@@ -106,21 +107,19 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
         MemoryPart("reward activations", scoring_peak(recipe, reward, height, width), judges, "scoring"),
         MemoryPart("TPM activations", learning_peak(recipe, shape), "device", "learning"),
         MemoryPart("Python and libraries (assumed)", PROCESS, "host", "always"),
-        MemoryPart("pictures of an update or a validation", 4 * 3 * height * width * images, "host", "training"),
-        MemoryPart("replay of one update, at most", replay, "host", "training"),
-        MemoryPart("its flat copy, while passes run", replay, "host", "learning"),
+        MemoryPart("images of an update or a validation", 4 * 3 * height * width * images, "host", "training"),
+        MemoryPart("rollout buffer of one update, at most", decision * trajectories * max_steps, "host", "training"),
+        MemoryPart("copy of one micro-batch", decision * micro_batch, "host", "learning"),
     ]
     if recipe.backbone.precompute_prompt_embeddings:
         parts.append(MemoryPart("embeddings of all prompts", embeddings_bytes(sizes, call, texts), "disk", "training"))
     return parts
 
 
-def replay_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
-    """Bytes that the decisions of one update take if every image runs to the cap: independent of the image's size."""
+def decision_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) -> int:
+    """Bytes of one recorded decision. They do not depend on the size of the image."""
     maps = 2 if recipe.tpm.feature_maps == "first_last" else 1
-    observation = maps * feature_channels * recipe.tpm.grid**2 + temb_channels
-    decisions = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt * recipe.sampling.max_steps
-    return 2 * observation * decisions  # fp16
+    return 2 * (maps * feature_channels * recipe.tpm.grid**2 + temb_channels)  # fp16
 
 
 def _weights(recipe: Recipe, sizes: PipelineSizes) -> list[MemoryPart]:
