@@ -128,4 +128,4 @@ def test_mixed_precision_of_accelerate_is_said_to_change_nothing(asked, said, mo
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     with caplog.at_level(logging.WARNING), init_distributed("cpu"):
         pass
-    assert (f"mixed precision ({asked})" in caplog.text) is said
+    assert (f"mixed precision {asked}" in caplog.text) is said

@@ -31,7 +31,7 @@ def test_the_deal_depends_on_seed_and_update_alone():
 
 
 def test_no_prompts_are_refused():
-    with pytest.raises(PromptError, match="got no training prompts"):
+    with pytest.raises(PromptError, match="There are no training prompts"):
         draw_prompts([], 4, 0, 0)
 
 

@@ -20,9 +20,10 @@ from tpdm.core.types import Policy
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.pretrained import load_policy
 from tpdm.sampling.base import SampleRequest
-from tpdm.training.components import TrainingComponents, apply_step_penalty
+from tpdm.training.components import TrainingComponents
 from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.warnings import find_warnings
+from tpdm.training.objective import apply_step_penalty
 
 TEST_PROMPTS = [p.text for p in prompts(256, first=1000)]  # in no training or validation set
 SEEDS = [7 * n for n in range(256)]

@@ -188,7 +188,7 @@ def test_a_capped_trajectory_takes_part_without_decisions():
 
 def test_a_gradient_that_is_not_finite_is_refused():
     policy = fresh_policy()
-    with pytest.raises(TrainingError, match=r"got a gradient of norm nan.*expected.*lower"):
+    with pytest.raises(TrainingError, match=r"The gradient norm of the update is nan\. .*must be finite.*Lower"):
         update(policy, roll_out(policy), RL, torch.full((12,), float("nan")))
 
 
@@ -196,7 +196,7 @@ def test_no_decision_that_counts_is_refused(tmp_path):
     policy = fresh_policy()
     generated = GaussianSampler(policy)(SampleRequest(["hard 1"], [1], [1], record=True))
     steps = tuple(replace(s, counts=False) for s in generated.trajectories[0].steps)
-    with pytest.raises(TrainingError, match=r"got no decision that counts.*sampling\.max_steps"):
+    with pytest.raises(TrainingError, match=r"The cap overruled every decision of 1 .*Raise sampling\.max_steps"):
         make_rollout_buffer([replace(generated.trajectories[0], steps=steps)])
 
 

@@ -26,10 +26,9 @@ from tpdm.rewards.loading import load_reward
 from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 from tpdm.tinyworld.builtin import WEIGHTS
-from tpdm.training.components import apply_step_penalty
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.initialization import init_policy, init_times
-from tpdm.training.objective import rloo_advantages
+from tpdm.training.objective import apply_step_penalty, rloo_advantages
 from tpdm.training.policy_update import make_optimizer, update_policy
 from tpdm.training.rollout import collect_rollout
 from tpdm.training.train import train
@@ -118,7 +117,7 @@ class Bench:
         request = SampleRequest(texts, self.seeds, self.decision_seeds, record=True)
         rollout = collect_rollout(team, timed, reward, request)
         advantage_B = self.advantages(rollout.scored.score_B, rollout.steps)
-        replay = rollout.replay()
+        replay = rollout.buffer()
         optimizer = make_optimizer(policy, self.recipe.optimizer)
         clock.timed(
             "update",
@@ -126,7 +125,7 @@ class Bench:
             policy,
             optimizer,
             replay,
-            advantage_B[rollout.mine],
+            advantage_B[rollout.share],
             self.recipe.rl,
             self.recipe.optimizer.grad_clip,
             None,

@@ -49,8 +49,8 @@ from tpdm.training.monitoring.metrics import calibration
 logger = logging.getLogger(__name__)
 
 
-def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SINGLE_PROCESS) -> TrainingComponents:
-    """Pipeline, policy, reward and prompts of a recipe, as one process of the team needs them."""
+def build_components(recipe: Recipe, folder: Path, context: DistributedContext = SINGLE_PROCESS) -> TrainingComponents:
+    """Pipeline, policy, reward and prompts of a recipe, as one process of the context needs them."""
     train_prompts, validation_prompts = choose_prompts(recipe)
     check_negatives(recipe, (*train_prompts, *validation_prompts))
     device = resolve_device(recipe.backbone.device)
@@ -60,11 +60,11 @@ def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SI
         drawn = run_texts(recipe, train_prompts, validation_prompts)
         texts, needed = encode_texts(recipe, drawn, arguments, folder, device), NO_TEXT_ENCODERS
         looking = arguments | texts.call(drawn[:1], device)
-    check_shard(recipe, team, len(validation_prompts) * recipe.validation.samples_per_prompt)
+    check_shard(recipe, context, len(validation_prompts) * recipe.validation.samples_per_prompt)
     pipe = load_backbone(recipe.backbone, device, needed)
     check_pictures(pipe)
     if recipe.backbone.shard:
-        shard_denoiser(pipe, device, team.size)
+        shard_denoiser(pipe, device, context.size)
         pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     widths = infer_feature_shapes(pipe, looking)
@@ -85,12 +85,12 @@ def build_components(recipe: Recipe, folder: Path, team: DistributedContext = SI
 
     scoring = reward_device(recipe.reward, device)
     reward = recipe_reward(recipe.reward, scoring)
-    if team.is_main_process:
+    if context.is_main_process:
         tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     sampler = choose_sampler(recipe, adaptive, arguments, texts)
     return TrainingComponents(
         policy=policy,
-        sampler=SynchronizedSampler(sampler, find_denoiser(pipe), team) if recipe.backbone.shard else sampler,
+        sampler=SynchronizedSampler(sampler, find_denoiser(pipe), context) if recipe.backbone.shard else sampler,
         reward=reward,
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,

@@ -101,7 +101,7 @@ def load_checkpoint(
     average: EMA,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
-    team: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> RunState | None:
     """Restores the newest whole checkpoint into policy, average and optimizer; None where there is none.
 
@@ -110,11 +110,11 @@ def load_checkpoint(
     Raises:
         TrainingError: no checkpoint is whole, or the newest belongs to another run (see ``run_identity``).
     """
-    found = _newest_whole(folder, identity) if team.is_main_process else None
-    facts = team.broadcast_object(None if found is None else asdict(found.state))
+    found = _newest_whole(folder, identity) if context.is_main_process else None
+    facts = context.broadcast_object(None if found is None else asdict(found.state))
     if facts is None:
         return None
-    _restore(team.broadcast_tensors({} if found is None else found.tensors), policy, average, optimizer)
+    _restore(context.broadcast_tensors({} if found is None else found.tensors), policy, average, optimizer)
     return _state(facts)
 
 

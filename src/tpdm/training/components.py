@@ -1,4 +1,4 @@
-"""What a run is made of, and how images and prices come of it; nothing here knows a backbone."""
+"""The objects that a training run consists of."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from tpdm.config.recipe import RewardConfig
 from tpdm.data.prompts import Prompt
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.base import Reward
 from tpdm.sampling.base import Sampler
 from tpdm.training.monitoring.trackers import TrackerCallback
-from tpdm.training.objective import additive_reward, discounted_reward
 
 SavePretrained = Callable[[str, TimePredictionModule, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """What a run is made of.
+    """The objects of a run in one process.
+
+    Nothing here depends on a backbone, so that tests train on a sampler without a pipeline.
 
     Attributes:
-        policy: trained in place.
-        sampler: makes images with that policy.
-        reward: scores them.
-        train_prompts, validation_prompts: disjoint.
+        policy: The TPM, trained in place.
+        sampler: Makes images with that policy.
+        reward: Scores the images.
+        train_prompts: Prompts that updates draw from.
+        validation_prompts: Held-out prompts, disjoint from ``train_prompts``.
         save: ``save(name, policy, facts)`` writes the artifact ``name`` ("best" or "last") of the run.
-        judges: rewards by name that score validations beside the reward, and teach nothing.
-        listeners: are told of the run, where this process leads.
+        judges: Rewards by name that score validations in addition to the reward. They have no effect on training.
+        listeners: Trackers of the main process.
     """
 
     policy: TimePredictionModule
@@ -47,16 +45,3 @@ class TrainingComponents:
     def with_negatives(self) -> bool:
         """Whether any prompt of the run has a negative prompt (see ``SampleRequest.of``)."""
         return any(p.negative is not None for p in (*self.train_prompts, *self.validation_prompts))
-
-
-def apply_step_penalty(
-    score_B: Tensor, steps_B: Tensor, config: RewardConfig, gammas_B: Sequence[float] | None = None
-) -> Tensor:
-    """The objective of each image: its score with the price of its steps, in the recipe's form.
-
-    ``gammas_B`` are the discounts of a dial, one for each image; None takes the recipe's.
-    """
-    if config.form == "additive":
-        return additive_reward(score_B, steps_B, config.step_cost)
-    gamma = config.gamma if gammas_B is None else torch.tensor(gammas_B, dtype=torch.float64, device="cpu")
-    return discounted_reward(score_B, steps_B, gamma, config.offset)

@@ -55,7 +55,7 @@ def calibrated_reward(
     request: SampleRequest,
     folder: Path,
     fresh: bool,
-    team: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
     everyone: bool = False,
 ) -> Reward:
     """The reward that a run uses from its first image to its last.
@@ -67,7 +67,7 @@ def calibrated_reward(
         folder: Folder of the run. Contains the statistics as ``reward-statistics.json``.
         fresh: Whether the statistics are measured and written. A resumed run reads them, so that its objective stays
             the same.
-        team: The processes of the run. Only the main process measures or reads.
+        context: The processes of the run. Only the main process measures or reads.
         everyone: Whether all processes make the images, as a sharded denoiser needs. Default: False.
 
     Raises:
@@ -75,16 +75,16 @@ def calibrated_reward(
     """
     if not isinstance(reward, CompositeReward):
         return reward
-    if fresh and (team.is_main_process or everyone):
+    if fresh and (context.is_main_process or everyone):
         generated = sampler(request)
-        if team.is_main_process:
+        if context.is_main_process:
             reward = reward.calibrated(generated.images_B3HW, request.prompts)
             save_standards(reward, folder)
-    elif team.is_main_process:
+    elif context.is_main_process:
         reward = run_reward(reward, folder)
     assert isinstance(reward, CompositeReward)
     known = None if reward.standards is None else {key: asdict(one) for key, one in reward.standards.items()}
-    return replace(reward, standards={key: Standard(**one) for key, one in team.broadcast_object(known).items()})
+    return replace(reward, standards={key: Standard(**one) for key, one in context.broadcast_object(known).items()})
 
 
 SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "feature_maps", "velocity_change")

@@ -1,4 +1,4 @@
-"""One pass: the gradient of the clipped policy-ratio objective over recorded decisions, in micro-batches."""
+"""The policy update: gradients of the clipped objective over recorded decisions, in micro-batches."""
 
 from __future__ import annotations
 
@@ -16,59 +16,35 @@ from tpdm.policies.tpm import TimePredictionModule
 from tpdm.sampling.batch_size import AdaptiveBatchSize
 from tpdm.training.distributed.context import SINGLE_PROCESS, DistributedContext
 from tpdm.training.objective import MAX_LOG_RATIO, clip_diagnostics, clipped_objective, trajectory_log_ratio
-from tpdm.training.rollout import RolloutBuffer
-
-
-def find_nonfinite_trajectory(
-    policy: TimePredictionModule,
-    whole: GlobalCounts,
-    replay: RolloutBuffer | None,
-    advantage_B: Tensor,
-    rl: RlConfig,
-    reference: TimePredictionModule | None,
-) -> int | None:
-    """The first of this process's trajectories whose own gradient is not finite; None where only their sum is not."""
-    for n in range(0 if replay is None else replay.trajectories):
-        assert replay is not None
-        part = replay.part(n, n + 1)
-        if not len(part.action_T):
-            continue
-        policy.zero_grad(set_to_none=True)
-        _accumulate(policy, whole, part, advantage_B[n : n + 1], rl, reference)
-        if not all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None):
-            return n
-    return None
+from tpdm.training.rollout import RolloutBuffer, no_decision
 
 
 @dataclass(frozen=True)
 class GlobalCounts:
-    """What the means of the loss are over: all processes' trajectories, and their decisions that count."""
+    """Trajectories and decisions of all processes, the denominators of the means in the loss."""
 
     trajectories: int
     decisions: int
 
 
-def all_reduce_counts(team: DistributedContext, replay: RolloutBuffer | None, advantage_B: Tensor) -> GlobalCounts:
+def all_reduce_counts(context: DistributedContext, buffer: RolloutBuffer | None, advantage_B: Tensor) -> GlobalCounts:
     """Counts the rollout of all processes.
 
     Raises:
-        TrainingError: no process has a decision that counts.
+        TrainingError: The cap overruled the decisions of all processes.
     """
-    mine = [len(advantage_B), 0 if replay is None else len(replay.action_T)]
-    trajectories, decisions = (sum(n) for n in zip(*team.all_gather_object(mine), strict=True))
+    local = [len(advantage_B), 0 if buffer is None else len(buffer.action_T)]
+    trajectories, decisions = (sum(n) for n in zip(*context.all_gather_object(local), strict=True))
     if not decisions:
-        raise TrainingError(
-            f"got no decision that counts in {trajectories} trajectories, expected at least one that the "
-            "cap did not overrule; raise sampling.max_steps"
-        )
+        raise TrainingError(no_decision(trajectories))
     return GlobalCounts(trajectories, decisions)
 
 
 @dataclass(frozen=True)
 class PassStats:
-    """What a pass measured of each ratio (X: trajectories or decisions, as ``rl.ratio`` says) and decision.
+    """Measurements of one pass for each ratio and each decision, so that statistics are taken once over all of them.
 
-    Kept one by one, so that the statistics are taken once, over all of them in their order.
+    The axis X is trajectories or decisions, as ``rl.ratio`` selects.
     """
 
     log_ratio_X: Tensor
@@ -78,69 +54,69 @@ class PassStats:
 
 def accumulate_gradients(
     policy: TimePredictionModule,
-    whole: GlobalCounts,
-    replay: RolloutBuffer | None,
+    counts: GlobalCounts,
+    buffer: RolloutBuffer | None,
     advantage_B: Tensor,
     rl: RlConfig,
     reference: TimePredictionModule | None,
-    portion: AdaptiveBatchSize,
+    batch_size: AdaptiveBatchSize,
 ) -> PassStats:
-    """Makes the gradient of this process's decisions, in parts that fit into memory."""
-    if replay is None:  # its trajectories, if any, count with a ratio of 1
+    """Accumulates the gradient of this process's decisions in micro-batches that fit into memory."""
+    if buffer is None:  # trajectories without decisions have a ratio of 1
         ratios = len(advantage_B) if rl.ratio == "trajectory" else 0
         return PassStats(*(torch.zeros(n, dtype=torch.float32, device="cpu") for n in (ratios, 0, 0)))
     while True:
         try:
             return _joined(
                 [
-                    _accumulate(policy, whole, replay.part(first, last), advantage_B[first:last], rl, reference)
-                    for first, last in _micro_batches(replay, portion.size)
+                    _accumulate(policy, counts, buffer.part(first, last), advantage_B[first:last], rl, reference)
+                    for first, last in _micro_batches(buffer, batch_size.size)
                 ]
             )
         except torch.OutOfMemoryError:
-            pass  # handled below, where nothing holds the memory of the attempt any more
+            pass  # handled below, after the exception has released the memory of the attempt
         policy.zero_grad(set_to_none=True)
-        portion.halve(min(portion.size, len(replay.action_T)))
+        batch_size.halve(min(batch_size.size, len(buffer.action_T)))
 
 
 def _joined(parts: Sequence[PassStats]) -> PassStats:
     return PassStats(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PassStats)))
 
 
-def gather_metrics(team: DistributedContext, mine: PassStats) -> PassStats:
-    """What all processes measured, in their order."""
-    return PassStats(*(team.gather(getattr(mine, f.name)) for f in fields(PassStats)))
+def gather_metrics(context: DistributedContext, local: PassStats) -> PassStats:
+    """The measurements of all processes, in the order of the processes."""
+    return PassStats(*(context.gather(getattr(local, f.name)) for f in fields(PassStats)))
 
 
-def _micro_batches(replay: RolloutBuffer, decisions: int) -> Iterator[tuple[int, int]]:
-    """Ranges of whole trajectories with at most so many decisions (one trajectory at least)."""
-    lengths = torch.bincount(replay.segment_T, minlength=replay.trajectories).tolist()
+def _micro_batches(buffer: RolloutBuffer, decisions: int) -> Iterator[tuple[int, int]]:
+    """Ranges of whole trajectories with at most ``decisions`` decisions, and at least one trajectory."""
+    lengths = torch.bincount(buffer.segment_T, minlength=buffer.trajectories).tolist()
     first, total = 0, 0
     for n, length in enumerate(lengths):
-        # A trajectory without decisions never stands alone: a mean over nothing is NaN.
+        # A trajectory without decisions joins the one before: the mean over no decision is NaN.
         if total and length and total + length > decisions:
             yield first, n
             first, total = n, 0
         total += length
-    yield first, replay.trajectories
+    yield first, buffer.trajectories
 
 
 @without_autocast()
 def _accumulate(
     policy: TimePredictionModule,
-    whole: GlobalCounts,
+    counts: GlobalCounts,
     part: RolloutBuffer,
     advantage_B: Tensor,
     rl: RlConfig,
     reference: TimePredictionModule | None,
 ) -> PassStats:
-    """Adds the gradient of one micro-batch; its share is that of its real trajectories or decisions in the whole."""
+    """Adds the gradient of one micro-batch, weighted by its share of all trajectories or decisions."""
     logp_T, entropy_T, params = policy.evaluate(part.observation, part.action_T)
     logp_T, entropy_T = logp_T.cpu(), entropy_T.cpu()
-    decision_share = len(part.action_T) / whole.decisions
+    decision_share = len(part.action_T) / counts.decisions
     if rl.ratio == "trajectory":
         log_ratio_X = trajectory_log_ratio(logp_T, part.logp_T, part.segment_T, part.trajectories)
-        share, advantage_X = part.trajectories / whole.trajectories, advantage_B
+        share, advantage_X = part.trajectories / counts.trajectories, advantage_B
     else:
         log_ratio_X, advantage_X = logp_T - part.logp_T, advantage_B[part.segment_T]
         share = decision_share
@@ -156,16 +132,40 @@ def _accumulate(
     return PassStats(log_ratio_X.detach(), entropy_T.detach(), kl_T.detach())
 
 
+def find_nonfinite_trajectory(
+    policy: TimePredictionModule,
+    counts: GlobalCounts,
+    buffer: RolloutBuffer | None,
+    advantage_B: Tensor,
+    rl: RlConfig,
+    reference: TimePredictionModule | None,
+) -> int | None:
+    """The first trajectory of this process whose own gradient is not finite. None if only their sum is not finite."""
+    if buffer is None:
+        return None
+    for n in range(buffer.trajectories):
+        part = buffer.part(n, n + 1)
+        if not len(part.action_T):
+            continue
+        policy.zero_grad(set_to_none=True)
+        _accumulate(policy, counts, part, advantage_B[n : n + 1], rl, reference)
+        if not all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None):
+            return n
+    return None
+
+
 @dataclass(frozen=True)
 class UpdateStats:
-    """What the passes over one rollout measured; explained in docs/metrics.md.
+    """Measurements of the passes over one rollout (see docs/metrics.md).
 
     Attributes:
-        ratio_deviation: largest |ratio - 1| before the first optimizer step; 0 but for rounding.
-        clip_fraction, approx_kl, ratio_max: of the last pass.
-        entropy: mean over decisions, nats, before the first step.
-        kl_to_initial: mean KL to the policy training began with, nats; 0 unless ``kl_weight`` is set.
-        grad_norm: largest gradient norm before clipping.
+        ratio_deviation: Largest |ratio - 1| before the first optimizer step, 0 up to floating-point rounding.
+        clip_fraction: Share of clipped ratios in the last pass, in [0, 1].
+        approx_kl: KL from the sampling policy in the last pass, in nats.
+        ratio_max: Largest ratio of the last pass.
+        entropy: Mean entropy of the decisions before the first step, in nats.
+        kl_to_initial: Mean KL to the initial policy, in nats. 0 if ``rl.kl_weight`` is 0.
+        grad_norm: Largest gradient norm before clipping.
     """
 
     ratio_deviation: float
@@ -178,7 +178,7 @@ class UpdateStats:
 
 
 def make_optimizer(policy: TimePredictionModule, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW as the recipe says."""
+    """AdamW with the settings of the recipe."""
     return torch.optim.AdamW(
         policy.parameters(),
         lr=config.lr,
@@ -188,8 +188,25 @@ def make_optimizer(policy: TimePredictionModule, config: OptimizerConfig) -> tor
     )
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, update: int, updates: int) -> None:
+    """Sets the rate of an update (see ``learning_rate``) in all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, update, updates)
+
+
 def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
-    """Rate of an update in [0, updates): warm-up, then constant, linear to zero or cosine to zero."""
+    """Learning rate of an update: a linear warm-up, then constant, linear to zero or cosine to zero.
+
+    Args:
+        config: Optimizer section of the recipe.
+        update: Number of the update, in [0, updates).
+        updates: Updates of the run, >= 1.
+
+    Example:
+        >>> config = OptimizerConfig(lr=0.1, warmup_updates=2, lr_schedule="linear")
+        >>> [round(learning_rate(config, update, 6), 3) for update in range(6)]
+        [0.05, 0.1, 0.1, 0.075, 0.05, 0.025]
+    """
     if update < config.warmup_updates:
         return config.lr * (update + 1) / config.warmup_updates
     done = (update - config.warmup_updates) / max(1, updates - config.warmup_updates)
@@ -204,49 +221,50 @@ def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
 def update_policy(
     policy: TimePredictionModule,
     optimizer: torch.optim.Optimizer,
-    replay: RolloutBuffer | None,
+    buffer: RolloutBuffer | None,
     advantage_B: Tensor,
     rl: RlConfig,
     grad_clip: float,
     reference: TimePredictionModule | None,
-    team: DistributedContext = SINGLE_PROCESS,
-    portion: AdaptiveBatchSize | None = None,
+    context: DistributedContext = SINGLE_PROCESS,
+    batch_size: AdaptiveBatchSize | None = None,
 ) -> UpdateStats:
-    """``rl.epochs`` passes over one rollout, one optimizer step each.
+    """Makes ``rl.epochs`` passes over one rollout, with one optimizer step each.
 
-    The loss is a mean over trajectories (and, for entropy and KL, over decisions) of the whole rollout, summed
-    up from micro-batches of whole trajectories and from processes: neither changes more than the rounding.
+    The loss is a mean over the trajectories of all processes. Its entropy and KL terms are means over decisions. The
+    gradient is summed over micro-batches of whole trajectories and over processes. Their numbers change the result only
+    up to floating-point rounding.
 
     Args:
-        policy: trained in place, on every process alike.
-        optimizer: of its parameters.
-        replay: this process's decisions; None where it has none.
-        advantage_B: of this process's trajectories, those without decisions too.
-        rl: of the recipe.
-        grad_clip: largest norm of the whole gradient.
-        reference: the policy that ``rl.kl_weight`` pulls to.
-        team: the processes that share the rollout.
-        portion: decisions per forward pass, fewer where memory is short; ``rl.update_batch`` if not given.
+        policy: The policy, trained in place, the same in every process.
+        optimizer: Optimizer of its parameters.
+        buffer: Decisions of this process. None if it has none.
+        advantage_B: Advantages of the trajectories of this process, including those without decisions.
+        rl: RL section of the recipe.
+        grad_clip: Largest norm of the gradient, > 0.
+        reference: The initial policy, for ``rl.kl_weight``. None without that term.
+        context: The processes that share the rollout. Default: this process only.
+        batch_size: Decisions per forward pass, halved if memory is short. Default: ``rl.update_batch``.
 
     Raises:
-        TrainingError: no process has a decision, or the gradient is not finite: a NonFiniteError, where one of this
-            process's trajectories is to blame.
+        TrainingError: No process has a decision, or the gradient is not finite. It is a NonFiniteError if the gradient
+            of one trajectory of this process is not finite.
     """
-    whole = all_reduce_counts(team, replay, advantage_B)
-    portion = portion or AdaptiveBatchSize(rl.update_batch, "rl.update_batch", "decisions")
+    counts = all_reduce_counts(context, buffer, advantage_B)
+    batch_size = batch_size or AdaptiveBatchSize(rl.update_batch, "rl.update_batch", "decisions")
     passes: list[PassStats] = []
     norms: list[float] = []
     for _ in range(rl.epochs):
         optimizer.zero_grad(set_to_none=True)
-        passes.append(accumulate_gradients(policy, whole, replay, advantage_B, rl, reference, portion))
-        team.all_reduce_gradients(policy)
+        passes.append(accumulate_gradients(policy, counts, buffer, advantage_B, rl, reference, batch_size))
+        context.all_reduce_gradients(policy)
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), grad_clip))
         if not norm < float("inf"):
-            raise _not_finite(norm, find_nonfinite_trajectory(policy, whole, replay, advantage_B, rl, reference))
+            raise _not_finite(norm, find_nonfinite_trajectory(policy, counts, buffer, advantage_B, rl, reference))
         optimizer.step()
         norms.append(norm)
-    first_pass = gather_metrics(team, passes[0])
-    last_pass = gather_metrics(team, passes[-1])
+    first_pass = gather_metrics(context, passes[0])
+    last_pass = gather_metrics(context, passes[-1])
     clipped = clip_diagnostics(last_pass.log_ratio_X, rl.clip)
     deviation_X = torch.expm1(first_pass.log_ratio_X.clamp_max(MAX_LOG_RATIO)).abs()
     return UpdateStats(
@@ -260,9 +278,9 @@ def update_policy(
     )
 
 
-def _not_finite(norm: float, culprit: int | None) -> TrainingError:
+def _not_finite(norm: float, trajectory: int | None) -> TrainingError:
     message = (
-        f"got a gradient of norm {norm} in the update, expected a finite one; lower optimizer.lr or look for extreme "
-        "rewards in metrics.jsonl"
+        f"The gradient norm of the update is {norm}. It must be finite. Lower optimizer.lr, or look for extreme "
+        "rewards in metrics.jsonl."
     )
-    return TrainingError(message) if culprit is None else NonFiniteError(message, culprit)
+    return TrainingError(message) if trajectory is None else NonFiniteError(message, trajectory)

@@ -1,4 +1,4 @@
-"""Images of an update or a validation: made by all processes, each its own, and scored; everyone knows all scores."""
+"""Images of an update or a validation, made and scored by all processes, and the buffer of their decisions."""
 
 from __future__ import annotations
 
@@ -81,10 +81,7 @@ def make_rollout_buffer(trajectories: Sequence[Trajectory]) -> RolloutBuffer:
     """
     steps = [(n, s) for n, trajectory in enumerate(trajectories) for s in trajectory.steps if s.counts]
     if not steps:
-        raise TrainingError(
-            f"got no decision that counts in {len(trajectories)} trajectories, expected at least one that the "
-            "cap did not overrule; raise sampling.max_steps"
-        )
+        raise TrainingError(no_decision(len(trajectories)))
     batches = {id(s.batch): s.batch for _, s in steps}
     position = {key: b for b, key in enumerate(batches)}
     places = [(position[id(s.batch)], s.row, n) for n, s in steps]
@@ -96,77 +93,86 @@ def make_rollout_buffer(trajectories: Sequence[Trajectory]) -> RolloutBuffer:
     )
 
 
+def no_decision(trajectories: int) -> str:
+    """The message of a rollout without a decision that counts."""
+    return (
+        f"The cap overruled every decision of {trajectories} trajectories. At least one decision must count. Raise "
+        "sampling.max_steps."
+    )
+
+
 @dataclass(frozen=True)
 class ScoredRollout:
-    """What came of B images.
+    """The scores of B images, and the images that this process made.
 
     Attributes:
-        scored: of all B, in the order they were asked for, whoever made them.
-        steps: network evaluations of all B.
-        mine: the images of this process, among the B.
-        generated: those images; None where the process had none to make.
-        judged: scores of all B by judges that training does not see.
-        score_seconds: wall-clock time that the reward and the judges took of this process.
+        scored: Scores of all B images, in the order of the request.
+        steps: Denoiser evaluations of all B images.
+        share: Rows of the images of this process.
+        generated: Images of this process. None if its share is empty.
+        judged: Scores of all B images by each judge.
+        score_seconds: Wall-clock time of the reward and the judges in this process, in seconds.
     """
 
     scored: RewardOutput
     steps: list[int]
-    mine: slice
+    share: slice
     generated: SampleBatch | None
     judged: Mapping[str, Tensor] = field(default_factory=dict)
     score_seconds: float = 0.0
 
-    def replay(self) -> RolloutBuffer | None:
-        """This process's decisions; None where none of them counts."""
+    def buffer(self) -> RolloutBuffer | None:
+        """The recorded decisions of this process. None if the cap overruled all of them."""
         trajectories = (self.generated.trajectories if self.generated else None) or []
         counts = any(step.counts for trajectory in trajectories for step in trajectory.steps)
         return make_rollout_buffer(trajectories) if counts else None
 
 
 def collect_rollout(
-    team: DistributedContext,
+    context: DistributedContext,
     sampler: Sampler,
     reward: Reward,
     request: SampleRequest,
     judges: Mapping[str, Reward] = MappingProxyType({}),
 ) -> ScoredRollout:
-    """Makes and scores this process's share of B images, and shares the scores with all processes.
+    """Makes and scores this process's share of B images, and gathers the scores of all processes.
 
     The share is a range of consecutive images. If the number of processes divides the number of prompts, the share
     contains whole groups. Otherwise a group may span two processes, which changes no result: every process computes
     advantages from all scores.
 
     Args:
-        team: The processes of the run.
+        context: The processes of the run.
         sampler: Makes the images.
         reward: Scores the images.
         request: All B images.
-        judges: Rewards by name that score the images too.
+        judges: Rewards by name that score the images in addition. Default: none.
     """
-    mine = team.part(len(request))
+    share = context.part(len(request))
     generated, scored, judged, seconds = None, RewardOutput(_joined([]), {}), {}, 0.0
-    if share := request.rows(mine):
-        generated = sampler(share)
+    if rows := request.rows(share):
+        generated = sampler(rows)
         images = generated.images_B3HW
         began = time.monotonic()
-        scored = judge(reward, images, share.prompts, share.seeds)
-        judged = {name: checked_scores(other, images, share.prompts, share.seeds) for name, other in judges.items()}
+        scored = judge(reward, images, rows.prompts, rows.seeds)
+        judged = {name: checked_scores(other, images, rows.prompts, rows.seeds) for name, other in judges.items()}
         seconds = time.monotonic() - began
-    said = {
-        "score": scored.score_B.tolist(),
-        "parts": {key: part_B.tolist() for key, part_B in scored.parts.items()},
-        "judged": {name: score_B.tolist() for name, score_B in judged.items()},
-        "steps": generated.steps if generated else [],
-    }
-    heard = team.all_gather_object(said)
-    # The last process has images where any has.
-    parts, others = (
-        {key: _joined([one[kind].get(key, []) for one in heard]) for key in heard[-1][kind]}
+    gathered = context.all_gather_object(
+        {
+            "score": scored.score_B.tolist(),
+            "parts": {key: part_B.tolist() for key, part_B in scored.parts.items()},
+            "judged": {name: score_B.tolist() for name, score_B in judged.items()},
+            "steps": generated.steps if generated else [],
+        }
+    )
+    # If any process has images, the last one does.
+    parts, judged_B = (
+        {key: _joined([process[kind].get(key, []) for process in gathered]) for key in gathered[-1][kind]}
         for kind in ("parts", "judged")
     )
-    steps = [n for one in heard for n in one["steps"]]
-    scored = RewardOutput(_joined([one["score"] for one in heard]), parts)
-    return ScoredRollout(scored, steps, mine, generated, others, seconds)
+    scored = RewardOutput(_joined([process["score"] for process in gathered]), parts)
+    steps = [n for process in gathered for n in process["steps"]]
+    return ScoredRollout(scored, steps, share, generated, judged_B, seconds)
 
 
 def _joined(scores: Sequence[list[Any]]) -> Tensor:

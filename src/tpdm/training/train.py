@@ -1,11 +1,11 @@
-"""A full disk ends a run with a sentence, and the last good checkpoint stays."""
+"""``tpdm.train``: one run from a recipe to artifacts, with an error message for a full disk."""
 
 from __future__ import annotations
 
 import errno
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,61 +22,74 @@ from tpdm.training.distributed.heartbeat import heartbeat
 from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.trackers import check_packages, open_trackers
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the size that a file may have
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, file too large
 
-# Its errors hold the number in their text alone: "(os error 28)", "Os { code: 28, ..." in old ones.
+# The number is only in the text of its errors: "(os error 28)", or "Os { code: 28, ..." in old versions.
 _SAFETENSORS = re.compile(r"(?:os error|Os \{ code:) (\d+)")
 
 
 @contextmanager
 def translate_disk_full(folder: Path) -> Iterator[None]:
-    """Turns errors of a full disk inside the block into a ``TrainingError``; every other error passes."""
+    """Turns errors of a full disk into a ``TrainingError``.
+
+    Other errors are unchanged, and the last checkpoint stays valid.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if _number(error) not in FULL:
             raise
         raise TrainingError(
-            f"got no more room for the files of {folder} ({' '.join(str(error).split())}), expected some; free some "
-            "and give the same command, it goes on from the last checkpoint"
+            f"The disk of {folder} is full ({' '.join(str(error).split())}). The run needs room for its files. Free "
+            "some, and repeat the command, which resumes from the last checkpoint."
         ) from error
 
 
 def _number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    found = _SAFETENSORS.search(str(error))
-    return int(found[1]) if found else None
+    match = _SAFETENSORS.search(str(error))
+    return int(match[1]) if match else None
 
 
 def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto") -> Path:
-    """Trains a TPM, or goes on where an interrupted run of the same recipe stopped.
+    """Trains a TPM, or resumes an interrupted run of the same recipe.
 
-    Started in several processes (``torchrun``, ``accelerate launch``), they share the work; the first one writes.
+    If ``torchrun`` or ``accelerate launch`` started several processes, they share the work. Only the main process
+    writes files.
 
     Args:
-        recipe: what to do.
-        resume: ``auto`` continues from the newest checkpoint in the output folder, ``never`` refuses to.
+        recipe: Recipe of the run (see ``tpdm.load_recipe``).
+        resume: "auto" resumes from the newest checkpoint in the output folder. "never" refuses an output folder that
+            contains a run. Default: "auto".
 
     Returns:
-        The folder of the best artifact, ready for ``attach``.
+        The folder of the best artifact, which ``attach`` accepts.
 
     Raises:
-        ConfigError: the output folder already holds a run and ``resume`` is ``never``.
-        TpdmError: whatever the parts refuse; nothing is half written.
+        ConfigError: The output folder contains a run and ``resume`` is "never".
+        TpdmError: A component refuses the recipe, or the run fails. Every file on the disk is complete.
+
+    Example:
+        >>> from tpdm import load_recipe, train
+        >>> folder = train(load_recipe("recipes/tinyworld.yaml", ["rl.updates=20"]))  # doctest: +SKIP
     """
     folder = Path(recipe.output)
-    with init_distributed(recipe.backbone.device) as team:
-        if team.is_main_process and resume == "never" and (folder / "checkpoints").exists():
-            raise ConfigError(f"got output {folder}, which already holds a run; choose another output or resume=auto")
+    with init_distributed(recipe.backbone.device) as context:
+        main = context.is_main_process
+        if main and resume == "never" and (folder / "checkpoints").exists():
+            raise ConfigError(
+                f"output is {folder}, which contains a run. It must be a new folder with resume=never. Choose another "
+                "output, or use resume=auto."
+            )
         check_packages(recipe.trackers)
-        if team.is_main_process:
+        if main:
             warn_unused_keys(recipe)
-        parts = build_components(recipe, folder, team)
-        told = recipe if team.is_main_process else replace(recipe, trackers=())
-        with heartbeat(team), translate_disk_full(folder), open_trackers(told, folder) as listeners:
-            state = train_loop(recipe, replace(parts, listeners=listeners), folder, team)
-        if team.is_main_process:
+        components = build_components(recipe, folder, context)
+        trackers = open_trackers(recipe, folder) if main else nullcontext(())
+        with heartbeat(context), translate_disk_full(folder), trackers as listeners:
+            state = train_loop(recipe, replace(components, listeners=listeners), folder, context)
+        if main:
             write_json(
                 folder / "run.json",
                 {

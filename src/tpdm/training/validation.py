@@ -1,4 +1,4 @@
-"""Which validation is kept as best/: the newest that the record is not significantly above."""
+"""Validation: held-out prompts on fixed noise, and the selection of the best policy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tpdm.core.errors import PromptError, TrainingError
 from tpdm.core.seeding import Stream, derive_seed
 from tpdm.sampling.base import SampleRequest
 from tpdm.training.checkpoint import RunState
-from tpdm.training.components import TrainingComponents, apply_step_penalty
+from tpdm.training.components import TrainingComponents
 from tpdm.training.distributed.context import DistributedContext
-from tpdm.training.monitoring.logger import NullRunLogger, RunLogger
+from tpdm.training.monitoring.logger import RunLogger
 from tpdm.training.monitoring.metrics import (
     gamma_points,
     gamma_statistics,
@@ -23,26 +23,33 @@ from tpdm.training.monitoring.metrics import (
     part_statistics,
     step_statistics,
 )
+from tpdm.training.objective import apply_step_penalty
 from tpdm.training.rollout import collect_rollout
 
 SIGNIFICANT = 1.96  # standard errors: 95 %, two-sided
 
 
 def is_not_worse(objectives: Sequence[float], record: Sequence[float], samples: int = 1, points: int = 1) -> bool:
-    """Whether a validation is at least as good as the record, as far as the same images can tell.
+    """Whether a validation is not significantly worse than the record.
 
-    The highest of many noisy validations is a lucky one. With equal images the difference has an error of its own;
-    where it is within that error, the newer policy has learnt longer, and is taken. The error is over prompts: images
-    of one prompt, and one image at several gammas, are better and worse together.
+    The highest of many noisy validations is partly luck. Both validations have the same images, so that the error of
+    their difference can be estimated. Within that error the newer policy is selected. The error is over prompts,
+    because images of one prompt, and one image at several gammas, are correlated.
 
     Args:
-        objectives: of the validation images now.
-        record: of the same images, when their mean was highest.
-        samples: images of one prompt, which lie side by side.
-        points: gammas of a dial, at each of which all images are made, one gamma after the other.
+        objectives: Objectives of the validation images now.
+        record: Objectives of the same images when their mean was highest.
+        samples: Consecutive images of one prompt. Default: 1.
+        points: Number of gammas. All images of one gamma come before those of the next. Default: 1.
 
     Returns:
-        True unless the mean difference is more than 1.96 of its standard errors below 0.
+        False if the mean difference is more than 1.96 standard errors below 0.
+
+    Example:
+        >>> is_not_worse([0.8, 0.6, 0.7], record=[0.7, 0.8, 0.7])
+        True
+        >>> is_not_worse([0.5, 0.6, 0.5], record=[0.7, 0.8, 0.7])
+        False
     """
     now_B, best_B = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (objectives, record))
     difference_B = now_B - best_B
@@ -53,62 +60,89 @@ def is_not_worse(objectives: Sequence[float], record: Sequence[float], samples: 
 
 
 def validate(
-    recipe: Recipe, parts: TrainingComponents, state: RunState, log: RunLogger | NullRunLogger, team: DistributedContext
+    recipe: Recipe,
+    components: TrainingComponents,
+    state: RunState,
+    context: DistributedContext,
+    logger: RunLogger | None,
 ) -> RunState:
-    """Held-out prompts on fixed noise under the mode of the policy; saves last/, and best/ where it keeps up."""
-    if not parts.validation_prompts:
-        raise PromptError(
-            "got no validation prompts, expected at least one; raise prompts.held_out_fraction or add prompts"
-        )
-    n = recipe.validation.samples_per_prompt
-    points = gamma_points(recipe.reward, recipe.validation.gamma_points)
-    images = [(p, i) for i, p in enumerate(p for p in parts.validation_prompts for _ in range(n))]
-    # The same images at every gamma, one gamma after the other: neighbours in a batch take about as many steps.
-    gammas_B = None if points is None else [gamma for gamma in points for _ in images]
-    images = images * (1 if points is None else len(points))
-    seeds = [derive_seed(recipe.seed, Stream.VALIDATION, i) for _, i in images]
-    request = SampleRequest.of([p for p, _ in images], seeds, gammas=gammas_B, with_negatives=parts.with_negatives)
-    parts.policy.eval()
-    rollout = collect_rollout(team, parts.sampler, parts.reward, request, parts.judges)
+    """Measures the mode of the policy on held-out prompts, and saves last/ and perhaps best/.
+
+    Args:
+        recipe: Recipe of the run.
+        components: Objects of the run.
+        state: State of the run.
+        context: The processes of the run.
+        logger: Logger of the main process. None in other processes.
+
+    Returns:
+        The state with the selected update and the record.
+
+    Raises:
+        PromptError: There are no validation prompts.
+        TrainingError: The untrained policy gets the same score for all images.
+    """
+    request = validation_request(recipe, components)
+    components.policy.eval()
+    rollout = collect_rollout(context, components.sampler, components.reward, request, components.judges)
     score_B = rollout.scored.score_B
     if state.update == 0:
-        _refuse_constant(score_B, parts.reward.name, request.prompts[0])
-    objective_B = apply_step_penalty(
-        score_B, torch.tensor(rollout.steps, dtype=torch.int64, device="cpu"), recipe.reward, gammas_B
-    )
-    objective = float(objective_B.mean())
+        _refuse_constant(score_B, components.reward.name, request.prompts[0])
+    steps_B = torch.tensor(rollout.steps, dtype=torch.int64, device="cpu")
+    objective_B = apply_step_penalty(score_B, steps_B, recipe.reward, request.gammas)
+    objective, objectives = float(objective_B.mean()), tuple(objective_B.tolist())
     row = {
         "score_mean": float(score_B.mean()),
         "score_sd": float(score_B.std(correction=0)),
         **part_statistics(rollout.scored.parts),
         "objective_mean": objective,
         **step_statistics(rollout.steps),
-        **gamma_statistics(gammas_B, score_B, objective_B, rollout.steps),
+        **gamma_statistics(request.gammas, score_B, objective_B, rollout.steps),
         **judge_statistics(rollout.judged),
     }
-    log.write({"kind": "validation", "update": state.update, **row})
-    if rollout.generated is not None:
-        log.show(state.update, request, rollout.generated, score_B)
-    facts = {"update": state.update, "validation": row}
-    parts.save("last", parts.policy, facts)
-    now = tuple(objective_B.tolist())
-    if state.record is None or is_not_worse(now, state.record, n, len(points or [0])):
-        parts.save("best", parts.policy, facts)
+    samples = recipe.validation.samples_per_prompt
+    points = len(rollout.steps) // (samples * len(components.validation_prompts))
+    best = state.record is None or is_not_worse(objectives, state.record, samples, points)
+    if logger is not None:
+        logger.write({"kind": "validation", "update": state.update, **row})
+        if rollout.generated is not None:
+            logger.show(state.update, request, rollout.generated, score_B)
+        for name in ("last", "best") if best else ("last",):
+            components.save(name, components.policy, {"update": state.update, "validation": row})
+    if best:
         state = replace(state, best_objective=objective, best_update=state.update)
-    if state.record is None or sum(now) > sum(state.record):
-        state = replace(state, record=now)
+    if state.record is None or sum(objectives) > sum(state.record):
+        state = replace(state, record=objectives)
     return state
 
 
-def _refuse_constant(score_B: Tensor, reward: str, prompt: str) -> None:
-    """A reward that gives one number for every image would leave only the price of steps to be learnt.
+def validation_request(recipe: Recipe, components: TrainingComponents) -> SampleRequest:
+    """The images of every validation of a run. Images of one gamma are consecutive: they take about equal steps.
 
-    Asked of the untrained policy's validation alone: later, equal scores may be honest (a few easy prompts in one
-    update, a score that saturates), and stopping there would stop every resumed run at the same place.
+    Raises:
+        PromptError: There are no validation prompts.
+    """
+    if not components.validation_prompts:
+        raise PromptError(
+            "There are no validation prompts. At least one is needed. Raise prompts.held_out_fraction or add prompts."
+        )
+    samples = recipe.validation.samples_per_prompt
+    points = gamma_points(recipe.reward, recipe.validation.gamma_points)
+    prompts = [p for p in components.validation_prompts for _ in range(samples)]
+    seeds = [derive_seed(recipe.seed, Stream.VALIDATION, i) for i in range(len(prompts))]
+    gammas = None if points is None else [gamma for gamma in points for _ in prompts]
+    repeats = 1 if points is None else len(points)
+    return SampleRequest.of(prompts * repeats, seeds * repeats, gammas=gammas, with_negatives=components.with_negatives)
+
+
+def _refuse_constant(score_B: Tensor, reward: str, prompt: str) -> None:
+    """Refuses a reward that gives all images the same score: only the step penalty would remain to learn.
+
+    Only the validation of the untrained policy is checked. Later equal scores may be correct, for example if a score
+    saturates. An error there would stop every resumed run at the same update.
     """
     if len(score_B) > 1 and bool((score_B == score_B[0]).all()):
         raise TrainingError(
-            f"got the score {float(score_B[0]):g} from reward '{reward}' for all {len(score_B)} validation "
-            f"images (the first is of prompt '{prompt}'), expected different ones; try the reward on two unlike "
-            "images, or raise validation.prompts"
+            f"Reward '{reward}' scores all {len(score_B)} validation images {float(score_B[0]):g}. The first prompt is "
+            f"'{prompt}'. Scores must differ. Try the reward on two different images, or raise validation.prompts."
         )

@@ -1,11 +1,11 @@
-"""The processes of one run: who makes which images, and the few words they exchange.
+"""The processes of one run, and the collectives that they use.
 
-The number of processes is how a run is done, not what it does. So every process knows the whole update (prompts,
-seeds, scores, advantages) and does its part of the work: its images, and the gradient of its decisions. Scores are
-put together in the order of the images, and reduced alike by everyone; gradients are summed in float64.
+The number of processes changes how a run is computed, not its result. Every process knows the whole update (prompts,
+seeds, scores, advantages) and computes its share: its images and the gradient of its decisions. Scores are joined in
+the order of the images. Gradients are summed in float64.
 
-All words go over gloo, on GPUs too. They are few (a gradient of the TPM's size a pass), and gloo says at once when
-a process is gone, where NCCL waits.
+All collectives use gloo, also on GPUs. The data are small (one gradient of the TPM per pass), and gloo reports a lost
+process at once, whereas NCCL waits. Objects travel as JSON and tensors as safetensors, which cannot execute code.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from tpdm.core.errors import ConfigError, TrainingError
 
 logger = logging.getLogger(__name__)
-# How many processes were started, in the words of torchrun, accelerate and the MPI launchers.
+# The number of processes in the environment of torchrun, accelerate and MPI launchers.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# A rollout may be much slower on one process than on another; one that died is noticed otherwise.
-_PATIENCE = timedelta(hours=6)
+# A rollout may be much slower on one process than on another. The heartbeat notices a lost process sooner.
+_TIMEOUT = timedelta(hours=6)
 
 
 class PeerLostError(TrainingError):
@@ -38,12 +38,16 @@ class PeerLostError(TrainingError):
 
 
 class DistributedContext:
-    """The processes of a run as one of them sees it; ``DistributedContext()`` is a process alone.
+    """The processes of a run, from the view of one of them.
 
     Args:
-        rank: of this process, 0 leads: it alone writes.
-        size: number of processes.
-        group: a gloo group of all of them; None where there is one.
+        rank: Rank of this process, in [0, size). Rank 0 is the main process. Default: 0.
+        size: Number of processes, >= 1. Default: 1.
+        group: A gloo group of all processes. None for a single process.
+
+    Example:
+        >>> [DistributedContext(rank, 3).part(8) for rank in range(3)]
+        [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
     """
 
     def __init__(self, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None) -> None:
@@ -55,79 +59,66 @@ class DistributedContext:
         return self.rank == 0
 
     def part(self, count: int) -> slice:
-        """This process's share of ``count`` items: consecutive ones, sizes differ by one at most, perhaps none."""
+        """This process's share of ``count`` items: a consecutive range. Sizes differ by at most 1 and may be 0."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def gather(self, x_B: Tensor) -> Tensor:
-        """The rows of all processes in their order; other axes and the dtype are the same everywhere."""
+        """The rows of all processes in their order, on the CPU. Other axes and the dtype must be equal everywhere."""
         if self.size == 1:
             return x_B
-        x_B = x_B.detach().cpu().contiguous()
-        with self._together():
-            mine = torch.tensor([len(x_B)], dtype=torch.int64, device="cpu")
-            rows = [torch.zeros_like(mine) for _ in range(self.size)]
-            dist.all_gather(rows, mine, group=self._group)
-            most = max(int(n) for n in rows)
-            padded = torch.cat([x_B, x_B.new_zeros(most - len(x_B), *x_B.shape[1:])])
-            found = [torch.empty_like(padded) for _ in range(self.size)]
-            dist.all_gather(found, padded, group=self._group)
-        return torch.cat([part[: int(n)] for part, n in zip(found, rows, strict=True)])
+        data = save({"x": x_B.detach().cpu().contiguous()})
+        return torch.cat([load(part)["x"] for part in self._gather_bytes(data)])
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """A plain value of every process, in their order; floats arrive bit for bit."""
+        """A JSON value of every process, in their order. Floats arrive without rounding."""
         if self.size == 1:
             return [value]
-        # One line each: JSON holds no bare newline.
-        lines = self.gather(_bytes((json.dumps(value) + "\n").encode()))
-        return [json.loads(line) for line in bytes(lines.tolist()).decode().splitlines()]
+        return [json.loads(part) for part in self._gather_bytes(json.dumps(value).encode())]
 
     def broadcast_object(self, value: Any) -> Any:
-        """The leading process's plain value."""
+        """The JSON value of the main process."""
         return self.all_gather_object(value if self.is_main_process else None)[0]
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The leading process's tensors, on the CPU; what the others pass is not read."""
+        """The tensors of the main process, on the CPU. Those of other processes are ignored."""
         if self.size == 1:
             return dict(tensors)
-        ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()} if self.is_main_process else {}
-        data = self.gather(
-            _bytes(save(ready)) if self.is_main_process else torch.empty(0, dtype=torch.uint8, device="cpu")
-        )
-        return load(data.numpy().tobytes())
+        local = {k: v.detach().cpu().contiguous() for k, v in tensors.items()} if self.is_main_process else {}
+        return load(self._gather_bytes(save(local))[0])
 
-    def any(self, mine: bool) -> bool:
-        """Whether any process says so; all are asked at the same time, from any of their threads."""
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true in any process. All processes must call it."""
         if self.size == 1:
-            return mine
-        said = torch.tensor([int(mine)], dtype=torch.int64, device="cpu")
-        with self._together():
-            dist.all_reduce(said, group=self._group)
-        return bool(said.item())
+            return value
+        flag = torch.tensor([int(value)], dtype=torch.int64, device="cpu")
+        with self._translate_errors():
+            dist.all_reduce(flag, group=self._group)
+        return bool(flag.item())
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Waits until every process has called it."""
         if self.size > 1:
-            with self._together():
+            with self._translate_errors():
                 dist.barrier(group=self._group)
 
     def all_reduce_gradients(self, policy: nn.Module) -> None:
-        """Every parameter's gradient becomes the sum over processes; one without any counts as 0."""
+        """Sets every parameter's gradient to the sum over processes. A missing gradient counts as 0."""
         if self.size == 1:
             return
         parameters = [p for p in policy.parameters() if p.requires_grad]
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        # In float64, so that the order of the processes is lost in the rounding.
+        # In float64, so that the order of the processes changes only the rounding.
         flat = torch.cat([g.flatten().cpu().double() for g in parts])
-        with self._together():
+        with self._translate_errors():
             dist.all_reduce(flat, group=self._group)
         for p, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = summed.view_as(p).to(p.device, p.dtype)
 
     def assert_replicas_equal(self, policy: nn.Module) -> None:
-        """Refuses to go on where the weights of two processes differ.
+        """Checks that all processes have the same weights.
 
         Raises:
-            TrainingError: they do.
+            TrainingError: The weights of two processes differ.
         """
         if self.size == 1:
             return
@@ -136,51 +127,59 @@ class DistributedContext:
         other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
         if other is not None:
             raise TrainingError(
-                f"got different weights in processes 0 and {other}, expected the same everywhere; run all processes "
-                "on the same kind of hardware with the same versions, and go on from the last checkpoint"
+                f"The weights of processes 0 and {other} differ. They must be the same everywhere. Run all processes "
+                "on the same kind of hardware with the same versions, and resume from the last checkpoint."
             )
 
+    def _gather_bytes(self, data: bytes) -> list[bytes]:
+        """The data of every process, in their order. Collectives need equal sizes, so that shorter data are padded."""
+        size = torch.tensor([len(data)], dtype=torch.int64, device="cpu")
+        sizes = [torch.zeros_like(size) for _ in range(self.size)]
+        with self._translate_errors():
+            dist.all_gather(sizes, size, group=self._group)
+            longest = max(int(n) for n in sizes)
+            padded = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(parts, padded, group=self._group)
+        return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, sizes, strict=True)]
+
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # what torch.distributed raises, whatever went wrong
+        except RuntimeError as error:  # the only error class of torch.distributed
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise PeerLostError(
-                f"process {self.rank} of {self.size} got no answer from another one ({reason}), expected all of them; "
-                "the same command goes on from the last checkpoint"
+                f"Process {self.rank} of {self.size} got no answer from another process ({reason}). All processes must "
+                "run to the end. The same command resumes from the last checkpoint."
             ) from error
 
 
 SINGLE_PROCESS = DistributedContext()
 
 
-def _bytes(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
 @contextmanager
 def init_distributed(device: str = "auto") -> Iterator[DistributedContext]:
-    """The processes that ``torchrun`` or ``accelerate launch`` started; a process alone where nobody did.
+    """The processes that ``torchrun`` or ``accelerate launch`` started, or this process only.
 
     Args:
-        device: ``cpu`` keeps GPUs out of it; otherwise each process gets the GPU of its local rank.
+        device: "cpu" uses no GPU. Otherwise each process gets the GPU of its local rank. Default: "auto".
 
     Raises:
-        ConfigError: several processes without accelerate.
+        ConfigError: There are several processes, and accelerate is not installed.
     """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("", "no") and os.environ.get("RANK", "0") == "0":
         logger.warning(
-            "accelerate launch was asked for mixed precision (%s), which changes nothing here: the TPM is trained in "
-            "fp32, and the pipeline runs in the dtype of backbone.dtype; set that",
+            "accelerate launch sets mixed precision %s, which has no effect. The TPM is trained in fp32. Set "
+            "backbone.dtype for the pipeline.",
             precision,
         )
     if _started(os.environ) == 1:
-        if _asked_in_vain(os.environ):
+        if _launched_without_effect(os.environ):
             logger.warning(
-                "accelerate launch was asked for several processes and started one, as it does on CPUs without mpirun; "
-                "start them with torchrun --nproc-per-node N -m tpdm train RECIPE.yaml"
+                "accelerate launch started one process instead of several, as it does on CPUs without mpirun. Start "
+                "several with torchrun --nproc-per-node N -m tpdm train RECIPE.yaml."
             )
         yield SINGLE_PROCESS
         return
@@ -188,15 +187,15 @@ def init_distributed(device: str = "auto") -> Iterator[DistributedContext]:
         from accelerate import PartialState
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"got {_started(os.environ)} processes without the package accelerate, expected it; pip install "
-            "'tpdm[train]'"
+            f"WORLD_SIZE is {_started(os.environ)}, and accelerate is not installed. Several processes need it. Run "
+            "pip install 'tpdm[train]'."
         ) from error
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_PATIENCE)
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    team = DistributedContext(state.process_index, state.num_processes, group)
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    context = DistributedContext(state.process_index, state.num_processes, group)
     try:
-        yield team
-        team.wait()  # the leading process has written everything before any ends
+        yield context
+        context.wait()  # until the main process has written all files
     finally:
         state.destroy_process_group()
 
@@ -205,6 +204,6 @@ def _started(environment: Mapping[str, str]) -> int:
     return int(next((environment[name] for name in _SIZES if name in environment), "1"))
 
 
-def _asked_in_vain(environment: Mapping[str, str]) -> bool:
-    """``accelerate launch`` names a meeting point for several processes, and then starts one by itself."""
+def _launched_without_effect(environment: Mapping[str, str]) -> bool:
+    """``accelerate launch`` for several processes sets a main address, and on CPUs then starts a single process."""
     return "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment

@@ -40,27 +40,27 @@ def _kill(reason: str) -> None:
 
 
 @contextmanager
-def heartbeat(team: DistributedContext) -> Iterator[None]:
-    """Inside the block the processes of a team watch over each other; a process alone has nobody to watch.
+def heartbeat(context: DistributedContext) -> Iterator[None]:
+    """Inside the block the processes of a context watch over each other; a process alone has nobody to watch.
 
     Raises:
         TrainingError: another process stopped (with its sentence), or is gone, or this one was told to end.
     """
-    if team.size == 1:
+    if context.size == 1:
         yield
         return
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if team.is_main_process else None
-    port = team.broadcast_object(None if own is None else own.port)
+    own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if context.is_main_process else None
+    port = context.broadcast_object(None if own is None else own.port)
     store = own or dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENT))
-    pulse = Heartbeat(team.rank, team.size, store, _interrupt_main_thread, _kill)
-    team.wait()
+    pulse = Heartbeat(context.rank, context.size, store, _interrupt_main_thread, _kill)
+    context.wait()
     pulse.start()
     before = signal.signal(signal.SIGTERM, _raise_told)
     try:
         yield
         pulse.stop()  # before the others are waited for: the first one to end is not missed
-        team.wait()
+        context.wait()
     except (PeerLostError, _ToldToEnd) as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that also noticed may not cut the sentence short
         raise TrainingError(pulse.explain()) from error

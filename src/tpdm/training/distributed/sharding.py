@@ -22,12 +22,12 @@ from tpdm.sampling.base import SampleBatch, Sampler, SampleRequest
 from tpdm.training.distributed.context import DistributedContext
 
 
-def check_shard(recipe: Recipe, team: DistributedContext, validation_images: int) -> None:
-    """Refuses a recipe that cannot be sharded over this team.
+def check_shard(recipe: Recipe, context: DistributedContext, validation_images: int) -> None:
+    """Refuses a recipe that cannot be sharded over this context.
 
     Args:
         recipe: of the run.
-        team: its processes.
+        context: its processes.
         validation_images: of one validation.
 
     Raises:
@@ -35,15 +35,15 @@ def check_shard(recipe: Recipe, team: DistributedContext, validation_images: int
     """
     if not recipe.backbone.shard:
         return
-    if team.size == 1:
+    if context.size == 1:
         raise ConfigError(
             "got backbone.shard=true in one process, expected several to divide the denoiser over; start them with "
             "torchrun --nproc-per-node N -m tpdm train RECIPE.yaml, or set backbone.shard=false"
         )
     images = min(recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt, validation_images)
-    if images < team.size:
+    if images < context.size:
         raise ConfigError(
-            f"got {images} images of an update or a validation for {team.size} processes with backbone.shard=true, "
+            f"got {images} images of an update or a validation for {context.size} processes with backbone.shard=true, "
             "expected one for each at least; raise rl.prompts_per_update or validation.prompts"
         )
 
@@ -93,12 +93,12 @@ class SynchronizedSampler:
     Attributes:
         sampler: makes this process's images.
         denoiser: whose blocks are divided.
-        team: the processes.
+        context: the processes.
     """
 
     sampler: Sampler
     denoiser: nn.Module
-    team: DistributedContext
+    context: DistributedContext
 
     def __call__(self, request: SampleRequest) -> SampleBatch:
         """See ``Sampler``.
@@ -106,19 +106,19 @@ class SynchronizedSampler:
         Raises:
             TrainingError: memory is short in this process: the others cannot try again with it.
         """
-        calls = CallSynchronizer(self.denoiser, self.team)
+        calls = CallSynchronizer(self.denoiser, self.context)
         with calls:
             generated = self.sampler(request)
-        while self.team.any(False):
+        while self.context.any(False):
             calls.repeat()
         return generated
 
 
 class CallSynchronizer:
-    """Tells the team of every call of a denoiser while its ``with`` block lasts, and can repeat the newest one."""
+    """Tells the context of every call of a denoiser while its ``with`` block lasts, and can repeat the newest one."""
 
-    def __init__(self, denoiser: nn.Module, team: DistributedContext) -> None:
-        self._denoiser, self._entry, self._team = denoiser, find_entry(denoiser), team
+    def __init__(self, denoiser: nn.Module, context: DistributedContext) -> None:
+        self._denoiser, self._entry, self._context = denoiser, find_entry(denoiser), context
         self._arguments: dict[str, Any] = {}
         self._running = False
         self._handles: list[Any] = []
@@ -148,7 +148,7 @@ class CallSynchronizer:
             )
         self._keep(args, kwargs)
         self._running = True
-        self._team.any(True)
+        self._context.any(True)
 
     def _end(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._running = False
