@@ -280,7 +280,7 @@ def test_an_interrupted_run_leaves_lines_of_the_pictures_that_are_there(tiny, sd
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample_to_folder("a/b", None, ["a"] * (BATCH + 1), 0, tmp_path, steps=1, tell=stop)
+        sample_to_folder("a/b", None, ["a"] * (BATCH + 1), 0, tmp_path, steps=1, callback=stop)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["file"] for line in lines] == told == sorted(path.name for path in tmp_path.glob("*.png"))
 

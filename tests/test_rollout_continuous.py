@@ -1,4 +1,4 @@
-"""Rollouts whose images come and go are those of static batches."""
+"""Continuous rollouts make the images of static batches."""
 
 import threading
 
@@ -25,7 +25,7 @@ def rollout(sampler):
     return sampler(SampleRequest(PROMPTS, SEEDS, DECISIONS, record=True))
 
 
-def test_one_at_a_time_it_is_the_same_bit_by_bit(attached):
+def test_with_one_slot_the_rollout_equals_static_batches_to_the_bit(attached):
     static, continuous = rollout(PipelineSampler(attached, 1, {})), rollout(ContinuousSampler(attached, 1, {}))
     assert torch.equal(static.images_B3HW, continuous.images_B3HW)
     assert (static.steps, static.times) == (continuous.steps, continuous.times)
@@ -36,7 +36,7 @@ def test_one_at_a_time_it_is_the_same_bit_by_bit(attached):
         assert torch.equal(getattr(first.observation, name), getattr(second.observation, name))
 
 
-def test_together_it_is_the_same_to_rounding(attached):
+def test_with_several_slots_the_rollout_equals_static_batches_up_to_rounding(attached):
     static, continuous = rollout(PipelineSampler(attached, 4, {})), rollout(ContinuousSampler(attached, 3, {}))
     assert static.steps == continuous.steps
     assert (static.images_B3HW - continuous.images_B3HW).abs().max() < 1e-2
@@ -44,14 +44,14 @@ def test_together_it_is_the_same_to_rounding(attached):
         torch.testing.assert_close(torch.tensor(first), torch.tensor(second), atol=2e-2, rtol=0)
 
 
-def test_without_a_record_and_sampling_it_takes_the_mode(attached):
+def test_a_request_without_decision_seeds_takes_the_mode(attached):
     made = ContinuousSampler(attached, 2, {})(SampleRequest(PROMPTS[:2], SEEDS[:2]))
     assert made.trajectories is None
     assert made.images_B3HW.shape == (2, 3, 64, 64)
     assert made.steps == PipelineSampler(attached, 2, {})(SampleRequest(PROMPTS[:2], SEEDS[:2])).steps
 
 
-def test_an_error_ends_all_of_it_and_leaves_no_thread(attached):
+def test_an_error_stops_all_images_and_leaves_no_thread(attached):
     with pytest.raises(BackboneError, match="widht"):
         ContinuousSampler(attached, 2, {"widht": 64})(SampleRequest(PROMPTS, SEEDS))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tpdm-")]

@@ -138,16 +138,16 @@ def test_another_value_changes_what_is_drawn(drawn, option):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((*DIAL, "--num-inference-steps", "3"), "got steps=3 with a TPM"),
-        ((*STOCK, "--max-steps", "3"), "got max_steps=3 without a TPM"),
-        ((*STOCK, "--gamma", "0.9"), "got gamma=0.9 without a TPM"),
-        ((*STOCK, "--quality", "0.5"), "got quality=0.5 without a TPM"),
+        ((*DIAL, "--num-inference-steps", "3"), "steps is 3, but a TPM chooses"),
+        ((*STOCK, "--max-steps", "3"), "max_steps is 3, but there is no TPM"),
+        ((*STOCK, "--gamma", "0.9"), "gamma is 0.9, but there is no TPM"),
+        ((*STOCK, "--quality", "0.5"), "quality is 0.5, but there is no TPM"),
         ((*DIAL, "--gamma", "0.95", "--quality", "0.5"), "gamma"),
         ((*DIAL, "--gamma", "0.5"), "0.5"),
         (("--prompt", "a", "--tpm", "AT/tpm", "--gamma", "0.95"), "dial"),
         ((*STOCK, "--limit", "1"), "--limit is 1 without --prompts"),
         ((*STOCK, "--prompt", " "), "empty prompt"),
-        ((), "got no prompt"),
+        ((), "There is no prompt"),
     ],
 )
 def test_what_cannot_act_is_refused(drawn, words, sentence):
@@ -370,7 +370,7 @@ ELSEWHERE = {
     "backbone.dtype": "tests/pipelines/test_load.py",
     "backbone.true_cfg_scale": "tests/field",
     "backbone.variant": "tests/field",
-    "tpm.init_from": "tests/training/test_fresh.py",
+    "tpm.init_from": "tests/training/test_initialization.py",
     "tpm.init_steps_low_gamma": "tests/evaluation/test_evaluate.py",
     "sampling.solver": "tests/pipelines/test_attach.py",
     "sampling.max_steps": "tests/pipelines/test_attach.py",

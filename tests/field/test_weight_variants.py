@@ -24,7 +24,7 @@ from tpdm.core.errors import BackboneError
 from tpdm.evaluation.tasks import fingerprint
 from tpdm.pipelines.loading.load import NO_TEXT_ENCODERS, load_backbone, load_pipeline
 from tpdm.pipelines.loading.weight_files import variant_of, variants
-from tpdm.sampling.prompt_embeddings import TextStore
+from tpdm.sampling.prompt_embeddings import EmbeddingStore
 from tpdm.training.run_identity import run_identity
 
 NAMED = r"of the variant fp16 alone, expected .* pass variant='fp16' \(--variant fp16, backbone\.variant=fp16\)"
@@ -80,9 +80,9 @@ def test_a_variant_that_is_not_there(half: Path, plain: Path) -> None:
 def test_of_a_recipe(half: Path, tmp_path: Path) -> None:
     config = BackboneConfig(str(half), variant="fp16", device="cpu")
     assert load_backbone(config, "cpu", NO_TEXT_ENCODERS).text_encoder is None
-    store = TextStore.of(tmp_path, config, {})
+    store = EmbeddingStore.of(tmp_path, config, {})
     assert store.encoder == f"{half} of the variant fp16 in fp32"
-    assert TextStore.of(tmp_path, BackboneConfig(str(half)), {}).encoder == f"{half} in fp32"  # as it ever was
+    assert EmbeddingStore.of(tmp_path, BackboneConfig(str(half)), {}).encoder == f"{half} in fp32"  # as it ever was
 
 
 def test_runs_and_evaluations_from_before_the_key_go_on() -> None:

@@ -10,7 +10,7 @@ from tpdm.data.truncation import Truncation
 from tpdm.pipelines.loading.load import call_defaults, load_pipeline
 from tpdm.pipelines.truncation import over_long
 from tpdm.rewards.loading import load_reward
-from tpdm.training.build import tell_over_long
+from tpdm.training.build import warn_over_long
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_argument_caps_other_encoders(sd3, monkeypatch):
 def test_it_is_said_once_for_each_reader(caplog):
     pipe, reward = load_pipeline("tinyworld", device="cpu"), load_reward("tinyworld")
     with caplog.at_level(logging.WARNING):
-        tell_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle", "red circle " * 500])
+        warn_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle", "red circle " * 500])
     readers = ("tokenizer of the pipeline", "tokenizer_2 of the pipeline", "reward 'tinyworld'")
     assert [record.getMessage() for record in caplog.records] == [
         f"1 of 2 prompts have more than the 32 tokens that {reader} reads; the rest of them is not seen"
@@ -56,5 +56,5 @@ def test_it_is_said_once_for_each_reader(caplog):
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        tell_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle"])
+        warn_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle"])
     assert caplog.records == []

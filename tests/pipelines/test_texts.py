@@ -11,7 +11,7 @@ from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.loading.load import load_pipeline
 from tpdm.pipelines.time_mapping import flow_times, vp_times
 from tpdm.policies.fixed import FixedSchedule
-from tpdm.sampling.prompt_embeddings import ENCODED, TextStore
+from tpdm.sampling.prompt_embeddings import ENCODED, EmbeddingStore
 
 NAMES = [name for name in FAMILIES if not name.endswith("v-prediction")]
 PROMPTS = ["a red cat", "blue"]
@@ -43,7 +43,7 @@ def load(folder, parts="all"):
 def store_of(name, pipe, folder):
     arguments = spoken_arguments(name)
     kept = {k: v for k, v in arguments.items() if k != "output_type"}
-    return TextStore(folder, type(pipe).__name__, "tiny", kept), arguments
+    return EmbeddingStore(folder, type(pipe).__name__, "tiny", kept), arguments
 
 
 def with_negatives(name):
@@ -116,7 +116,7 @@ def test_other_weights_or_arguments_are_other_texts(tmp_path, folders):
     store.add(pipe, [("a", None)])
     assert store.missing([("a", None)]) == []
     for encoder, arguments in (("another", store.arguments), ("tiny", {**store.arguments, "max_sequence_length": 5})):
-        assert TextStore(tmp_path, store.pipeline, encoder, arguments).missing([("a", None)]) == [("a", None)]
+        assert EmbeddingStore(tmp_path, store.pipeline, encoder, arguments).missing([("a", None)]) == [("a", None)]
 
 
 def test_every_pipeline_of_the_families_has_its_row():
@@ -126,7 +126,5 @@ def test_every_pipeline_of_the_families_has_its_row():
 
 
 def test_a_pipeline_without_a_row_is_one_sentence(tmp_path):
-    with pytest.raises(
-        BackboneError, match=r"got OddPipeline, expected one of .*set backbone.precompute_prompt_embeddings to false"
-    ):
-        TextStore(tmp_path, "OddPipeline", "tiny", {})
+    with pytest.raises(BackboneError, match=r"is OddPipeline\. .*backbone\.precompute_prompt_embeddings to false"):
+        EmbeddingStore(tmp_path, "OddPipeline", "tiny", {})

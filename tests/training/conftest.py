@@ -1,4 +1,4 @@
-"""One finished run that several test files look at."""
+"""A finished run that several test modules use."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what may not go on from one: damage, another recipe, other prompts."""
+"""Checkpoints: damaged ones, and resumed runs with another recipe or other prompts."""
 
 import shutil
 from pathlib import Path
@@ -30,25 +30,25 @@ def damage_file(path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, "sha256.json"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "one bit"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, whole, caplog, name, damage):
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_used(tmp_path, whole, caplog, name, damage):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     damage_file(folder / "checkpoints" / "update-000010" / name, damage)
     run(folder)
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "update-000010 is damaged (" in said
-    assert "\n" not in said
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert "update-000010 is damaged (" in logged
+    assert "\n" not in logged
     assert files(folder) == files(whole)
 
 
-def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_by_itself(tmp_path, whole):
+def test_a_run_with_only_damaged_checkpoints_does_not_restart(tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     for checkpoint in (folder / "checkpoints").iterdir():
         damage_file(checkpoint / "policy.safetensors", "one bit")
     before = files(folder)
     with pytest.raises(
-        TrainingError, match=r"every checkpoint is damaged \(the newest: policy.*sha256.*remove"
+        TrainingError, match=r"Every checkpoint in .* is damaged \(the newest: policy.*sha256.*Remove"
     ) as caught:
         run(folder)
     assert "\n" not in str(caught.value)
@@ -58,13 +58,13 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over_by_itself
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rl": {"clip": 0.3}}, r"\(rl\.clip was 0\.2 and is 0\.3\), expected the same"),
+        ({"rl": {"clip": 0.3}}, r"rl\.clip was 0\.2 and is 0\.3\. .*must have the same recipe"),
         ({"seed": 5}, r"seed was 0 and is 5"),
         ({"validation": {"samples_per_prompt": 2}}, r"validation\.samples_per_prompt was 1 and is 2"),
         ({"rl": {"updates": 20}}, r"rl\.updates was 10 and is 20"),  # linear decay
         (
             {"seed": 5, "rl": {"clip": 0.3, "epochs": 2}, "optimizer": {"lr": 0.1, "eps": 0.1}},
-            r"seed.*optimizer\.lr.*optimizer\.eps.*2 more\)",
+            r"seed.*optimizer\.lr.*optimizer\.eps.*2 more\.",
         ),
     ],
 )
@@ -83,7 +83,7 @@ def test_other_prompts_are_refused():
     assert [key for key in first if first[key] != other[key]] == ["training prompts"]
 
 
-def test_places_batches_and_intervals_may_change(tmp_path, whole):
+def test_paths_batch_sizes_and_intervals_may_change(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "old", InterruptingReward(8))
     (tmp_path / "old").rename(tmp_path / "new")
@@ -102,7 +102,7 @@ def test_places_batches_and_intervals_may_change(tmp_path, whole):
     assert [r["score_mean"] for r in rows] == pytest.approx([r["score_mean"] for r in expected], abs=0.01)
 
 
-def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path):
+def test_a_run_with_a_constant_rate_can_be_extended(tmp_path):
     constant = {"lr_schedule": "constant"}
     run(tmp_path / "long", optimizer=constant, rl={"updates": 10})
     run(tmp_path / "short", optimizer=constant, rl={"updates": 6})
@@ -113,7 +113,7 @@ def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path):
     assert {n: long[n] for n in same} == {n: short[n] for n in same}
 
 
-def test_optimizer_state_comes_back(tmp_path, whole):
+def test_the_optimizer_state_is_restored(tmp_path, whole):
     recipe, parts = make_small_problem(tmp_path)
     optimizer = make_optimizer(parts.policy, recipe.optimizer)
     average = EMA(parts.policy, 0.0)
@@ -127,7 +127,7 @@ def test_optimizer_state_comes_back(tmp_path, whole):
     assert load_checkpoint(tmp_path / "none", parts.policy, average, optimizer, identity) is None
 
 
-def test_a_damaged_line_of_metrics_is_one_sentence(tmp_path):
+def test_a_damaged_line_of_metrics_raises_one_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"update": 1}\n{"upd\n{"update": 2}\n')
     with pytest.raises(TrainingError, match=r"line 2 is damaged .* must be a JSON object. Remove that line"):

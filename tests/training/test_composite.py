@@ -1,4 +1,4 @@
-"""Training on a composite reward: its parts are logged, its statistics are the run's, and an interruption is unseen."""
+"""Training on a composite reward: logged parts, statistics of the run, and interruptions."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from tpdm.training.run_identity import differences, run_identity
 
 
 class Place(DistanceReward):
-    """Where the picture lies, in a unit of its own."""
+    """Mean of the image, in a unit of its own."""
 
     name = "place"
 
@@ -62,14 +62,14 @@ def test_other_rewards_log_no_parts(tmp_path):
 
 # Calls of a part: calibration, first validation, then one an update and one a validation.
 @pytest.mark.parametrize("calls", [0, 1, 2, 7, 9])
-def test_an_interruption_is_not_seen(whole, tmp_path, calls):
+def test_a_resumed_run_equals_an_uninterrupted_run(whole, tmp_path, calls):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, InterruptingReward(calls))
     assert run(tmp_path).update == 10
     assert files(tmp_path) == files(whole)
 
 
-def test_a_run_goes_on_with_its_own_statistics(tmp_path):
+def test_a_resumed_run_reads_its_own_statistics(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, InterruptingReward(8))
     path = tmp_path / "reward-statistics.json"
@@ -82,14 +82,14 @@ def test_a_run_goes_on_with_its_own_statistics(tmp_path):
     assert path.read_text() == kept
 
 
-def test_statistics_of_an_older_run_are_not_taken_by_a_new_one(whole, tmp_path):
+def test_a_new_run_ignores_the_statistics_of_an_older_run(whole, tmp_path):
     other = {"mean": 0, "sd": 9}
     (tmp_path / "reward-statistics.json").write_text(json.dumps({"distance": other, "place": other}))
     run(tmp_path, rl={"updates": 1})
     assert (tmp_path / "reward-statistics.json").read_text() == (whole / "reward-statistics.json").read_text()
 
 
-def test_a_part_that_fails_stops_the_run_by_its_name(tmp_path):
+def test_an_error_names_the_part_that_failed(tmp_path):
     class Broken(DistanceReward):
         name = "broken"
 
@@ -108,14 +108,14 @@ def test_an_evaluation_uses_the_statistics_of_the_run(whole):
     )
 
 
-def test_checkpoints_from_before_composites_still_fit(tmp_path):
+def test_checkpoints_without_composite_keys_still_load(tmp_path):
     recipe, parts = make_small_problem(tmp_path)
     identity = run_identity(recipe, parts.train_prompts, parts.validation_prompts)
     old = {"reward.name", "reward.form", "reward.gamma", "reward.offset", "reward.step_cost"}
     assert {key for key in identity if key.startswith("reward.")} == old
 
 
-def test_other_weights_are_another_run(tmp_path):
+def test_changed_weights_are_refused(tmp_path):
     def identity(weight):
         reward = {"name": "composite", "parts": [{"name": "a"}, {"name": "b", "weight": weight}]}
         recipe, parts = make_small_problem(tmp_path, reward=reward)

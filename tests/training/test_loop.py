@@ -1,4 +1,4 @@
-"""It learns, in seconds, where the best schedule is known and depends on the prompt."""
+"""The loop learns in seconds on a problem whose best schedule is known and depends on the prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,18 +83,18 @@ def test_easy_prompts_take_fewer_steps_than_hard_ones(trained):
     assert sum(hard) / len(hard) > 2.5
 
 
-def test_shuffled_rewards_do_not_teach_it(tmp_path):
+def test_shuffled_rewards_teach_nothing(tmp_path):
     recipe, parts = make_problem(tmp_path, ShuffledReward())
     train_loop(recipe, parts, tmp_path)
     assert float(measure(parts.policy, recipe)[0].mean()) < untrained(recipe)
 
 
-def test_the_log_and_the_artifacts_tell_of_it(trained):
+def test_metrics_and_artifacts_describe_the_run(trained):
     recipe, parts, state, folder = trained
     rows = read_metrics(folder / "metrics.jsonl")
-    learnt = [row for row in rows if row["kind"] == "train"]
+    updates = [row for row in rows if row["kind"] == "train"]
     seen = [row for row in rows if row["kind"] == "validation"]
-    assert [row["update"] for row in learnt] == list(range(1, recipe.rl.updates + 1))
+    assert [row["update"] for row in updates] == list(range(1, recipe.rl.updates + 1))
     assert [row["update"] for row in seen] == [0, 20, 40, 60, 80]
     best = next(row for row in seen if row["update"] == state.best_update)
     assert state.best_update > 0

@@ -1,4 +1,4 @@
-"""What saves memory changes no result: texts encoded once, decoding in slices, small batches; replay stays small."""
+"""Options that save memory change no result: precomputed embeddings, decoding in slices, small batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def rows_of(recipe):
 
 @pytest.mark.parametrize("negatives", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_run_without_text_encoders_is_the_run_with_them(name, negatives, folders, tmp_path):
+def test_precomputed_embeddings_give_the_same_run(name, negatives, folders, tmp_path):
     # FLUX.1 guides against negative prompts at a scale that is not given by itself.
     guided = {"true_cfg_scale": 3.0} if negatives and name == "FLUX.1 dev" else {}
     stay = recipe_for(folders[name], tmp_path, "stay", negatives, **guided)
@@ -81,7 +81,7 @@ def test_a_run_without_text_encoders_is_the_run_with_them(name, negatives, folde
         assert other.get("grad_norm", 0.0) == pytest.approx(one.get("grad_norm", 0.0), rel=1e-2)
 
 
-def test_a_run_that_goes_on_loads_no_text_encoders(folders, tmp_path, monkeypatch):
+def test_a_resumed_run_loads_no_text_encoders(folders, tmp_path, monkeypatch):
     recipe = recipe_for(folders["SD3"], tmp_path, "run", precompute_prompt_embeddings=True)
     first = build_components(recipe, tmp_path / "run")
     assert first.sampler.pipeline.pipe.text_encoder is None
@@ -95,7 +95,7 @@ def test_a_run_that_goes_on_loads_no_text_encoders(folders, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_decoding_in_slices_gives_the_same_pictures(name, folders):
+def test_decoding_in_slices_gives_the_same_images(name, folders):
     pipe = load_pipeline(folders[name], device="cpu")
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 16, "width": 16, "max_sequence_length": 4}
@@ -113,7 +113,7 @@ def test_decoding_in_slices_gives_the_same_pictures(name, folders):
     assert "decode" not in vars(pipe.vae)
 
 
-def test_slices_end_with_the_call_even_where_it_fails(folders):
+def test_slices_end_with_the_call_also_after_an_error(folders):
     pipe = load_pipeline(folders["SD3"], device="cpu")
     with pytest.raises(KeyError), decoding_in_slices(pipe, 1):
         raise KeyError
@@ -125,7 +125,7 @@ def test_slices_end_with_the_call_even_where_it_fails(folders):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_replay_is_half_precision_and_knows_no_resolution(name, folders):
+def test_recorded_decisions_are_fp16_and_independent_of_resolution(name, folders):
     pipe = load_pipeline(folders[name], device="cpu")
     pipe.set_progress_bar_config(disable=True)
     width = pipe.transformer.inner_dim

@@ -1,4 +1,4 @@
-"""metrics.jsonl and docs/metrics.md name the same fields, and every value is plain JSON."""
+"""metrics.jsonl and docs/metrics.md have the same fields, and every value is plain JSON."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def rows(tmp_path_factory):
 
 
 def documented() -> tuple[set[str], ...]:
-    """Fields in the tables of both kinds, of train rows, of composite rewards, of dials and of held-out judges."""
+    """Fields in the tables of both kinds, of train rows, of composite rewards, of gammas and of held-out judges."""
     sections = DOCUMENT.read_text(encoding="utf-8").split("\n## ")
     titles = (
         "In both kinds of rows",
@@ -34,14 +34,14 @@ def documented() -> tuple[set[str], ...]:
         "With held-out judges",
     )
     bodies = [next(s for s in sections if s.startswith(title + "\n")) for title in titles]
-    both, train, composite, dial, judged = (set(re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE)) for body in bodies)
-    return both, train, composite, dial, judged
+    both, train, composite, gammas, judged = (set(re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE)) for body in bodies)
+    return both, train, composite, gammas, judged
 
 
 def test_every_field_is_in_the_document_and_the_reverse(rows):
-    both, train, composite, dial, judged = documented()
-    # test_composite.py, test_dial.py and test_trackers.py look into them.
-    assert (composite, dial, judged) == ({"parts"}, {"gamma_points"}, {"judges"})
+    both, train, composite, gammas, judged = documented()
+    # test_composite.py, test_gamma_conditioned.py and test_trackers.py check their content.
+    assert (composite, gammas, judged) == ({"parts"}, {"gamma_points"}, {"judges"})
     assert len(both) > 5
     for row in rows:
         assert set(row) == (both | train if row["kind"] == "train" else both)
@@ -62,12 +62,12 @@ def test_values_are_finite_numbers(rows):
         assert all(math.isfinite(v) for v in numbers)
 
 
-def test_one_image_gives_finite_statistics_too():
+def test_one_image_gives_finite_statistics():
     assert step_statistics([3])["steps_sd"] == 0
     assert step_statistics([3, 12, 3])["steps_histogram"] == {"3": 2, "12": 1}
 
 
-def test_rows_after_the_checkpoint_and_a_cut_off_line_are_dropped(tmp_path):
+def test_rows_after_the_checkpoint_and_incomplete_lines_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"update": n}) + "\n" for n in (0, 1, 2, 3)) + '{"update": 4')
     MetricsLog(path, keep_up_to=2).write({"update": 3, "again": True})

@@ -1,4 +1,4 @@
-"""Negative prompts reach the sampler, and the pipeline behind it."""
+"""Negative prompts reach the sampler and the pipeline."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.loop import train_loop
 
 
-def test_they_go_with_their_prompts_where_any_has_one(tmp_path):
+def test_negative_prompts_follow_their_prompts(tmp_path):
     recipe, parts = make_small_problem(tmp_path, rl={"updates": 1})
     avoided = {p.text: p.negative for p in parts.train_prompts} | {parts.train_prompts[0].text: "blurry"}
     seen = {}
@@ -27,7 +27,7 @@ def test_they_go_with_their_prompts_where_any_has_one(tmp_path):
     assert seen == {p.text: avoided.get(p.text) or "" for p in (*prompts, *parts.validation_prompts)}
 
 
-def test_without_any_the_pipeline_keeps_its_own():
+def test_without_negative_prompts_the_pipeline_keeps_its_default():
     calls = []
 
     def pipeline(**options):

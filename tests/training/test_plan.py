@@ -1,4 +1,4 @@
-"""The plan of a run is that of the run: counted on the real one at small size."""
+"""The plan of a run matches the run, measured at small size."""
 
 from dataclasses import replace
 from itertools import accumulate
@@ -31,7 +31,7 @@ RECIPE = Recipe(
 )
 
 
-def test_sizes_from_configuration_alone_are_those_of_the_loaded_pipeline(tmp_path):
+def test_sizes_from_the_configuration_match_the_loaded_pipeline(tmp_path):
     make_tiny_sd3(tmp_path / "tokens").save_pretrained(tmp_path / "pipe")
     for name in ("tinyworld", tmp_path / "pipe"):
         pipe, sizes = load_pipeline(name, device="cpu"), pipeline_sizes(name)
@@ -51,12 +51,12 @@ def test_the_numbers_of_a_plan():
     assert sizes["copy of one micro-batch"] == sizes["rollout buffer of one update, at most"]  # 256 decisions or fewer
 
 
-def test_replay_of_sd3_medium_is_a_sixteenth_of_the_release_s_or_less():
+def test_a_decision_of_sd3_medium_takes_at_most_a_sixteenth_of_the_release():
     recipe = Recipe(name="sd3")
     assert decision_bytes(recipe, 1536, 1536) <= 25e6 / 16
 
 
-def test_the_command_prints_it_and_writes_nothing(tmp_path, monkeypatch):
+def test_the_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: dry\nprompts: {source: tinyworld, limit: 200}\n")
     result = CliRunner().invoke(app, ["train", "recipe.yaml", "--dry-run"])
@@ -66,7 +66,7 @@ def test_the_command_prints_it_and_writes_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def test_offloaded_networks_stay_on_the_host_and_the_largest_comes():
+def test_offloaded_networks_stay_on_the_host_except_the_called_one():
     plans = {way: make_plan(Recipe(name="x", backbone=BackboneConfig(offload=way))) for way in ("none", "model")}
     frozen = {part.name: part.size for part in plans["none"].memory if part.name.endswith("(frozen)")}
     kept = {part.name: part.size for part in plans["model"].memory if part.name.endswith("(frozen, offloaded)")}
@@ -76,7 +76,7 @@ def test_offloaded_networks_stay_on_the_host_and_the_largest_comes():
     assert {part.place for part in plans["model"].memory if part.name in kept} == {"host"}
 
 
-def test_a_missing_pipeline_is_said():
+def test_a_missing_pipeline_is_refused():
     with pytest.raises(BackboneError, match="which is no folder"):
         make_plan(Recipe(name="x", backbone=BackboneConfig(name_or_path="no/such/folder/here")))
 
@@ -118,7 +118,7 @@ def small_unet():
 
 # The UNet's convolutions have workspaces, which are not counted.
 @pytest.mark.parametrize(("make", "short_of"), [(small_sd3, 0.01), (small_flux, 0.01), (small_unet, 0.15)])
-def test_activations_counted_on_shapes_are_those_of_the_allocator(make, short_of):
+def test_counted_activations_match_the_allocator(make, short_of):
     shape = CallShape(rows=3, height=32, width=16, text=20, dtype=torch.float32)
     real = make().eval()
     measured = allocated(lambda: real(**denoiser_call(real, shape)))
@@ -139,7 +139,7 @@ def small_vae():
     )
 
 
-def test_decoding_in_slices_is_counted_and_measured_alike():
+def test_counted_slices_of_the_decoder_match_the_allocator():
     real = small_vae().eval()
     with torch.device("meta"):
         shapes = small_vae().eval()
@@ -155,7 +155,7 @@ def test_decoding_in_slices_is_counted_and_measured_alike():
     assert counted < 0.6 * whole
 
 
-def test_phases_do_not_add_up():
+def test_phases_are_not_added():
     parts = [
         MemoryPart("encoder", 10, "device", "encoding"),
         MemoryPart("denoiser", 4, "device", "training"),
@@ -169,7 +169,7 @@ def test_phases_do_not_add_up():
     assert set(memory_peaks(parts, "host").values()) == {2}
 
 
-def test_encoders_that_leave_are_never_beside_the_denoiser():
+def test_freed_text_encoders_do_not_count_with_the_denoiser():
     stay = make_plan(RECIPE)
     leave = make_plan(replace(RECIPE, backbone=replace(RECIPE.backbone, precompute_prompt_embeddings=True)))
     for plan, phase in ((stay, "training"), (leave, "encoding")):
@@ -178,7 +178,7 @@ def test_encoders_that_leave_are_never_beside_the_denoiser():
     assert [p.name for p in leave.memory if p.place == "disk"] == ["embeddings of all prompts"]
 
 
-def test_what_cannot_be_counted_is_said(tmp_path):
+def test_parts_that_are_not_counted_are_marked(tmp_path):
     make_tiny_sd3(tmp_path / "tokens").save_pretrained(tmp_path / "pipe")
     sizes = pipeline_sizes(tmp_path / "pipe")
     sizes.networks["transformer"].__class__ = type("OtherModel", (SD3Transformer2DModel,), {})

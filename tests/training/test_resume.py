@@ -1,4 +1,4 @@
-"""Interrupted and resumed is the same as uninterrupted, bit by bit."""
+"""An interrupted and resumed run equals an uninterrupted run to the bit."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from tpdm.core.io import read_metrics
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_uninterrupted_run_leaves_what_it_says(whole):
+def test_a_run_writes_the_documented_files(whole):
     checkpoints = sorted(p.name for p in (whole / "checkpoints").iterdir())
     assert checkpoints == ["update-000008", "update-000010"]  # every 4 and the last, two kept
     assert {p.name for p in whole.iterdir()} == {"best", "last", "checkpoints", "metrics.jsonl", "recipe.yaml"}
@@ -26,7 +26,7 @@ def test_an_uninterrupted_run_leaves_what_it_says(whole):
 
 # Calls of the reward: validation 0, updates 1 to 3, validation 3, updates 4 to 6, validation 6 ...
 @pytest.mark.parametrize("calls", range(15))
-def test_interrupted_at_any_call_and_resumed_is_uninterrupted(tmp_path, whole, calls):
+def test_a_run_interrupted_at_any_call_ends_with_the_same_files(tmp_path, whole, calls):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, InterruptingReward(calls))
     run(tmp_path)
@@ -40,11 +40,11 @@ def test_the_reference_of_the_kl_term_stays_the_initial_policy(tmp_path):
         run(tmp_path / "cut", InterruptingReward(11), rl=pulled)
     run(tmp_path / "cut", rl=pulled)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
-    learnt = [row for row in read_metrics(tmp_path / "cut" / "metrics.jsonl") if row["kind"] == "train"]
-    assert learnt[-1]["kl_to_initial"] > 0
+    updates = [row for row in read_metrics(tmp_path / "cut" / "metrics.jsonl") if row["kind"] == "train"]
+    assert updates[-1]["kl_to_initial"] > 0
 
 
-def test_interrupted_again_and_again(tmp_path, whole):
+def test_a_run_interrupted_several_times_ends_with_the_same_files(tmp_path, whole):
     for calls in (2, 9, 3, 4, 1):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, InterruptingReward(calls))
@@ -62,7 +62,7 @@ train_loop(*make_small_problem(Path(sys.argv[1])), Path(sys.argv[1]))
 """
 
 
-def test_killed_and_resumed_is_uninterrupted(tmp_path, whole):
+def test_a_killed_run_ends_with_the_same_files(tmp_path, whole):
     """SIGKILL at a random moment, three times: even between the two renames of a save."""
     moment = random.Random(os.getpid())
     killed = 0
@@ -80,7 +80,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path, whole):
     assert {k: v for k, v in files(tmp_path).items() if k not in left_by_kills} == files(whole)
 
 
-def test_a_finished_run_is_left_alone(tmp_path, whole):
+def test_a_finished_run_is_unchanged(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "copy")
     before = files(tmp_path / "copy")
     state = run(tmp_path / "copy", InterruptingReward(0))

@@ -1,4 +1,4 @@
-"""What trackers are told has the names of metrics.jsonl, each explained, and goes on after an interruption."""
+"""Trackers get the fields of metrics.jsonl, each explained, also after an interruption."""
 
 import importlib
 import json
@@ -17,16 +17,16 @@ from tpdm.core.errors import ConfigError
 from tpdm.core.io import read_metrics
 from tpdm.rewards.composite import CompositeReward, RewardPart
 from tpdm.training.loop import train_loop
-from tpdm.training.monitoring.trackers import NOT_CURVES, PICTURES, check_packages, curves, open_trackers
+from tpdm.training.monitoring.trackers import IMAGE_SHEETS, NOT_CURVES, check_packages, curves, open_trackers
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-class Listening:
-    """Keeps what it is told."""
+class RecordingTracker:
+    """A tracker that keeps its rows and images."""
 
     def __init__(self):
-        self.begun, self.rows, self.pictures = [], [], []
+        self.begun, self.rows, self.sheets = [], [], []
 
     def begin(self, update):
         self.begun.append(update)
@@ -34,21 +34,21 @@ class Listening:
     def row(self, row):
         self.rows.append(dict(row))
 
-    def picture(self, update, path):
-        self.pictures.append((update, path))
+    def image_sheet(self, update, path):
+        self.sheets.append((update, path))
 
 
-def test_listeners_hear_every_row_once_and_where_a_run_goes_on(tmp_path):
-    ear = Listening()
+def test_trackers_get_every_row_once_also_after_an_interruption(tmp_path):
+    first = RecordingTracker()
     recipe, parts = make_small_problem(tmp_path, InterruptingReward(8))
     with pytest.raises(KeyboardInterrupt):
-        train_loop(recipe, replace(parts, listeners=[ear]), tmp_path)
+        train_loop(recipe, replace(parts, listeners=[first]), tmp_path)
     recipe, parts = make_small_problem(tmp_path)
-    again = Listening()
+    again = RecordingTracker()
     train_loop(recipe, replace(parts, listeners=[again]), tmp_path)
-    assert (ear.begun, again.begun) == ([0], [4])
-    heard = [row for row in ear.rows if row["update"] <= 4] + again.rows
-    assert heard == read_metrics(tmp_path / "metrics.jsonl")
+    assert (first.begun, again.begun) == ([0], [4])
+    rows = [row for row in first.rows if row["update"] <= 4] + again.rows
+    assert rows == read_metrics(tmp_path / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def test_every_curve_is_explained_and_the_reverse(names):
     } | {f"validation/judges/eye/{what}" for what in ("mean", "sd")}
 
 
-def test_the_document_names_the_pictures_too():
+def test_the_document_names_the_image_sheets():
     section = DOCUMENT.read_text(encoding="utf-8").split("## Trackers")[1]
-    assert re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE) == [PICTURES]
+    assert re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE) == [IMAGE_SHEETS]
 
 
 def run(folder, tracker, reward=None, **sections):
@@ -83,16 +83,16 @@ def run(folder, tracker, reward=None, **sections):
         train_loop(recipe, replace(parts, listeners=listeners), folder)
         import torch
 
-        from tpdm.training.monitoring.sample_sheets import write_pictures
+        from tpdm.training.monitoring.sample_sheets import write_image_sheet
 
-        sheet = write_pictures(
+        sheet = write_image_sheet(
             folder / "pictures", 10, torch.rand(2, 3, 8, 8), ["a", "b"], [1, 2], [[1, 0]] * 2, [0, 1]
         )
-        listeners[0].picture(10, sheet)
+        listeners[0].image_sheet(10, sheet)
     return recipe
 
 
-def test_tensorboard_holds_the_curves_of_an_interrupted_run_once(tmp_path):
+def test_tensorboard_contains_each_point_of_an_interrupted_run_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -105,9 +105,9 @@ def test_tensorboard_holds_the_curves_of_an_interrupted_run_once(tmp_path):
     assert set(seen.Tags()["scalars"]) == {name for row in rows for name, _ in curves(row)}
     for name in ("train/score_mean", "validation/steps_mean"):
         kind, field = name.split("/")
-        told = [(event.step, event.value) for event in seen.Scalars(name)]
-        assert told == [(row["update"], pytest.approx(row[field], rel=1e-6)) for row in rows if row["kind"] == kind]
-    assert [event.step for event in seen.Images(PICTURES)] == [10]
+        points = [(event.step, event.value) for event in seen.Scalars(name)]
+        assert points == [(row["update"], pytest.approx(row[field], rel=1e-6)) for row in rows if row["kind"] == kind]
+    assert [event.step for event in seen.Images(IMAGE_SHEETS)] == [10]
 
 
 def usable(package):
@@ -124,7 +124,7 @@ def content(paths):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of wandb's own dependencies
-def test_wandb_writes_offline_into_the_run(tmp_path, monkeypatch):
+def test_wandb_writes_into_the_folder_of_the_run(tmp_path, monkeypatch):
     usable("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -144,7 +144,7 @@ def test_wandb_writes_offline_into_the_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of trackio's own dependencies
-def test_trackio_keeps_the_curves(tmp_path, monkeypatch):
+def test_trackio_contains_the_curves(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     usable("trackio")
     run(tmp_path / "run", "trackio", rl={"updates": 2})
@@ -152,34 +152,36 @@ def test_trackio_keeps_the_curves(tmp_path, monkeypatch):
     assert b"train/score_mean" in kept
 
 
-def test_a_missing_package_is_one_sentence_before_anything_is_loaded(monkeypatch):
+def test_a_missing_package_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(
         "tpdm.training.monitoring.trackers.find_spec", lambda name: None if name == "wandb" else object()
     )
     check_packages(["tensorboard"])
     check_packages([])
-    with pytest.raises(ConfigError, match=r"without the package wandb, .* pip install 'tpdm\[track\]'") as caught:
+    with pytest.raises(
+        ConfigError, match=r"the package wandb is not installed.* pip install 'tpdm\[track\]'"
+    ) as caught:
         check_packages(["tensorboard", "wandb"])
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_without_trackers_loads_none_of_them(tmp_path):
+def test_a_run_without_trackers_starts_none(tmp_path):
     recipe, _ = make_small_problem(tmp_path)
     with open_trackers(recipe, tmp_path) as listeners:
         assert list(listeners) == []
     assert not (tmp_path / "tracker-id").exists()
 
 
-def test_lists_of_a_recipe_may_change_and_are_plain_for_trackers(tmp_path):
+def test_trackers_may_change_and_get_plain_values(tmp_path):
     from tpdm.training.monitoring.trackers import _plain
     from tpdm.training.run_identity import run_identity
 
     plain, parts = make_small_problem(tmp_path)
-    told, _ = make_small_problem(
+    tracked, _ = make_small_problem(
         tmp_path, trackers=["tensorboard"], validation={"judges": ["pickscore"], "num_images_logged": 3}
     )
     prompts = parts.train_prompts, parts.validation_prompts
-    assert run_identity(plain, *prompts) == run_identity(told, *prompts)
+    assert run_identity(plain, *prompts) == run_identity(tracked, *prompts)
     values = _plain({"a": {"b": None, "c": ("x",)}, "d": True, "e": 2.5})
     assert values == {"a.b": "null", "a.c": '["x"]', "d": True, "e": 2.5}
     assert json.dumps(values)

@@ -96,5 +96,5 @@ def sample(
         gamma=gamma,
         quality=quality,
         defaults=call_defaults(backbone),
-        tell=report,
+        callback=report,
     )

@@ -175,7 +175,7 @@ def check_no_leakage(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> None:
             )
     before, now = _settings(made), _settings(recipe)
     if before != now:
-        logger.warning("evaluated otherwise than trained: %s", differences(before, now, most=9))
+        logger.warning("evaluated otherwise than trained: %s", differences(before, now, limit=9))
 
 
 def _asked_of_training(recipe: Recipe) -> dict[str, Any]:

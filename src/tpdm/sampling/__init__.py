@@ -1,1 +1,1 @@
-"""Images from prompts, one call or many at once."""
+"""Images from prompts, in one pipeline call or batched over many."""

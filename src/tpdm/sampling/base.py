@@ -1,4 +1,4 @@
-"""What every way of making a rollout's images shares: what is asked for, what comes of it, and the calls between."""
+"""The ``Sampler`` protocol, its request and its result."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Finished images in the order they were asked for.
+    """The images of a request, in its order.
 
     Attributes:
-        images_B3HW: RGB in [0, 1], fp32, on the CPU (a test may put anything with B rows here).
-        steps: network evaluations of each image.
-        times: from the start down to 0.0, one more than steps.
-        trajectories: what replay needs; None unless recorded.
+        images_B3HW: RGB images in [0, 1], fp32, on the CPU. Tests may use any tensor with B rows.
+        steps: Denoiser evaluations of each image.
+        times: Times of each image from the start to 0.0, one more than steps.
+        trajectories: Recorded decisions of each image. None unless the request has ``record``.
     """
 
     images_B3HW: Tensor
@@ -111,11 +111,11 @@ class Sampler(Protocol):
 
 @contextmanager
 def annotate_numeric_errors(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[None]:
-    """An error that one image is to blame for says what to make it again from.
+    """Adds the prompt and the seed of the image to a ``NonFiniteError`` inside the block.
 
     Args:
-        prompts: of the images that the error counts.
-        seeds: of their noise.
+        prompts: Prompt of each image that the error may name.
+        seeds: Noise seed of each image.
     """
     try:
         yield
@@ -124,10 +124,10 @@ def annotate_numeric_errors(prompts: Sequence[str], seeds: Sequence[int]) -> Ite
 
 
 class SampleCollector:
-    """Collects finished images, in any order and from any thread.
+    """Collects finished images in any order and from any thread.
 
     Args:
-        count: of the images.
+        count: Number of images, >= 1.
     """
 
     def __init__(self, count: int) -> None:
@@ -139,23 +139,28 @@ class SampleCollector:
 
     @property
     def missing(self) -> list[int]:
-        """Rows that are not there yet, ascending."""
+        """Rows of images that are not finished, ascending."""
         return [row for row, steps in enumerate(self._steps) if steps == 0]
 
     def put(self, part: slice, output: AdaptiveOutput) -> None:
-        """Keeps what a pipeline call made of the rows ``part``."""
+        """Adds the images of one pipeline call.
+
+        Args:
+            part: Their rows.
+            output: Result of the call.
+        """
         flagged = sum(output.nsfw_content_detected or ())
         if flagged:
             logger.warning(
-                "the pipeline's safety checker flagged %d of %d images and made them black: their scores are those of "
-                "black images; set its safety_checker to None for training and evaluation",
+                "The pipeline's safety checker flagged %d of %d images and made them black. They are scored as black "
+                "images. Set its safety_checker to None for training and evaluation.",
                 flagged,
                 len(output.steps),
             )
         absent: list[Trajectory | None] = [None] * len(output.steps)
         with self._mutex:
             if self._images_B3HW is None:
-                # All at once: a list of parts, joined at the end, would take twice the memory.
+                # Allocated once, because joining a list of parts would take twice the memory.
                 size = (len(self._steps), *output.images.shape[1:])
                 self._images_B3HW = torch.empty(size, dtype=torch.float32, device="cpu")
             self._images_B3HW[part] = output.images.float().cpu()
@@ -163,8 +168,12 @@ class SampleCollector:
             self._trajectories[part] = absent if output.trajectories is None else [*output.trajectories]
             self._steps[part] = output.steps
 
-    def generated(self, record: bool) -> SampleBatch:
-        """All of it; every image has been put in."""
+    def batch(self, record: bool) -> SampleBatch:
+        """The result, after all images were added.
+
+        Args:
+            record: Whether it contains trajectories.
+        """
         assert self._images_B3HW is not None
-        trajectories = [one for one in self._trajectories if one is not None] if record else None
+        trajectories = [t for t in self._trajectories if t is not None] if record else None
         return SampleBatch(self._images_B3HW, self._steps, self._times, trajectories)

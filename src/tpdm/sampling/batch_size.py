@@ -1,4 +1,4 @@
-"""How many items are computed at once: as many as were asked for, until memory is short."""
+"""A batch size that is halved when memory is short."""
 
 from __future__ import annotations
 
@@ -12,37 +12,46 @@ logger = logging.getLogger(__name__)
 
 
 class AdaptiveBatchSize:
-    """A number of items that is halved whenever memory runs out, and stays so.
+    """Number of items that are computed at once. It is halved after each out-of-memory error.
 
-    What comes of an item does not depend on the others of its portion, so that results stay but for rounding.
+    Items of a batch are independent, so that the size changes results only up to floating-point rounding.
 
     Args:
-        size: at first.
-        key: of the recipe that says it.
-        items: what they are, in the plural.
+        size: Initial size, >= 1.
+        key: Recipe key of the size.
+        items: Plural noun of the items, for messages.
+
+    Example:
+        >>> batch_size = AdaptiveBatchSize(8, "rl.rollout_batch", "images")
+        >>> batch_size.halve(tried=8)
+        >>> batch_size.size
+        4
     """
 
     def __init__(self, size: int, key: str, items: str) -> None:
         self.size, self.key, self.items = size, key, items
 
     def halve(self, tried: int) -> None:
-        """After an attempt with ``tried`` items; says so in the log.
+        """Halves the size after an attempt that did not fit into memory, and logs a warning.
 
-        Call it when the error is no longer being handled: until then it holds the memory of the attempt.
+        Call it outside the ``except`` block, because the exception keeps the memory of the attempt.
+
+        Args:
+            tried: Items of the attempt, >= 1.
 
         Raises:
-            TrainingError: that was one alone.
+            TrainingError: The attempt had only one item.
         """
         if min(tried, self.size) <= 1:
             raise TrainingError(
-                f"got too little memory for {self.key} = 1, expected it to fit; take smaller images (backbone.height "
-                "and width), backbone.dtype=bf16, or a device with more memory"
+                f"Memory is too small for {self.key}=1. At least one item must fit. Use smaller images "
+                "(backbone.height and width), backbone.dtype=bf16, or a device with more memory."
             )
         self.size = min(tried, self.size) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning(
-            "out of memory with %d %s at once: going on with %d; set %s=%d to begin with that",
+            "Out of memory with %d %s at once. The size is now %d. Set %s=%d to start with it.",
             tried,
             self.items,
             self.size,

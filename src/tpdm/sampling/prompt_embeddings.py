@@ -1,4 +1,4 @@
-"""Prompts encoded once: what text encoders make of each text lies in a folder, and the encoders may leave."""
+"""Precomputed prompt embeddings in a folder, so that a run needs no text encoders."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tpdm.core.errors import BackboneError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.pipelines.loading.load import pipeline_class
 
-# What ``encode_prompt`` of a pipeline class returns, in its order, by the names under which a call takes it back. None
-# is what a call makes anew (position ids). A name with "negative_" depends on the negative prompt alone; where there is
-# none, ``encode_prompt`` is asked for the negative prompt as for any other.
+# The values that ``encode_prompt`` of a pipeline class returns, in its order, named as the arguments of a call. None is
+# a value that the call computes itself (position ids). A name with "negative_" depends only on the negative prompt. If
+# a class has no such name, ``encode_prompt`` is called with the negative prompt as if it were a prompt.
 ENCODED: dict[str, tuple[str | None, ...]] = {
     "StableDiffusion3Pipeline": (
         "prompt_embeds",
@@ -60,22 +60,22 @@ ENCODED: dict[str, tuple[str | None, ...]] = {
         "negative_prompt_attention_mask",
     ),
 }
-LISTED = frozenset({"ZImagePipeline"})  # embeddings are a list with one tensor for each image
+LISTED = frozenset({"ZImagePipeline"})  # their embeddings are a list with one tensor per image
 NEGATIVE = "negative_"
-Text = tuple[str, str | None]  # a prompt and its negative prompt; None leaves the pipeline's own
+PromptPair = tuple[str, str | None]  # a prompt and its negative prompt. None keeps that of the pipeline.
 
 
 @dataclass(frozen=True)
-class TextStore:
-    """Embeddings of texts in a folder, one file for each, under a hash of everything they depend on.
+class EmbeddingStore:
+    """Prompt embeddings in a folder. The name of each file is a hash of everything that the embedding depends on.
 
-    On disk and not in memory, because ten thousand prompts of SD3 are 27 GB. A run that goes on finds them there.
+    The embeddings are on the disk, because those of ten thousand prompts of SD3 take 27 GB. A resumed run reuses them.
 
     Attributes:
-        folder: of the files.
-        pipeline: class of the pipeline, in ``ENCODED``.
-        encoder: what else the embeddings depend on, in words: name, variant and dtype of the pipeline.
-        arguments: of the pipeline's call (``max_sequence_length`` ...).
+        folder: Folder of the files.
+        pipeline: Class of the pipeline, a key of ``ENCODED``.
+        encoder: Name, variant and dtype of the pipeline, as text.
+        arguments: Arguments of the pipeline call (``max_sequence_length`` ...).
     """
 
     folder: Path
@@ -86,65 +86,70 @@ class TextStore:
     def __post_init__(self) -> None:
         if self.pipeline not in ENCODED:
             raise BackboneError(
-                f"got {self.pipeline}, expected one of {', '.join(ENCODED)} where text encoders leave: set "
-                "backbone.precompute_prompt_embeddings to false, or add what its encode_prompt returns to "
+                f"The pipeline class is {self.pipeline}. Precomputed prompt embeddings support {', '.join(ENCODED)}. "
+                "Set backbone.precompute_prompt_embeddings to false, or add the class to "
                 "tpdm.sampling.prompt_embeddings."
             )
 
     @classmethod
-    def of(cls, folder: Path, backbone: BackboneConfig, arguments: Mapping[str, Any]) -> TextStore:
+    def of(cls, folder: Path, backbone: BackboneConfig, arguments: Mapping[str, Any]) -> EmbeddingStore:
         """The store of a run.
 
         Args:
-            folder: of its files.
-            backbone: says which pipeline, in which dtype.
-            arguments: of every call of it.
+            folder: Folder of the files.
+            backbone: Backbone section of the recipe.
+            arguments: Arguments of every pipeline call.
 
         Raises:
-            BackboneError: this pipeline's class has no row in ``ENCODED``, or it cannot be found.
+            BackboneError: The pipeline is missing, or its class has no entry in ``ENCODED``.
         """
         pipeline = pipeline_class(backbone.name_or_path)
-        # Its sizes and its guidance change no text, and a negative one is a text of its own.
-        others = ("height", "width", "guidance_scale", "true_cfg_scale", "negative_prompt")
-        kept = {k: v for k, v in arguments.items() if k not in others}
+        # Sizes and guidance do not change embeddings. The negative prompt is part of each pair.
+        ignored = ("height", "width", "guidance_scale", "true_cfg_scale", "negative_prompt")
+        relevant = {k: v for k, v in arguments.items() if k not in ignored}
         files = "" if backbone.variant is None else f" of the variant {backbone.variant}"
-        return cls(folder, pipeline, f"{backbone.name_or_path}{files} in {backbone.dtype}", kept)
+        return cls(folder, pipeline, f"{backbone.name_or_path}{files} in {backbone.dtype}", relevant)
 
     @property
     def apart(self) -> bool:
-        """Whether the negative prompt is encoded by a call of its own."""
+        """Whether the negative prompt needs a separate call of ``encode_prompt``."""
         return not any(name and name.startswith(NEGATIVE) for name in ENCODED[self.pipeline])
 
-    def missing(self, texts: Iterable[Text]) -> list[Text]:
-        """Those that have not been encoded, each once, in their order."""
+    def missing(self, texts: Iterable[PromptPair]) -> list[PromptPair]:
+        """The pairs without embeddings, without duplicates, in their order."""
         return [text for text in dict.fromkeys(texts) if not all(p.exists() for p in self._files(text))]
 
-    def add(self, pipe: Any, texts: Iterable[Text]) -> None:
-        """Encodes the missing ones, one at a time: what a text becomes does not depend on its neighbours.
+    def add(self, pipe: Any, texts: Iterable[PromptPair]) -> None:
+        """Encodes the missing pairs, one at a time, so that an embedding does not depend on other prompts.
 
         Args:
-            pipe: with its text encoders; the denoiser may lack its weights.
-            texts: any number.
+            pipe: The pipeline with its text encoders. The denoiser may have no weights.
+            texts: Pairs of prompt and negative prompt.
         """
         missing = self.missing(texts)
         for text, negative in tqdm(missing, desc="encode prompts", disable=not missing, dynamic_ncols=True):
             positive_file, *negative_files = self._files((text, negative))
-            ask = any(not file.exists() for file in negative_files)
-            rows = _encode(pipe, self.pipeline, text, negative, self.arguments, ask)
+            guided = any(not file.exists() for file in negative_files)
+            rows = _encode(pipe, self.pipeline, text, negative, self.arguments, guided)
             save_tensors(positive_file, {name: row for name, row in rows.items() if not name.startswith(NEGATIVE)})
-            if not ask:
+            if not guided:
                 continue
             if self.apart:
                 assert negative is not None
-                seen = _encode(pipe, self.pipeline, negative, None, self.arguments, False)
-                rows = {NEGATIVE + name: row for name, row in seen.items()}
+                encoded = _encode(pipe, self.pipeline, negative, None, self.arguments, False)
+                rows = {NEGATIVE + name: row for name, row in encoded.items()}
             save_tensors(negative_files[0], {name: row for name, row in rows.items() if name.startswith(NEGATIVE)})
 
-    def call(self, texts: Sequence[Text], device: torch.device | str) -> dict[str, Any]:
-        """Arguments of one pipeline call for these images, in place of ``prompt`` and ``negative_prompt``."""
+    def call(self, texts: Sequence[PromptPair], device: torch.device | str) -> dict[str, Any]:
+        """Arguments of a pipeline call that replace ``prompt`` and ``negative_prompt``.
+
+        Args:
+            texts: Pair of each image. All must be encoded.
+            device: Device of the embeddings.
+        """
         rows = [{k: v for f in self._files(text) for k, v in load_tensors(f)[0].items()} for text in texts]
         names = dict.fromkeys(name for row in rows for name in row)
-        # None takes back the defaults that stand beside embeddings in no pipeline.
+        # None removes default prompts, because pipelines refuse prompts together with embeddings.
         call: dict[str, Any] = {"prompt": None}
         if not self.apart or any(name.startswith(NEGATIVE) for name in names):
             call["negative_prompt"] = None
@@ -155,7 +160,7 @@ class TextStore:
                 call |= {k: v.to(device) for k, v in _stack(name, [row[name] for row in rows]).items()}
         return call
 
-    def _files(self, text: Text) -> list[Path]:
+    def _files(self, text: PromptPair) -> list[Path]:
         positive, negative = text
         files = [self._file("text", positive)]
         if not self.apart or negative is not None:
@@ -171,7 +176,7 @@ class TextStore:
 def _encode(
     pipe: Any, pipeline: str, text: str, negative: str | None, arguments: Mapping[str, Any], guided: bool
 ) -> dict[str, Tensor]:
-    """One text through ``encode_prompt``, with what a call would hand it: tensors without a dimension for images."""
+    """Embeddings of one prompt, without an image axis, from ``encode_prompt`` with the arguments of a call."""
     takes = inspect.signature(pipe.encode_prompt).parameters
     call = inspect.signature(pipe.__call__).parameters
     given = {k: arguments.get(k, call[k].default) for k in takes if k in call and not k.endswith(("embeds", "mask"))}
@@ -182,13 +187,13 @@ def _encode(
     if negative is not None and "negative_prompt" in takes:
         given["negative_prompt"] = [negative]
     with torch.no_grad():
-        found = pipe.encode_prompt(**given)
-    named = zip(ENCODED[pipeline], found, strict=True)
+        encoded = pipe.encode_prompt(**given)
+    named = zip(ENCODED[pipeline], encoded, strict=True)
     return {name: value[0] for name, value in named if name and value is not None and len(value)}
 
 
 def _stack(name: str, rows: list[Tensor]) -> dict[str, Tensor]:
-    """Rows of one batch; those of different lengths (Qwen-Image) are filled up with zeros, and a mask says where."""
+    """Rows of one batch. Rows of different lengths (Qwen-Image) are padded with zeros and get a mask."""
     if len({row.shape for row in rows}) == 1:
         return {name: torch.stack(rows)}
     mask = [torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows]

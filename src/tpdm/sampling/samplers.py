@@ -1,4 +1,4 @@
-"""Rollout (images with their recorded decisions) and replay (those decisions as one flat batch)."""
+"""Samplers on an attached pipeline: static batches, or continuous batching."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from tpdm.sampling.batch_size import AdaptiveBatchSize
 if TYPE_CHECKING:
     from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
     from tpdm.sampling.batching.pipeline import BatchedRun
-    from tpdm.sampling.prompt_embeddings import TextStore
+    from tpdm.sampling.prompt_embeddings import EmbeddingStore
 
 
 def pipeline_call(
-    request: SampleRequest, pipeline: AdaptivePipeline, arguments: Mapping[str, Any], texts: TextStore | None
+    request: SampleRequest,
+    pipeline: AdaptivePipeline,
+    arguments: Mapping[str, Any],
+    embeddings: EmbeddingStore | None,
 ) -> dict[str, Any]:
     """Arguments of an ``AdaptivePipeline`` for a request.
 
@@ -30,12 +33,12 @@ def pipeline_call(
         request: The images of the call.
         pipeline: The attached pipeline.
         arguments: Arguments of every call. Their ``negative_prompt``, if any, is that of images without one.
-        texts: Precomputed prompt embeddings. None lets the pipeline encode the prompts.
+        embeddings: Precomputed prompt embeddings. None lets the pipeline encode the prompts.
     """
     default: str | None = arguments.get("negative_prompt")
     negatives = [default] * len(request) if request.negatives is None else request.negatives
-    if texts is not None:
-        encoded = texts.call(list(zip(request.prompts, negatives, strict=True)), pipeline.pipe._execution_device)
+    if embeddings is not None:
+        encoded = embeddings.call(list(zip(request.prompts, negatives, strict=True)), pipeline.pipe._execution_device)
     else:
         encoded = {"prompt": list(request.prompts)}
         if None not in negatives:
@@ -57,40 +60,41 @@ class PipelineSampler:
     """A ``Sampler`` on an attached pipeline.
 
     Attributes:
-        pipeline: made by ``attach``.
-        batch: images in flight at once, fewer where memory is short; memory and speed only, never the result.
-        arguments: of the pipeline call (guidance_scale, height ...).
-        texts: embeddings made before, of all prompts that will come; None lets the pipeline encode them.
-        decode_batch: images decoded at once; None decodes the batch.
+        pipeline: The attached pipeline.
+        batch: Images per call, >= 1, halved if memory is short. It changes memory and speed, and the result only up to
+            floating-point rounding.
+        arguments: Arguments of every call (guidance_scale, height ...).
+        embeddings: Precomputed prompt embeddings. None (the default) lets the pipeline encode the prompts.
+        decode_batch: Images decoded at once. None (the default) decodes the whole batch.
     """
 
     pipeline: AdaptivePipeline
     batch: int
     arguments: dict[str, Any]
-    texts: TextStore | None = None
+    embeddings: EmbeddingStore | None = None
     decode_batch: int | None = None
-    _portion: AdaptiveBatchSize = field(init=False, repr=False, compare=False)
+    _batch_size: AdaptiveBatchSize = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_portion", AdaptiveBatchSize(self.batch, "rl.rollout_batch", "images"))
+        object.__setattr__(self, "_batch_size", AdaptiveBatchSize(self.batch, "rl.rollout_batch", "images"))
 
     def __call__(self, request: SampleRequest) -> SampleBatch:
         """See ``Sampler``."""
-        album, done = SampleCollector(len(request)), 0
+        collector, done = SampleCollector(len(request)), 0
         while done < len(request):
-            part = slice(done, done + self._portion.size)
+            part = slice(done, done + self._batch_size.size)
             output = self._try(request.rows(part))
             if output is None:
-                self._portion.halve(len(request.rows(part)))
+                self._batch_size.halve(len(request.rows(part)))
                 continue
-            album.put(part, output)
+            collector.put(part, output)
             done += len(output.steps)
-        return album.generated(request.record)
+        return collector.batch(request.record)
 
     @property
     def in_flight(self) -> int:
-        """Images in flight from now on: ``batch``, or what memory turned out to hold."""
-        return self._portion.size
+        """Images per call from now on: ``batch``, or fewer after memory was short."""
+        return self._batch_size.size
 
     def _decoding(self) -> AbstractContextManager[None]:
         if self.decode_batch is None:
@@ -101,7 +105,7 @@ class PipelineSampler:
 
     def _try(self, request: SampleRequest) -> AdaptiveOutput | None:
         """One call of the pipeline. None: memory is short, and everything of the attempt is freed."""
-        call = pipeline_call(request, self.pipeline, self.arguments, self.texts)
+        call = pipeline_call(request, self.pipeline, self.arguments, self.embeddings)
         try:
             with annotate_numeric_errors(request.prompts, request.seeds), self._decoding():
                 return self.pipeline(**call)
@@ -111,83 +115,84 @@ class PipelineSampler:
 
 @dataclass(frozen=True)
 class ContinuousSampler:
-    """A ``Sampler`` on an attached pipeline, one run per image (``pipelines.continuous``).
+    """A ``Sampler`` with continuous batching: an image that finishes gives its slot to the next one.
 
-    All images of a call go through the same places: those of an update, whatever their prompt. They enter in their
-    order, so the same call gives the same bits. The images are those of ``PipelineSampler``: bit by bit where calls
-    have as many rows (``places`` and ``batch`` of 1), else to the rounding of calls with another number of rows. A
-    static batch makes E[max N over the batch] calls for its images, this about E[N]; what that is worth depends on
-    how the time of a call grows with its rows (docs/serving.md). Images are encoded and decoded one at a time.
+    Images take slots in the order of the request, so that the same request gives the same bits. The images equal those
+    of ``PipelineSampler`` up to floating-point rounding, and to the bit if ``slots`` and ``batch`` are 1. A static
+    batch needs E[max N over the batch] calls of the denoiser per slot and image, continuous batching about E[N]. The
+    gain depends on how the time of a call grows with its rows (docs/serving.md). Images are encoded and decoded one at
+    a time.
 
     Attributes:
-        pipeline: made by ``attach``.
-        places: images in flight at once, fewer where memory is short; memory and speed only, never the result.
-        arguments: of the pipeline call (guidance_scale, height ...).
-        texts: embeddings made before, of all prompts that will come; None lets the pipeline encode them.
+        pipeline: The attached pipeline.
+        slots: Images computed at once, >= 1, halved if memory is short.
+        arguments: Arguments of every call (guidance_scale, height ...).
+        embeddings: Precomputed prompt embeddings. None (the default) lets the pipeline encode the prompts.
     """
 
     pipeline: AdaptivePipeline
-    places: int
+    slots: int
     arguments: dict[str, Any]
-    texts: TextStore | None = None
-    _portion: AdaptiveBatchSize = field(init=False, repr=False, compare=False)
+    embeddings: EmbeddingStore | None = None
+    _batch_size: AdaptiveBatchSize = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_portion", AdaptiveBatchSize(self.places, "rl.rollout_batch", "images"))
+        object.__setattr__(self, "_batch_size", AdaptiveBatchSize(self.slots, "rl.rollout_batch", "images"))
 
     def __call__(self, request: SampleRequest) -> SampleBatch:
         """See ``Sampler``."""
-        album = SampleCollector(len(request))
-        while album.missing:
-            if not self._try(request, album):
-                self._portion.halve(min(len(album.missing), self._portion.size))
-        return album.generated(request.record)
+        collector = SampleCollector(len(request))
+        while collector.missing:
+            if not self._try(request, collector):
+                self._batch_size.halve(min(len(collector.missing), self._batch_size.size))
+        return collector.batch(request.record)
 
-    def _try(self, request: SampleRequest, album: SampleCollector) -> bool:
-        """Makes what the album lacks.
+    def _try(self, request: SampleRequest, collector: SampleCollector) -> bool:
+        """Makes the missing images.
 
         Returns:
-            False where memory did not hold so many images at once; the others are made, and nothing more is held.
+            False if memory was short. Then some images may be missing, and everything else of the attempt is freed.
         """
         from tpdm.sampling.batching.pipeline import BatchedPipeline
 
         def make(row: int, run: BatchedRun) -> None:
             part = slice(row, row + 1)
-            one = request.rows(part)
-            with annotate_numeric_errors(one.prompts, one.seeds):
-                album.put(part, run(self.pipeline, **pipeline_call(one, self.pipeline, self.arguments, self.texts)))
+            image = request.rows(part)
+            with annotate_numeric_errors(image.prompts, image.seeds):
+                call = pipeline_call(image, self.pipeline, self.arguments, self.embeddings)
+                collector.put(part, run(self.pipeline, **call))
 
-        places = self._portion.size
-        shared = BatchedPipeline(self.pipeline.pipe, places, in_order=True)
-        # All have their place in the order before the first one asks for it.
-        runs = [(row, shared.run()) for row in album.missing]
-        # As many again, whose texts are encoded while the others run, or that are decoded.
-        pool = ThreadPoolExecutor(2 * places, thread_name_prefix="tpdm-rollout")
+        slots = self._batch_size.size
+        shared = BatchedPipeline(self.pipeline.pipe, slots, in_order=True)
+        # All runs are created before the first one starts, which fixes their order.
+        runs = [(row, shared.run()) for row in collector.missing]
+        # Twice the slots, so that images are encoded and decoded while others occupy the slots.
+        pool = ThreadPoolExecutor(2 * slots, thread_name_prefix="tpdm-rollout")
         try:
             for future in as_completed([pool.submit(make, *run) for run in runs]):
                 future.result()
         except (torch.OutOfMemoryError, BackboneError) as error:
-            if not any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__cause__)):
+            if not any(isinstance(cause, torch.OutOfMemoryError) for cause in (error, error.__cause__)):
                 raise
             return False
         finally:
-            # After an error, or an interruption, the others end at their next step.
-            shared.close(TpdmError("got an end of the rollout before this image was done, expected none."))
+            # After an error or an interruption the other images stop at their next step.
+            shared.close(TpdmError("The rollout ended before this image was finished."))
             pool.shutdown(cancel_futures=True)
         return True
 
 
 def choose_sampler(
-    recipe: Recipe, pipeline: AdaptivePipeline, arguments: dict[str, Any], texts: TextStore | None
+    recipe: Recipe, pipeline: AdaptivePipeline, arguments: dict[str, Any], embeddings: EmbeddingStore | None
 ) -> Sampler:
     """The sampler that ``rl.rollout`` names.
 
     Args:
-        recipe: of the run.
-        pipeline: made by ``attach``.
-        arguments: of every pipeline call.
-        texts: embeddings of all prompts of the run; None lets the pipeline encode them.
+        recipe: Recipe of the run.
+        pipeline: The attached pipeline.
+        arguments: Arguments of every pipeline call.
+        embeddings: Precomputed prompt embeddings of the run. None lets the pipeline encode the prompts.
     """
     if recipe.rl.rollout == "continuous":
-        return ContinuousSampler(pipeline, recipe.rl.rollout_batch, arguments, texts)
-    return PipelineSampler(pipeline, recipe.rl.rollout_batch, arguments, texts, recipe.backbone.decode_batch)
+        return ContinuousSampler(pipeline, recipe.rl.rollout_batch, arguments, embeddings)
+    return PipelineSampler(pipeline, recipe.rl.rollout_batch, arguments, embeddings, recipe.backbone.decode_batch)

@@ -1,4 +1,4 @@
-"""The parts of a recipe's run: pipeline, policy, reward and prompts, loaded for one process."""
+"""Construction of a run's components from its recipe: prompts, pipeline, policy, reward and sampler."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tpdm.policies.pretrained_config import PretrainedConfig
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.rewards.base import ReadsTokens, Reward
 from tpdm.rewards.loading import load_judges, recipe_reward, reward_device
-from tpdm.sampling.prompt_embeddings import Text, TextStore
+from tpdm.sampling.prompt_embeddings import EmbeddingStore, PromptPair
 from tpdm.sampling.samplers import choose_sampler
 from tpdm.training.batch_sampler import draw_prompts
 from tpdm.training.components import TrainingComponents
@@ -50,16 +50,25 @@ logger = logging.getLogger(__name__)
 
 
 def build_components(recipe: Recipe, folder: Path, context: DistributedContext = SINGLE_PROCESS) -> TrainingComponents:
-    """Pipeline, policy, reward and prompts of a recipe, as one process of the context needs them."""
+    """Loads the components of a run for one process.
+
+    Args:
+        recipe: Recipe of the run.
+        folder: Folder of the run, for artifacts and prompt embeddings.
+        context: The processes of the run. Default: this process only.
+
+    Raises:
+        TpdmError: Prompts, pipeline, policy or reward do not fit the recipe.
+    """
     train_prompts, validation_prompts = choose_prompts(recipe)
     check_negatives(recipe, (*train_prompts, *validation_prompts))
     device = resolve_device(recipe.backbone.device)
     arguments = pipeline_arguments(recipe.backbone)
-    texts, looking, needed = None, arguments, ALL
+    store, probe_arguments, needed = None, arguments, ALL
     if recipe.backbone.precompute_prompt_embeddings:
-        drawn = run_texts(recipe, train_prompts, validation_prompts)
-        texts, needed = encode_texts(recipe, drawn, arguments, folder, device), NO_TEXT_ENCODERS
-        looking = arguments | texts.call(drawn[:1], device)
+        texts = run_prompt_pairs(recipe, train_prompts, validation_prompts)
+        store, needed = precompute_embeddings(recipe, texts, arguments, folder, device), NO_TEXT_ENCODERS
+        probe_arguments = arguments | store.call(texts[:1], device)
     check_shard(recipe, context, len(validation_prompts) * recipe.validation.samples_per_prompt)
     pipe = load_backbone(recipe.backbone, device, needed)
     check_pictures(pipe)
@@ -67,8 +76,8 @@ def build_components(recipe: Recipe, folder: Path, context: DistributedContext =
         shard_denoiser(pipe, device, context.size)
         pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    widths = infer_feature_shapes(pipe, looking)
-    start, fast = init_times(recipe.tpm, pipe, looking), init_times_low_gamma(recipe.tpm, pipe, looking)
+    widths = infer_feature_shapes(pipe, probe_arguments)
+    start, fast = init_times(recipe.tpm, pipe, probe_arguments), init_times_low_gamma(recipe.tpm, pipe, probe_arguments)
     policy = init_policy(recipe, widths, start, fast).to(device)
     adaptive = attach(
         pipe,
@@ -86,8 +95,8 @@ def build_components(recipe: Recipe, folder: Path, context: DistributedContext =
     scoring = reward_device(recipe.reward, device)
     reward = recipe_reward(recipe.reward, scoring)
     if context.is_main_process:
-        tell_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
-    sampler = choose_sampler(recipe, adaptive, arguments, texts)
+        warn_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
+    sampler = choose_sampler(recipe, adaptive, arguments, store)
     return TrainingComponents(
         policy=policy,
         sampler=SynchronizedSampler(sampler, find_denoiser(pipe), context) if recipe.backbone.shard else sampler,
@@ -99,39 +108,43 @@ def build_components(recipe: Recipe, folder: Path, context: DistributedContext =
     )
 
 
-def tell_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
-    """Says once, as a warning in the log, how many prompts a text encoder or the reward does not read to their end."""
+def warn_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
+    """Logs one warning if a text encoder or the reward truncates prompts, with their number."""
     readers: list[Truncation] = over_long(pipe, arguments, prompts)
     readers += reward.over_long(prompts) if isinstance(reward, ReadsTokens) else []
     tell(readers, len(prompts))
 
 
 def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """Training prompts, and the first held-out ones for validation."""
+    """Training prompts, and the first held-out prompts for validation.
+
+    Raises:
+        PromptError: There is no training prompt or no held-out prompt.
+    """
     p = recipe.prompts
-    everything = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
-    train_prompts, held_out = split_by_hash(everything, p.held_out_fraction)
+    prompts = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
+    train_prompts, held_out = split_by_hash(prompts, p.held_out_fraction)
     if not train_prompts or not held_out:
         raise PromptError(
-            f"got {len(train_prompts)} training and {len(held_out)} held-out prompts from '{p.source}', expected at "
-            "least one of each; add prompts or change prompts.held_out_fraction"
+            f"'{p.source}' has {len(train_prompts)} training and {len(held_out)} held-out prompts. At least one of "
+            "each is needed. Add prompts, or change prompts.held_out_fraction."
         )
     return train_prompts, held_out[: recipe.validation.prompts]
 
 
 def check_negatives(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
-    """Refuses negative prompts that the pipeline does not use; a warning where the recipe switches guidance off.
+    """Refuses negative prompts that the pipeline does not use. Logs a warning if the recipe turns guidance off.
 
     Raises:
-        ConfigError: some prompts have one, and the pipeline does not guide by itself.
+        ConfigError: Some prompts have a negative prompt, and the pipeline uses none.
     """
     negatives = [p.negative for p in prompts if p.negative]
     guidance = guidance_of(recipe.backbone.name_or_path) if negatives else None
     if guidance is None:
         return
-    said = {**guidance_arguments(recipe.backbone), "negative_prompt": negatives}
+    given = {**guidance_arguments(recipe.backbone), "negative_prompt": negatives}
     try:
-        warning = guidance.check({**pipeline_arguments(recipe.backbone), **said}, said)
+        warning = guidance.check({**pipeline_arguments(recipe.backbone), **given}, given)
     except BackboneError as error:
         raise ConfigError(f"{recipe.prompts.source} has negative prompts: {error}") from error
     if warning:
@@ -145,7 +158,7 @@ def pretrained_config(
     arguments: dict[str, Any],
     facts: dict[str, Any],
 ) -> PretrainedConfig:
-    """What the artifact says of itself."""
+    """The configuration that is saved with a trained policy."""
     denoiser, guidance = find_denoiser(pipe), arguments.get(Guidance.of(pipe).asked)
     return PretrainedConfig(
         shape=policy.shape,
@@ -177,42 +190,44 @@ def pretrained_config(
     )
 
 
-FOLDER = "texts"  # of a run's folder
+FOLDER = "texts"  # subfolder of a run for prompt embeddings
 
 
-def run_texts(recipe: Recipe, train_prompts: Sequence[Prompt], validation_prompts: Sequence[Prompt]) -> list[Text]:
-    """Every prompt that a run will draw, with its negative prompt, each once."""
+def run_prompt_pairs(
+    recipe: Recipe, train_prompts: Sequence[Prompt], validation_prompts: Sequence[Prompt]
+) -> list[PromptPair]:
+    """The distinct pairs of prompt and negative prompt that a run will draw."""
     rl = recipe.rl
     drawn = [*validation_prompts, *draw_prompts(train_prompts, CALIBRATION_PROMPTS, recipe.seed, 0)]
     for update in range(rl.updates):
         drawn += draw_prompts(train_prompts, rl.prompts_per_update, recipe.seed, update)
         if len(set(drawn)) >= len(train_prompts) + len(validation_prompts):
             break
-    # The empty text too, where guidance needs a negative prompt.
-    avoided = pipeline_arguments(recipe.backbone).get("negative_prompt")
-    plain = avoided is None and all(p.negative is None for p in (*train_prompts, *validation_prompts))
+    # The pair includes the empty text if guidance needs a negative prompt.
+    default = pipeline_arguments(recipe.backbone).get("negative_prompt")
+    plain = default is None and all(p.negative is None for p in (*train_prompts, *validation_prompts))
     return list(dict.fromkeys((p.text, None if plain else p.negative or "") for p in drawn))
 
 
-def encode_texts(
-    recipe: Recipe, texts: Sequence[Text], arguments: Mapping[str, Any], folder: Path, device: str
-) -> TextStore:
-    """Encodes what ``folder`` lacks, and lets go of the text encoders.
+def precompute_embeddings(
+    recipe: Recipe, texts: Sequence[PromptPair], arguments: Mapping[str, Any], folder: Path, device: str
+) -> EmbeddingStore:
+    """Encodes the prompts that ``folder`` lacks, and frees the text encoders.
 
     Args:
-        recipe: of the run.
-        texts: of it.
-        arguments: of every pipeline call.
-        folder: of the run.
-        device: of the encoders, while they are needed.
+        recipe: Recipe of the run.
+        texts: Pairs of prompt and negative prompt.
+        arguments: Arguments of every pipeline call.
+        folder: Folder of the run.
+        device: Device of the text encoders.
     """
-    store = TextStore.of(folder / FOLDER, recipe.backbone, arguments)
+    store = EmbeddingStore.of(folder / FOLDER, recipe.backbone, arguments)
     if store.missing(texts):
         backbone = recipe.backbone
         pipe = load_pipeline(backbone.name_or_path, backbone.dtype, device, TEXT_ENCODERS, backbone.variant)
         store.add(pipe, texts)
         del pipe
-        gc.collect()  # a pipeline holds itself in circles
+        gc.collect()  # a pipeline has reference cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return store

@@ -1,9 +1,9 @@
-"""Atomic checkpoints of a run: everything that the next update depends on, and nothing else.
+"""Atomic checkpoints that contain exactly the state on which the next update depends.
 
-Prompts, noise and decisions of an update follow from the recipe's seed and the number of the update, so that
-the weights, the optimizer and that number are the whole state. Under its final name a checkpoint is whole,
-wherever the process was killed; what a kill leaves behind is called ``.writing-*``, never read, and removed by
-the next save. What a disk does to it afterwards shows in the sha256 of each file, and then the one before is used.
+Prompts, noise and decisions of an update follow from the seed of the recipe and the number of the update. The weights,
+the optimizer and that number are therefore the complete state. A checkpoint gets its final name when it is complete. A
+killed process leaves a folder ``.writing-*``, which is never read and which the next save removes. A checkpoint
+contains the sha256 of each file. If one is damaged, the checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _NAME = re.compile(r"update-(\d{6})")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run is.
+    """The state of a run.
 
     Attributes:
-        update: updates done.
-        best_objective: validation objective of what best/ holds; None before the first validation.
-        best_update: after how many updates that was.
-        seconds: training time so far.
-        record: objectives of the validation images when their mean was highest.
+        update: Updates done.
+        best_objective: Validation objective of best/. None before the first validation.
+        best_update: Updates done when best/ was saved. None before the first validation.
+        seconds: Training time so far, in seconds.
+        record: Objectives of the validation images when their mean was highest. None before the first validation.
     """
 
     update: int
@@ -61,7 +61,17 @@ def save_checkpoint(
     identity: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Writes ``folder/update-NNNNNN`` under another name, renames it, and removes all but the last ``keep``."""
+    """Writes ``folder/update-NNNNNN`` under a temporary name, renames it, and removes old checkpoints.
+
+    Args:
+        folder: Folder of the checkpoints.
+        policy: The trained policy.
+        average: Average of its weights.
+        optimizer: Its optimizer.
+        state: State of the run.
+        identity: See ``run_identity``.
+        keep: Number of checkpoints to keep, >= 1.
+    """
     with replaced_folder(folder / f"update-{state.update:06d}", prefix=".writing-") as new:
         save_tensors(new / "policy.safetensors", dict(policy.state_dict()))
         save_tensors(new / "average.safetensors", average.weights)
@@ -89,7 +99,7 @@ def _existing(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """A whole checkpoint as read; ``tensors`` have the file's name before their own."""
+    """A complete checkpoint. Names in ``tensors`` start with the name of their file."""
 
     state: RunState
     tensors: dict[str, Tensor]
@@ -103,22 +113,32 @@ def load_checkpoint(
     identity: Mapping[str, Any],
     context: DistributedContext = SINGLE_PROCESS,
 ) -> RunState | None:
-    """Restores the newest whole checkpoint into policy, average and optimizer; None where there is none.
+    """Restores policy, average and optimizer from the newest complete checkpoint.
 
-    A damaged one is named in the log, and the one before it is used. The leading process alone reads.
+    A damaged checkpoint is logged, and the one before it is used. Only the main process reads.
+
+    Args:
+        folder: Folder of the checkpoints.
+        policy, average, optimizer: Restored in place.
+        identity: See ``run_identity``.
+        context: The processes of the run. Default: this process only.
+
+    Returns:
+        The state of the run. None if there is no checkpoint.
 
     Raises:
-        TrainingError: no checkpoint is whole, or the newest belongs to another run (see ``run_identity``).
+        TrainingError: All checkpoints are damaged, or the newest belongs to another run.
     """
-    found = _newest_whole(folder, identity) if context.is_main_process else None
-    facts = context.broadcast_object(None if found is None else asdict(found.state))
+    checkpoint = _newest_complete(folder, identity) if context.is_main_process else None
+    facts = context.broadcast_object(None if checkpoint is None else asdict(checkpoint.state))
     if facts is None:
         return None
-    _restore(context.broadcast_tensors({} if found is None else found.tensors), policy, average, optimizer)
+    tensors = context.broadcast_tensors({} if checkpoint is None else checkpoint.tensors)
+    _restore(tensors, policy, average, optimizer)
     return _state(facts)
 
 
-def _newest_whole(folder: Path, identity: Mapping[str, Any]) -> _Checkpoint | None:
+def _newest_complete(folder: Path, identity: Mapping[str, Any]) -> _Checkpoint | None:
     reasons = []
     for path in reversed(_existing(folder)):
         try:
@@ -126,19 +146,21 @@ def _newest_whole(folder: Path, identity: Mapping[str, Any]) -> _Checkpoint | No
         except (OSError, LookupError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
             reasons.append(reason)
-            logger.warning("%s is damaged (%s): the checkpoint before it is used, if there is one", path, reason)
+            logger.warning(
+                "Checkpoint %s is damaged (%s). The checkpoint before it is used, if there is one.", path, reason
+            )
             continue
         changed = differences(before, identity)
         if changed:
             raise TrainingError(
-                f"got a recipe that differs from the one of {path} ({changed}), expected the same; change it back to "
-                "go on, or choose another output"
+                f"The recipe differs from the recipe of {path}: {changed}. A resumed run must have the same recipe. "
+                "Change it back, or choose another output."
             )
         return checkpoint
     if reasons:
         raise TrainingError(
-            f"got {folder}, where every checkpoint is damaged (the newest: {reasons[0]}), expected a whole one; remove "
-            "that folder to train from the beginning"
+            f"Every checkpoint in {folder} is damaged (the newest: {reasons[0]}). At least one must be complete. "
+            "Remove that folder to train from the beginning."
         )
     return None
 
@@ -147,7 +169,7 @@ def _read(path: Path) -> tuple[dict[str, Any], _Checkpoint]:
     """The identity and the content of a checkpoint.
 
     Raises:
-        ValueError: a file is not what was written; and whatever a file that is missing or no JSON makes Python raise.
+        ValueError: A file differs from what was written. A missing or invalid file raises the errors of Python.
     """
     for name, digest in json.loads((path / _DIGESTS).read_text(encoding="utf-8")).items():
         if sha256(path / name) != digest:
@@ -178,7 +200,7 @@ def _restore(
     for key, value in by_file["optimizer"].items():
         index, name = key.split(".", 1)
         packed["state"].setdefault(int(index), {})[name] = value
-    policy.load_state_dict(by_file["average"])  # strict: refuses another shape
+    policy.load_state_dict(by_file["average"])  # strict, so that another shape is refused
     average.weights = {k: v.detach().clone() for k, v in policy.state_dict().items()}
     policy.load_state_dict(by_file["policy"])
     optimizer.load_state_dict(packed)

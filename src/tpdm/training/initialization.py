@@ -1,4 +1,4 @@
-"""What is measured once, on images of the untrained policy, before the first update: features and reward parts."""
+"""The initial policy, and the statistics of features and reward parts that are measured before the first update."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def calibrated_reward(
     folder: Path,
     fresh: bool,
     context: DistributedContext = SINGLE_PROCESS,
-    everyone: bool = False,
+    sharded: bool = False,
 ) -> Reward:
     """The reward that a run uses from its first image to its last.
 
@@ -68,14 +68,14 @@ def calibrated_reward(
         fresh: Whether the statistics are measured and written. A resumed run reads them, so that its objective stays
             the same.
         context: The processes of the run. Only the main process measures or reads.
-        everyone: Whether all processes make the images, as a sharded denoiser needs. Default: False.
+        sharded: Whether the denoiser is sharded, so that all processes make the images. Default: False.
 
     Raises:
         RewardError: A part fails or gives all images the same score, or a resumed run has no statistics.
     """
     if not isinstance(reward, CompositeReward):
         return reward
-    if fresh and (context.is_main_process or everyone):
+    if fresh and (context.is_main_process or sharded):
         generated = sampler(request)
         if context.is_main_process:
             reward = reward.calibrated(generated.images_B3HW, request.prompts)
@@ -91,12 +91,12 @@ SHAPE_KEYS = ("layout", "features", "channels", "grid", "time_only", "feature_ma
 
 
 def init_times(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
-    """The fixed schedule that the untrained TPM follows; None where the recipe names none."""
+    """The fixed schedule that the untrained TPM follows. None if the recipe has none."""
     return None if tpm.init_steps is None else _schedule(tpm.init_steps, tpm, pipe, arguments)
 
 
 def init_times_low_gamma(tpm: TpmConfig, pipe: Any, arguments: dict[str, Any]) -> tuple[float, ...] | None:
-    """The same at the low end of the dial; None where the recipe names none."""
+    """The schedule of the untrained TPM at the lowest gamma. None if the recipe has none."""
     return None if tpm.init_steps_low_gamma is None else _schedule(tpm.init_steps_low_gamma, tpm, pipe, arguments)
 
 
@@ -112,10 +112,16 @@ def init_policy(
     start: tuple[float, ...] | None = None,
     fast: tuple[float, ...] | None = None,
 ) -> TimePredictionModule:
-    """A fresh TPM for features of these widths, or the one the recipe starts from.
+    """A new TPM, or the TPM that ``tpm.init_from`` names.
+
+    Args:
+        recipe: Recipe of the run.
+        widths: Widths of the denoiser's features.
+        start: Schedule that the untrained TPM follows. Default: none.
+        fast: Schedule that it follows at the lowest gamma. Default: none.
 
     Raises:
-        ConfigError: the recipe asks for another shape than that one has.
+        ConfigError: The recipe contradicts the shape of the TPM in ``tpm.init_from``.
     """
     if recipe.tpm.init_from:
         policy = load_policy(recipe.tpm.init_from)
@@ -143,17 +149,16 @@ def init_policy(
 
 
 def _check_shape(recipe: Recipe, shape: TPMConfig) -> None:
-    """A TPM that is trained on keeps its shape: what a recipe says of it must not be passed over.
+    """Refuses recipe keys that contradict the shape of the initial TPM.
 
-    A key at its default is taken for not said; the dial has to be the same, since the price of a step and what the TPM
-    is told of it go together.
+    A key at its default is ignored. ``reward.gamma_range`` must be the same, because the TPM gets gamma as an input.
     """
-    wanted, plain = asdict(recipe.tpm), asdict(TpmConfig())
-    said = {f"tpm.{k}": (wanted[k], asdict(shape)[k]) for k in SHAPE_KEYS if wanted[k] != plain[k]}
-    said["reward.gamma_range"] = (recipe.reward.gamma_range, shape.gamma_range)
-    for key, (asked, has) in said.items():
-        if asked != has:
+    values, defaults, known = asdict(recipe.tpm), asdict(TpmConfig()), asdict(shape)
+    pairs = {f"tpm.{k}": (values[k], known[k]) for k in SHAPE_KEYS if values[k] != defaults[k]}
+    pairs["reward.gamma_range"] = (recipe.reward.gamma_range, shape.gamma_range)
+    for key, (value, trained) in pairs.items():
+        if value != trained:
             raise ConfigError(
-                f"got {key}={asked} and tpm.init_from={recipe.tpm.init_from}, a TPM that has {has}, expected them to "
-                f"agree; give {key} that value, or start from another TPM or from none"
+                f"{key} is {value}, but the TPM in tpm.init_from={recipe.tpm.init_from} has {trained}. They must be "
+                f"equal. Set {key}={trained}, or remove tpm.init_from."
             )

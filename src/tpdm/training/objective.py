@@ -139,7 +139,7 @@ def rloo_advantages(reward_PK: Tensor, normalize: Normalize = "none", position_P
             * "batch": The one of all P K advantages.
             * "group": The one of the prompt, at least ``GROUP_FLOOR`` of the one of the batch. All prompts then have
               about the same weight, even if the images of some differ by little more than the penalty of a step.
-            * "dial": The one of prompts with a similar gamma. At a low gamma images differ more. One divisor for all
+            * "gamma": The one of prompts with a similar gamma. At a low gamma images differ more. One divisor for all
               would give the other end of the range little weight.
         position_P: Position of each prompt's gamma in [-1, 1] (see ``tpdm.policies.gamma.gamma_position``). Required
             for "gamma", which otherwise is "batch".
@@ -161,7 +161,7 @@ def rloo_advantages(reward_PK: Tensor, normalize: Normalize = "none", position_P
         )
     wide_PK = wide(reward_PK)
     advantage_PK = wide_PK - (wide_PK.sum(1, keepdim=True) - wide_PK) / (reward_PK.shape[1] - 1)
-    if normalize == "dial" and position_P is not None:
+    if normalize == "gamma" and position_P is not None:
         advantage_PK = advantage_PK / _std_nearby(advantage_PK, position_P)
     elif normalize != "none":
         std = advantage_PK.std(correction=0).clamp_min(MIN_STD)

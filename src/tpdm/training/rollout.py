@@ -34,6 +34,15 @@ class RolloutBuffer:
         logp_T: Log-probabilities of the actions when they were sampled, fp32.
         segment_T: Trajectory of each decision, int64, ascending in [0, n).
         trajectories: n. A trajectory may have no decision.
+
+    Example:
+        >>> from tpdm.core.types import Step
+        >>> t_B, index_B, row_B = torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.arange(2)
+        >>> seen = Observation(None, None, t_B, index_B, row_B)  # of two images at one step
+        >>> steps = [Step(seen, row, action=0.5, logp=0.0, t=1.0, t_next=0.0, counts=True) for row in (0, 1)]
+        >>> buffer = make_rollout_buffer([Trajectory((step,)) for step in steps])
+        >>> buffer.part(1, 2).observation.row_B
+        tensor([1])
     """
 
     batches: Sequence[Observation]

@@ -1,4 +1,4 @@
-"""What a run may not change half-way: the prompts, and the part of the recipe that its result follows from."""
+"""The identity of a run: its prompts and the recipe keys on which its result depends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tpdm.config.recipe import Recipe
 from tpdm.config.renamed import present
 from tpdm.data.prompts import Prompt
 
-# Free to change between an interruption and going on. Places and machines: the prompts are compared, not where
-# their file lies. Sizes of batches: they move memory and time, and the result by rounding alone. When to look and
-# to save: neither touches the policy. (How many images a validation has is not free: the best objective so far
-# is compared with later ones.)
+# Keys that a resumed run may change. Paths and devices: the prompts are compared instead of their source. Batch sizes:
+# they change memory, time and rounding only. Intervals of validations and checkpoints: they do not affect the policy.
+# (The number of validation images must not change, because later objectives are compared with the best so far.)
 FREE = frozenset(
     {
         "name",
@@ -48,10 +47,10 @@ FREE = frozenset(
     }
 )
 
-# Weights of a TPM in format_version 1 mean something else; those of 2 and 3 mean the same.
+# Weights of format_version 1 have another meaning. Those of 2 and 3 have the same.
 WEIGHTS_VERSION = 2
 
-# Keys that came later, with the value that runs from before had: left out at that value, so that those runs go on.
+# Keys added later, with the value that older runs had. They are left out at that value, so that older runs resume.
 LATER: dict[str, Any] = {
     "backbone.true_cfg_scale": None,
     "backbone.variant": None,
@@ -67,12 +66,16 @@ LATER: dict[str, Any] = {
 def run_identity(
     recipe: Recipe, train_prompts: Sequence[Prompt], validation_prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
-    """Dotted keys and plain values; two runs with equal ones go the same way.
+    """The identity of a run as dotted keys and plain values. Runs with equal identities have equal results.
 
-    ``rl.updates`` is part of it only where the learning rate depends on it: a run with a constant rate may be
-    made longer.
+    ``rl.updates`` is included only if the learning rate depends on it. A run with a constant rate can be extended.
+
+    Args:
+        recipe: Recipe of the run.
+        train_prompts: Training prompts.
+        validation_prompts: Validation prompts.
     """
-    # Through the checks once more: a recipe built in Python may hold 0 where YAML gives 0.0.
+    # Validated again, because a recipe built in Python may contain 0 where YAML gives 0.0.
     values = dict(_flat(asdict(make_recipe(asdict(recipe)))))
     free = FREE | {"rl.updates"} if recipe.optimizer.lr_schedule == "constant" else FREE
     same = {k: v for k, v in values.items() if not is_later(k, v)}
@@ -91,15 +94,28 @@ def under_present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_later(key: str, value: Any) -> bool:
-    """Whether a key has the value at which earlier runs were made, which did not have it."""
+    """Whether a key was added later and has the value of runs before it."""
     return key in LATER and value == LATER[key]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3) -> str:
-    """The first keys that differ, in words: "rl.clip was 0.2 and is 0.3"; empty where none does."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], limit: int = 3) -> str:
+    """The keys of two identities that differ, as text.
+
+    Args:
+        before: Identity of the checkpoint.
+        now: Identity of the resumed run.
+        limit: Number of keys to name. Default: 3.
+
+    Returns:
+        An empty string if the identities are equal.
+
+    Example:
+        >>> differences({"rl.clip": 0.2, "seed": 0}, {"rl.clip": 0.3, "seed": 0})
+        'rl.clip was 0.2 and is 0.3'
+    """
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    named = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys[:most]]
-    more = [f"{len(keys) - most} more"] if len(keys) > most else []
+    named = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys[:limit]]
+    more = [f"{len(keys) - limit} more"] if len(keys) > limit else []
     return ", ".join([*named, *more])
 
 
@@ -108,7 +124,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif isinstance(value, tuple) and prefix + key not in FREE:
-            # As keys of their own, so that a message names the part; and an empty list, older runs' none, is nothing.
+            # One key per item, so that a message names the item. An empty tuple, as in older runs, adds no key.
             yield from _flat({str(index): item for index, item in enumerate(value)}, f"{prefix}{key}.")
         else:
             yield prefix + key, value

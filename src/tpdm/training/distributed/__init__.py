@@ -1,1 +1,1 @@
-"""Several processes of one training."""
+"""Distributed training: collectives, heartbeat and sharding."""

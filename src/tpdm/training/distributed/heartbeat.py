@@ -1,4 +1,4 @@
-"""The pulse of a run, from its first update to its last: one sentence where another process is lost."""
+"""The heartbeat of a run with several processes: a lost process ends the others with an error message."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tpdm.core.errors import TrainingError
 from tpdm.training.distributed.context import DistributedContext, PeerLostError
 
 
-class _ToldToEnd(TrainingError):
-    """Raised in the main thread by a signal: the launcher's, or this process's own pulse."""
+class _TerminatedError(TrainingError):
+    """Raised in the main thread by SIGTERM, from the launcher or from the heartbeat of this process."""
 
 
-def _raise_told(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    raise _ToldToEnd("told to end")
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # raise only once
+    raise _TerminatedError("SIGTERM received")
 
 
 def _interrupt_main_thread() -> None:
@@ -41,65 +41,69 @@ def _kill(reason: str) -> None:
 
 @contextmanager
 def heartbeat(context: DistributedContext) -> Iterator[None]:
-    """Inside the block the processes of a context watch over each other; a process alone has nobody to watch.
+    """Watches the processes of a run inside the block. Does nothing for a single process.
+
+    Args:
+        context: The processes of the run.
 
     Raises:
-        TrainingError: another process stopped (with its sentence), or is gone, or this one was told to end.
+        TrainingError: Another process stopped (with its message) or is lost, or this process got SIGTERM.
     """
     if context.size == 1:
         yield
         return
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if context.is_main_process else None
-    port = context.broadcast_object(None if own is None else own.port)
-    store = own or dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENT))
-    pulse = Heartbeat(context.rank, context.size, store, _interrupt_main_thread, _kill)
+    server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if context.is_main_process else None
+    port = context.broadcast_object(None if server is None else server.port)
+    store = server or dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENT))
+    beats = Heartbeat(context.rank, context.size, store, _interrupt_main_thread, _kill)
     context.wait()
-    pulse.start()
-    before = signal.signal(signal.SIGTERM, _raise_told)
+    beats.start()
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         yield
-        pulse.stop()  # before the others are waited for: the first one to end is not missed
+        beats.stop()  # before wait(), so that the first process to end does not count as lost
         context.wait()
-    except (PeerLostError, _ToldToEnd) as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that also noticed may not cut the sentence short
-        raise TrainingError(pulse.explain()) from error
+    except (PeerLostError, _TerminatedError) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher must not interrupt the message
+        raise TrainingError(beats.explain()) from error
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        pulse.leave(" ".join(str(error).split()) or type(error).__name__)
+        beats.leave(" ".join(str(error).split()) or type(error).__name__)
         raise
     finally:
-        pulse.stop()
+        beats.stop()
         signal.signal(signal.SIGTERM, before)
 
 
-BEAT = 1.0  # seconds between two signs of life
+BEAT = 1.0  # seconds between two beats
 
-SILENT = 40.0  # seconds without one until a process counts as lost; Python may be busy for a while
+SILENT = 40.0  # seconds without a beat until a process counts as lost. Python may be busy for a while.
 
-GRACE = 10.0  # seconds that the main thread has to end by itself
+GRACE = 10.0  # seconds until a main thread that does not end is killed
 
-GOES_ON = "the same command goes on from the last checkpoint"
+RESUMES = "The same command resumes from the last checkpoint."
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """The last sign of a process: its number, when it came, and the sentence of one that stopped."""
+class _LastBeat:
+    """The last beat of a process: its number, its time, and the message of a process that stopped."""
 
     count: int
     when: float
-    left: str | None
+    reason: str | None
 
 
 class Heartbeat:
-    """Says that this process is there, and listens for the others.
+    """Sends the beats of this process and watches those of the others, in two threads.
 
     Args:
-        rank, size: of this process, and how many there are.
-        store: which all of them reach.
-        interrupt: is called once, from a thread, when the run cannot go on.
-        kill: is called with the reason where the block has not been left ``GRACE`` seconds later.
-        silent: seconds after which a process that says nothing counts as lost.
+        rank: Rank of this process.
+        size: Number of processes.
+        store: Key-value store that all processes reach.
+        interrupt: Called once, from a thread, when another process stopped or is lost.
+        kill: Called with the reason if ``stop`` is not called within ``GRACE`` seconds after that.
+        silent: Seconds without a beat until a process counts as lost. Default: ``SILENT``.
     """
 
     def __init__(
@@ -113,88 +117,87 @@ class Heartbeat:
     ) -> None:
         self._rank, self._size, self._store, self._silent = rank, size, store, silent
         self._interrupt, self._kill = interrupt, kill
-        self._left: str | None = None
-        self._heard = {r: _Heard(0, time.monotonic(), None) for r in range(size) if r != rank}
+        self._reason: str | None = None
+        self._last = {r: _LastBeat(0, time.monotonic(), None) for r in range(size) if r != rank}
         self._store_gone = False
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._beat, self._listen)]
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._beat, self._watch)]
         store.set(self._key(rank), json.dumps([0, None]))
 
     def start(self) -> None:
-        """Begins; every process of the run has been made by then."""
+        """Starts the threads. Call it after all processes have created their heartbeat."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ends the signs; nobody is missed from now on."""
-        self._over.set()
+        """Stops the threads. From now on no process counts as lost."""
+        self._stopped.set()
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(timeout=5 * BEAT)
 
     def leave(self, reason: str) -> None:
-        """Tells the others why this process stops, and gives them the time to hear it."""
-        self._left = reason
+        """Sends the others the reason why this process stops, and waits until they have it."""
+        self._reason = reason
         time.sleep(2.5 * BEAT)
 
     def explain(self) -> str:
-        """Why the others do not answer, as far as their signs of the next few seconds tell."""
-        time.sleep(1.5 * BEAT)  # the last sign of one that is gone may still have been on its way
-        before, until = dict(self._heard), time.monotonic() + 3 * BEAT
+        """Why the others do not answer, from their beats of the next seconds."""
+        time.sleep(1.5 * BEAT)  # the last beat of a lost process may arrive late
+        before, until = dict(self._last), time.monotonic() + 3 * BEAT
         while time.monotonic() < until:
-            left = self._who_left()
-            if left:
-                return left
+            if reason := self._stopped_process():
+                return reason
             time.sleep(BEAT / 4)
         if self._store_gone:
             return self._lost(0)
-        silent = [rank for rank, heard in self._heard.items() if heard.count == before[rank].count]
+        silent = [rank for rank, beat in self._last.items() if beat.count == before[rank].count]
         if silent:
             return self._lost(silent[0])
-        return f"process {self._rank} of {self._size} was told to end, expected to train on; {GOES_ON}"
+        return f"Process {self._rank} of {self._size} got SIGTERM. It must run to the end. {RESUMES}"
 
     def _key(self, rank: int) -> str:
         return f"tpdm/pulse/{rank}"
 
     def _beat(self) -> None:
-        others, count = list(self._heard), 0
-        while not self._over.wait(BEAT / 2):
+        others, count = list(self._last), 0
+        while not self._stopped.wait(BEAT / 2):
             count += 1
             try:
-                self._store.set(self._key(self._rank), json.dumps([count, self._left]))
-                said = self._store.multi_get([self._key(rank) for rank in others])
-            except RuntimeError:  # the leading process holds the store
+                self._store.set(self._key(self._rank), json.dumps([count, self._reason]))
+                beats = self._store.multi_get([self._key(rank) for rank in others])
+            except RuntimeError:  # the store is in the main process
                 self._store_gone = True
                 return
-            for rank, (number, left) in zip(others, map(json.loads, said), strict=True):
-                if (number, left) != (self._heard[rank].count, self._heard[rank].left):
-                    self._heard[rank] = _Heard(number, time.monotonic(), left)
+            for rank, (number, reason) in zip(others, map(json.loads, beats), strict=True):
+                if (number, reason) != (self._last[rank].count, self._last[rank].reason):
+                    self._last[rank] = _LastBeat(number, time.monotonic(), reason)
 
-    def _listen(self) -> None:
-        # A thread of its own: where a machine is gone, the other one may wait in the network for long.
-        while not self._over.wait(BEAT / 2):
-            reason = self._who_left() or self._who_is_lost()
+    def _watch(self) -> None:
+        # In a thread of its own, because _beat may wait in the network for a lost machine.
+        while not self._stopped.wait(BEAT / 2):
+            reason = self._stopped_process() or self._lost_process()
             if reason:
                 self._interrupt()
-                if not self._over.wait(GRACE):  # it waits for a process that never answers
+                if not self._stopped.wait(GRACE):  # the main thread waits for a lost process
                     self._kill(reason)
                 return
 
-    def _who_left(self) -> str | None:
-        for rank, heard in self._heard.items():
-            if heard.left is not None:
-                return f"process {rank} of {self._size} stopped: {heard.left}"
+    def _stopped_process(self) -> str | None:
+        for rank, beat in self._last.items():
+            if beat.reason is not None:
+                return f"Process {rank} of {self._size} stopped: {beat.reason}"
         return None
 
-    def _who_is_lost(self) -> str | None:
+    def _lost_process(self) -> str | None:
         if self._store_gone:
             return self._lost(0)
         now = time.monotonic()
-        silent = [rank for rank, heard in self._heard.items() if now - heard.when > self._silent]
+        silent = [rank for rank, beat in self._last.items() if now - beat.when > self._silent]
         return self._lost(silent[0]) if silent else None
 
     def _lost(self, rank: int) -> str:
         return (
-            f"process {rank} of {self._size} is gone without a word (killed, out of memory, or its machine is lost), "
-            f"expected all of them to the end; {GOES_ON}"
+            f"Process {rank} of {self._size} is lost (killed, out of memory, or its machine is down). All processes "
+            f"must run to the end. {RESUMES}"
         )

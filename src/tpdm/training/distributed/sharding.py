@@ -1,8 +1,8 @@
-"""The frozen denoiser divided over the processes of a run, and how they stay in step while each makes its images.
+"""Sharding of the frozen denoiser over the processes of a run, with equal numbers of calls in all of them.
 
-FSDP2 gathers a block's weights from all processes whenever it runs, so every process has to run it as often as the
-others. But their images end at different steps. So before each call of the denoiser a process says that it has one
-to make; one that is done says that it has none, and runs a row of its last call again for as long as anybody goes on.
+FSDP2 gathers the weights of a block from all processes when it runs. Every process must therefore run the denoiser
+equally often, but their images end at different steps. Before each call a process announces it. A process that has
+finished its images repeats one row of its last call until no process announces another.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ from tpdm.training.distributed.context import DistributedContext
 
 
 def check_shard(recipe: Recipe, context: DistributedContext, validation_images: int) -> None:
-    """Refuses a recipe that cannot be sharded over this context.
+    """Refuses a recipe whose denoiser cannot be sharded over these processes.
 
     Args:
-        recipe: of the run.
-        context: its processes.
-        validation_images: of one validation.
+        recipe: Recipe of the run.
+        context: The processes of the run.
+        validation_images: Images of one validation, >= 1.
 
     Raises:
-        ConfigError: there is one process, or one of them would have no image to make.
+        ConfigError: There is only one process, or a process would have no image.
     """
     if not recipe.backbone.shard:
         return
     if context.size == 1:
         raise ConfigError(
-            "got backbone.shard=true in one process, expected several to divide the denoiser over; start them with "
-            "torchrun --nproc-per-node N -m tpdm train RECIPE.yaml, or set backbone.shard=false"
+            "backbone.shard is true in one process. Sharding needs several. Start them with torchrun --nproc-per-node "
+            "N -m tpdm train RECIPE.yaml, or set backbone.shard=false."
         )
     images = min(recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt, validation_images)
     if images < context.size:
         raise ConfigError(
-            f"got {images} images of an update or a validation for {context.size} processes with backbone.shard=true, "
-            "expected one for each at least; raise rl.prompts_per_update or validation.prompts"
+            f"backbone.shard is true, with {images} images of an update or a validation for {context.size} processes. "
+            "Every process needs at least one. Raise rl.prompts_per_update or validation.prompts."
         )
 
 
 def find_blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Every element of a list of the denoiser that has weights, by its path."""
+    """The blocks of the denoiser's module lists that have weights, by path."""
     lists = [(name, part) for name, part in denoiser.named_children() if isinstance(part, nn.ModuleList)]
     blocks = {f"{name}.{index}": block for name, part in lists for index, block in enumerate(part)}
     return {path: block for path, block in blocks.items() if next(block.parameters(), None) is not None}
 
 
 def shard_denoiser(pipe: Any, device: str, processes: int) -> None:
-    """Divides the weights of the denoiser's blocks over the processes; each moves to the device by itself.
+    """Shards the weights of the denoiser's blocks over the processes, and moves each shard to its device.
 
-    Blocks alone: embedders and the final projection are small, and policies look at them.
+    Embedders and the final projection stay whole, because they are small and the feature hooks read them.
 
     Args:
-        pipe: still on the CPU.
-        device: of this process, where its share of the weights goes.
-        processes: of the run.
+        pipe: The pipeline, on the CPU.
+        device: Device of this process.
+        processes: Number of processes of the run, >= 2.
 
     Raises:
-        BackboneError: the denoiser has no such list.
+        BackboneError: The denoiser has no list of blocks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -75,25 +75,25 @@ def shard_denoiser(pipe: Any, device: str, processes: int) -> None:
     blocks = find_blocks(denoiser)
     if not blocks:
         raise BackboneError(
-            f"got a {type(denoiser).__name__} without a list of blocks, expected one to divide; set "
-            "backbone.shard=false"
+            f"backbone.shard is true, but {type(denoiser).__name__} has no list of blocks to shard. Set "
+            "backbone.shard=false."
         )
     mesh = init_device_mesh(torch.device(device).type, (processes,))
     for block in blocks.values():
-        # Each is gathered when it runs, and given back when it has run.
+        # The weights of a block are gathered when it runs, and freed after it.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 @dataclass(frozen=True)
 class SynchronizedSampler:
-    """A ``Sampler`` whose processes make equally many calls of one sharded denoiser.
+    """A ``Sampler`` that makes equally many calls of a sharded denoiser in all processes.
 
-    Every process calls it at the same time, with one image at least.
+    Every process must call it at the same time, with at least one image.
 
     Attributes:
-        sampler: makes this process's images.
-        denoiser: whose blocks are divided.
-        context: the processes.
+        sampler: Makes the images of this process.
+        denoiser: The sharded denoiser.
+        context: The processes of the run.
     """
 
     sampler: Sampler
@@ -104,7 +104,7 @@ class SynchronizedSampler:
         """See ``Sampler``.
 
         Raises:
-            TrainingError: memory is short in this process: the others cannot try again with it.
+            TrainingError: Memory is short in this process. A retry is not possible, because the others do not retry.
         """
         calls = CallSynchronizer(self.denoiser, self.context)
         with calls:
@@ -115,7 +115,7 @@ class SynchronizedSampler:
 
 
 class CallSynchronizer:
-    """Tells the context of every call of a denoiser while its ``with`` block lasts, and can repeat the newest one."""
+    """Announces every call of a denoiser inside its ``with`` block, and can repeat the last one."""
 
     def __init__(self, denoiser: nn.Module, context: DistributedContext) -> None:
         self._denoiser, self._entry, self._context = denoiser, find_entry(denoiser), context
@@ -124,7 +124,7 @@ class CallSynchronizer:
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
-        # First of all hooks: what a block gathers comes after what processes agree on.
+        # Before all other hooks: processes agree on a call before a block gathers weights.
         before = self._denoiser.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
         self._handles = [before, self._denoiser.register_forward_hook(self._end)]
 
@@ -134,17 +134,17 @@ class CallSynchronizer:
 
     @torch.no_grad()
     def repeat(self) -> None:
-        """One row of the newest call."""
+        """Runs one row of the last call."""
         rows = len(self._arguments[self._entry.sample])
         with ActiveRows(self._denoiser, lambda: (rows, [0])):
             self._denoiser(**self._arguments)
 
     def _begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._running:
-            # Somewhere in the middle of the call before: that is where the others wait.
+            # The last call failed half-way, where the other processes wait for this one.
             raise TrainingError(
-                "got too little memory for a call of the denoiser with backbone.shard=true, expected it to fit, for no "
-                "process can make a call alone; lower rl.rollout_batch"
+                "A call of the sharded denoiser did not fit into memory. With backbone.shard=true every call must fit, "
+                "because all processes make it together. Lower rl.rollout_batch."
             )
         self._keep(args, kwargs)
         self._running = True
@@ -156,7 +156,7 @@ class CallSynchronizer:
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = bind_arguments(self._denoiser, args, kwargs).arguments
         rows = len(arguments[self._entry.sample])
-        # UNets are given one time per image even where guidance doubles the rows.
+        # A UNet gets one time per image, even if guidance doubles the rows.
         self._arguments = {
             name: value.expand(rows).as_subclass(torch.Tensor) if isinstance(value, PerSampleTimesteps) else value
             for name, value in arguments.items()

@@ -1,1 +1,1 @@
-"""What a training writes down and shows."""
+"""Metrics, warnings, image sheets and trackers of a training run."""

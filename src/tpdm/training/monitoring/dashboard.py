@@ -1,4 +1,4 @@
-"""``tpdm watch``: a run as one frame of a terminal, drawn anew while it goes on."""
+"""``tpdm watch``: the status of a run in a terminal, refreshed until the run is finished."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ COLORS = {"finished": "green", "running": "cyan", "starting": "cyan", "quiet": "
 
 
 def watch(folder: Path, every: float = 2.0, once: bool = False, console: Console | None = None) -> None:
-    """Draws the run until it is finished.
+    """Shows the status of a run until it is finished.
 
     Args:
         folder: ``output`` of the recipe.
-        every: seconds between two looks.
-        once: draws one frame and returns.
-        console: to draw on; the terminal if not given.
+        every: Seconds between two frames. Default: 2.
+        once: Whether to show one frame and return. Default: False.
+        console: Console to print on. Default: the terminal.
 
     Raises:
-        TrainingError: there is no run, or its metrics are damaged.
+        TrainingError: The folder contains no run, or its metrics are damaged.
     """
     console = console or Console()
     view = read_run(folder, time.time())
@@ -49,7 +49,7 @@ def watch(folder: Path, every: float = 2.0, once: bool = False, console: Console
 
 
 def frame(view: RunStatus) -> RenderableType:
-    """All that is shown of a run at one moment."""
+    """One frame with the status of a run."""
     recipe = view.recipe
     grid = Table.grid(padding=(0, 2))
     grid.add_row("", ProgressBar(recipe.rl.updates, view.updates, width=SPARK_WIDTH))
@@ -74,16 +74,16 @@ def _state(view: RunStatus) -> str:
     if view.state != "quiet":
         return view.state
     return (
-        f"no row for {duration(view.idle or 0)}: interrupted, or slow; the same tpdm train goes on from the last "
-        "checkpoint"
+        f"no row for {duration(view.idle or 0)}: interrupted or slow. The same tpdm train resumes from the last "
+        "checkpoint."
     )
 
 
 def _clock(view: RunStatus) -> str:
-    spent = f", {duration(float(view.train[-1]['seconds']))} so far" if view.train else ""
+    elapsed = f", {duration(float(view.train[-1]['seconds']))} so far" if view.train else ""
     if view.finished or view.remaining is None:
-        return spent
-    return f"{spent}, about {duration(view.remaining)} to go"
+        return elapsed
+    return f"{elapsed}, about {duration(view.remaining)} to go"
 
 
 def _validation(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -95,7 +95,16 @@ def _validation(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Values as blocks, lowest to highest, means of neighbours where there are more than ``width``."""
+    """A line of block characters, one per value.
+
+    Args:
+        values: Values, at least one. If there are more than ``width``, neighbors are averaged.
+        width: Largest number of characters, >= 1.
+
+    Example:
+        >>> sparkline([1.0, 2.0, 3.0], width=10)
+        '▁▅█'
+    """
     count = min(width, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]

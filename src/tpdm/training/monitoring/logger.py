@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import read_metrics, write_text
 from tpdm.sampling.base import SampleBatch, SampleRequest
-from tpdm.training.monitoring.sample_sheets import write_pictures
+from tpdm.training.monitoring.sample_sheets import write_image_sheet
 from tpdm.training.monitoring.trackers import TrackerCallback
 from tpdm.training.monitoring.warnings import TrainingMonitor
 
@@ -65,7 +65,7 @@ class RunLogger:
         shown = first_of_each(len(images), request.gammas, self.recipe.validation.num_images_logged)
         if not shown or images.ndim != 4:
             return
-        path = write_pictures(
+        path = write_image_sheet(
             self.folder / "pictures",
             update,
             images[shown],
@@ -76,7 +76,7 @@ class RunLogger:
             None if request.gammas is None else [request.gammas[i] for i in shown],
         )
         for listener in self.listeners:
-            listener.picture(update, path)
+            listener.image_sheet(update, path)
 
 
 def first_of_each(images: int, gammas: Sequence[float] | None, count: int) -> list[int]:

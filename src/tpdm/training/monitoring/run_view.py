@@ -1,4 +1,4 @@
-"""A run as its folder shows it: of this process or another, running, finished or interrupted."""
+"""The status of a run from its folder: starting, running, finished or quiet."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tpdm.core.errors import TrainingError
 from tpdm.core.io import expand, read_metrics
 from tpdm.training.monitoring.warnings import TrainingWarning, find_warnings
 
-PACE_OVER = 10  # updates that the pace is taken over
-QUIET_AFTER = 4.0  # times the usual time of an update, plus what follows, and nobody seems to train
-QUIET_GRACE = 60.0  # seconds: a validation may lie between two rows
+PACE_OVER = 10  # updates over which the pace is averaged
+QUIET_AFTER = 4.0  # a run is quiet after this many times the pace without a row, plus QUIET_GRACE
+QUIET_GRACE = 60.0  # seconds, for a validation between two rows
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What can be known of a run from outside.
+    """The status of a run.
 
     Attributes:
-        folder: of the run.
-        recipe: as it was started.
-        rows: of metrics.jsonl.
-        idle: seconds since the newest row; None before the first.
+        folder: Folder of the run.
+        recipe: Recipe of the run.
+        rows: Rows of metrics.jsonl.
+        idle: Seconds since the newest row. None before the first.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class RunStatus:
 
     @property
     def warnings(self) -> list[TrainingWarning]:
-        """What the run has been warned of."""
+        """All warnings of the run."""
         return find_warnings(self.rows, self.recipe)
 
     @property
@@ -56,13 +56,13 @@ class RunStatus:
 
     @property
     def finished(self) -> bool:
-        """Whether the last update was made and validated."""
+        """Whether the last update is done and validated."""
         seen = self.validations[-1]["update"] if self.validations else 0
         return self.updates >= self.recipe.rl.updates and seen >= self.recipe.rl.updates
 
     @property
     def pace(self) -> float | None:
-        """Seconds an update, of the latest ones; None before there are two. Clocks go on over interruptions."""
+        """Seconds per update over the latest updates, without interruptions. None before there are two."""
         latest = self.train[-PACE_OVER - 1 :]
         if len(latest) < 2:
             return None
@@ -70,12 +70,12 @@ class RunStatus:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds of the updates to come, without validations; None where the pace is not known."""
+        """Estimated seconds of the remaining updates, without validations. None while there is no pace."""
         return None if self.pace is None else self.pace * (self.recipe.rl.updates - self.updates)
 
     @property
     def state(self) -> str:
-        """``finished``, ``running``, ``starting``, or ``quiet`` where no row has come for long."""
+        """``finished``, ``running``, ``starting``, or ``quiet`` if there was no row for long."""
         if self.finished:
             return "finished"
         if self.idle is None:
@@ -84,19 +84,19 @@ class RunStatus:
 
 
 def read_run(folder: Path, now: float) -> RunStatus:
-    """Reads what a run has written so far.
+    """Reads the files of a run.
 
     Args:
         folder: ``output`` of its recipe.
-        now: seconds since the epoch.
+        now: Current time in seconds since the epoch.
 
     Raises:
-        TrainingError: there is no run, or its metrics are damaged.
-        ConfigError: its recipe is.
+        TrainingError: The folder contains no run, or its metrics are damaged.
+        ConfigError: Its recipe is damaged.
     """
     folder = Path(expand(folder))
     if not (folder / "recipe.yaml").is_file():
-        raise TrainingError(f"got {folder}, which holds no run, expected the output folder of tpdm train; correct it")
+        raise TrainingError(f"{folder} contains no run. It must be the output folder of tpdm train. Correct the path.")
     metrics = folder / "metrics.jsonl"
     rows = read_metrics(metrics)
     idle = now - metrics.stat().st_mtime if rows else None

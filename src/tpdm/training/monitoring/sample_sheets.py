@@ -1,4 +1,4 @@
-"""What a validation looks like: one sheet of pictures with their steps, and their schedules as plain numbers."""
+"""Image sheets of validations: one PNG with labels, and the schedules as JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tpdm.core.io import to_uint8, write_atomically, write_text
 
-LARGEST_SIDE = 256  # of a picture on the sheet, pixels
-LABEL = 14  # height of the line below it
-KEPT = 40  # validations: the first, and the newest
+LARGEST_SIDE = 256  # of an image on the sheet, in pixels
+LABEL = 14  # height of the label below an image, in pixels
+KEPT = 40  # number of sheets: the first and the newest ones
 
 
-def write_pictures(
+def write_image_sheet(
     folder: Path,
     update: int,
     images_B3HW: Tensor,
@@ -28,17 +28,20 @@ def write_pictures(
     scores: Sequence[float],
     gammas: Sequence[float] | None = None,
 ) -> Path:
-    """Writes ``update-NNNNNN.png`` and ``update-NNNNNN.json``, and removes old ones beyond ``KEPT``.
+    """Writes ``update-NNNNNN.png`` and ``update-NNNNNN.json``, and removes the oldest sheets except the first.
 
     Args:
-        folder: of the pictures.
-        update: updates done.
-        images_B3HW: RGB in [0, 1].
-        prompts, seeds, times, scores: of the same images.
-        gammas: that they were made for, with a dial.
+        folder: Folder of the sheets.
+        update: Updates done.
+        images_B3HW: RGB images in [0, 1].
+        prompts: Prompt of each image.
+        seeds: Noise seed of each image.
+        times: Times of each image, from the start to 0.
+        scores: Score of each image.
+        gammas: Gamma of each image. None without a range of gammas.
 
     Returns:
-        The sheet.
+        The path of the PNG.
     """
     name = f"update-{update:06d}"
     labels = [f"{len(t) - 1} steps  {s:.3f}" for t, s in zip(times, scores, strict=True)]
@@ -54,7 +57,7 @@ def write_pictures(
 
 
 def contact_sheet(images_B3HW: Tensor, labels: Sequence[str]) -> Image.Image:
-    """Pictures in a nearly square grid, each with a line of text below it."""
+    """The images in a nearly square grid, each with a label below it."""
     count, (height, width) = len(images_B3HW), images_B3HW.shape[2:]
     scale = LARGEST_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -65,7 +68,7 @@ def contact_sheet(images_B3HW: Tensor, labels: Sequence[str]) -> Image.Image:
     pixels_BHWC = to_uint8(images_B3HW)
     for i, label in enumerate(labels):
         x, y = i % columns * size[0], i // columns * (size[1] + LABEL)
-        # Small worlds are shown in blocks, not blurred.
+        # Small images are enlarged without blur.
         resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         sheet.paste(Image.fromarray(pixels_BHWC[i]).resize(size, resample), (x, y))
         draw.text((x + 2, y + size[1] + 1), label, fill="black")

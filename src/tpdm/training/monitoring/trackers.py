@@ -1,7 +1,7 @@
-"""Rows of metrics.jsonl to tensorboard, wandb and trackio, through accelerate: the same names everywhere.
+"""Rows of metrics.jsonl in tensorboard, wandb and trackio, through accelerate.
 
-A field is called ``train/FIELD`` or ``validation/FIELD``; what is nested has its keys behind it. docs/metrics.md
-explains each of them.
+All trackers use the same names: ``train/FIELD`` or ``validation/FIELD``, with nested keys after it. docs/metrics.md
+explains each field.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from tpdm.core.errors import ConfigError
 from tpdm.core.io import write_text
 
 NOT_CURVES = frozenset({"kind", "update", "steps_histogram"})
-PICTURES = "validation/pictures"
+IMAGE_SHEETS = "validation/pictures"
 
 
 class TrackerCallback(Protocol):
-    """Whoever is told of a run besides its own files."""
+    """Receives the rows and the image sheets of a run."""
 
     def begin(self, update: int) -> None:
-        """The run starts, or goes on after so many updates: what was told of later ones is made again."""
+        """The run starts or resumes after ``update`` updates. Rows of later updates come again."""
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl."""
 
-    def picture(self, update: int, path: Path) -> None:
-        """A picture (PNG) of a validation."""
+    def image_sheet(self, update: int, path: Path) -> None:
+        """The image sheet (PNG) of a validation."""
 
 
 class Trackers:
-    """Listeners of accelerate.
+    """The trackers of accelerate that a recipe names.
 
     Args:
-        recipe: names them in ``trackers``.
-        folder: of the run: tensorboard and wandb write below it; ``tracker-id`` there makes a run that goes on one
-            run for wandb and trackio, too.
+        recipe: Recipe of the run. ``trackers`` contains their names.
+        folder: Folder of the run. tensorboard and wandb write below it. Its file ``tracker-id`` makes a resumed run the
+            same run for wandb and trackio.
     """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
@@ -55,7 +55,7 @@ class Trackers:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # accelerate's trackers ask it who leads
+        PartialState()  # accelerate's trackers read the rank from it
         for name in self.recipe.trackers:
             tracker = LOGGER_TYPE_TO_CLASS[name](self._project(name), **self._options(name, update))
             tracker.start()
@@ -69,8 +69,8 @@ class Trackers:
         for tracker in self._started:
             tracker.log(values, step=row["update"])
 
-    def picture(self, update: int, path: Path) -> None:
-        """See ``TrackerCallback``; accelerate's trackio takes no pictures."""
+    def image_sheet(self, update: int, path: Path) -> None:
+        """See ``TrackerCallback``. The trackio tracker of accelerate accepts no images."""
         import numpy as np
         from PIL import Image
 
@@ -79,24 +79,24 @@ class Trackers:
         for name, tracker in zip(self.recipe.trackers, self._started, strict=True):
             options = {"dataformats": "NHWC"} if name == "tensorboard" else {}
             if name != "trackio":
-                tracker.log_images({PICTURES: pixels_BHWC}, step=update, **options)
+                tracker.log_images({IMAGE_SHEETS: pixels_BHWC}, step=update, **options)
 
     def finish(self) -> None:
-        """Everything that was told is written."""
+        """Writes all pending data."""
         for tracker in self._started:
             tracker.finish()
 
     def _project(self, name: str) -> str:
-        # For tensorboard accelerate makes it a folder: one run, one place.
+        # accelerate uses the project as a folder for tensorboard. A run writes to one folder.
         return "tensorboard" if name == "tensorboard" else self.recipe.tracker_project
 
     def _options(self, name: str, update: int) -> dict[str, Any]:
         if name == "tensorboard":
             return {"logging_dir": self.folder, "purge_step": update + 1 if update else None}
-        one = self._id(update)
+        run_id = self._id(update)
         if name == "wandb":
-            return {"dir": self.folder, "name": self.recipe.name, "id": one, "resume": "allow"}
-        return {"name": f"{self.recipe.name}-{one}", "resume": "allow"}
+            return {"dir": self.folder, "name": self.recipe.name, "id": run_id, "resume": "allow"}
+        return {"name": f"{self.recipe.name}-{run_id}", "resume": "allow"}
 
     def _id(self, update: int) -> str:
         path = self.folder / "tracker-id"
@@ -107,10 +107,10 @@ class Trackers:
 
 @contextmanager
 def open_trackers(recipe: Recipe, folder: Path) -> Iterator[Sequence[TrackerCallback]]:
-    """The trackers of a recipe; they are finished when the block ends, whatever ends it.
+    """The trackers of a recipe inside the block. They are finished at its end, also after an error.
 
     Raises:
-        ConfigError: a package is missing.
+        ConfigError: A package is missing.
     """
     check_packages(recipe.trackers)
     if not recipe.trackers:
@@ -124,21 +124,21 @@ def open_trackers(recipe: Recipe, folder: Path) -> Iterator[Sequence[TrackerCall
 
 
 def check_packages(trackers: Sequence[str]) -> None:
-    """Refuses trackers whose package is not there, before anything is loaded.
+    """Refuses trackers whose package is not installed, before anything is loaded.
 
     Raises:
-        ConfigError: the first one that is missing.
+        ConfigError: A package is missing. Names the first one.
     """
     for package in ("accelerate", *trackers) if trackers else ():
         if find_spec(package) is None:
             raise ConfigError(
-                f"got trackers {', '.join(trackers)} without the package {package}, expected it; pip install "
-                "'tpdm[track]', or leave it out of trackers"
+                f"trackers is {', '.join(trackers)}, and the package {package} is not installed. Run pip install "
+                "'tpdm[track]', or remove it from trackers."
             )
 
 
 def curves(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of every finite number of a row that makes a curve."""
+    """(name, value) of every finite number of a row that trackers plot."""
     for key, value in row.items():
         if key not in NOT_CURVES:
             yield from _numbers(f"{row['kind']}/{key}", value)
@@ -155,7 +155,7 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a recipe with values that every tracker takes."""
+    """A recipe as dotted keys with values that every tracker accepts."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""Estimates of what a training takes."""
+"""Plans of training runs: memory, evaluations and files before anything is loaded."""

@@ -1,7 +1,7 @@
-"""How much memory a run will take, by part, place and phase, before anything is loaded.
+"""An estimate of the memory of a run by part, place and phase, before anything is loaded.
 
-Weights, records and optimizer are counted exactly. Activations are counted on shapes (``pipelines.activations``),
-without workspaces of kernels. Two parts are assumed, and say so.
+Weights, recorded decisions and optimizer are counted exactly. Activations are counted on the meta device
+(``tpdm.training.planning.meta``), without workspaces of kernels. Two parts are assumed, and their names say so.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ GIB = 2**30
 
 ADAM = 4  # weights, gradients and two moments
 
-CONTEXT = 1 * GIB  # assumed: what CUDA and the kernels' libraries take of a GPU before the first tensor
+CONTEXT = 1 * GIB  # assumed: GPU memory of CUDA and kernel libraries before the first tensor
 
-PROCESS = 3 * GIB  # assumed: Python, PyTorch with CUDA, and transformers, on the host
+PROCESS = 3 * GIB  # assumed: host memory of Python, PyTorch with CUDA, and transformers
 
 Place = Literal["device", "host", "disk"]
 
@@ -48,11 +48,11 @@ class MemoryPart:
     """One part of the estimate.
 
     Attributes:
-        name: in words.
-        size: bytes; None is not counted.
+        name: Description of the part.
+        size: Size in bytes. None if it is not counted.
         place: "device" (the GPU), "host" or "disk".
-        phase: when it is there. "encoding" is over before "loading" begins, and that before the
-            phases of "training" do.
+        phase: When the part exists. "encoding" ends before "loading" begins. "loading" ends before "training", which
+            consists of the phases in ``RUNNING``.
     """
 
     name: str
@@ -62,7 +62,15 @@ class MemoryPart:
 
 
 def memory_peaks(parts: Sequence[MemoryPart], place: Place) -> dict[str, int]:
-    """Bytes of each phase in which something is there, by the phase's name."""
+    """Bytes of each phase at one place.
+
+    Args:
+        parts: Parts of the estimate.
+        place: "device", "host" or "disk".
+
+    Returns:
+        Bytes by phase. Phases before the training are left out if they have no part at this place.
+    """
     phases: dict[str, int] = {}
     for phase in (*BEFORE, *RUNNING):
         there = {"always", phase} | ({"training"} if phase in RUNNING else set())
@@ -73,12 +81,12 @@ def memory_peaks(parts: Sequence[MemoryPart], place: Place) -> dict[str, int]:
 
 
 def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[MemoryPart]:
-    """The parts of a run.
+    """The parts of the memory estimate of a run.
 
     Args:
-        recipe: of the run.
-        sizes: of its pipeline.
-        texts: distinct prompts that it draws.
+        recipe: Recipe of the run.
+        sizes: Sizes of its pipeline.
+        texts: Number of distinct prompts that it draws.
     """
     shape = TPMConfig(
         feature_channels=sizes.feature_channels,
@@ -95,8 +103,8 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
     height, width = call.height * 8, call.width * 8
     trajectories, max_steps = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt, recipe.sampling.max_steps
     micro_batch = min(max(recipe.rl.update_batch, max_steps), trajectories * max_steps)
-    looks = 1 if recipe.reward.gamma_range is None else recipe.validation.gamma_points
-    images = max(trajectories, recipe.validation.prompts * recipe.validation.samples_per_prompt * looks)
+    points = 1 if recipe.reward.gamma_range is None else recipe.validation.gamma_points
+    images = max(trajectories, recipe.validation.prompts * recipe.validation.samples_per_prompt * points)
     parts = [
         *_weights(recipe, sizes),
         MemoryPart("TPM, gradients and optimizer", tpm * 4 * ADAM, "device", "training"),
@@ -123,21 +131,23 @@ def decision_bytes(recipe: Recipe, feature_channels: int, temb_channels: int) ->
 
 
 def _weights(recipe: Recipe, sizes: PipelineSizes) -> list[MemoryPart]:
-    """Frozen networks; all pass the host when they are loaded."""
+    """Frozen networks. Each passes through host memory when it is loaded."""
     leave, size = recipe.backbone.precompute_prompt_embeddings, DTYPES[recipe.backbone.dtype].itemsize
     parts, stay = [], {}
     for name, count in sizes.parameters.items():
         encodes = name.startswith("text_encoder") and leave
         if encodes or recipe.backbone.offload == "none":
             parts.append(MemoryPart(f"{name} (frozen)", count * size, "device", "encoding" if encodes else "training"))
-            parts.append(MemoryPart(f"{name}, on its way", count * size, "host", "encoding" if encodes else "loading"))
+            parts.append(
+                MemoryPart(f"{name}, during loading", count * size, "host", "encoding" if encodes else "loading")
+            )
         else:
             stay[name] = count * size
     return [*parts, *_offloaded(recipe, stay)]
 
 
 def _offloaded(recipe: Recipe, weights: dict[str, int]) -> list[MemoryPart]:
-    """Networks (bytes by name) that stay on the host; one of them, or one layer, is on the device at a time."""
+    """Networks (bytes by name) that stay on the host. One of them, or one layer, is on the device at a time."""
     if not weights:
         return []
     parts = [MemoryPart(f"{name} (frozen, offloaded)", size, "host", "training") for name, size in weights.items()]
@@ -147,20 +157,20 @@ def _offloaded(recipe: Recipe, weights: dict[str, int]) -> list[MemoryPart]:
     largest = max([size for name, size in weights.items() if name != "vae"], default=0)
     return [
         *parts,
-        MemoryPart("largest network but the decoder, while called", largest, "device", "rollout"),
+        MemoryPart("largest network except the decoder, while called", largest, "device", "rollout"),
         MemoryPart("decoder, while called", decoder, "device", "decoding"),
     ]
 
 
 def rollout_call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
-    """One denoiser call of a rollout, when every image is active."""
+    """One denoiser call of a rollout while every image is active."""
     backbone, denoiser = recipe.backbone, sizes.networks[sizes.denoiser]
     entry = find_entry(denoiser)
     arguments = pipeline_arguments(backbone)
-    # Flow transformers of packed tokens know no size of their own: their pipelines draw 1024 pixels.
-    own = getattr(denoiser.config, "sample_size", None) or 128
-    height = backbone.height // 8 if backbone.height else own
-    width = backbone.width // 8 if backbone.width else own
+    # The configuration of packed flow transformers has no size. Their pipelines make images of 1024 pixels.
+    default = getattr(denoiser.config, "sample_size", None) or 128
+    height = backbone.height // 8 if backbone.height else default
+    width = backbone.width // 8 if backbone.width else default
     scale = arguments.get(entry.guidance_scale)
     guided = entry.guidance != "two_calls" and (scale is None or scale > entry.guided_above)
     text = arguments.get("max_sequence_length")
@@ -169,8 +179,8 @@ def rollout_call(recipe: Recipe, sizes: PipelineSizes) -> CallShape:
 
 
 def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictionModule, shape: CallShape) -> int | None:
-    """The denoiser, the features that hooks keep of it, and what the TPM pools of them."""
-    denoiser = nn.Module.to(sizes.networks[sizes.denoiser], shape.dtype).eval()  # diffusers' own `to` warns
+    """Peak bytes of the denoiser, the features that hooks keep, and the maps that the TPM pools."""
+    denoiser = nn.Module.to(sizes.networks[sizes.denoiser], shape.dtype).eval()  # the method of diffusers warns
     if type(denoiser).__name__ not in CALLS:
         return None
     images, grid = recipe.rl.rollout_batch, token_grid(denoiser, shape)
@@ -179,10 +189,10 @@ def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictionMod
     def run() -> object:
         call = denoiser_call(denoiser, shape)
         assert call is not None
-        with FeatureHooks(denoiser) as taps:
-            taps.entry = replace(taps.entry, grid=lambda arguments, network: grid)
+        with FeatureHooks(denoiser) as hooks:
+            hooks.entry = replace(hooks.entry, grid=lambda arguments, network: grid)
             output = denoiser(**call)
-            features = taps.features(images)
+            features = hooks.features(images)
             t_B, index_B = _shape(images), _shape(images, dtype=torch.int64)
             return output, policy.observe(features, t_B, index_B, index_B)
 
@@ -190,7 +200,7 @@ def rollout_peak(recipe: Recipe, sizes: PipelineSizes, policy: TimePredictionMod
 
 
 def decoding_peak(recipe: Recipe, sizes: PipelineSizes, shape: CallShape) -> int | None:
-    """The decoder on its slices, and the pictures of a batch until they are on the host in fp32."""
+    """Peak bytes of the decoder with slices, and of the images of a batch in fp32 before they go to the host."""
     vae: Any = sizes.networks.get("vae")
     if type(vae).__name__ != "AutoencoderKL":
         return None
@@ -208,7 +218,7 @@ def decoding_peak(recipe: Recipe, sizes: PipelineSizes, shape: CallShape) -> int
 
 
 def scoring_peak(recipe: Recipe, reward: RewardShape | None, height: int, width: int) -> int | None:
-    """The reward on one batch of pictures; None where its shape is unknown."""
+    """Peak bytes of the reward on one batch of images. None if its shape is unknown."""
     if reward is None:
         return None
     images = min(recipe.reward.batch, recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt)
@@ -221,7 +231,7 @@ def scoring_peak(recipe: Recipe, reward: RewardShape | None, height: int, width:
 
 
 def learning_peak(recipe: Recipe, shape: TPMConfig) -> int:
-    """One forward and backward pass over a micro-batch; a trajectory is never cut, so it may be one longer."""
+    """Peak bytes of a forward and backward pass over a micro-batch, which contains at least one whole trajectory."""
     policy = TimePredictionModule(shape).to("meta")
     decisions = max(recipe.rl.update_batch, recipe.sampling.max_steps)
 
@@ -237,7 +247,7 @@ def learning_peak(recipe: Recipe, shape: TPMConfig) -> int:
 
 
 def embeddings_bytes(sizes: PipelineSizes, shape: CallShape, texts: int) -> int | None:
-    """What the encoded texts take on the disk; None where the denoiser's class is unknown."""
+    """Bytes of all prompt embeddings on the disk. None if the class of the denoiser is unknown."""
     call = denoiser_call(sizes.networks[sizes.denoiser], shape)
     return None if call is None else texts * text_bytes(call)
 

@@ -1,9 +1,8 @@
-"""What networks allocate while they run, counted on shapes alone: no weight, no device, no time.
+"""Memory of networks while they run, counted on torch's meta device without weights.
 
-A network on torch's meta device is called with the shapes of a real call, and every tensor is counted from the
-operation that makes it until nothing refers to it any more, as PyTorch's allocator would. Attention is taken as the
-fused kernels do it, which keep their output and no matrix. What kernels use inside themselves (workspaces of
-convolutions and matrix products) and what the allocator loses between blocks are not in it.
+A network on the meta device is called with the shapes of a real call. Every tensor counts from the operation that
+creates it until nothing refers to it, as in PyTorch's allocator. Attention counts as fused kernels allocate it: the
+output without the attention matrix. Workspaces of kernels and fragmentation of the allocator are not counted.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Bytes of the tensors that were made while it lasts: alive now, and at most.
+    """Counts the bytes of tensors that are created inside its ``with`` block.
 
     Attributes:
-        alive, most: in bytes.
+        alive: Bytes of the tensors that exist now.
+        most: Largest value of ``alive`` so far.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class MemoryTracker(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and counts the storages that it made."""
+        """Runs the operation and counts the storages that it creates."""
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
         for made in tree_leaves(result):
@@ -57,7 +57,7 @@ class MemoryTracker(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """On the meta device attention would be counted as if its matrix were written down."""
+    """Replaces attention on the meta device, where it would allocate the attention matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
@@ -70,13 +70,18 @@ class _FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def counting() -> Iterator[MemoryTracker]:
-    """Counts what is made on the meta device while it lasts."""
+    """Counts the tensors that are created on the meta device inside the block."""
     with torch.device("meta"), _FusedAttention(), MemoryTracker() as peak:
         yield peak
 
 
 def peak_of(run: Callable[[], Any]) -> int:
-    """Bytes that ``run`` has alive at most, what it returns included; it works on meta tensors."""
+    """Peak bytes of the meta tensors that ``run`` creates, including what it returns.
+
+    Example:
+        >>> peak_of(lambda: torch.empty(2, 3) + 1)  # two tensors of six fp32 numbers
+        48
+    """
     with counting() as peak:
         run()
     return peak.most
@@ -90,10 +95,11 @@ class CallShape:
     """One call of a rollout.
 
     Attributes:
-        rows: images, or twice as many under guidance in one call.
-        height, width: of the image in latents (before patches).
-        text: ``max_sequence_length`` of the pipeline's call; None leaves its own.
-        dtype: of the weights.
+        rows: Number of images, or twice that with guidance in one call.
+        height: Height of the latents, before patches.
+        width: Width of the latents, before patches.
+        text: ``max_sequence_length`` of the pipeline call. None keeps the default of the pipeline.
+        dtype: Dtype of the weights.
     """
 
     rows: int
@@ -108,17 +114,17 @@ Call = Callable[[Any, "_Maker"], dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the tensors of one call on the device of its denoiser."""
+    """Creates the tensors of one call on the device of its denoiser."""
 
     shape: CallShape
     device: torch.device
 
     def rows(self, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One row per image, in the dtype of the weights if no other is given."""
+        """A tensor with one row per image. Default dtype: that of the weights."""
         return self.all(self.shape.rows, *size, dtype=dtype)
 
     def all(self, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The same for the whole call."""
+        """A tensor that all images share. Default dtype: that of the weights."""
         return torch.empty(size, dtype=dtype or self.shape.dtype, device=self.device)
 
 
@@ -161,8 +167,8 @@ def _unet(config: Any, make: _Maker) -> dict[str, Any]:
     return call
 
 
-# (arguments of a call, latents along the side of a token), for the classes that the recipes name. A plan says of any
-# other class that its activations are not counted. FLUX.1's pipeline packs 2 x 2 latents before its denoiser sees them.
+# (arguments of a call, latents along the side of a token) of the denoiser classes in the recipes. Activations of other
+# classes are not counted. The pipeline of FLUX.1 packs 2 x 2 latents before it calls the denoiser.
 CALLS: Mapping[str, tuple[Call, Callable[[Any], int]]] = {
     "SD3Transformer2DModel": (_sd3, lambda config: int(config.patch_size)),
     "FluxTransformer2DModel": (_flux, lambda config: 2),
@@ -173,13 +179,13 @@ TEXTS = ("encoder_hidden_states", "pooled_projections", "text_embeds")
 
 
 def denoiser_call(denoiser: Any, shape: CallShape) -> dict[str, Any] | None:
-    """Arguments of a call, on the denoiser's device; None for a class that is not in ``CALLS``."""
+    """Arguments of a call, on the device of the denoiser. None for a class without an entry in ``CALLS``."""
     row = CALLS.get(type(denoiser).__name__)
     return None if row is None else row[0](denoiser.config, _Maker(shape, next(denoiser.parameters()).device))
 
 
 def token_grid(denoiser: Any, shape: CallShape) -> tuple[int, int]:
-    """(H, W) of the image tokens of such a call; rules of ``grids`` may read ids, which have no values here."""
+    """(H, W) of the image tokens of a call. The rules of pipelines may need ids, which have no values on meta."""
     side = CALLS[type(denoiser).__name__][1](denoiser.config)
     return shape.height // side, shape.width // side
 

@@ -1,4 +1,4 @@
-"""What a recipe will do, said before anything is loaded: ``tpdm train RECIPE --dry-run``."""
+"""The plan of a run before anything is loaded: ``tpdm train RECIPE --dry-run``."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from tpdm.config.recipe import Recipe
 from tpdm.config.unused_keys import warn_unused_keys
 from tpdm.data.prompts import Prompt
 from tpdm.pipelines.metadata import PipelineSizes, pipeline_sizes
-from tpdm.training.build import FOLDER, check_negatives, choose_prompts, run_texts
+from tpdm.training.build import FOLDER, check_negatives, choose_prompts, run_prompt_pairs
 from tpdm.training.planning.memory import GIB, MemoryPart, Place, estimate_memory, memory_peaks
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts; numbers of calls and bytes are upper bounds where every image runs to the cap.
+    """A run before it starts. Evaluations and bytes are upper bounds, reached if every image takes the maximum steps.
 
     Attributes:
-        training_prompts, validation_prompts: distinct ones that will be used.
-        trajectories: in one update.
-        images_per_run: trajectories of all updates.
-        evaluations_per_update: denoiser evaluations of one update's images (two rows each under guidance).
-        passes: optimizer passes over the decisions of an update.
-        memory: the parts of the estimate.
-        files: that the run will write.
+        training_prompts: Number of distinct training prompts.
+        validation_prompts: Number of distinct validation prompts.
+        trajectories: Trajectories of one update.
+        images_per_run: Trajectories of all updates.
+        evaluations_per_update: Denoiser evaluations of one update (two rows each with guidance).
+        passes: Optimizer passes over the decisions of an update.
+        memory: Parts of the memory estimate.
+        files: Files that the run will write.
     """
 
     training_prompts: int
@@ -38,10 +39,13 @@ class Plan:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Reads the prompts and the configuration of the pipeline, but no weights.
+    """The plan of a recipe. Reads the prompts and the configuration of the pipeline, but no weights.
+
+    Args:
+        recipe: Recipe of the run.
 
     Raises:
-        TpdmError: what a run would refuse at its start, too: prompts, pipeline, recipe.
+        TpdmError: A run would refuse the prompts, the pipeline or the recipe at its start.
     """
     warn_unused_keys(recipe)
     train_prompts, validation = choose_prompts(recipe)
@@ -62,13 +66,13 @@ def _plan(recipe: Recipe, train: list[Prompt], validation: list[Prompt], sizes: 
         images_per_run=trajectories * rl.updates,
         evaluations_per_update=trajectories * recipe.sampling.max_steps,
         passes=rl.epochs,
-        memory=tuple(estimate_memory(recipe, sizes, len(run_texts(recipe, train, validation)))),
+        memory=tuple(estimate_memory(recipe, sizes, len(run_prompt_pairs(recipe, train, validation)))),
         files=tuple(out / name for name in names),
     )
 
 
 def describe(plan: Plan, recipe: Recipe) -> str:
-    """The plan as text."""
+    """The plan as text for a terminal."""
     lines = [
         f"run      {recipe.name}: {recipe.rl.updates} updates, seed {recipe.seed}",
         f"prompts  {plan.training_prompts} for training, {plan.validation_prompts} for validation "

@@ -1,4 +1,4 @@
-"""Rewards as shapes: what a plan counts their memory with, before anything is downloaded."""
+"""Rewards on the meta device, whose memory a plan counts before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RewardShape:
     """A reward on the meta device.
 
     Attributes:
-        parameters: of all its networks, in fp32 where it runs.
-        see: its vision tower on (B, 3, H, W), preprocessing included; the text is short beside the picture.
+        parameters: Number of parameters of all networks. They run in fp32.
+        see: The vision tower on images (B, 3, H, W), with preprocessing. The text tower is small in comparison.
     """
 
     parameters: int
@@ -28,7 +28,7 @@ class RewardShape:
 
 
 def reward_shape(name: str) -> RewardShape | None:
-    """The published reward of a name in ``load_reward``; None for those whose size the name does not say."""
+    """The published reward of a name. None for rewards whose size the name does not determine."""
     make = {"imagereward": _imagereward, "pickscore": _clip_h, "hpsv2": _clip_h}.get(name.partition(":")[0])
     if make is None:
         return None
@@ -43,7 +43,7 @@ def _imagereward() -> RewardShape:
 
 
 def _clip_h() -> RewardShape:
-    """CLIP ViT-H/14, which PickScore and HPSv2 both are."""
+    """CLIP ViT-H/14, the network of PickScore and HPSv2."""
     clip = CLIPModel(vit_h_14()).float()
     return RewardShape(_count(clip), lambda images: clip.vision_model(pixel_values=_ready(images)))
 

@@ -1,4 +1,4 @@
-"""What a run deals: prompts in turn, and noise that a group shares or does not."""
+"""Draws of an update: prompts by epoch, and noise that a group shares or not."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,15 +14,15 @@ from tpdm.training.loop import train_loop
 
 
 @pytest.mark.parametrize(("count", "available"), [(4, 10), (5, 10), (10, 10), (7, 3), (1, 1)])
-def test_every_prompt_comes_once_an_epoch(count, available):
+def test_each_epoch_draws_every_prompt_once(count, available):
     pool = prompts(available)
-    dealt = [p for update in range(available * 2) for p in draw_prompts(pool, count, 3, update)]
-    assert len(dealt) == 2 * available * count
-    for start in range(0, len(dealt), available):
-        assert Counter(dealt[start : start + available]) == Counter(pool)
+    drawn = [p for update in range(available * 2) for p in draw_prompts(pool, count, 3, update)]
+    assert len(drawn) == 2 * available * count
+    for start in range(0, len(drawn), available):
+        assert Counter(drawn[start : start + available]) == Counter(pool)
 
 
-def test_the_deal_depends_on_seed_and_update_alone():
+def test_draws_depend_only_on_seed_and_update():
     pool = prompts(50)
     again = [draw_prompts(pool, 8, 1, update) for update in (9, 2, 5)]
     assert again == [draw_prompts(pool, 8, 1, 9), draw_prompts(pool, 8, 1, 2), draw_prompts(pool, 8, 1, 5)]
@@ -30,13 +30,13 @@ def test_the_deal_depends_on_seed_and_update_alone():
     assert draw_prompts(pool, 50, 1, 0) != draw_prompts(pool, 50, 1, 1)  # each epoch has its own order
 
 
-def test_no_prompts_are_refused():
+def test_missing_training_prompts_are_refused():
     with pytest.raises(PromptError, match="There are no training prompts"):
         draw_prompts([], 4, 0, 0)
 
 
 @pytest.mark.parametrize("noise", ["shared", "independent"])
-def test_noise_within_a_group(tmp_path, noise):
+def test_groups_share_noise_only_if_the_recipe_says_so(tmp_path, noise):
     recipe, parts = make_small_problem(tmp_path, rl={"noise": noise, "updates": 2})
     calls = []
 
@@ -62,7 +62,7 @@ def test_noise_within_a_group(tmp_path, noise):
     assert not set(rollouts[0][0].seeds) & set(rollouts[1][0].seeds)  # new noise in every update
 
 
-def test_validation_takes_the_mode_on_the_same_noise_each_time(tmp_path):
+def test_validations_use_the_mode_and_the_same_noise(tmp_path):
     recipe, parts = make_small_problem(tmp_path, validation={"every": 1, "samples_per_prompt": 2}, rl={"updates": 2})
     calls = []
 

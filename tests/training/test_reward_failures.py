@@ -1,4 +1,4 @@
-"""A reward that fails stops the run with one sentence, and the run goes on once it is mended."""
+"""A reward that fails stops the run with one error, and the run resumes after a repair."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_one_sentence_and_then_it_goes_on(tmp_path, case):
+def test_a_failing_reward_raises_one_error_and_the_run_resumes(tmp_path, case):
     answer, kind, message = BAD[case]
     recipe, parts = make_small_problem(tmp_path / "run", BadReward(answer))
     with pytest.raises(kind, match=message) as caught:
@@ -71,7 +71,7 @@ def test_equal_scores_later_are_no_error(tmp_path):
     assert (last["kind"], last["score_sd"]) == ("train", 0)
 
 
-def test_the_first_validation_may_fail_too(tmp_path):
+def test_a_run_resumes_after_a_failed_first_validation(tmp_path):
     recipe, parts = make_small_problem(tmp_path, BadReward(nan_at_3, bad_from=0))
     with pytest.raises(RewardError, match="got nan"):
         train_loop(recipe, parts, tmp_path)
@@ -91,13 +91,13 @@ def test_equal_objectives_within_every_group_are_no_error(tmp_path):
     assert all(torch.equal(before[k], v) for k, v in parts.policy.named_parameters())
 
 
-def test_no_validation_prompts_are_refused(tmp_path):
+def test_missing_validation_prompts_are_refused(tmp_path):
     recipe, parts = make_small_problem(tmp_path)
     with pytest.raises(PromptError, match="There are no validation prompts"):
         train_loop(recipe, replace(parts, validation_prompts=[]), tmp_path)
 
 
-def test_scores_come_back_plain():
+def test_scores_are_plain_tensors():
     class Half(DistanceReward):
         def score(self, images_B3HW, prompts):
             return torch.ones(2, dtype=torch.float16, requires_grad=True)

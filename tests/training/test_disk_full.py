@@ -1,4 +1,4 @@
-"""A full disk: one sentence, the last good checkpoint intact, and the run goes on when there is room."""
+"""A full disk: one error, an intact checkpoint, and a run that resumes."""
 
 import errno
 import os
@@ -23,15 +23,15 @@ def no_file_larger_than(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_room_for_a_checkpoint(tmp_path, whole):
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, InterruptingReward(7))  # after the checkpoint of update 4
     good = files(tmp_path / "checkpoints" / "update-000004")
     room = (
         whole / "checkpoints" / "update-000010" / "policy.safetensors"
     ).stat().st_size + 100  # not for the optimizer
-    told = pytest.raises(TrainingError, match=r"The disk of .* is full .*resumes from")
-    with told as caught, no_file_larger_than(room), translate_disk_full(tmp_path):
+    refused = pytest.raises(TrainingError, match=r"The disk of .* is full .*resumes from")
+    with refused as caught, no_file_larger_than(room), translate_disk_full(tmp_path):
         run(tmp_path)
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["update-000004"]
@@ -43,7 +43,7 @@ def test_no_room_for_a_checkpoint(tmp_path, whole):
 @pytest.mark.parametrize(
     "target", ["tpdm.training.monitoring.logger.MetricsLog.write", "tpdm.training.checkpoint.write_json"]
 )
-def test_no_room_for_anything_else(tmp_path, whole, monkeypatch, target):
+def test_a_full_disk_at_another_file_raises_the_same_error(tmp_path, whole, monkeypatch, target):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -55,6 +55,6 @@ def test_no_room_for_anything_else(tmp_path, whole, monkeypatch, target):
     assert files(tmp_path) == files(whole)
 
 
-def test_other_errors_pass(tmp_path):
+def test_other_errors_are_unchanged(tmp_path):
     with pytest.raises(PermissionError), translate_disk_full(tmp_path):
         raise PermissionError(errno.EACCES, "no")

@@ -1,4 +1,4 @@
-"""best/ is the newest validation that keeps up with the record."""
+"""The selection of best/: the newest validation that is not significantly worse than the record."""
 
 import pytest
 import torch
@@ -15,17 +15,17 @@ from tpdm.training.validation import is_not_worse
         ([0.7, 0.5, 0.61, 0.4], False),  # lower by .0975 everywhere
     ],
 )
-def test_only_what_is_significantly_below_the_record_is_left_out(now, expected):
+def test_only_significantly_worse_validations_are_rejected(now, expected):
     assert is_not_worse(now, [0.8, 0.6, 0.7, 0.5]) is expected
 
 
-def test_one_image_has_no_error_to_hide_in():
+def test_a_single_image_is_compared_without_an_error():
     assert is_not_worse([0.5], [0.5])
     assert not is_not_worse([0.4], [0.5])
 
 
-def test_images_of_a_prompt_and_gammas_of_an_image_are_worse_together():
-    # -.2 with an error of .147 prompt by prompt; said of 16 numbers it would be .066.
+def test_the_error_counts_prompts_instead_of_images():
+    # -.2 with an error of .147 over prompts. Over 16 numbers it would be .066.
     now, record = [-0.5, -0.5, -0.4, -0.4, 0.1, 0.1, 0.0, 0.0] * 2, [0.0] * 16
     assert is_not_worse(now, record, samples=2, points=2)
     assert not is_not_worse(now, record)
@@ -33,7 +33,7 @@ def test_images_of_a_prompt_and_gammas_of_an_image_are_worse_together():
 
 
 @pytest.mark.parametrize(("samples", "points"), [(4, 1), (1, 5), (2, 3)])
-def test_an_equally_good_policy_is_refused_as_often_as_is_said(samples, points):
+def test_an_equal_policy_is_rejected_at_the_nominal_rate(samples, points):
     generator = torch.Generator().manual_seed(0)
     refused, tries, prompts = 0, 600, 48
     for _ in range(tries):

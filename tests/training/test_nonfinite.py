@@ -1,4 +1,4 @@
-"""NaN stops a run and names the image it is made of, so that it can be made again."""
+"""NaN stops a run with an error that names the prompt and the seed of the image."""
 
 import re
 from dataclasses import replace

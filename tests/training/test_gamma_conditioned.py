@@ -1,4 +1,4 @@
-"""One training for a range of gamma, where the best number of steps depends on it."""
+"""A training over a range of gamma, where the best number of steps depends on gamma."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ from tpdm.training.loop import train_loop
 from tpdm.training.monitoring.metrics import gamma_points
 
 LOW, HIGH = 0.9, 0.999
-DIAL = {"form": "discounted", "offset": 4.0, "gamma": 0.99, "gamma_range": (LOW, HIGH), "step_cost": 0.0}
+REWARD = {"form": "discounted", "offset": 4.0, "gamma": 0.99, "gamma_range": (LOW, HIGH), "step_cost": 0.0}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dial")
+    folder = tmp_path_factory.mktemp("gamma")
     recipe, parts = make_problem(
-        folder, reward=DIAL, rl={"updates": 60, "prompts_per_update": 16, "samples_per_prompt": 8}
+        folder, reward=REWARD, rl={"updates": 60, "prompts_per_update": 16, "samples_per_prompt": 8}
     )
     train_loop(recipe, parts, folder)
     return folder
@@ -32,13 +32,13 @@ def trained(tmp_path_factory):
 def test_fewer_steps_as_gamma_falls(trained):
     rows = read_metrics(trained / "metrics.jsonl")
     last = [row for row in rows if row["kind"] == "validation"][-1]["gamma_points"]
-    assert [row["gamma"] for row in last] == pytest.approx(gamma_points(RewardConfig(**DIAL), 5))
+    assert [row["gamma"] for row in last] == pytest.approx(gamma_points(RewardConfig(**REWARD), 5))
     steps = [row["steps_mean"] for row in last]
     assert steps == sorted(steps)
     assert steps[-1] > 1.5 * steps[0]
 
 
-def test_the_artifact_is_calibrated_and_turns(trained):
+def test_the_artifact_is_calibrated_over_gamma(trained):
     policy = load_policy(trained / "best")
     assert policy.artifact is not None
     assert policy.artifact.gamma_steps is not None
@@ -52,7 +52,7 @@ def test_the_artifact_is_calibrated_and_turns(trained):
 
 
 def test_it_resumes_with_the_same_gammas(tmp_path):
-    recipe, parts = make_small_problem(tmp_path, reward=DIAL)
+    recipe, parts = make_small_problem(tmp_path, reward=REWARD)
     train_loop(recipe, parts, tmp_path)
     whole = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
 
@@ -72,10 +72,10 @@ def test_it_resumes_with_the_same_gammas(tmp_path):
         return dataclasses.replace(parts, sampler=sampler)
 
     folder = tmp_path / "again"
-    recipe, parts = make_small_problem(folder, reward=DIAL)
+    recipe, parts = make_small_problem(folder, reward=REWARD)
     with pytest.raises(Stopped):
         train_loop(recipe, stop_after(parts, 9), folder)
-    recipe, parts = make_small_problem(folder, reward=DIAL)
+    recipe, parts = make_small_problem(folder, reward=REWARD)
     train_loop(recipe, parts, folder)
     again = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "train"]
     clocks = ("seconds", "reward_seconds", "learn_seconds")
@@ -85,7 +85,7 @@ def test_it_resumes_with_the_same_gammas(tmp_path):
 
 
 def test_gammas_are_spread_over_the_range_and_differ_between_updates():
-    config = RewardConfig(**DIAL)
+    config = RewardConfig(**REWARD)
     first, second = (draw_gammas(config, 12, seed=3, update=u) for u in (0, 1))
     assert first is not None
     assert first == draw_gammas(config, 12, seed=3, update=0)

@@ -1,4 +1,4 @@
-"""Averaged weights: the formula, who wears them when, and that an interruption does not change them."""
+"""The average of the weights: its formula, its users, and its value after an interruption."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def policy_at(value: float) -> TimePredictionModule:
     return policy
 
 
-def test_it_is_an_exponential_average_that_forgets_its_beginning_faster():
+def test_the_average_is_exponential_with_a_faster_start():
     average = EMA(policy_at(0.0), decay=0.5)
     expected = 0.0
     for updates, value in enumerate((1.0, 3.0, -2.0, 5.0, 4.0, 1.0, 0.5, 2.0, 9.0, 1.0), start=1):
@@ -31,14 +31,14 @@ def test_it_is_an_exponential_average_that_forgets_its_beginning_faster():
     assert min(0.5, 11 / 20) == 0.5  # the last update was past the warm-up
 
 
-def test_without_decay_it_is_the_policy_itself():
+def test_without_decay_the_average_is_the_policy():
     average = EMA(policy_at(7.0), decay=0.0)
     policy = policy_at(0.1)
     average.update(policy, 1)
     assert all(torch.equal(average.weights[k], v) for k, v in policy.state_dict().items())
 
 
-def test_the_policy_gets_its_own_weights_back_whatever_happens():
+def test_the_policy_gets_its_weights_back_after_an_error():
     policy = policy_at(1.0)
     average = EMA(policy_at(2.0), decay=0.9)
 
@@ -52,7 +52,7 @@ def test_the_policy_gets_its_own_weights_back_whatever_happens():
     assert float(policy.fc2.bias.detach()[0]) == 1.0
 
 
-def test_artifacts_wear_the_average_and_an_interrupted_run_ends_with_the_same(tmp_path):
+def test_artifacts_contain_the_average_also_after_an_interruption(tmp_path):
     averaged = {"ema_decay": 0.8}
     run(tmp_path / "whole", optimizer=averaged)
     newest = tmp_path / "whole" / "checkpoints" / "update-000010"

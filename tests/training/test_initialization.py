@@ -1,4 +1,4 @@
-"""The TPM that a run begins with."""
+"""The TPM with which a run starts."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from tpdm.policies.tpm_config import TPMConfig
 from tpdm.training import initialization as fresh
 
 WIDTHS = FeatureWidths(12, 16, (4, 4))
-DIAL = (0.97, 0.999)
+GAMMAS = (0.97, 0.999)
 
 
 def begun(monkeypatch, gamma_range=None, gamma=0.97, loaded=None, **tpm):
@@ -27,26 +27,26 @@ def begun(monkeypatch, gamma_range=None, gamma=0.97, loaded=None, **tpm):
     return policy, fresh.init_policy(asked, WIDTHS)
 
 
-def test_a_tpm_that_is_gone_on_with_keeps_its_shape(monkeypatch):
+def test_the_initial_tpm_keeps_its_shape(monkeypatch):
     for same in ({}, {"channels": 8, "grid": 2}, {"gamma": 0.9}):
         policy, found = begun(monkeypatch, **same)
         assert found is policy
-    policy, found = begun(monkeypatch, gamma_range=DIAL, loaded={"gamma_range": DIAL})
+    policy, found = begun(monkeypatch, gamma_range=GAMMAS, loaded={"gamma_range": GAMMAS})
     assert found is policy
 
 
 @pytest.mark.parametrize(
     ("asked", "loaded", "words"),
     [
-        ({"time_only": True}, {}, r"tpm.time_only=True and tpm.init_from=tpms/older, a TPM that has False"),
-        ({"feature_maps": "last"}, {}, r"tpm.feature_maps=last .* that has first_last"),
-        ({"channels": 16}, {}, r"tpm.channels=16 .* a TPM that has 8"),
-        ({"gamma_range": DIAL}, {}, r"reward.gamma_range=\(0.97, 0.999\) .* that has None"),
-        ({}, {"gamma_range": DIAL}, r"reward.gamma_range=None .* a TPM that has \(0.97, 0.999\)"),
-        ({"gamma_range": (0.9, 0.99)}, {"gamma_range": DIAL}, r"got reward.gamma_range=\(0.9, 0.99\)"),
+        ({"time_only": True}, {}, r"tpm.time_only is True, .* tpm.init_from=tpms/older has False"),
+        ({"feature_maps": "last"}, {}, r"tpm.feature_maps is last, .* has first_last"),
+        ({"channels": 16}, {}, r"tpm.channels is 16, .* has 8"),
+        ({"gamma_range": GAMMAS}, {}, r"reward.gamma_range is \(0.97, 0.999\), .* has None"),
+        ({}, {"gamma_range": GAMMAS}, r"reward.gamma_range is None, .* has \(0.97, 0.999\)"),
+        ({"gamma_range": (0.9, 0.99)}, {"gamma_range": GAMMAS}, r"reward.gamma_range is \(0.9, 0.99\)"),
     ],
 )
-def test_what_it_is_not_is_refused(monkeypatch, asked, loaded, words):
+def test_keys_that_contradict_the_initial_tpm_are_refused(monkeypatch, asked, loaded, words):
     with pytest.raises(ConfigError, match=words) as error:
         begun(monkeypatch, loaded=loaded, **asked)
     assert "\n" not in str(error.value)

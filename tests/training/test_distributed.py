@@ -1,4 +1,4 @@
-"""One, two or three processes: the same TPM, the same numbers in the log, the same step counts."""
+"""One, two and three processes train the same TPM with the same metrics."""
 
 import json
 import logging
@@ -37,8 +37,8 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module", params=[2, 3])
 def shared(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
-    for code, said in finish(start(request.param, ["-m", "tests.support.shared_runs", str(folder)])):
-        assert code == 0, said
+    for code, output in finish(start(request.param, ["-m", "tests.support.shared_runs", str(folder)])):
+        assert code == 0, output
     return folder
 
 
@@ -79,22 +79,22 @@ def test_any_number_of_processes_gives_the_same_run(alone, shared, case):
     assert_same_run(shared / case, alone / case)
 
 
-def test_the_leading_process_alone_writes(alone, shared):
+def test_only_the_main_process_writes(alone, shared):
     assert files(shared / "plain").keys() == files(alone / "plain").keys()
     assert not (shared / "not-here").exists()
 
 
-def test_interrupted_and_resumed_by_as_many_processes_is_uninterrupted(shared):
+def test_several_processes_resume_to_the_same_files(shared):
     assert files(shared / "cut") == files(shared / "plain")
 
 
-def test_a_run_of_several_processes_goes_on_in_one(alone, shared):
+def test_one_process_resumes_a_run_of_several(alone, shared):
     assert newest(shared / "handed-over").name == "update-000004"
     run_case("uneven", shared / "handed-over")
     assert_same_run(shared / "handed-over", alone / "uneven")
 
 
-def test_the_first_update_has_the_same_scores_to_the_bit(alone, shared):
+def test_scores_of_the_first_update_are_equal_to_the_bit(alone, shared):
     first = [read_metrics(f / "plain" / "metrics.jsonl")[1] for f in (alone, shared)]
     for key in ("score_mean", "score_sd", "objective_mean", "objective_sd_within_group"):
         assert first[0][key] == first[1][key]
@@ -102,23 +102,23 @@ def test_the_first_update_has_the_same_scores_to_the_bit(alone, shared):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_every_item_has_one_process_and_sizes_differ_by_one_at_most(count, size):
+def test_shares_cover_all_items_and_differ_by_at_most_one(count, size):
     parts = [range(count)[DistributedContext(rank, size).part(count)] for rank in range(size)]
     assert [item for part in parts for item in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_whole_groups_where_the_processes_divide_the_prompts():
+def test_shares_contain_whole_groups_if_the_processes_divide_the_prompts():
     assert [DistributedContext(rank, 4).part(8 * 5) for rank in range(4)] == [
         slice(10 * r, 10 * r + 10) for r in range(4)
     ]
 
 
-def test_a_process_alone_needs_nobody():
-    team, tensors = DistributedContext(), {"a": torch.ones(2)}
-    assert team.all_gather_object({"x": 0.1}) == [{"x": 0.1}]
-    assert team.broadcast_object(json.loads("[1]")) == [1]
-    assert team.broadcast_tensors(tensors) == tensors
+def test_a_single_process_needs_no_group():
+    context, tensors = DistributedContext(), {"a": torch.ones(2)}
+    assert context.all_gather_object({"x": 0.1}) == [{"x": 0.1}]
+    assert context.broadcast_object(json.loads("[1]")) == [1]
+    assert context.broadcast_tensors(tensors) == tensors
 
 
 SMALL = ["rl.updates=2", "rl.prompts_per_update=3", "rl.samples_per_prompt=3", "validation.prompts=4"]
@@ -146,11 +146,11 @@ def test_torchrun_on_a_real_pipeline(tmp_path):
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
 
 
-def test_accelerate_launch_that_started_one_process_is_told(monkeypatch, caplog):
+def test_accelerate_launch_with_a_single_process_logs_a_warning(monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # with --num_processes 2 on CPUs, and no rank or size
-    with caplog.at_level(logging.WARNING), init_distributed("cpu") as team:
-        assert team is SINGLE_PROCESS
+    with caplog.at_level(logging.WARNING), init_distributed("cpu") as context:
+        assert context is SINGLE_PROCESS
     assert "started one" in caplog.text
     assert "torchrun" in caplog.text
 

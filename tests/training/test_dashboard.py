@@ -1,4 +1,4 @@
-"""What a second terminal sees of a run: running, interrupted, finished."""
+"""``tpdm watch`` on running, interrupted and finished runs."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def interrupted(tmp_path_factory):
     return folder
 
 
-def test_an_interrupted_run_is_running_until_it_has_been_quiet_for_long(interrupted, tmp_path):
+def test_an_interrupted_run_becomes_quiet_after_a_while(interrupted, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(interrupted, folder)
     view = read_run(folder, time.time())
@@ -63,22 +63,22 @@ def test_an_interrupted_run_is_running_until_it_has_been_quiet_for_long(interrup
     assert "no row for 1 h 0 min" in shown(folder)
 
 
-def test_a_run_that_has_only_begun(whole, tmp_path):
+def test_a_starting_run(whole, tmp_path):
     shutil.copy(whole / "recipe.yaml", tmp_path)
     view = read_run(tmp_path, time.time())
     assert (view.state, view.pace, view.remaining) == ("starting", None, None)
     assert "0 of 10" in shown(tmp_path)
 
 
-def test_the_pace_is_that_of_the_latest_updates(whole):
+def test_the_pace_is_averaged_over_the_latest_updates(whole):
     view = read_run(whole, time.time())
     clock = [10.0 * n for n in range(1, 11)] + [100.0 + 2.0 * n for n in range(1, 11)]
     rows = [{"kind": "train", "update": n, "seconds": seconds} for n, seconds in enumerate(clock, start=1)]
     assert type(view)(view.folder, view.recipe, rows, 0.0).pace == pytest.approx(2.0)
 
 
-def test_no_run_is_one_sentence(tmp_path):
-    with pytest.raises(TrainingError, match="which holds no run"):
+def test_a_folder_without_a_run_raises_one_error(tmp_path):
+    with pytest.raises(TrainingError, match="contains no run"):
         read_run(tmp_path, 0.0)
     answer = CliRunner().invoke(app, ["watch", str(tmp_path), "--once"])
     assert answer.exit_code == 2
@@ -100,7 +100,7 @@ train_loop(*make_small_problem(Path(sys.argv[1]), Slow()), Path(sys.argv[1]))
 """
 
 
-def test_another_process_trains_and_this_one_sees_it_to_its_end(tmp_path):
+def test_a_run_of_another_process_is_watched_to_its_end(tmp_path):
     child = Process(["-c", CHILD, tmp_path])
     try:
         while not read_metrics(tmp_path / "metrics.jsonl"):
@@ -116,7 +116,7 @@ def test_another_process_trains_and_this_one_sees_it_to_its_end(tmp_path):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.integers(1, 60))
-def test_a_sparkline_fits_and_shows_the_extremes(values, width):
+def test_a_sparkline_fits_its_width_and_shows_the_extremes(values, width):
     line = sparkline(values, width)
     assert len(line) == min(width, len(values))
     assert set(line) <= set(BLOCKS)

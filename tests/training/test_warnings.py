@@ -1,4 +1,4 @@
-"""Each detector warns in a real run that goes wrong, says it once, and is silent in a run that learns."""
+"""Each detector warns once in a run that goes wrong, and not in a run that learns."""
 
 from dataclasses import replace
 
@@ -27,12 +27,12 @@ def warnings_of(folder, judge=None, caplog=None, judges=None, **sections):
     train_loop(recipe, replace(parts, judges=judges or {}), folder)
     found = find_warnings(read_metrics(folder / "metrics.jsonl"), recipe)
     if caplog is not None:
-        said = [record.getMessage() for record in caplog.records if record.name == "tpdm.training.monitoring.logger"]
-        assert said == [f"update {warned.update}: {warned.message}" for warned in found]
+        logged = [record.getMessage() for record in caplog.records if record.name == "tpdm.training.monitoring.logger"]
+        assert logged == [f"update {warned.update}: {warned.message}" for warned in found]
     return {warned.sign: warned for warned in found}, found
 
 
-def test_a_collapse_of_the_entropy(tmp_path, caplog):
+def test_an_entropy_collapse_gives_a_warning(tmp_path, caplog):
     # The reward wants one and the same action everywhere; a high rate makes the policy certain of it.
     class OneStep(DistanceReward):
         def score(self, images_B3HW, prompts):
@@ -50,7 +50,7 @@ def test_a_collapse_of_the_entropy(tmp_path, caplog):
     assert [warned.sign for warned in found].count("entropy") == 1
 
 
-def test_a_reward_that_says_the_same_of_all(tmp_path, caplog):
+def test_a_constant_reward_gives_a_warning(tmp_path, caplog):
     class FlatLater(DistanceReward):
         calls = 0
 
@@ -63,7 +63,7 @@ def test_a_reward_that_says_the_same_of_all(tmp_path, caplog):
     assert "reward.name" in signs["silence"].message
 
 
-def test_a_reward_of_the_prompt_alone_is_too_coarse(tmp_path):
+def test_a_reward_of_the_prompt_only_gives_a_warning(tmp_path):
     class PromptOnly(DistanceReward):
         def score(self, images_B3HW, prompts):
             return torch.tensor([float(p.split()[1]) for p in prompts])
@@ -75,7 +75,7 @@ def test_a_reward_of_the_prompt_alone_is_too_coarse(tmp_path):
 FAST = {"lr": 0.03, "lr_schedule": "constant"}
 
 
-def test_discounted_scores_below_zero_run_into_the_cap(tmp_path, caplog):
+def test_negative_discounted_scores_give_a_warning_about_the_offset(tmp_path, caplog):
     signs, _ = warnings_of(
         tmp_path,
         None,
@@ -85,28 +85,28 @@ def test_discounted_scores_below_zero_run_into_the_cap(tmp_path, caplog):
         reward={"form": "discounted", "gamma": 0.7, "offset": 0.0, "step_cost": 0.0},
     )
     assert "reward.offset is -" in signs["cap"].message
-    assert "raise reward.offset" in signs["cap"].message
+    assert "Raise reward.offset" in signs["cap"].message
 
 
-def test_at_the_cap_the_key_depends_on_the_form(tmp_path):
+def test_the_key_of_a_warning_at_the_cap_depends_on_the_form(tmp_path):
     recipe, _ = make_small_problem(tmp_path)
     rows = [
         {"kind": "train", "update": n, "steps_histogram": {"12": 19, "11": 1}, "score_mean": 3.0} for n in range(1, 4)
     ]
     cap = next(d for d in DETECTORS if d.sign == "cap").detect
-    assert "raise reward.step_cost" in (cap(rows, recipe) or "")
+    assert "Raise reward.step_cost" in (cap(rows, recipe) or "")
     discounted = replace(recipe, reward=replace(recipe.reward, form="discounted", gamma=0.99, step_cost=0.0))
-    assert "lower reward.gamma" in (cap(rows, discounted) or "")
+    assert "Lower reward.gamma" in (cap(rows, discounted) or "")
 
 
-def test_steps_that_are_too_dear(tmp_path, caplog):
+def test_a_too_high_step_penalty_gives_a_warning(tmp_path, caplog):
     signs, _ = warnings_of(
         tmp_path, None, caplog, rl={"updates": 30, "samples_per_prompt": 8}, optimizer=FAST, reward={"step_cost": 5.0}
     )
-    assert "lower reward.step_cost" in signs["one step"].message
+    assert "Lower reward.step_cost" in signs["one step"].message
 
 
-def test_a_policy_that_changes_between_rollout_and_update(tmp_path, caplog):
+def test_a_policy_changed_between_rollout_and_update_gives_a_warning(tmp_path, caplog):
     recipe, parts = make_small_problem(tmp_path)
 
     class Meddling(DistanceReward):
@@ -118,10 +118,10 @@ def test_a_policy_that_changes_between_rollout_and_update(tmp_path, caplog):
     train_loop(recipe, replace(parts, reward=Meddling()), tmp_path)
     found = find_warnings(read_metrics(tmp_path / "metrics.jsonl"), recipe)
     assert [(warned.sign, warned.update) for warned in found] == [("ratio", 1)]
-    assert "update 1: a probability ratio was" in caplog.text
+    assert "update 1: A probability ratio differs" in caplog.text
 
 
-def test_a_reward_that_is_exploited(tmp_path, caplog):
+def test_an_exploited_reward_gives_a_warning(tmp_path, caplog):
     class Wrong(DistanceReward):
         def score(self, images_B3HW, prompts):
             return -super().score(images_B3HW, prompts)
@@ -139,30 +139,30 @@ def test_a_reward_that_is_exploited(tmp_path, caplog):
     assert all(row["judges"]["distance"]["mean"] == pytest.approx(-row["score_mean"], abs=1e-6) for row in rows)
 
 
-def test_a_run_that_goes_on_is_not_told_again(tmp_path, caplog):
-    dear = {"optimizer": FAST, "reward": {"step_cost": 5.0}, "rl": {"updates": 20, "samples_per_prompt": 8}}
-    _, found = warnings_of(tmp_path, None, caplog, **dear)
+def test_a_resumed_run_does_not_repeat_warnings(tmp_path, caplog):
+    expensive = {"optimizer": FAST, "reward": {"step_cost": 5.0}, "rl": {"updates": 20, "samples_per_prompt": 8}}
+    _, found = warnings_of(tmp_path, None, caplog, **expensive)
     assert found
     caplog.clear()
-    dear["rl"]["updates"] = 24
-    _, again = warnings_of(tmp_path, **dear)
+    expensive["rl"]["updates"] = 24
+    _, again = warnings_of(tmp_path, **expensive)
     assert again == found
     assert caplog.records == []
 
 
 @given(st.lists(st.booleans(), max_size=60))
-def test_it_is_told_once_and_again_only_after_it_was_gone(signs):
-    sick = Detector("sick", "train", lambda rows, recipe: "sick" if rows[-1]["ill"] else None)
-    health = TrainingMonitor(recipe=None)  # type: ignore[arg-type]
-    told, well = [], RECOVERED_AFTER
-    for update, ill in enumerate(signs):
+def test_a_sign_is_reported_once_and_again_after_it_was_absent(signs):
+    detector = Detector("detector", "train", lambda rows, recipe: "detector" if rows[-1]["present"] else None)
+    monitor = TrainingMonitor(recipe=None)  # type: ignore[arg-type]
+    reported, absent = [], RECOVERED_AFTER
+    for update, present in enumerate(signs):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tpdm.training.monitoring.warnings.DETECTORS", (sick,))
-            new = health.look({"kind": "train", "update": update, "ill": ill})
-        expected = ill and well >= RECOVERED_AFTER
+            patch.setattr("tpdm.training.monitoring.warnings.DETECTORS", (detector,))
+            new = monitor.look({"kind": "train", "update": update, "present": present})
+        expected = present and absent >= RECOVERED_AFTER
         assert [warned.update for warned in new] == ([update] if expected else [])
-        told += new
-        well = 0 if ill else well + 1
+        reported += new
+        absent = 0 if present else absent + 1
 
 
 def test_every_warning_names_a_key_that_recipes_have():

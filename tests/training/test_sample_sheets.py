@@ -1,4 +1,4 @@
-"""Pictures of validations: the right ones, with their steps, and not for ever."""
+"""Image sheets of validations: their images, labels, schedules and number."""
 
 import json
 
@@ -9,10 +9,10 @@ from PIL import Image
 from tests.support.gaussian_problem import make_small_problem
 from tpdm.sampling.base import SampleBatch, SampleRequest
 from tpdm.training.monitoring.logger import RunLogger, first_of_each
-from tpdm.training.monitoring.sample_sheets import KEPT, LABEL, contact_sheet, write_pictures
+from tpdm.training.monitoring.sample_sheets import KEPT, LABEL, contact_sheet, write_image_sheet
 
 
-def test_a_sheet_holds_every_picture_and_a_line_below_each():
+def test_a_sheet_contains_every_image_with_a_label():
     colors = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 16)
     sheet = contact_sheet(colors, ["3 steps", "4 steps", "5 steps"])
     assert sheet.size == (2 * 256, 2 * (128 + LABEL))
@@ -24,10 +24,10 @@ def test_a_sheet_holds_every_picture_and_a_line_below_each():
 
 def write(folder, update, n=2):
     times = [[1.0, 0.5, 0.0], [1.0, 0.0]][:n]
-    return write_pictures(folder, update, torch.rand(n, 3, 8, 8), ["a", "b"][:n], [7, 8][:n], times, [0.5, 0.25][:n])
+    return write_image_sheet(folder, update, torch.rand(n, 3, 8, 8), ["a", "b"][:n], [7, 8][:n], times, [0.5, 0.25][:n])
 
 
-def test_the_schedules_stand_beside_it(tmp_path):
+def test_schedules_are_written_as_json(tmp_path):
     path = write(tmp_path, 20)
     assert path.name == "update-000020.png"
     kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -36,7 +36,7 @@ def test_the_schedules_stand_beside_it(tmp_path):
     assert kept["images"][1]["steps"] == 1
 
 
-def test_only_so_many_are_kept_the_first_among_them(tmp_path):
+def test_the_first_and_the_newest_sheets_are_kept(tmp_path):
     for update in range(0, (KEPT + 5) * 10, 10):
         write(tmp_path, update, n=1)
     kept = sorted(int(p.stem.split("-")[1]) for p in tmp_path.glob("*.png"))
@@ -46,13 +46,13 @@ def test_only_so_many_are_kept_the_first_among_them(tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "shown"), [(2, 2), (9, 3), (0, 0)])
-def test_a_diary_shows_as_many_as_the_recipe_says(tmp_path, asked, shown):
+def test_a_sheet_has_as_many_images_as_the_recipe_says(tmp_path, asked, shown):
     recipe, _ = make_small_problem(tmp_path, validation={"num_images_logged": asked})
-    diary = RunLogger(recipe, tmp_path, 0)
+    logger = RunLogger(recipe, tmp_path, 0)
     generated = SampleBatch(torch.rand(3, 3, 8, 8), [1, 1, 2], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.5, 0.0]], None)
     # Of four images the last one is another process's.
     request = SampleRequest(["a", "b", "c", "d"], [1, 2, 3, 4])
-    diary.show(0, request, generated, torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    logger.show(0, request, generated, torch.tensor([0.0, 1.0, 2.0, 3.0]))
     paths = list((tmp_path / "pictures").glob("*.png")) if shown else []
     assert (tmp_path / "pictures").exists() == bool(shown)
     if shown:
@@ -62,14 +62,14 @@ def test_a_diary_shows_as_many_as_the_recipe_says(tmp_path, asked, shown):
             assert sheet.size[0] == 512
 
 
-def test_what_is_no_picture_is_not_shown(tmp_path):
+def test_tensors_that_are_not_images_are_skipped(tmp_path):
     recipe, _ = make_small_problem(tmp_path)
     generated = SampleBatch(torch.rand(2, 2, 2), [1, 1], [[1.0, 0.0]] * 2, None)
     RunLogger(recipe, tmp_path, 0).show(0, SampleRequest(["a"] * 2, [1, 2]), generated, torch.zeros(2))
     assert not (tmp_path / "pictures").exists()
 
 
-def test_of_a_dial_every_gamma_is_shown(tmp_path):
+def test_a_sheet_shows_every_gamma(tmp_path):
     recipe, _ = make_small_problem(tmp_path, validation={"num_images_logged": 4})
     generated = SampleBatch(torch.rand(6, 3, 8, 8), [1] * 6, [[1.0, 0.0]] * 6, None)
     gammas = [0.9, 0.9, 0.9, 0.99, 0.99, 0.99]
@@ -88,5 +88,5 @@ def test_of_a_dial_every_gamma_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("images", "count", "shown"), [(6, 9, [0, 1, 2, 3, 4, 5]), (6, 1, [0]), (4, 4, [0, 1, 3]), (0, 4, []), (6, 0, [])]
 )
-def test_as_many_of_each_gamma(images, count, shown):
+def test_a_sheet_shows_equally_many_images_of_each_gamma(images, count, shown):
     assert first_of_each(images, [0.9] * 3 + [0.99] * 3, count) == shown

@@ -1,4 +1,4 @@
-"""Rollouts whose places never stay empty train the same TPM: together, interrupted, with little memory, shared."""
+"""Continuous rollouts train the same TPM: interrupted, with little memory, in several processes."""
 
 import time
 from dataclasses import replace
@@ -39,7 +39,7 @@ def pipe_folder(tmp_path_factory, small_tinyworld):
 
 
 @pytest.fixture(scope="module")
-def waiting(pipe_folder, tmp_path_factory):
+def static_run(pipe_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("static")
     train(tiny_recipe(pipe_folder, folder))
     return folder
@@ -58,25 +58,25 @@ def continuous(pipe_folder: Path, output: Path, **rl):
     return tiny_recipe(pipe_folder, output, rl={"rollout": "continuous", **rl})
 
 
-def test_the_same_tpm_to_rounding(pipe_folder, waiting, tmp_path):
+def test_training_equals_static_batches_up_to_rounding(pipe_folder, static_run, tmp_path):
     train(continuous(pipe_folder, tmp_path))
-    assert_same_training(tmp_path, waiting)
+    assert_same_training(tmp_path, static_run)
 
 
-def test_one_at_a_time_the_same_tpm_to_the_bit(pipe_folder, tmp_path):
+def test_with_one_slot_training_equals_static_batches_to_the_bit(pipe_folder, tmp_path):
     train(tiny_recipe(pipe_folder, tmp_path / "static", rl={"rollout_batch": 1}))
     train(continuous(pipe_folder, tmp_path / "continuous", rollout_batch=1))
     one, other = (load_policy(tmp_path / way / "last").state_dict() for way in ("static", "continuous"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_texts_that_were_encoded_before(pipe_folder, waiting, tmp_path):
+def test_precomputed_embeddings_give_the_same_training(pipe_folder, static_run, tmp_path):
     recipe = continuous(pipe_folder, tmp_path)
     train(replace(recipe, backbone=replace(recipe.backbone, precompute_prompt_embeddings=True)))
-    assert_same_training(tmp_path, waiting)
+    assert_same_training(tmp_path, static_run)
 
 
-def test_the_same_call_gives_the_same_bits(attached):
+def test_equal_requests_give_equal_bits(attached):
     sampler = ContinuousSampler(attached, 3, CALL)
     first = sampler(RECORDED)
     for _ in range(5):
@@ -94,7 +94,7 @@ def full_calls(steps: list[int], places: int) -> int:
     return max(ends)
 
 
-def test_places_are_full_to_the_end(attached, monkeypatch):
+def test_slots_stay_full_while_images_wait(attached, monkeypatch):
     made = []
     close = DenoiserBatcher.close
     monkeypatch.setattr(
@@ -105,7 +105,7 @@ def test_places_are_full_to_the_end(attached, monkeypatch):
     assert made == [(full_calls(steps, 3), 2 * sum(steps))]  # two rows an image, under guidance
 
 
-def hungry(pipe, monkeypatch, rows):
+def limit_rows(pipe, monkeypatch, rows):
     forward = pipe.transformer.forward
 
     @wraps(forward)
@@ -117,26 +117,26 @@ def hungry(pipe, monkeypatch, rows):
     monkeypatch.setattr(pipe.transformer, "forward", limited)
 
 
-def test_too_little_memory_takes_fewer_places(attached, monkeypatch, caplog):
+def test_short_memory_reduces_the_slots(attached, monkeypatch, caplog):
     whole = PipelineSampler(attached, 7, CALL)(RECORDED)
-    hungry(attached.pipe, monkeypatch, 4)
+    limit_rows(attached.pipe, monkeypatch, 4)
     sampler = ContinuousSampler(attached, 5, CALL)
     for _ in range(2):
         again = sampler(RECORDED)
         assert again.steps == whole.steps
         torch.testing.assert_close(again.images_B3HW, whole.images_B3HW, rtol=0, atol=1e-4)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "tpdm.sampling.batch_size"]
-    assert line == "out of memory with 5 images at once: going on with 2; set rl.rollout_batch=2 to begin with that"
+    assert line == "Out of memory with 5 images at once. The size is now 2. Set rl.rollout_batch=2 to start with it."
 
 
-def test_one_image_that_does_not_fit_is_one_sentence(attached, monkeypatch):
-    hungry(attached.pipe, monkeypatch, 1)
-    with pytest.raises(TrainingError, match=r"too little memory for rl\.rollout_batch = 1"):
+def test_one_image_that_does_not_fit_raises_one_error(attached, monkeypatch):
+    limit_rows(attached.pipe, monkeypatch, 1)
+    with pytest.raises(TrainingError, match=r"Memory is too small for rl\.rollout_batch=1"):
         ContinuousSampler(attached, 3, CALL)(SampleRequest(PROMPTS, SEEDS))
 
 
 class Interrupting:
-    """A reward that scores so many calls, then the run is interrupted."""
+    """A reward that interrupts the run after ``calls`` calls."""
 
     def __init__(self, reward, calls):
         self.name, self._reward, self._calls = reward.name, reward, calls
@@ -150,7 +150,7 @@ class Interrupting:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 3])
-def test_interrupted_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path, calls):
+def test_an_interrupted_run_ends_with_the_same_bits(pipe_folder, tmp_path, calls):
     train_loop(*parts_of(continuous(pipe_folder, tmp_path / "whole")))
     recipe, parts, folder = parts_of(continuous(pipe_folder, tmp_path / "cut"))
     with pytest.raises(KeyboardInterrupt):
@@ -169,7 +169,7 @@ def without_recipe(folder):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(pipe_folder, tmp_path):
     recipes = {name: continuous(pipe_folder, tmp_path / name, updates=6) for name in ("whole", "killed")}
     words = ["-m", "tpdm", "train", str(write_recipe(recipes["killed"], tmp_path / "killed.yaml"))]
     train(recipes["whole"])
@@ -180,15 +180,15 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(pipe_folder, tmp_path):
     child.send_signal(SIGKILL)
     child.communicate()
     assert child.returncode == -SIGKILL
-    ((code, said),) = finish(start(1, words, small=True), timeout=300)
-    assert code == 0, said
+    ((code, output),) = finish(start(1, words, small=True), timeout=300)
+    assert code == 0, output
     left = {k: v for k, v in without_recipe(tmp_path / "killed").items() if not k.startswith((".", "run.json"))}
     assert left == {k: v for k, v in without_recipe(tmp_path / "whole").items() if k != "run.json"}
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_that_waits(pipe_folder, waiting, tmp_path):
+def test_two_processes_equal_one_with_static_batches(pipe_folder, static_run, tmp_path):
     file = write_recipe(continuous(pipe_folder, tmp_path / "run"), tmp_path / "recipe.yaml")
-    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
-        assert code == 0, said
-    assert_same_training(tmp_path / "run", waiting)
+    for code, output in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
+        assert code == 0, output
+    assert_same_training(tmp_path / "run", static_run)

@@ -1,4 +1,4 @@
-"""A denoiser divided over the processes trains the TPM that a whole one trains."""
+"""A sharded denoiser trains the same TPM as a whole one."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -43,37 +43,37 @@ def whole(pipe_folder, tmp_path_factory, small_tinyworld):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["static", "continuous"])
-def test_two_processes_that_share_the_weights_train_the_same_tpm(pipe_folder, whole, tmp_path, way):
+def test_two_processes_with_a_sharded_denoiser_train_the_same_tpm(pipe_folder, whole, tmp_path, way):
     # Five images in one process and five in the other, in batches of two: images and calls differ in number.
     rl = {"prompts_per_update": 5, "rollout_batch": 2, "rollout": way}
     recipe = tiny_recipe(pipe_folder, tmp_path / "run", rl=rl, backbone={"shard": True}, reward=COMPOSITE)
     file = write_recipe(recipe, tmp_path / "recipe.yaml")
-    for code, said in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
-        assert code == 0, said
+    for code, output in finish(start(2, ["-m", "tpdm", "train", str(file)], small=True), timeout=300):
+        assert code == 0, output
     assert_same_training(tmp_path / "run", whole)
 
 
-def test_one_process_has_nobody_to_share_with(pipe_folder, tmp_path):
+def test_sharding_in_one_process_is_refused(pipe_folder, tmp_path):
     recipe = tiny_recipe(pipe_folder, tmp_path, backbone={"shard": True})
-    with pytest.raises(ConfigError, match=r"backbone\.shard=true in one process, .*torchrun"):
+    with pytest.raises(ConfigError, match=r"backbone\.shard is true in one process\. .*torchrun"):
         train(recipe)
 
 
 def test_every_process_needs_an_image(pipe_folder, tmp_path):
     recipe = tiny_recipe(pipe_folder, tmp_path, backbone={"shard": True})
     check_shard(recipe, DistributedContext(0, 3), 3)
-    with pytest.raises(ConfigError, match=r"got 3 images .* for 4 processes"):
+    with pytest.raises(ConfigError, match=r"3 images .* for 4 processes"):
         check_shard(recipe, DistributedContext(0, 4), 3)
     check_shard(replace(recipe, backbone=BackboneConfig()), DistributedContext(), 3)
 
 
-def test_shared_and_offloaded_is_refused():
+def test_sharding_with_offload_is_refused():
     with pytest.raises(ConfigError, match="shard goes with offload none, got offload model"):
         make_recipe({"name": "a", "backbone": {"shard": True, "offload": "model"}})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_has_blocks_beside_what_policies_look_at_and_repeats_its_last_call(name):
+def test_every_family_has_blocks_apart_from_hooked_modules_and_repeats_calls(name):
     pipe = tiny_pipe(name)
     denoiser, rows = find_denoiser(pipe), []
     entry, blocks = find_entry(denoiser), find_blocks(denoiser)
@@ -90,17 +90,17 @@ def test_every_family_has_blocks_beside_what_policies_look_at_and_repeats_its_la
     assert rows == [1]
 
 
-def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
+def test_short_memory_in_one_process_stops_the_run(monkeypatch):
     pipe = tiny_pipe("SD3")
     forward = pipe.transformer.forward
 
     @wraps(forward)
-    def hungry(hidden_states, *args, **options):
+    def limited(hidden_states, *args, **options):
         if len(hidden_states) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return forward(hidden_states, *args, **options)
 
-    monkeypatch.setattr(pipe.transformer, "forward", hungry)
+    monkeypatch.setattr(pipe.transformer, "forward", limited)
     attached = attach(pipe, FixedSchedule([1.0, 0.5, 0.0]), defaults=FAMILIES["SD3"].arguments())
 
     class Again:
@@ -112,5 +112,5 @@ def test_memory_that_is_short_in_one_process_stops_the_run(monkeypatch):
                     seeds = request.rows(part).seeds
                     return attached(**FAMILIES["SD3"].text(len(seeds)), seeds=seeds)
 
-    with pytest.raises(TrainingError, match=r"with backbone\.shard=true, .* lower rl\.rollout_batch"):
+    with pytest.raises(TrainingError, match=r"With backbone\.shard=true .* Lower rl\.rollout_batch"):
         SynchronizedSampler(Again(), pipe.transformer, DistributedContext())(SampleRequest(["a", "b"], [0, 1]))

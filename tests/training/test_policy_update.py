@@ -1,4 +1,4 @@
-"""One update: the same whatever the micro-batches, and each term of the loss pulls where it should."""
+"""The policy update: independence of micro-batches, and the effect of each term of the loss."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -61,7 +61,7 @@ def test_micro_batches_do_not_change_the_update(ratio, update_batch):
         assert getattr(seen_parts, name) == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
-def test_a_part_of_a_replay_is_a_view_of_its_trajectories_alone():
+def test_a_part_of_a_buffer_contains_only_its_trajectories():
     replay = roll_out(fresh_policy())
     cuts = [0, 1, 5, 12]
     parts = [replay.part(first, last) for first, last in pairwise(cuts)]
@@ -120,7 +120,7 @@ def test_the_ratio_is_one_before_the_first_step(ratio):
 
 
 @pytest.mark.parametrize("ratio", ["trajectory", "decision"])
-def test_favoured_trajectories_become_likelier(ratio):
+def test_trajectories_with_positive_advantages_become_likelier(ratio):
     policy = fresh_policy()
     replay = roll_out(policy)
     advantage_B = torch.where(torch.arange(12) < 6, 1.0, -1.0)
@@ -148,7 +148,7 @@ def test_entropy_weight_widens_the_distribution():
     assert policy.evaluate(replay.observation, replay.action_T)[1].mean() > before + 0.005
 
 
-def test_without_advantage_and_terms_nothing_moves():
+def test_zero_advantages_change_no_weight():
     policy = fresh_policy()
     before = weights(policy)
     update(policy, roll_out(policy), RL, torch.zeros(12))
@@ -172,7 +172,7 @@ def test_kl_weight_pulls_back_to_the_initial_policy():
     assert seen.kl_to_initial > 0
 
 
-def test_a_capped_trajectory_takes_part_without_decisions():
+def test_a_trajectory_without_decisions_is_allowed():
     policy = fresh_policy()
     replay = roll_out(policy)
     rows = (replay.segment_T != 3).nonzero().flatten()
@@ -192,7 +192,7 @@ def test_a_gradient_that_is_not_finite_is_refused():
         update(policy, roll_out(policy), RL, torch.full((12,), float("nan")))
 
 
-def test_no_decision_that_counts_is_refused(tmp_path):
+def test_a_rollout_without_decisions_is_refused(tmp_path):
     policy = fresh_policy()
     generated = GaussianSampler(policy)(SampleRequest(["hard 1"], [1], [1], record=True))
     steps = tuple(replace(s, counts=False) for s in generated.trajectories[0].steps)
