@@ -64,9 +64,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     }
     counter = Counter(pipe)
     request = SampleRequest(prompts, seeds, draws, record=True)
-    runs = {
-        name: partial(counter.during, partial(way, request)) for name, way in ways.items()
-    }
+    runs = {name: partial(counter.during, partial(way, request)) for name, way in ways.items()}
     turns = in_turns(runs, chosen.repeats)
     steps = {name: found[-1][1].steps for name, found in turns.items()}
     seconds = {name: [facts["seconds"] for facts, _ in found] for name, found in turns.items()}

@@ -102,8 +102,8 @@ LOOP = [
     ),
     Line(
         r"self\.encode_prompt\(",
-        "pipelines.continuous.BatchedPipeline.pipe_for",
-        "because it puts the shared text desk in its place",
+        "sampling.batching.pipeline.BatchedPipeline.clone_pipe",
+        "because it puts the shared text encoder in its place",
     ),
 ]
 

@@ -53,7 +53,7 @@ def test_a_wrapped_forward_is_served_too() -> None:
     fast = attach(pipe, FixedSchedule([1.0, 0.5, 0.0]))
     alone = fast(**call("SD3", 1), seeds=[0]).images
     wrap(pipe.transformer)
-    shared = BatchedPipeline(pipe, places=2)
+    shared = BatchedPipeline(pipe, num_slots=2)
     served = shared.run()(fast, **call("SD3", 1), seeds=[0]).images
     shared.close(RuntimeError("done"))
     assert torch.allclose(served, alone, atol=1e-5)

@@ -45,7 +45,7 @@ def shared(request):
     """A BatchedPipeline of the family named by the test, closed at the end."""
     pipe = tiny_pipe(request.param)
     before = hooks(find_denoiser(pipe))
-    made = BatchedPipeline(pipe, places=4)
+    made = BatchedPipeline(pipe, num_slots=4)
     yield made
     made.close(TpdmError("closed"))
     assert hooks(find_denoiser(pipe)) == before
@@ -71,7 +71,7 @@ def test_every_family_makes_the_same_images_in_a_mix(shared, name):
         # fp32 rounds relative to the largest latents, which are 4 in some families and 80 in others.
         size = alone.images[0].abs().max().item()
         assert (output.images[0] - alone.images[0]).abs().max().item() <= ROUNDING * max(1.0, size)
-    assert shared.meeting.rows == sum(output.nfe_rows for output in outputs)
+    assert shared.denoiser.rows == sum(output.nfe_rows for output in outputs)
 
 
 @pytest.mark.parametrize(("shared", "name", "guided"), KINDS, indirect=["shared"])
@@ -110,9 +110,9 @@ def test_calls_merge_and_one_who_leaves_is_not_waited_for(shared):
     steps = [3, 9, 4, 8, 5, 7]
     attached = [attach(shared.pipe, FixedSchedule(uneven(n, 1.0))) for n in steps]
     run_all(shared, [(attached[b], one("SD3", b)) for b in range(RUNS)])
-    assert shared.meeting.rows == 2 * sum(steps)
+    assert shared.denoiser.rows == 2 * sum(steps)
     # At least as many calls as the places allow, and far fewer than one for each step.
-    assert sum(steps) / 4 <= shared.meeting.calls <= 0.7 * sum(steps)
+    assert sum(steps) / 4 <= shared.denoiser.calls <= 0.7 * sum(steps)
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
@@ -149,7 +149,7 @@ def test_an_error_of_the_denoiser_fails_the_runs_of_that_call_alone(shared):
     finally:
         handle.remove()
     assert answers[::2] == [[4]] * 3
-    assert all("RuntimeError from the denoiser" in answer and "out of memory" in answer for answer in answers[1::2])
+    assert all("The denoiser raised RuntimeError" in answer and "out of memory" in answer for answer in answers[1::2])
     assert shared.run()(attached, **one("SD3", 0)).steps == [4]
 
 
@@ -184,7 +184,7 @@ def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
         handle.remove()
     assert isinstance(outputs.pop(bad), torch.OutOfMemoryError)
     kept.check()
-    assert shared.meeting.calls > sum(outputs[0].steps)
+    assert shared.denoiser.calls > sum(outputs[0].steps)
     for b, output in zip((0, 2, 3), outputs, strict=True):
         alone = attached(**one("SD3", b))
         assert output.steps == alone.steps
@@ -199,7 +199,7 @@ def test_a_stopped_run_ends_at_its_next_step_and_frees_its_place(shared):
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(lambda: run(attached, **one("SD3", 0)))
         assert landed.wait(20)
-        run.stop(TpdmError("enough"))
+        run.abort(TpdmError("enough"))
         with pytest.raises(TpdmError, match="enough"):
             future.result(20)
     assert shared.run()(attach(shared.pipe, FixedSchedule([1.0, 0.0])), **one("SD3", 1)).steps == [1]
@@ -218,7 +218,7 @@ def test_landings_say_where_the_image_is_and_what_it_will_be(shared):
 
 def test_latents_stay_in_fp32_between_steps_of_a_half_precision_pipeline(sd3_bf16):
     call = {"prompt": "a", "seeds": [0], "max_sequence_length": 4, "output_type": "latent"}
-    shared = BatchedPipeline(sd3_bf16, places=1)
+    shared = BatchedPipeline(sd3_bf16, num_slots=1)
     attached = attach(sd3_bf16, FixedSchedule(uneven(8, 1.0)))
     landings = []
     try:
@@ -232,20 +232,20 @@ def test_latents_stay_in_fp32_between_steps_of_a_half_precision_pipeline(sd3_bf1
 
 
 def test_the_own_schedule_is_found_without_the_network(sd3):
-    before, shared = dict(sd3.scheduler.config), BatchedPipeline(sd3, places=1)
+    before, shared = dict(sd3.scheduler.config), BatchedPipeline(sd3, num_slots=1)
     try:
         times = shared.own_times(4, {"height": 24})
     finally:
         shared.close(TpdmError("closed"))
     assert times == default_times(sd3, 4, {"height": 24})
     assert dict(sd3.scheduler.config) == before
-    assert shared.meeting.calls == 0
+    assert shared.denoiser.calls == 0
 
 
 def test_parts_that_runs_cannot_share_are_refused(flux):
     flux.transformer._cache_config = object()  # as enable_cache leaves it
     try:
         with pytest.raises(BackboneError, match="caches between steps"):
-            BatchedPipeline(flux, places=1)
+            BatchedPipeline(flux, num_slots=1)
     finally:
         flux.transformer._cache_config = None

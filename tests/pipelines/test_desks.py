@@ -204,7 +204,7 @@ def test_a_decoder_that_changes_its_dtype_is_not_shared(pipe):
 
 
 def test_runs_of_one_length_are_encoded_and_decoded_together(pipe):
-    shared = BatchedPipeline(pipe, places=4)
+    shared = BatchedPipeline(pipe, num_slots=4)
     attached = attach(pipe, FixedSchedule([1.0, 0.6, 0.3, 0.0]), defaults=call_defaults("tinyworld"))
     try:
         runs = [
@@ -218,13 +218,13 @@ def test_runs_of_one_length_are_encoded_and_decoded_together(pipe):
         alone = attached(PROMPTS[i], seeds=[i], output_type="pt")
         assert output.steps == alone.steps
         torch.testing.assert_close(output.images, alone.images, atol=ROUNDING, rtol=0)
-    assert shared.texts.calls < len(PROMPTS)
-    assert shared.decoder.calls <= len(PROMPTS)
+    assert shared.text_encoder.calls < len(PROMPTS)
+    assert shared.vae_decoder.calls <= len(PROMPTS)
 
 
 def test_one_late_decode_never_stops_the_steps(pipe):
     """While a picture is being decoded, others step and end."""
-    shared = BatchedPipeline(pipe, places=2)
+    shared = BatchedPipeline(pipe, num_slots=2)
     held, whole = threading.Event(), pipe.vae.decode
     landed = []
 

@@ -171,7 +171,7 @@ def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
         for i, options in enumerate(kinds):
             client.send(engine, f"{name}{i}", ImageRequest("red circle", 0, **options, **sizes[i % 2]))
     client.send(engine, "wide", ImageRequest("red circle", 0, width=96))
-    assert len(engine._queue._groups) == 3
+    assert engine._queue.groups == 3
     engine.cancel(key)
     client.wait(12)
     assert all(isinstance(client.last(name), ImageDone) for name in client.events if name != "slow")

@@ -163,7 +163,7 @@ class ContinuousSampler:
                 collector.put(part, run(self.pipeline, **call))
 
         slots = self._batch_size.size
-        shared = BatchedPipeline(self.pipeline.pipe, slots, in_order=True)
+        shared = BatchedPipeline(self.pipeline.pipe, slots, deterministic=True)
         # All runs are created before the first one starts, which fixes their order.
         runs = [(row, shared.run()) for row in collector.missing]
         # Twice the slots, so that images are encoded and decoded while others occupy the slots.

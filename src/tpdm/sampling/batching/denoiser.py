@@ -1,17 +1,17 @@
-"""The place where running pipelines meet: their denoiser calls wait for each other and are computed as one.
+"""Merges the denoiser calls of running pipelines into batches, and gives each run its rows of the output.
 
-Each pipeline runs in a thread of its own and blocks in its denoiser call. One more thread computes: as soon as all
-running pipelines whose calls go together have made theirs, it joins them, calls the network once, and hands each its
-rows. A pipeline that comes in the middle joins the next call; one that leaves is not waited for.
+Each pipeline runs in a thread of its own and blocks in its denoiser call. One more thread computes. It waits until all
+running slots with calls that can be merged have made them, joins the calls, and calls the network once. A slot that is
+added joins the next batch. A slot that is removed is no longer waited for.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from itertools import count
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -24,201 +24,221 @@ from tpdm.sampling.batching.policy import PolicyBatch, PolicyBatchMember
 from tpdm.sampling.batching.proxy import DenoiserOutput, SharedFeatureHooks
 
 
+class SlotScheduler(Protocol):
+    """Decides which slots run, and adds them to the batcher. Both methods are called from the threads of the runs."""
+
+    def request_slot(self, slot: Slot) -> None:
+        """Queues a slot. Called once per slot."""
+
+    def release_slot(self, slot: Slot, finished: bool) -> None:
+        """Removes a slot from the batcher or from the queue, and gives its place to the next one.
+
+        Args:
+            slot: Slot that makes no further call. May be released before.
+            finished: Whether its image has made its last step.
+        """
+
+
 class Slot:
-    """The part of one pipeline run in the meeting: waits for a place, then asks for one call after the other.
+    """Place of one run in the denoiser batches. The run makes its calls through it.
 
     Args:
-        meeting: made it.
-        on_place: called once, when it gets its place; must return at once.
+        batcher: Batcher that computes the calls.
+        scheduler: Scheduler that adds the slot to the batcher.
+        key: Name of the run, for the scheduler.
     """
 
-    def __init__(self, meeting: DenoiserBatcher, on_place: Callable[[], None]) -> None:
-        self._meeting, self.on_place = meeting, on_place
+    def __init__(self, batcher: DenoiserBatcher, scheduler: SlotScheduler, key: str = "") -> None:
+        self.key = key
+        self._batcher, self._scheduler = batcher, scheduler
+        self._requested = False
         self.pending: DenoiserCall | None = None
         self.signature: Hashable = None
         self.arrived = 0
-        self.stopped_by: BaseException | None = None
-        self.answers: SimpleQueue[tuple[DenoiserOutput, PolicyBatchMember] | BaseException] = SimpleQueue()
+        self.aborted_by: BaseException | None = None
+        self.results: SimpleQueue[tuple[DenoiserOutput, PolicyBatchMember] | BaseException] = SimpleQueue()
 
-    def ask(self, call: DenoiserCall) -> tuple[DenoiserOutput, PolicyBatchMember]:
-        """Blocks until the call is computed, together with those of others.
+    def request(self) -> None:
+        """Queues the slot at its scheduler, unless it is queued already. The first call does this as well."""
+        if not self._requested:
+            self._requested = True
+            self._scheduler.request_slot(self)
+
+    def compute(self, call: DenoiserCall) -> tuple[DenoiserOutput, PolicyBatchMember]:
+        """Blocks until the slot runs and the call is computed, in one batch with calls of other slots.
 
         Returns:
-            The answer, and this run's part in the cohort that was computed together; it has to propose or resign.
+            The output, and this run's membership in the batch. The run has to call ``propose`` or ``skip`` on it.
 
         Raises:
-            BackboneError: the network failed; all runs in that call get this. Where memory was short, the call was
-                tried in halves before, down to one run, unless runs go in order.
-            BaseException: what ``stop`` was given.
+            BackboneError: The network failed. All runs of the batch get this error. After an out-of-memory error the
+                batch is first retried in halves, down to one run, unless the batcher is deterministic.
+            BaseException: The argument of ``abort``.
         """
-        self._meeting.bring(self, call)
-        answer = self.answers.get()
-        if isinstance(answer, BaseException):
+        if self._batcher.submit(self, call):
+            self.request()
+        result = self.results.get()
+        if isinstance(result, BaseException):
             try:
-                raise answer
+                raise result
             finally:
-                del answer  # or this frame and the error keep each other, and all frames on the way
-        return answer
+                del result  # else this frame and the error form a cycle that keeps all frames in between
+        return result
 
-    def leave(self) -> None:
-        """Gives the place away; nobody waits for this run any more. May be called again."""
-        self._meeting.remove(self)
+    def release(self, finished: bool = False) -> None:
+        """Gives the slot back. May be called again."""
+        self._scheduler.release_slot(self, finished)
 
-    def stop(self, error: BaseException) -> None:
-        """Makes the call that this run waits in, or else its next one, raise ``error``."""
-        self._meeting.stop(self, error)
+    def abort(self, error: BaseException) -> None:
+        """Makes the pending call of the run raise ``error``, or its next call if none is pending."""
+        self._batcher.abort(self, error)
 
 
 class DenoiserBatcher:
-    """Merges the calls of at most ``places`` runs at a time; others wait for a place, first come, first served.
+    """Computes the calls of the running slots in batches. A ``SlotScheduler`` decides which slots run.
 
     Args:
-        denoiser: of a class in ``backbones.DENOISERS``.
-        places: runs whose calls are computed together at most.
-        in_order: places go to runs in the order in which they were made, and no call starts while one of those that
-            have a place has still to ask: then the same runs are computed together every time, to the bit.
+        denoiser: Network of a class in ``registry.DENOISERS``.
+        deterministic: Whether a batch starts only when every running slot has made its call. If slots are also granted
+            in a fixed order, the same runs are batched every time and give the same bits.
 
     Attributes:
-        calls: denoiser calls computed; those that failed count as well.
-        rows: rows computed in them.
+        calls: Number of denoiser calls, failed ones included.
+        rows: Number of rows computed in them.
     """
 
-    def __init__(self, denoiser: nn.Module, places: int, in_order: bool = False) -> None:
+    def __init__(self, denoiser: nn.Module, deterministic: bool = False) -> None:
         self.calls = self.rows = 0
-        self._denoiser, self._entry, self._places = denoiser, find_entry(denoiser), places
-        self._in_order = in_order
+        self._denoiser, self._entry = denoiser, find_entry(denoiser)
+        self._deterministic = deterministic
         self._changed = threading.Condition()
-        self._seated: dict[Slot, None] = {}
-        self._standing: deque[Slot] = deque()
+        self._running: dict[Slot, None] = {}
         self._arrivals = 0
         self._closed_by: BaseException | None = None
         self._thread = threading.Thread(target=self._compute_all, name="tpdm-denoiser", daemon=True)
         self._thread.start()
 
-    def seat(self, on_place: Callable[[], None] = lambda: None) -> Slot:
-        """A new participant; where it goes by order, its place is booked at once, otherwise it has none yet."""
-        seat = Slot(self, on_place)
-        if self._in_order:
-            with self._changed:
-                self._standing.append(seat)
-                self._fill_places()
-        return seat
+    def update(self, added: Sequence[Slot], removed: Slot | None = None) -> None:
+        """Changes the set of running slots in one step, so that no batch is computed without the added ones.
 
-    def bring(self, seat: Slot, call: DenoiserCall) -> None:
-        """Hands in a call; the answer goes to the seat."""
+        Args:
+            added: Slots that run from now on.
+            removed: Slot that no longer runs. May be unknown.
+        """
         with self._changed:
-            stopped = self._closed_by or seat.stopped_by
-            if stopped is not None:
-                seat.answers.put(stopped)
-                return
-            seat.pending, seat.signature = call, call.signature
-            if not self._in_order:
-                seat.arrived = self._arrivals
+            if removed is not None:
+                self._running.pop(removed, None)
+            for slot in added:
+                self._running[slot] = None
+                if self._deterministic:
+                    slot.arrived = self.calls  # a clock with the same value every time
+                if self._closed_by is not None:
+                    self._fail(slot, self._closed_by)
+            if self._ready():
+                self._changed.notify()
+
+    def submit(self, slot: Slot, call: DenoiserCall) -> bool:
+        """Takes the call of a slot, which may run now or later. The result goes to ``slot.results``.
+
+        Returns:
+            False if the slot was aborted or the batcher is closed. The result is then the error.
+        """
+        with self._changed:
+            error = self._closed_by or slot.aborted_by
+            if error is not None:
+                slot.results.put(error)
+                return False
+            slot.pending, slot.signature = call, call.signature
+            if not self._deterministic:
+                slot.arrived = self._arrivals
                 self._arrivals += 1
-                if seat not in self._seated:
-                    self._standing.append(seat)
-            elif seat in self._seated:
-                seat.arrived = self.calls
-            self._fill_places()
+            elif slot in self._running:
+                slot.arrived = self.calls
+            if self._ready():
+                self._changed.notify()
+            return True
 
-    def remove(self, seat: Slot) -> None:
-        """Takes a participant out."""
+    def abort(self, slot: Slot, error: BaseException) -> None:
+        """See ``Slot.abort``."""
         with self._changed:
-            self._seated.pop(seat, None)
-            if seat in self._standing:
-                self._standing.remove(seat)
-            self._fill_places()
-
-    def stop(self, seat: Slot, error: BaseException) -> None:
-        """See ``Slot.stop``."""
-        with self._changed:
-            seat.stopped_by = error
-            if seat.pending is not None:
-                seat.pending = None
-                seat.answers.put(error)
+            slot.aborted_by = error
+            self._fail(slot, error)
 
     def close(self, error: BaseException) -> None:
-        """Lets every run fail with ``error`` at its next call and ends the thread."""
+        """Fails every run with ``error`` at its next call and ends the thread.
+
+        The running slots are then released. Those that the scheduler adds in their place fail in the same way.
+        """
         with self._changed:
             self._closed_by = error
-            for seat in [*self._seated, *self._standing]:
-                if seat.pending is not None:
-                    seat.pending = None
-                    seat.answers.put(error)
+            for slot in self._running:
+                self._fail(slot, error)
             self._changed.notify()
         self._thread.join()
 
-    def _fill_places(self) -> None:
-        while self._standing and len(self._seated) < self._places:
-            seat = self._standing.popleft()
-            self._seated[seat] = None
-            if self._in_order:
-                seat.arrived = self.calls  # a clock that is the same every time
-            seat.on_place()
-        if self._ready():
-            self._changed.notify()
+    def _fail(self, slot: Slot, error: BaseException) -> None:
+        if slot.pending is not None:
+            slot.pending = None
+            slot.results.put(error)
 
     def _ready(self) -> list[Slot]:
-        """Seats whose calls go together and are all there; where there are several such groups, the one that waits
-        longest."""
-        if self._in_order and any(seat.pending is None for seat in self._seated):
+        """The complete group of slots that waits longest. The calls of a group have equal signatures."""
+        if self._deterministic and any(slot.pending is None for slot in self._running):
             return []
         groups: dict[Hashable, list[Slot]] = {}
-        for seat in self._seated:
-            groups.setdefault(seat.signature, []).append(seat)
-        complete = [seats for seats in groups.values() if all(seat.pending is not None for seat in seats)]
-        return min(complete, key=lambda seats: min(seat.arrived for seat in seats), default=[])
+        for slot in self._running:
+            groups.setdefault(slot.signature, []).append(slot)
+        complete = [slots for slots in groups.values() if all(slot.pending is not None for slot in slots)]
+        return min(complete, key=lambda slots: min(slot.arrived for slot in slots), default=[])
 
     @torch.no_grad()
     def _compute_all(self) -> None:
-        with SharedFeatureHooks(self._denoiser) as taps:
+        with SharedFeatureHooks(self._denoiser) as hooks:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed_by is not None or self._ready())
                     if self._closed_by is not None:
                         return
-                    seats = self._ready()
-                    calls = [seat.pending for seat in seats if seat.pending is not None]
-                    for seat in seats:
-                        seat.pending = None
-                self._compute(seats, calls, taps)
+                    slots = self._ready()
+                    calls = [slot.pending for slot in slots if slot.pending is not None]
+                    for slot in slots:
+                        slot.pending = None
+                self._compute(slots, calls, hooks)
 
-    def _compute(self, seats: list[Slot], calls: list[DenoiserCall], taps: SharedFeatureHooks) -> None:
-        answers = self._answers(calls, taps)
-        cohort = PolicyBatch(sum(isinstance(answer, DenoiserOutput) for answer in answers))
-        places = count()
-        for seat, answer in zip(seats, answers, strict=True):
-            seat.answers.put(
-                (answer, PolicyBatchMember(cohort, next(places))) if isinstance(answer, DenoiserOutput) else answer
+    def _compute(self, slots: list[Slot], calls: list[DenoiserCall], hooks: SharedFeatureHooks) -> None:
+        results = self._results(calls, hooks)
+        batch = PolicyBatch(sum(isinstance(result, DenoiserOutput) for result in results))
+        indices = count()
+        for slot, result in zip(slots, results, strict=True):
+            slot.results.put(
+                (result, PolicyBatchMember(batch, next(indices))) if isinstance(result, DenoiserOutput) else result
             )
 
-    def _answers(self, calls: list[DenoiserCall], taps: SharedFeatureHooks) -> list[DenoiserOutput | BackboneError]:
-        """Of one call, or of its halves one after the other where memory does not hold it whole."""
-        found = self._try(calls, taps)
-        if not isinstance(found, Exception):
-            return list(found)
-        taps.take()  # of an attempt that is over
-        clear_traceback_frames(found)
-        # In order, the same runs are always computed together: whoever wants that takes fewer places himself.
-        if isinstance(found, torch.OutOfMemoryError) and len(calls) > 1 and not self._in_order:
+    def _results(self, calls: list[DenoiserCall], hooks: SharedFeatureHooks) -> list[DenoiserOutput | BackboneError]:
+        """Computes one batch. After an out-of-memory error, computes its halves one after the other."""
+        result = self._try(calls, hooks)
+        if not isinstance(result, Exception):
+            return list(result)
+        hooks.take()  # drop the features of the failed attempt
+        clear_traceback_frames(result)
+        # A deterministic batcher always computes the same runs together: its user takes fewer slots instead.
+        if isinstance(result, torch.OutOfMemoryError) and len(calls) > 1 and not self._deterministic:
             half = len(calls) // 2
-            return [*self._answers(calls[:half], taps), *self._answers(calls[half:], taps)]
-        said = str(found).strip().partition("\n")[0]
-        return [_failure(found, said, len(calls)) for _ in calls]
+            return [*self._results(calls[:half], hooks), *self._results(calls[half:], hooks)]
+        message = str(result).strip().partition("\n")[0]
+        return [_failure(result, message, len(calls)) for _ in calls]
 
-    def _try(self, calls: list[DenoiserCall], taps: SharedFeatureHooks) -> list[DenoiserOutput] | Exception:
+    def _try(self, calls: list[DenoiserCall], hooks: SharedFeatureHooks) -> list[DenoiserOutput] | Exception:
         self.calls += 1
         self.rows += sum(call.rows for call in calls)
         try:
             output = self._denoiser(**collate_calls(calls, self._entry))
-            return split_output(DenoiserOutput(output, taps.take()), calls, self._entry)
-        except Exception as error:  # whatever it is, those who wait have to be told
+            return split_output(DenoiserOutput(output, hooks.take()), calls, self._entry)
+        except Exception as error:  # any error: the waiting runs need a result
             return error
 
 
-def _failure(error: Exception, said: str, images: int) -> BackboneError:
-    failure = BackboneError(
-        f"got {type(error).__name__} from the denoiser in a call of {images} runs, expected its output: {said}"
-    )
+def _failure(error: Exception, message: str, num_runs: int) -> BackboneError:
+    failure = BackboneError(f"The denoiser raised {type(error).__name__} for a batch of {num_runs} images: {message}")
     failure.__cause__ = error
     return failure

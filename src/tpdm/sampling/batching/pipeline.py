@@ -1,8 +1,8 @@
-"""Images at different times in one batch: many runs of one attached pipeline, whose denoiser calls merge.
+"""Continuous batching: runs of one attached pipeline at different times share the batches of its denoiser.
 
-Each run is the stock pipeline with one image, in the caller's thread: a shallow copy with its own scheduler and a
-stand-in for the denoiser. Whenever an image is done its place goes to the next run, whatever time that one is at.
-Encoding and decoding happen beside the denoiser calls, of several images in one call each.
+Each run is the stock pipeline with one image, in a thread of its own. It uses a shallow copy of the pipeline with its
+own scheduler and a proxy of the denoiser. When an image has made its last step, the next run gets its slot. Prompts
+are encoded and latents are decoded in micro-batches, in parallel to the denoiser batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.sampling.batching.collate import CallSigner
-from tpdm.sampling.batching.denoiser import DenoiserBatcher
+from tpdm.sampling.batching.denoiser import DenoiserBatcher, Slot, SlotScheduler
 from tpdm.sampling.batching.micro_batcher import FifoLock, Reservation
 from tpdm.sampling.batching.policy import PolicyBatchMember
 from tpdm.sampling.batching.proxy import (
@@ -34,18 +34,19 @@ from tpdm.sampling.batching.proxy import (
     set_denoiser,
     shallow_clone,
 )
+from tpdm.sampling.batching.slots import FifoScheduler
 from tpdm.sampling.batching.text_encoder import TextEncoderBatcher
 from tpdm.sampling.batching.vae_decoder import VaeDecoderBatcher, supports_batched_decoding
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One step of a run of one image.
+    """One step of a run.
 
     Attributes:
-        index: of the step, from 1.
-        t: where it landed.
-        estimate: () -> latents of the finished image as the model sees it now, fp32, in the pipeline's layout.
+        index: Number of the step, from 1.
+        t: Time after the step, in [0, 1).
+        estimate: () -> latents of the finished image as the model predicts it now, fp32, in the pipeline's layout.
     """
 
     index: int
@@ -57,42 +58,52 @@ class BatchedPipeline:
     """Runs of one pipeline that share its network.
 
     Args:
-        pipe: that ``attach`` accepts, on its device; left as it is.
-        places: images in flight at once.
-        in_order: places go to runs in the order of ``run``, and calls wait until each of them is taken: the same
-            runs give the same bits, which a rollout wants and a server does not.
+        pipe: Pipeline that ``attach`` accepts, on its device. It is not changed.
+        num_slots: Maximum number of images in one denoiser batch, at least 1. Not used with a ``scheduler``.
+        deterministic: Whether slots are granted in the order of ``run`` and each batch waits for all of them. The same
+            runs then give the same bits, which rollouts need and a server does not.
+        scheduler: Scheduler of the slots. The default grants them first come, first served.
 
     Raises:
-        BackboneError: the pipeline cannot be driven, or keeps things between its steps that runs cannot share.
+        BackboneError: The pipeline cannot be driven, or keeps state between its steps that runs cannot share.
     """
 
-    def __init__(self, pipe: Any, places: int, in_order: bool = False) -> None:
+    def __init__(
+        self, pipe: Any, num_slots: int, deterministic: bool = False, scheduler: SlotScheduler | None = None
+    ) -> None:
         check_pipe(pipe)
         check_shared(pipe)
         self.pipe = pipe
         self._copied = clone_pipeline(pipe)
-        together = 1 if in_order else places  # who meets at a desk is a matter of luck, and so would be the last bits
-        self.texts = TextEncoderBatcher(pipe, together)
-        self.decoder = VaeDecoderBatcher(pipe.vae, together) if supports_batched_decoding(pipe) else None
-        # For what no desk does: pipelines that encode in a way of their own, decoders that change their dtype.
+        # Which runs share a micro-batch depends on timing, and so would the last bits of a deterministic run.
+        batch_size = 1 if deterministic else num_slots
+        self.text_encoder = TextEncoderBatcher(pipe, batch_size)
+        self.vae_decoder = VaeDecoderBatcher(pipe.vae, batch_size) if supports_batched_decoding(pipe) else None
+        # For pipelines with an encoding of their own, and for decoders that change their dtype.
         self.encoding, self.decoding = FifoLock(), FifoLock()
-        self.meeting = DenoiserBatcher(find_denoiser(pipe), places, in_order)
+        self.denoiser = DenoiserBatcher(find_denoiser(pipe), deterministic)
+        self._deterministic = deterministic
+        self._scheduler = FifoScheduler(self.denoiser, num_slots) if scheduler is None else scheduler
 
-    def run(
-        self,
-        on_place: Callable[[], None] = lambda: None,
-        on_step_end: Callable[[StepInfo], None] = lambda landing: None,
-    ) -> BatchedRun:
-        """A run to be called once, from a thread of the caller's.
+    def run(self, on_step_end: Callable[[StepInfo], None] = lambda step: None, key: str = "") -> BatchedRun:
+        """Returns a run. Call it once, from a thread of its own.
 
         Args:
-            on_place: called when the image gets its place, from any thread; must return at once.
-            on_landing: called after every step, from the run's thread; the others wait for it.
+            on_step_end: Called after every step, from the thread of the run. The other runs wait for it.
+            key: Name of the run, for the scheduler.
         """
-        return BatchedRun(self, on_place, on_step_end)
+        slot = Slot(self.denoiser, self._scheduler, key)
+        if self._deterministic:
+            slot.request()
+        return BatchedRun(self, slot, on_step_end)
 
     def own_times(self, steps: int, arguments: Mapping[str, Any]) -> list[float]:
-        """``default_times`` of the pipeline, without its network."""
+        """Returns ``default_times`` of the pipeline without calling its network.
+
+        Args:
+            steps: Number of steps of the schedule, at least 1.
+            arguments: Arguments of the pipeline call that its schedule depends on, such as the size.
+        """
         denoiser = find_denoiser(self.pipe)
         sample = find_entry(denoiser).sample
 
@@ -102,146 +113,148 @@ class BatchedPipeline:
                 ([torch.zeros_like(x) for x in value] if isinstance(value, list) else value * 0,), None
             )
 
-        pipe = self.pipe_for()
+        pipe = self.clone_pipe()
         pipe.scheduler = copy.deepcopy(pipe.scheduler)
         set_denoiser(pipe, denoiser, make_denoiser_proxy(denoiser, zeros))
-        with self.encoding_by_turns():
+        with self.encoding_lock():
             return default_times(pipe, steps, arguments)
 
-    def pipe_for(
-        self, text: Reservation | None = None, picture: Callable[[], Reservation | None] = lambda: None
+    def clone_pipe(
+        self, text: Reservation | None = None, latents: Callable[[], Reservation | None] = lambda: None
     ) -> Any:
-        """A copy of the pipeline whose texts and latents go to the desks.
+        """Returns a copy of the pipeline whose prompts and latents go to the micro-batchers.
 
         Args:
-            text, picture: what the others wait for, withdrawn when it has been asked; None if they wait for nothing.
+            text: Reservation at the text encoder, released by the first call. None waits for nobody.
+            latents: Returns the reservation at the VAE decoder, released by the first call.
         """
-        mine = clone_pipeline(self._copied)
-        if self.texts.knows:
-            vars(mine)["encode_prompt"] = self.texts.at(mine, text)
-        if self.decoder is not None:
-            vars(mine)["vae"] = self.decoder.at(picture)
-        return mine
+        pipe = clone_pipeline(self._copied)
+        if self.text_encoder.knows:
+            vars(pipe)["encode_prompt"] = self.text_encoder.at(pipe, text)
+        if self.vae_decoder is not None:
+            vars(pipe)["vae"] = self.vae_decoder.at(latents)
+        return pipe
 
-    def encoding_by_turns(self) -> AbstractContextManager[None]:
-        """Held from the start of a run to its first call."""
-        return nullcontext() if self.texts.knows else self.encoding
+    def encoding_lock(self) -> AbstractContextManager[None]:
+        """Returns the lock that a run holds until its first denoiser call."""
+        return nullcontext() if self.text_encoder.knows else self.encoding
 
     def close(self, error: BaseException) -> None:
-        """Fails all runs at their next step with ``error``; takes the hooks off."""
-        self.meeting.close(error)
+        """Fails all runs with ``error`` at their next step and removes the hooks from the denoiser."""
+        self.denoiser.close(error)
 
 
 class BatchedRun:
-    """One run; made by ``BatchedPipeline.run``."""
+    """Run of one image. Made by ``BatchedPipeline.run``.
 
-    def __init__(
-        self,
-        shared: BatchedPipeline,
-        on_place: Callable[[], None],
-        on_step_end: Callable[[StepInfo], None],
-    ) -> None:
-        self._shared, self._on_landing = shared, on_step_end
-        self._seat = shared.meeting.seat(on_place)
-        self._reader = CallSigner(find_entry(find_denoiser(shared.pipe)))
+    Attributes:
+        slot: Its place in the denoiser batches.
+    """
+
+    def __init__(self, shared: BatchedPipeline, slot: Slot, on_step_end: Callable[[StepInfo], None]) -> None:
+        self.slot = slot
+        self._shared, self._on_step_end = shared, on_step_end
+        self._signer = CallSigner(find_entry(find_denoiser(shared.pipe)))
         self._locks = ExitStack()
-        self._cohort: PolicyBatchMember | None = None
-        self._picture: Reservation | None = None
+        self._member: PolicyBatchMember | None = None
+        self._latents: Reservation | None = None
 
     def __call__(self, attached: AdaptivePipeline, **arguments: Any) -> AdaptiveOutput:
         """Makes the image.
 
         Args:
-            attached: of the shared pipe (``attach``), with any policy.
-            arguments: as ``AdaptivePipeline`` takes them, for one image.
+            attached: Result of ``attach`` on the shared pipeline, with any policy.
+            arguments: Arguments of ``AdaptivePipeline.__call__`` for one image.
         """
         shared = self._shared
-        denoiser, text = find_denoiser(shared.pipe), shared.texts.expect()
+        denoiser, text = find_denoiser(shared.pipe), shared.text_encoder.expect()
         with self._locks:
             self._locks.callback(text.release_reservation)
-            self._locks.enter_context(shared.encoding_by_turns())
+            self._locks.enter_context(shared.encoding_lock())
             try:
-                pipe = shared.pipe_for(text, lambda: self._picture)
-                set_denoiser(pipe, denoiser, make_denoiser_proxy(denoiser, self._ask))
-                policy = self._deciding_together(attached.policy)
-                mine = replace(attached, pipe=pipe, policy=policy, watch=lambda s: RecordingSolver(s, self._landed))
-                return mine(**arguments)
+                pipe = shared.clone_pipe(text, lambda: self._latents)
+                set_denoiser(pipe, denoiser, make_denoiser_proxy(denoiser, self._compute))
+                policy = self._batched_policy(attached.policy)
+                clone = replace(attached, pipe=pipe, policy=policy, watch=lambda s: RecordingSolver(s, self._end_step))
+                return clone(**arguments)
             finally:
-                self._leave()
+                self._skip_decision()
+                self.slot.release()
 
-    def stop(self, error: BaseException) -> None:
-        """Makes the run raise ``error`` at its next step; from any thread."""
-        self._seat.stop(error)
+    def abort(self, error: BaseException) -> None:
+        """Makes the run raise ``error`` at its next step. May be called from any thread."""
+        self.slot.abort(error)
 
-    def _ask(self, arguments: dict[str, Any]) -> DenoiserOutput:
-        self._locks.close()  # the text is encoded: the next run may begin
-        self._resign()
-        answer, self._cohort = self._seat.ask(self._reader.read(arguments))
-        return answer
+    def _compute(self, arguments: dict[str, Any]) -> DenoiserOutput:
+        self._locks.close()  # the prompt is encoded: the next run may begin
+        self._skip_decision()
+        output, self._member = self.slot.compute(self._signer.read(arguments))
+        return output
 
-    def _deciding_together(self, policy: Policy) -> Policy:
+    def _batched_policy(self, policy: Policy) -> Policy:
         if not isinstance(policy, TimePredictionModule):
             return policy
 
         def propose(observation: Observation, seeds: Sequence[int] | None) -> Decision:
-            cohort, self._cohort = self._cohort, None
-            assert cohort is not None  # a step follows a call
-            return cohort.propose(policy, observation, seeds)
+            member, self._member = self._member, None
+            assert member is not None  # a step follows a call
+            return member.propose(policy, observation, seeds)
 
-        mine = shallow_clone(policy)
-        vars(mine).update(propose=propose)
-        return mine
+        clone = shallow_clone(policy)
+        vars(clone).update(propose=propose)
+        return clone
 
-    def _resign(self) -> None:
-        cohort, self._cohort = self._cohort, None
-        if cohort is not None:
-            cohort.skip()
-
-    def _leave(self) -> None:
-        self._resign()
-        self._seat.leave()
+    def _skip_decision(self) -> None:
+        member, self._member = self._member, None
+        if member is not None:
+            member.skip()
 
     def _begin_decoding(self) -> None:
-        if self._shared.decoder is None:
+        if self._shared.vae_decoder is None:
             self._locks.enter_context(self._shared.decoding)
         else:
-            self._picture = self._shared.decoder.expect()
-            self._locks.callback(self._picture.release_reservation)
+            self._latents = self._shared.vae_decoder.expect()
+            self._locks.callback(self._latents.release_reservation)
 
-    def _landed(self, landing: StepInfo) -> None:
-        if landing.t == 0:
-            self._leave()
-        self._on_landing(landing)
-        if landing.t == 0:
+    def _end_step(self, step: StepInfo) -> None:
+        if step.t == 0:
+            self._skip_decision()
+            self.slot.release(finished=True)
+        self._on_step_end(step)
+        if step.t == 0:
             self._begin_decoding()
 
 
 class RecordingSolver:
-    """A solver that keeps the latents of one image in fp32, whatever the pipeline's dtype, and says where it lands.
+    """Solver that keeps the latents of one image in fp32 and reports its steps.
 
-    The pipeline sees them rounded to its own dtype. Where it changes them between steps, its change counts.
+    The pipeline gets the latents in its own dtype. If it changes them between steps, the solver uses the changed ones.
+
+    Args:
+        solver: Solver that makes the steps.
+        on_step_end: Called after every step.
     """
 
     def __init__(self, solver: Solver, on_step_end: Callable[[StepInfo], None]) -> None:
-        self._solver, self._on_landing, self._steps = solver, on_step_end, 0
+        self._solver, self._on_step_end, self._steps = solver, on_step_end, 0
 
     def init(self, x: Tensor) -> Any:
-        """The state: the latents in fp32, and that of the solver."""
+        """Returns the state: the latents in fp32, and the state of the inner solver."""
         return x.float(), self._solver.init(x.float())
 
     def step(
         self, x: Tensor, v: Tensor, t_B: Tensor, t_next_B: Tensor, state: Any, active_B: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """As the solver steps."""
+        """Makes one step of the inner solver in fp32. See ``Solver.step``."""
         exact, inner = state
         exact = torch.where(exact.to(x.dtype) == x, exact, x.float())
-        wide = v.float()
-        x_next, inner = self._solver.step(exact, wide, t_B, t_next_B, inner, active_B)
+        velocity = v.float()
+        x_next, inner = self._solver.step(exact, velocity, t_B, t_next_B, inner, active_B)
         self._steps += 1
 
         def estimate() -> Tensor:
-            # One step of the solver without its history, all the way.
-            return self._solver.step(exact, wide, t_B, torch.zeros_like(t_B), self._solver.init(exact))[0]
+            # One step down to t = 0, without the history of the solver.
+            return self._solver.step(exact, velocity, t_B, torch.zeros_like(t_B), self._solver.init(exact))[0]
 
-        self._on_landing(StepInfo(self._steps, max(t_next_B.tolist()), estimate))
+        self._on_step_end(StepInfo(self._steps, max(t_next_B.tolist()), estimate))
         return x_next.to(v.dtype), (x_next, inner)

@@ -15,6 +15,7 @@ from tpdm.pipelines.arguments import is_argument_error
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.compatibility import check_pictures
 from tpdm.policies.pretrained import backbone_defaults, load_policy
+from tpdm.sampling.batching.denoiser import Slot
 from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
 from tpdm.sampling.batching.pipeline import BatchedPipeline, StepInfo
 from tpdm.serving.engine.interface import (
@@ -113,7 +114,7 @@ class PipelineEngine:
             None if policy is None else attach(pipe, policy, defaults={**backbone_defaults(defaults, policy), **said})
         )
         defaults = {**defaults, **said}
-        self._shared = BatchedPipeline(pipe, slots)
+        self._shared = BatchedPipeline(pipe, slots, scheduler=self)
         self._reader = RequestReader(self._shared, trained, defaults)
         self._over_long = OverLongTexts(pipe, defaults if trained is None else trained.defaults)
         self._previews = PreviewThread(self._shared)
@@ -138,7 +139,7 @@ class PipelineEngine:
                 self._queue.refused += 1
             raise
         now, key = time.monotonic(), secrets.token_urlsafe(16)
-        run = self._shared.run(lambda: self._placed(key), lambda landing: self._landed(key, landing))
+        run = self._shared.run(lambda step: self._on_step(key, step), key)
         with self._lock:
             deadline = float("inf") if request.timeout is None else now + request.timeout
             self._queue.submit(key, self._reader.group(request), deadline)
@@ -187,7 +188,7 @@ class PipelineEngine:
         while True:
             with self._lock:
                 self._work_there.wait_for(lambda: self._closing or self._queue.has_next)
-                key = None if self._closing else self._queue.take(time.monotonic())
+                key = None if self._closing else self._queue.start(time.monotonic())
                 if key is None:
                     return
                 if self._queue.has_next:
@@ -218,22 +219,33 @@ class PipelineEngine:
             logger.error("request %s failed: %s", job.key, describe(error))
             return error
 
-    def _placed(self, key: str) -> None:
+    def request_slot(self, slot: Slot) -> None:
+        """See ``SlotScheduler``."""
         with self._lock:
-            self._jobs[key].placed = time.monotonic()
-            self._queue.seat(key)
+            self._queue.request_slot(slot.key)
+            self._admit()
 
-    def _landed(self, key: str, landing: StepInfo) -> None:
+    def release_slot(self, slot: Slot, finished: bool) -> None:
+        """See ``SlotScheduler``."""
+        with self._lock:
+            self._queue.release_slot(slot.key, time.monotonic(), finished)
+            self._admit(slot)
+            self._work_there.notify()
+
+    def _admit(self, released: Slot | None = None) -> None:
+        jobs = [self._jobs[key] for key in self._queue.admit()]
+        for job in jobs:
+            job.admitted = time.monotonic()
+        self._shared.denoiser.update([job.run.slot for job in jobs], released)
+
+    def _on_step(self, key: str, step: StepInfo) -> None:
         with self._lock:
             job = self._jobs[key]
             self._image_steps += 1
-            if landing.t == 0:
-                self._queue.unseat(key, time.monotonic())
-                self._work_there.notify()
         if job.previews is None:
-            tell(job, StepEvent(landing.index, landing.t))
+            tell(job, StepEvent(step.index, step.t))
         else:
-            job.previews.step(landing)
+            job.previews.step(step)
 
     def _answer(self, job: Job, outcome: Outcome, event: ImageDone | Failed) -> None:
         """The last event of a request that was worked on."""
@@ -258,7 +270,7 @@ class PipelineEngine:
             self._answered.notify_all()
 
     def _ask_to_end(self, key: str, why: Literal["cancelled", "expired"]) -> bool:
-        place = self._queue.ask_to_end(key, why)
+        place = self._queue.abort(key, why)
         if place is None:
             return False
         job = self._jobs[key]
@@ -270,7 +282,7 @@ class PipelineEngine:
         """Ends what is overdue or cancelled."""
         while True:
             with self._lock:
-                for key in self._queue.overdue(time.monotonic()):
+                for key in self._queue.expired(time.monotonic()):
                     self._ask_to_end(key, "expired")
                 if not self._endings:
                     if self._closing:
@@ -278,9 +290,8 @@ class PipelineEngine:
                     deadline = self._queue.next_deadline()
                     self._desk.wait(None if deadline == float("inf") else deadline - time.monotonic())
                 endings, self._endings = self._endings, []
-            # Outside of the lock: runs take it when they get their place.
             for ending in endings:
                 if ending.worked_on:
-                    ending.job.run.stop(ending.error)
+                    ending.job.run.abort(ending.error)
                 else:
                     self._say_last(ending.job, Failed(ending.error))

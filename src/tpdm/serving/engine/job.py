@@ -34,7 +34,7 @@ class Job:
         key: its id.
         request: what was asked for.
         on_event: its listener.
-        submitted, placed: when it came and when it got its place, in seconds of the monotonic clock.
+        submitted, admitted: when it came and when it got its slot, in seconds of the monotonic clock.
         run: its run of the pipeline.
         previews: where its steps go; None tells them at once.
     """
@@ -45,7 +45,7 @@ class Job:
     submitted: float
     run: BatchedRun
     previews: PreviewStream | None = None
-    placed: float = 0.0
+    admitted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> I
         image=output.images[0],
         steps=output.steps[0],
         times=tuple(output.times[0]),
-        queued_seconds=job.placed - job.submitted,
+        queued_seconds=job.admitted - job.submitted,
         seconds=now - job.submitted,
         warnings=warnings,
         nsfw_content_detected=None if flagged is None else bool(flagged[0]),
@@ -108,7 +108,7 @@ def engine_status(queue: Scheduler, shared: BatchedPipeline, image_steps: int) -
         expired=ended["expired"],
         failed=ended["failed"],
         refused=queue.refused,
-        calls=shared.meeting.calls,
-        rows=shared.meeting.rows,
+        calls=shared.denoiser.calls,
+        rows=shared.denoiser.rows,
         image_steps=image_steps,
     )

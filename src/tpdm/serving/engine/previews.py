@@ -25,7 +25,7 @@ class PreviewThread:
     """
 
     def __init__(self, shared: BatchedPipeline) -> None:
-        self._pipe = shared.pipe_for()
+        self._pipe = shared.clone_pipe()
         self._line: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tpdm-previews", daemon=True)
         self._thread.start()

@@ -1,9 +1,13 @@
-"""Who waits, who is being made and who is next: the bookkeeping of the engine, without threads, clocks or torch.
+"""The scheduler of the engine: which requests wait, which have a slot, and which is next.
 
-Every request is in one place. It waits in the queue; it is taken, and its text encoded; it is seated, a place among
-the images of the denoiser call is its own; it is unseated, only decoding is left and its place goes to the next; it
-ends, once. Requests that cannot share a call wait in queues of their own, which are served in turn, so that a burst of
-one kind never shuts out another.
+A request passes through four states. It is *waiting* in the queue. It is *encoding* while its prompt is encoded, and
+until it gets a slot. It is *denoising* while it has a slot. It is *decoding* after its last step, when its slot belongs
+to the next request. It ends once.
+
+Requests that cannot share a batch wait in groups of their own. The groups are served in turn, so that a burst of one
+kind never blocks another.
+
+The module contains no threads, clocks or tensors. The caller provides the lock and the time.
 """
 
 from __future__ import annotations
@@ -15,30 +19,35 @@ from typing import Literal
 
 from tpdm.serving.engine.interface import EngineStopped, QueueFull
 
-Place = Literal["waiting", "taken", "seated", "unseated"]
+State = Literal["waiting", "encoding", "denoising", "decoding"]
 Outcome = Literal["finished", "cancelled", "expired", "failed"]
 
-FIRST_GUESS = 1.0  # seconds that an image holds its place, before any has been made
-MEMORY = 0.9  # weight of the past in the mean of those seconds
+INITIAL_SLOT_SECONDS = 1.0  # estimate before the first image
+SLOT_SECONDS_DECAY = 0.9  # weight of earlier images in the running mean
 
 
 @dataclass
 class _Ticket:
     group: Hashable
     deadline: float
-    place: Place = "waiting"
-    taken_at: float = 0.0
-    ended_by: Outcome | None = None  # asked for, and due at the next step
+    state: State = "waiting"
+    started: float = 0.0
+    aborted_as: Outcome | None = None  # takes effect at the next step
 
 
 class Scheduler:
-    """All requests of one engine; the caller brings the lock and the time (seconds of any one clock).
+    """Queue and slots of one engine.
 
     Args:
-        limit: requests that may wait beyond those that have, or are about to get, a place.
-        slots: places, at least 1.
-        ahead: requests whose text may be encoded before there is a place for them. When half of them are gone as many
-            are taken at once, so that texts are encoded together.
+        limit: Maximum number of waiting requests, beyond those that have a slot or can get one now.
+        slots: Number of slots, at least 1.
+        ahead: Maximum number of requests that are encoded before there is a slot for them. When half of them have got
+            a slot, as many are started at once, so that their prompts are encoded together.
+
+    Attributes:
+        accepting: Whether ``submit`` accepts requests.
+        ended: Number of ended requests by outcome.
+        refused: Number of requests that were not accepted.
     """
 
     def __init__(self, limit: int, slots: int, ahead: int = 2) -> None:
@@ -47,142 +56,176 @@ class Scheduler:
         self.ended: Counter[Outcome] = Counter()
         self.refused = 0
         self._tickets: dict[str, _Ticket] = {}
-        self._groups: OrderedDict[Hashable, deque[str]] = OrderedDict()
-        self._in: Counter[Place] = Counter()
-        self._taking = True
-        self._hold = FIRST_GUESS
+        self._waiting: OrderedDict[Hashable, deque[str]] = OrderedDict()  # by group; the first is served next
+        self._encoded: deque[str] = deque()  # requests in state "encoding" that need a slot, in order of arrival
+        self._count: Counter[State] = Counter()
+        self._starting = True
+        self._slot_seconds = INITIAL_SLOT_SECONDS
 
     def __len__(self) -> int:
-        """Requests that were accepted and have not ended."""
+        """Returns the number of requests that were accepted and have not ended."""
         return len(self._tickets)
 
     @property
     def running(self) -> int:
-        """Images that have a place or are about to get one, and those being decoded."""
-        unseated = self._in["unseated"]
-        return min(len(self) - unseated, self.slots) + unseated
+        """Number of requests that have a slot, can get one now, or are being decoded."""
+        decoding = self._count["decoding"]
+        return min(len(self) - decoding, self.slots) + decoding
 
     @property
     def waiting(self) -> int:
-        """All others; at most ``limit``."""
+        """Number of all other requests, at most ``limit``."""
         return len(self) - self.running
+
+    @property
+    def groups(self) -> int:
+        """Number of groups with waiting requests."""
+        return len(self._waiting)
 
     def submit(self, key: str, group: Hashable, deadline: float = float("inf")) -> None:
         """Accepts a request.
 
         Args:
-            key: its id, not seen before.
-            group: requests of other groups cannot share a denoiser call.
-            deadline: when it has to be finished.
+            key: Id of the request, not used before.
+            group: Batch key. Requests of other groups cannot share a denoiser batch.
+            deadline: Time by which the request has to be finished.
 
         Raises:
             EngineStopped: ``stop`` was called.
-            QueueFull: no room.
+            QueueFull: The queue is full.
         """
         if not self.accepting:
             self.refused += 1
-            raise EngineStopped("got a request while the server shuts down, expected it elsewhere; send it again.")
-        if len(self) - self._in["unseated"] >= self.slots + self.limit:
+            raise EngineStopped("The server is shutting down and accepts no new requests. Send the request again.")
+        if len(self) - self._count["decoding"] >= self.slots + self.limit:
             self.refused += 1
             seconds = self.retry_after()
             raise QueueFull(
-                f"got a request with {self.limit} waiting already, expected fewer; try again in {seconds:.1f} seconds.",
+                f"The queue is full (queue limit: {self.limit}). Try again in {seconds:.1f} seconds.",
                 seconds,
             )
         self._tickets[key] = _Ticket(group, deadline)
-        self._in["waiting"] += 1
-        self._groups.setdefault(group, deque()).append(key)
+        self._count["waiting"] += 1
+        self._waiting.setdefault(group, deque()).append(key)
 
     def retry_after(self) -> float:
-        """Seconds until the next place is free, as far as the images of late can tell."""
-        return self._hold / self.slots
+        """Returns the estimated seconds until the next slot is free, from how long recent images used theirs."""
+        return self._slot_seconds / self.slots
 
     @property
     def has_next(self) -> bool:
-        """Whether ``take`` would give one."""
-        return bool(self._groups) and self._taking
+        """Whether ``start`` returns a request."""
+        return bool(self._waiting) and self._starting
 
-    def take(self, now: float) -> str | None:
-        """The next request to work on, of each group in turn; None when none waits or enough are being worked on."""
-        if not self.has_next:
-            return None
-        group, keys = self._groups.popitem(last=False)
-        key = keys.popleft()
-        if keys:
-            self._groups[group] = keys  # behind all others
-        self._move(key, "taken").taken_at = now
-        return key
-
-    def seat(self, key: str) -> None:
-        """A taken request got its place."""
-        self._move(key, "seated")
-
-    def unseat(self, key: str, now: float) -> None:
-        """An image made its last step; decoding is left."""
-        ticket = self._move(key, "unseated")
-        self._hold = MEMORY * self._hold + (1 - MEMORY) * (now - ticket.taken_at)
-
-    def end(self, key: str, outcome: Outcome) -> Outcome | None:
-        """Takes a request out for good.
+    def start(self, now: float) -> str | None:
+        """Moves the next request from "waiting" to "encoding". The groups take turns.
 
         Returns:
-            How it ended, which is "cancelled" or "expired" where that was asked for before; None if it had
-            ended already, so that whoever gets an outcome, and nobody else, answers the client.
+            Its key. None if no request waits or enough are being encoded.
+        """
+        if not self.has_next:
+            return None
+        group, keys = self._waiting.popitem(last=False)
+        key = keys.popleft()
+        if keys:
+            self._waiting[group] = keys  # behind all other groups
+        self._move(key, "encoding").started = now
+        return key
+
+    def request_slot(self, key: str) -> None:
+        """Queues an encoded request for a slot."""
+        self._encoded.append(key)
+
+    def admit(self) -> list[str]:
+        """Gives the free slots to encoded requests, first come, first served.
+
+        Returns:
+            Keys of the requests that moved from "encoding" to "denoising".
+        """
+        admitted = []
+        while self._encoded and self._count["denoising"] < self.slots:
+            admitted.append(self._encoded.popleft())
+            self._move(admitted[-1], "denoising")
+        return admitted
+
+    def release_slot(self, key: str, now: float, finished: bool) -> None:
+        """Takes the slot of a request away, or its place in the line for one.
+
+        Args:
+            key: Id of the request. Its slot may have been released before.
+            now: Time of the release.
+            finished: Whether its image has made its last step.
+        """
+        ticket = self._tickets[key]
+        if ticket.state == "denoising":
+            self._move(key, "decoding")
+            if finished:
+                seconds = now - ticket.started
+                self._slot_seconds = SLOT_SECONDS_DECAY * self._slot_seconds + (1 - SLOT_SECONDS_DECAY) * seconds
+        elif key in self._encoded:
+            self._encoded.remove(key)
+
+    def end(self, key: str, outcome: Outcome) -> Outcome | None:
+        """Removes a request.
+
+        Returns:
+            How it ended: "cancelled" or "expired" if ``abort`` was called before, else ``outcome``. None if it had
+            ended already. Exactly one caller gets an outcome, and this one answers the client.
         """
         ticket = self._tickets.pop(key, None)
         if ticket is None:
             return None
-        self._in[ticket.place] -= 1
-        if ticket.place == "waiting":
-            self._groups[ticket.group].remove(key)
-            if not self._groups[ticket.group]:
-                del self._groups[ticket.group]
-        self._balance()
-        ended = ticket.ended_by or outcome
+        self._count[ticket.state] -= 1
+        if ticket.state == "waiting":
+            self._waiting[ticket.group].remove(key)
+            if not self._waiting[ticket.group]:
+                del self._waiting[ticket.group]
+        self._update_starting()
+        ended = ticket.aborted_as or outcome
         self.ended[ended] += 1
         return ended
 
-    def ask_to_end(self, key: str, why: Literal["cancelled", "expired"]) -> Place | None:
-        """Ends a waiting request; marks any other, which then can no longer end as "finished". The first mark counts.
+    def abort(self, key: str, reason: Literal["cancelled", "expired"]) -> State | None:
+        """Ends a waiting request. Marks any other, so that it cannot end as "finished". The first mark counts.
 
         Returns:
-            Where it was; None if it is unknown or has ended.
+            State of the request before the call. None if it is unknown or has ended.
         """
         ticket = self._tickets.get(key)
         if ticket is None:
             return None
-        ticket.ended_by = ticket.ended_by or why
-        if ticket.place == "waiting":
-            self.end(key, why)
-        return ticket.place
+        ticket.aborted_as = ticket.aborted_as or reason
+        if ticket.state == "waiting":
+            self.end(key, reason)
+        return ticket.state
 
-    def overdue(self, now: float) -> list[str]:
-        """Requests whose deadline has passed and that nobody asked to end yet."""
-        return [k for k, t in self._tickets.items() if t.deadline <= now and t.ended_by is None]
+    def expired(self, now: float) -> list[str]:
+        """Returns the requests whose deadline has passed and that were not aborted."""
+        return [k for k, t in self._tickets.items() if t.deadline <= now and t.aborted_as is None]
 
     def next_deadline(self) -> float:
-        """The earliest deadline of those that nobody asked to end; infinity where there is none."""
-        return min((t.deadline for t in self._tickets.values() if t.ended_by is None), default=float("inf"))
+        """Returns the earliest deadline of the requests that were not aborted, infinity if there is none."""
+        return min((t.deadline for t in self._tickets.values() if t.aborted_as is None), default=float("inf"))
 
     def stop(self) -> None:
-        """Accepts nothing from now on."""
+        """Makes ``submit`` refuse all requests."""
         self.accepting = False
 
     def waiting_keys(self) -> list[str]:
-        """Ids of those that nobody has taken, in the order of their arrival."""
-        return [key for key, ticket in self._tickets.items() if ticket.place == "waiting"]
+        """Returns the ids of the waiting requests in the order of their arrival."""
+        return [key for key, ticket in self._tickets.items() if ticket.state == "waiting"]
 
-    def _move(self, key: str, place: Place) -> _Ticket:
+    def _move(self, key: str, state: State) -> _Ticket:
         ticket = self._tickets[key]
-        self._in[ticket.place] -= 1
-        self._in[place] += 1
-        ticket.place = place
-        self._balance()
+        self._count[ticket.state] -= 1
+        self._count[state] += 1
+        ticket.state = state
+        self._update_starting()
         return ticket
 
-    def _balance(self) -> None:
-        busy = self._in["taken"] + self._in["seated"]
+    def _update_starting(self) -> None:
+        busy = self._count["encoding"] + self._count["denoising"]
         if busy >= self.slots + self.ahead:
-            self._taking = False
+            self._starting = False
         elif busy <= self.slots + self.ahead // 2:
-            self._taking = True
+            self._starting = True
