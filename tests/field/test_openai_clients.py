@@ -93,7 +93,9 @@ def test_librechats_dalle_tool(request, server, quality):
     assert data["url"].endswith(".png")
     answer = by_url.get(data["url"])
     assert Image.open(io.BytesIO(answer.content)).format == "PNG"
-    assert "style: this model has no styles, and vivid changes nothing; describe it in the prompt" in data["warnings"]
+    assert (
+        "style: this model has no styles, and vivid has no effect; describe the style in the prompt" in data["warnings"]
+    )
 
 
 @pytest.mark.parametrize("server", ["aliased", "both"])
@@ -149,7 +151,7 @@ def test_the_official_client_as_a_stream(official, number):
         stream=True,
         partial_images=number,
         output_format="webp",
-        extra_body={"fixed_steps": 7},
+        extra_body={"num_inference_steps": 7},
     )
     events = [event for event in stream if "partial" in event.type or "completed" in event.type]
     *partial, last = events
@@ -231,14 +233,17 @@ def test_compression_changes_the_file(aliased, kind, monkeypatch):
         ),
         ({"output_format": "webp", "output_compression": -1}, "output_compression: Input should be greater than or eq"),
         ({"output_format": "webp", "output_compression": "5"}, "output_compression: Input should be a valid integer"),
-        ({"output_compression": 99}, "got 99 for a png, which loses nothing, expected output_format jpeg or webp"),
-        ({"output_format": "png", "output_compression": 0}, "got 0 for a png"),
+        ({"output_compression": 99}, "output_compression is 99, but png is lossless. Use output_format jpeg or webp"),
+        ({"output_format": "png", "output_compression": 0}, "output_compression is 0, but png is lossless"),
         ({"background": "transparent"}, "background: Input should be 'auto' or 'opaque'"),
         ({"style": "anime"}, "style: Input should be 'vivid' or 'natural'"),
         ({"stream": True, "partial_images": 4}, "partial_images: Input should be less than or equal to 3"),
-        ({"partial_images": 1}, "partial_images: got 1 without a stream, expected stream true"),
+        ({"partial_images": 1}, "partial_images is 1, but stream is not true"),
         ({"quality": 1.5}, "or 'hd', or input should be less than or equal to 1"),
-        ({"steps": 20, "cfg": 7}, "got the unknown fields 'steps', 'cfg', expected only prompt, model,"),
+        (
+            {"steps": 20, "cfg": 7},
+            "Unknown fields: 'steps', 'cfg'. Leave them out. The known fields are prompt, model,",
+        ),
         ({"prompt": None}, "prompt: Field required"),
     ],
 )
@@ -255,7 +260,7 @@ def test_a_side_that_a_format_cannot_have_is_refused_before_it_is_drawn():
     with serving(FakeEngine(), CARD, Settings(Limits(side=20_000))) as address, Client(address) as client:
         answer = client.ask(size="16384x16", output_format="webp")
         assert answer.status_code == 422
-        assert "size: got 16384x16, expected sides of at most 16383 pixels" in answer.json()["error"]["message"]
+        assert "size is 16384x16. Both sides must be at most 16383 pixels." in answer.json()["error"]["message"]
         assert client.ask(size="16384x16", output_format="jpeg").status_code == 200
 
 

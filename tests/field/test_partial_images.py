@@ -45,7 +45,9 @@ def previews(found, index=0):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
-@pytest.mark.parametrize("fields", [{}, {"fixed_steps": 9}, {"fixed_steps": 3}, {"n": 2, "max_steps": 5}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_inference_steps": 9}, {"num_inference_steps": 3}, {"n": 2, "max_steps": 5}]
+)
 def test_there_are_as_many_as_asked_for(client, number, fields):
     found = events(client, partial_images=number, **fields)
     for index in range(fields.get("n", 1)):
@@ -60,12 +62,12 @@ def test_there_are_as_many_as_asked_for(client, number, fields):
 
 
 def test_an_image_of_fewer_steps_shows_each(client):
-    assert [one["step"] for one in previews(events(client, partial_images=3, fixed_steps=2))] == [1, 2]
+    assert [one["step"] for one in previews(events(client, partial_images=3, num_inference_steps=2))] == [1, 2]
 
 
 def test_left_out_it_shows_the_steps_that_the_client_keeps_up_with(client):
     """As the page wants it."""
-    found = previews(events(client, fixed_steps=20))
+    found = previews(events(client, num_inference_steps=20))
     assert 3 < len(found) <= 20
     assert [one["partial_image_index"] for one in found] == list(range(len(found)))
 
@@ -75,7 +77,7 @@ def test_of_a_client_that_falls_behind_all_wait():
     engine = FakeEngine()
 
     async def read():
-        with RequestTracker(engine).start([ImageRequest("a", 0, fixed_steps=20, previews=3)]) as call:
+        with RequestTracker(engine).start([ImageRequest("a", 0, num_inference_steps=20, previews=3)]) as call:
             while engine.status().finished < 1:
                 await asyncio.sleep(0.01)
             return [event async for _, event in call.events()]
@@ -88,7 +90,7 @@ def test_of_a_client_that_falls_behind_all_wait():
 def test_previews_that_cannot_be_made_are_missed_aloud(client, monkeypatch):
     """As of the latents of a video, or of a decoder that is not of the kind that small pictures are made with."""
     monkeypatch.setattr("tpdm.serving.engine.previews.decode_preview", lambda *latents: None)
-    found = events(client, partial_images=2, fixed_steps=4)
+    found = events(client, partial_images=2, num_inference_steps=4)
     assert previews(found) == []
     assert found[-1]["warnings"] == ["partial_images: 2 previews could not be made of this pipeline's latents"]
-    assert "warnings" not in events(client, fixed_steps=4)[-1]
+    assert "warnings" not in events(client, num_inference_steps=4)[-1]

@@ -21,7 +21,7 @@ from tests.support.tiny_texts import make_speaking_pipe
 from tpdm.serving.engine.engine import PipelineEngine
 from tpdm.serving.http.settings import Settings
 
-ASKED = {"prompt": "a cat", "seed": 3, "fixed_steps": 3}
+ASKED = {"prompt": "a cat", "seed": 3, "num_inference_steps": 3}
 FIELD = "nsfw_content_detected"
 
 

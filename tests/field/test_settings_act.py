@@ -148,7 +148,7 @@ class Ways:
         if self.engine is None:
             self.engine = PipelineEngine(self.pipe, None, slots=2, queue_limit=4, defaults=self.base)
         events = Queue()
-        self.engine.submit(ImageRequest(**{**vars(request), "fixed_steps": STEPS}), events.put)
+        self.engine.submit(ImageRequest(**{**vars(request), "num_inference_steps": STEPS}), events.put)
         while not isinstance(event := events.get(timeout=30), ImageDone):
             if isinstance(event, Failed):
                 raise event.error

@@ -27,7 +27,7 @@ from tpdm.serving.engine.interface import (
 from tpdm.serving.engine.preview_plan import PreviewPlan
 
 ENDLESS = 10_000
-OVERLONG = "prompt: an encoder reads 32 tokens and does not see the rest"
+OVERLONG = "prompt: an encoder reads 32 tokens and ignores the rest"
 CHECKED = {"flagged": True, "harmless": False}  # what a safety checker says of prompts that begin so
 
 
@@ -62,7 +62,7 @@ def hash_of(request: ImageRequest) -> int:
 def steps_of(request: ImageRequest) -> int:
     if "endless" in request.prompt:
         return ENDLESS
-    return request.fixed_steps or min(3 + hash_of(request) % 5, request.max_steps or ENDLESS)
+    return request.num_inference_steps or min(3 + hash_of(request) % 5, request.max_steps or ENDLESS)
 
 
 class FakeEngine:

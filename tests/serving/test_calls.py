@@ -30,7 +30,7 @@ def test_the_events_of_a_call_end_with_its_picture(engine):
 def test_of_a_reader_that_falls_behind_the_newest_preview_waits(engine):
     async def read():
         with RequestTracker(engine).start(
-            [ImageRequest(name, 0, fixed_steps=20, previews="every") for name in "ab"]
+            [ImageRequest(name, 0, num_inference_steps=20, previews="every") for name in "ab"]
         ) as call:
             while engine.status().finished < 2:
                 await asyncio.sleep(0.01)

@@ -88,7 +88,7 @@ def metric(server, name: str) -> float:
 
 
 def test_a_picture_through_nginx_and_its_url_under_the_public_name(proxied):
-    answer = proxied.post(PATH, json={"prompt": "red circle", "fixed_steps": 2, "response_format": "url"})
+    answer = proxied.post(PATH, json={"prompt": "red circle", "num_inference_steps": 2, "response_format": "url"})
     assert answer.status_code == 200, answer.text
     url = answer.json()["data"][0]["url"]
     assert url.startswith("https://pictures.example.org/v1/images/files/")
@@ -101,7 +101,7 @@ def test_a_picture_through_nginx_and_its_url_under_the_public_name(proxied):
 def test_events_are_not_held_back_and_a_client_that_leaves_frees_its_place(proxied, server):
     before = metric(server, "tpdm_images_cancelled_total")
     images, steps = Limits().images, Limits().steps
-    body = {"prompt": "red circle", "n": images, "fixed_steps": steps, "stream": True, "partial_images": 0}
+    body = {"prompt": "red circle", "n": images, "num_inference_steps": steps, "stream": True, "partial_images": 0}
     with proxied.stream("POST", PATH, json=body) as answer:
         assert answer.status_code == 200
         events = parse_events(answer.iter_lines())

@@ -56,7 +56,7 @@ def answers(client):
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest():
     with process() as (server, client):
         found = []
-        asking = threading.Thread(target=lambda: found.append(client.ask("red circle", fixed_steps=100)))
+        asking = threading.Thread(target=lambda: found.append(client.ask("red circle", num_inference_steps=100)))
         asking.start()
         until(lambda: "tpdm_slots_in_use 1.0" in client.get("/metrics").text)
         server.send_signal(signal.SIGTERM)

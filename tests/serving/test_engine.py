@@ -36,7 +36,7 @@ PROMPTS = [
     "blue ring and small dotted green square and red circle",
     "large striped red circle top left",
 ]
-SLOW = ImageRequest("red circle top", 0, fixed_steps=2000)  # runs until it is stopped
+SLOW = ImageRequest("red circle top", 0, num_inference_steps=2000)  # runs until it is stopped
 
 
 class Client:
@@ -104,14 +104,16 @@ def pixels(image):
 
 def test_texts_that_are_not_read_to_their_end_are_said_with_the_image(make, client):
     engine, long, guided = make(), "red circle " * 40, {"guidance_scale": 2.0}
-    client.send(engine, "short", ImageRequest("red circle", 0, **guided, negative_prompt="ring", fixed_steps=2))
-    client.send(engine, "long", ImageRequest(long, 0, fixed_steps=2))
-    client.send(engine, "negative", ImageRequest("red circle", 0, **guided, negative_prompt=long, fixed_steps=2))
+    client.send(engine, "short", ImageRequest("red circle", 0, **guided, negative_prompt="ring", num_inference_steps=2))
+    client.send(engine, "long", ImageRequest(long, 0, num_inference_steps=2))
+    client.send(
+        engine, "negative", ImageRequest("red circle", 0, **guided, negative_prompt=long, num_inference_steps=2)
+    )
     client.wait(3)
     assert client.last("short").warnings == ()
     for name, field in (("long", "prompt"), ("negative", "negative_prompt")):
         assert client.last(name).warnings == tuple(
-            f"{field}: {encoder} of the pipeline reads 32 tokens and does not see the rest"
+            f"{field}: {encoder} of the pipeline reads 32 tokens and ignores the rest"
             for encoder in ("tokenizer", "tokenizer_2")
         )
 
@@ -120,7 +122,7 @@ def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
     attached = attach(pipe, "tinyworld", defaults=call_defaults("tinyworld"))
     engine, rng, asked = make(slots=5), random.Random(0), {}
     for name in range(24):
-        request = ImageRequest(rng.choice(PROMPTS), rng.randrange(8), fixed_steps=rng.choice([None, None, 5]))
+        request = ImageRequest(rng.choice(PROMPTS), rng.randrange(8), num_inference_steps=rng.choice([None, None, 5]))
         asked[name] = request
         client.send(engine, name, request)
         time.sleep(rng.choice([0.0, 0.0, 0.02]))
@@ -131,7 +133,7 @@ def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
         events = client.events[name][:-1]
         assert [event.step for event in events] == list(range(1, done.steps + 1))
         assert (1.0, *[event.time for event in events]) == done.times
-        if request.fixed_steps is None:
+        if request.num_inference_steps is None:
             alone = attached([request.prompt], seeds=[request.seed])
             assert done.steps == alone.steps[0]
             np.testing.assert_allclose(done.times, alone.times[0], atol=2e-2)
@@ -148,7 +150,7 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, c
     policy, config = from_pretrained("tinyworld")
     policy.artifact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
     engine, rows = make(slots=1, tpm=policy), []
-    for options in ({}, {"guidance_scale": 1.0}, {"fixed_steps": 3}):
+    for options in ({}, {"guidance_scale": 1.0}, {"num_inference_steps": 3}):
         before = engine.status()
         client.send(engine, "one", ImageRequest(PROMPTS[0], 0, **options))
         client.wait()
@@ -166,7 +168,7 @@ def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
     until(lambda: client.events["slow"])
     sizes = [{}, {"width": 64, "height": 64}]
     guided = [{}, *({"guidance_scale": 2.0 + i / 1000} for i in range(6))]
-    plain = [{"guidance_scale": 1.0}, {"guidance_scale": 0.5}, {"fixed_steps": 2}]
+    plain = [{"guidance_scale": 1.0}, {"guidance_scale": 0.5}, {"num_inference_steps": 2}]
     for kinds, name in ((guided, "guided"), (plain, "plain")):
         for i, options in enumerate(kinds):
             client.send(engine, f"{name}{i}", ImageRequest("red circle", 0, **options, **sizes[i % 2]))
@@ -178,7 +180,7 @@ def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
 
 
 def test_fixed_steps_are_the_stock_pipelines_own(pipe, make, client):
-    client.send(make(slots=1), "one", ImageRequest(PROMPTS[0], 3, fixed_steps=6))
+    client.send(make(slots=1), "one", ImageRequest(PROMPTS[0], 3, num_inference_steps=6))
     client.wait()
     stock = pipe(
         [PROMPTS[0]],
@@ -219,9 +221,9 @@ def test_cancelling_ends_an_image_at_its_next_step(make, client):
 
 def test_deadlines_hold_in_the_queue_and_on_the_way(make, client):
     engine = make(slots=1)
-    client.send(engine, "slow", ImageRequest("red circle", 0, fixed_steps=2000, timeout=1.5))
+    client.send(engine, "slow", ImageRequest("red circle", 0, num_inference_steps=2000, timeout=1.5))
     until(lambda: client.events["slow"])  # it has the place: texts are encoded ahead, and the other's might be first
-    client.send(engine, "waits", ImageRequest("red circle", 0, fixed_steps=2000, timeout=0.1))
+    client.send(engine, "waits", ImageRequest("red circle", 0, num_inference_steps=2000, timeout=0.1))
     client.wait(2)
     assert all(isinstance(client.last(name).error, DeadlineExceeded) for name in ("slow", "waits"))
     assert "1.5 seconds" in str(client.last("slow").error)
@@ -255,17 +257,33 @@ def test_closing_answers_what_is_left(make, client):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"prompt": " "}, "empty prompt"),
-        ({"seed": -1}, "got seed -1"),
-        ({"seed": 2**63}, "below 2"),
-        ({"width": 0}, "got width 0"),
-        ({"guidance_scale": -1.0}, "guidance_scale"),
-        ({"fixed_steps": 10**9}, "at most 10000"),
-        ({"fixed_steps": 3, "max_steps": 4}, "leave max_steps out"),
-        ({"gamma": 0.9}, "no dial"),
-        ({"quality": 0.5}, "no dial"),
-        ({"quality": 0.5, "fixed_steps": 4}, "fixed schedule"),
-        ({"timeout": 0.0}, "got timeout"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"seed": -1}, "seed is -1. It must be at least 0"),
+        ({"seed": 2**63}, "at most 9223372036854775807"),
+        ({"width": 0}, "width is 0. It must be at least 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"true_cfg_scale": float("inf")}, "true_cfg_scale is inf"),
+        ({"num_inference_steps": 10**9}, "at most 10000"),
+        ({"num_inference_steps": 3, "max_steps": 4}, "max_steps and num_inference_steps exclude"),
+        ({"quality": 0.5, "num_inference_steps": 4}, "quality and num_inference_steps exclude"),
+        ({"gamma": 0.9, "quality": 0.5}, "gamma and quality exclude"),
+        ({"timeout": 0.0}, "timeout is 0.0"),
+    ],
+)
+def test_a_request_that_contradicts_itself_cannot_be_made(options, sentence):
+    with pytest.raises(RequestRefused, match=sentence) as refusal:
+        ImageRequest(**{"prompt": "red circle", "seed": 0, **options})
+    assert refusal.value.field in options
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"gamma": 0.9}, "no dial|not gamma-conditioned|no quality setting"),
+        ({"quality": 0.5}, "no dial|not gamma-conditioned|no quality setting"),
+        ({"true_cfg_scale": 2.0}, "true_cfg_scale"),
+        ({"negative_prompt": "ring", "guidance_scale": 1.0, "true_cfg_scale": 3.0}, "true_cfg_scale"),
     ],
 )
 def test_what_can_never_be_served_is_refused_at_once(make, client, options, sentence):
@@ -297,7 +315,9 @@ def test_the_dial_reaches_a_tpm_that_has_one(pipe, make, client):
 def test_previews_come_in_order_before_the_image(make, client):
     engine = make(slots=2)
     for name in range(3):
-        client.send(engine, name, ImageRequest(PROMPTS[2], 5, fixed_steps=40, previews="every" if name < 2 else 0))
+        client.send(
+            engine, name, ImageRequest(PROMPTS[2], 5, num_inference_steps=40, previews="every" if name < 2 else 0)
+        )
     client.wait(3)
     for name in range(3):
         *steps, done = client.events[name]
@@ -329,15 +349,17 @@ def test_a_value_that_is_wrong_inside_is_no_refusal(pipe, make, client, caplog):
     assert caplog.text.count("failed: ValueError") == 2
 
 
-@pytest.mark.parametrize(("grid", "good", "words"), [((2, 2), 32, "4 x 4 tokens, expected 2 x 2"), (None, 64, None)])
+@pytest.mark.parametrize(
+    ("grid", "good", "words"), [((2, 2), 32, "4 x 4 tokens. This TPM is trained for 2 x 2"), (None, 64, None)]
+)
 def test_a_size_that_a_folded_tpm_does_not_read_is_refused_before_it_is_computed(make, client, grid, good, words):
     engine = make(tpm=TimePredictionModule(TPMConfig(160, 160, channels=8, layout="release", token_grid=grid)).eval())
     client.send(engine, "good", ImageRequest("red circle", 0, width=good, height=good, max_steps=2))
-    client.send(engine, "fixed", ImageRequest("red circle", 0, width=48, height=48, fixed_steps=2))
+    client.send(engine, "fixed", ImageRequest("red circle", 0, width=48, height=48, num_inference_steps=2))
     client.wait(2)
     assert isinstance(client.last("good"), ImageDone)
     assert isinstance(client.last("fixed"), ImageDone)
-    with pytest.raises(RequestRefused, match="3 x 2 tokens, expected"):
+    with pytest.raises(RequestRefused, match="3 x 2 tokens"):
         client.send(engine, "bad", ImageRequest("red circle", 0, width=48, height=32))
     if words:
         with pytest.raises(RequestRefused, match=words):
@@ -349,7 +371,7 @@ def test_without_a_tpm_the_pipelines_own_schedule_runs(make, client):
     client.send(engine, "one", ImageRequest("red circle", 0))
     client.wait()
     assert client.last("one").steps == 28
-    with pytest.raises(RequestRefused, match="no TPM"):
+    with pytest.raises(RequestRefused, match="without a TPM"):
         client.send(engine, "capped", ImageRequest("red circle", 0, max_steps=4))
 
 

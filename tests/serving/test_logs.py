@@ -16,7 +16,7 @@ SECRET = "".join(["dar", "ling"])  # not in the frames, which show this source
 
 def last(engine, prompt):
     events = queue.Queue()
-    engine.submit(ImageRequest(prompt, 0, fixed_steps=1), events.put)
+    engine.submit(ImageRequest(prompt, 0, num_inference_steps=1), events.put)
     while isinstance(event := events.get(timeout=30), StepEvent):
         pass
     return event
@@ -76,7 +76,7 @@ def test_an_error_of_the_engine_is_logged_without_its_words(said, caplog):
             assert name in record.getMessage()
             assert SECRET not in caplog.text
         assert "OutOfMemoryError" in caplog.text
-        engine.submit(ImageRequest("red circle", 0, fixed_steps=1), fail)
+        engine.submit(ImageRequest("red circle", 0, num_inference_steps=1), fail)
         assert engine.drain(20)
     finally:
         engine.close()

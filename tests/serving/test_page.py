@@ -96,8 +96,8 @@ def test_a_picture_beside_the_fixed_default(open_page):
     shape = rf"Learned: {steps} steps in [\d.]+ s\. Fixed: 28 steps in [\d.]+ s\. {share} % of the steps\."
     assert re.fullmatch(shape, words)
     learned, fixed = engine.requests
-    assert (learned.prompt, learned.seed, learned.fixed_steps) == ("red circle and blue ring", 7, None)
-    assert (fixed.prompt, fixed.seed, fixed.fixed_steps) == ("red circle and blue ring", 7, 28)
+    assert (learned.prompt, learned.seed, learned.num_inference_steps) == ("red circle and blue ring", 7, None)
+    assert (fixed.prompt, fixed.seed, fixed.num_inference_steps) == ("red circle and blue ring", 7, 28)
     assert len(page.all("#curve .learned circle")) == steps + 1
     assert len(page.all("#curve .fixed rect")) == 29
     image = page.all("#fixed img")[0]
@@ -213,7 +213,7 @@ def test_without_a_tpm_there_is_one_picture(open_page):
     assert page.summary().startswith("Done: 28 steps")
     assert not page["learned"].is_displayed()
     assert "--tpm" in page["lead"].text
-    assert [request.fixed_steps for request in engine.requests] == [28]
+    assert [request.num_inference_steps for request in engine.requests] == [28]
 
 
 def test_a_text_that_is_not_read_to_its_end_is_said_once(open_page):

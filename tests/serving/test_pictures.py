@@ -58,12 +58,12 @@ def test_every_field_reaches_the_engine(engine):
     with serving(engine, card) as address, Client(address) as client:
         assert client.ask("a", seed=1, size="64x32", **fields).status_code == 200
         assert client.ask("a", seed=1, gamma=0.9).status_code == 200
-        assert client.ask("a", seed=1, fixed_steps=6).json()["data"][0]["steps"] == 6
+        assert client.ask("a", seed=1, num_inference_steps=6).json()["data"][0]["steps"] == 6
     common = {"timeout": Limits().seconds}
     assert engine.requests == [
         ImageRequest("a", 1, "blur", 64, 32, 3.0, quality=0.25, max_steps=4, **common),
         ImageRequest("a", 1, gamma=0.9, **common),
-        ImageRequest("a", 1, fixed_steps=6, **common),
+        ImageRequest("a", 1, num_inference_steps=6, **common),
     ]
 
 
@@ -83,7 +83,7 @@ def test_without_a_dial_words_are_taken_and_numbers_refused(client, engine):
     for field, value in (("quality", 0.5), ("gamma", 0.9)):
         answer = client.ask("a", **{field: value})
         assert answer.status_code == 422
-        assert "this model has no dial" in answer.json()["error"]["message"]
+        assert "this model has no quality setting" in answer.json()["error"]["message"]
 
 
 def test_a_picture_by_url(client):

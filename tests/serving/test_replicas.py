@@ -100,7 +100,7 @@ def test_a_rolling_restart_loses_nothing(engine):
 
     def load():
         while not stop.wait(0.3):
-            asked.append(ParsedRequest(engine, ImageRequest("red circle", len(asked), fixed_steps=40)))
+            asked.append(ParsedRequest(engine, ImageRequest("red circle", len(asked), num_inference_steps=40)))
 
     loading = threading.Thread(target=load)
     loading.start()
@@ -113,7 +113,7 @@ def test_a_rolling_restart_loses_nothing(engine):
 
 
 def test_kill_9_loses_what_it_was_computing_and_says_so(engine):
-    asked = [ParsedRequest(engine, ImageRequest("red circle", seed, fixed_steps=100)) for seed in range(8)]
+    asked = [ParsedRequest(engine, ImageRequest("red circle", seed, num_inference_steps=100)) for seed in range(8)]
     until(lambda: engine.status().running > 4, 20)  # more than one replica has slots for
     before = replica_pids()
     os.kill(min(before), signal.SIGKILL)

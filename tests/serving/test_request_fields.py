@@ -40,7 +40,7 @@ CHANGING = {
     "seed": ({}, 0, 1),
     "guidance_scale": ({}, 1.0, 6.0),
     "max_steps": ({}, 1, 2),
-    "fixed_steps": ({"max_steps": None}, 2, 3),
+    "num_inference_steps": ({"max_steps": None}, 2, 3),
 }
 # The embedded model has one scale; pipelines that know the other are served in tests/field/test_guidance_scales.py.
 REFUSED = {"model": "another", "background": "transparent", "true_cfg_scale": 4.0}
@@ -112,11 +112,28 @@ def test_null_is_the_same_as_left_out(client, field):
 
 def test_a_dial_does_not_turn_a_fixed_schedule(client):
     """A number is a demand; a word, which clients send unasked, comes back with a warning."""
-    fixed = {"max_steps": None, "fixed_steps": 2}
+    fixed = {"max_steps": None, "num_inference_steps": 2}
     answer = client.post("/v1/images/generations", json={**BASE, **fixed, "quality": 0.5})
     assert answer.status_code == 422
-    assert "quality: got quality and fixed_steps, expected one of them" in answer.json()["error"]["message"]
+    assert "quality and num_inference_steps exclude each other" in answer.json()["error"]["message"]
     assert said(client, **fixed, quality="hd")["data"][0]["warnings"] == [
-        "quality: fixed_steps has no dial, and hd changes nothing"
+        "quality: num_inference_steps has no quality setting, and hd has no effect"
     ]
     assert "warnings" not in said(client, **fixed, quality="auto")["data"][0]
+
+
+def test_the_old_name_of_a_field_still_works_and_its_warning_gives_the_new_one(client):
+    common = {"max_steps": None, "seed": 5}
+    old, new = (
+        said(client, **common, **steps)["data"][0] for steps in ({"fixed_steps": 2}, {"num_inference_steps": 2})
+    )
+    assert old.pop("warnings") == [
+        "fixed_steps: this field is now named num_inference_steps; the next version will refuse the old name"
+    ]
+    assert old == new
+
+
+def test_a_word_of_quality_excludes_gamma_too(client):
+    for word in ("hd", "auto"):
+        answer = client.post("/v1/images/generations", json={**BASE, "gamma": 0.95, "quality": word})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "gamma")

@@ -82,7 +82,7 @@ def drain(server: Server) -> dict[str, Any]:
     begun = threading.Barrier(found["asked"] + 1)
 
     def follow(seed: int) -> None:
-        body = {"prompt": "red circle", "seed": seed, "fixed_steps": 200, "stream": True, "partial_images": 0}
+        body = {"prompt": "red circle", "seed": seed, "num_inference_steps": 200, "stream": True, "partial_images": 0}
         with httpx.stream("POST", f"{server.address}{PATH}", json=body, timeout=120, trust_env=False) as response:
             for line in response.iter_lines():
                 if '"step":1,' in line:

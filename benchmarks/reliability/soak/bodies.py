@@ -12,7 +12,14 @@ from typing import Any
 import httpx
 
 PATH = "/v1/images/generations"
-GOOD = {"prompt": "red circle", "seed": 3, "n": 1, "size": "64x64", "fixed_steps": 1, "response_format": "b64_json"}
+GOOD = {
+    "prompt": "red circle",
+    "seed": 3,
+    "n": 1,
+    "size": "64x64",
+    "num_inference_steps": 1,
+    "response_format": "b64_json",
+}
 FIELDS = (
     *GOOD,
     *("model", "quality", "gamma", "guidance_scale", "max_steps", "negative_prompt", "stream", "partial_images"),

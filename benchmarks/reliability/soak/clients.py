@@ -53,7 +53,7 @@ class Tally:
         self.images += 1
         if data["steps"] != len(data["times"]) - 1:
             self.problems.append(f"{data['steps']} steps with {len(data['times'])} times")
-        key = (body["prompt"], data["seed"], body.get("fixed_steps"))
+        key = (body["prompt"], data["seed"], body.get("num_inference_steps"))
         self.pictures.setdefault(key, Counter())[data["steps"], hashlib.sha256(png).hexdigest()] += 1
 
 
@@ -85,7 +85,7 @@ async def _ask(client: httpx.AsyncClient, kind: str, dice: random.Random, tally:
         "n": dice.choice((1, 1, 1, 2)),
     }
     if dice.random() < 0.15:
-        body["fixed_steps"] = dice.choice((7, 14))
+        body["num_inference_steps"] = dice.choice((7, 14))
     ask = {"plain": _plain, "by_url": _by_url, "hang_up": _hang_up}.get(kind, _stream)
     while (outcome := await ask(client, body, kind, dice, tally)) is None:
         await asyncio.sleep(dice.uniform(0.5, 1.5))  # 429: about the second that it asks for, at random

@@ -32,7 +32,7 @@ from tpdm.serving.engine.interface import (
 )
 from tpdm.serving.engine.job import Job, Termination, engine_status, image_done, reason, tell
 from tpdm.serving.engine.previews import PreviewThread
-from tpdm.serving.engine.request_adapter import OverLongTexts, RequestReader
+from tpdm.serving.engine.request_adapter import RequestAdapter, TruncationChecker
 from tpdm.serving.engine.scheduler import Outcome, Scheduler
 from tpdm.serving.process import describe, limit_malloc_arenas, quiet_libraries
 
@@ -115,8 +115,8 @@ class PipelineEngine:
         )
         defaults = {**defaults, **said}
         self._shared = BatchedPipeline(pipe, slots, scheduler=self)
-        self._reader = RequestReader(self._shared, trained, defaults)
-        self._over_long = OverLongTexts(pipe, defaults if trained is None else trained.defaults)
+        self._adapter = RequestAdapter(self._shared, trained, defaults)
+        self._truncation = TruncationChecker(pipe, defaults if trained is None else trained.defaults)
         self._previews = PreviewThread(self._shared)
         self._queue = Scheduler(queue_limit, slots, slots)
         self._jobs: dict[str, Job] = {}
@@ -133,7 +133,7 @@ class PipelineEngine:
     def submit(self, request: ImageRequest, on_event: Callable[[Event], None]) -> str:
         """See ``Engine``."""
         try:
-            self._reader.check(request)
+            resolved = self._adapter.resolve(request)
         except RequestRefused:
             with self._lock:
                 self._queue.refused += 1
@@ -142,8 +142,8 @@ class PipelineEngine:
         run = self._shared.run(lambda step: self._on_step(key, step), key)
         with self._lock:
             deadline = float("inf") if request.timeout is None else now + request.timeout
-            self._queue.submit(key, self._reader.group(request), deadline)
-            job = self._jobs[key] = Job(key, request, on_event, now, run)
+            self._queue.submit(key, resolved.batch_key, deadline)
+            job = self._jobs[key] = Job(key, resolved, on_event, now, run)
             if request.previews:
                 job.previews = self._previews.stream(request, lambda event: tell(job, event))
             self._work_there.notify()
@@ -206,8 +206,8 @@ class PipelineEngine:
 
     def _try(self, job: Job) -> ImageDone | Exception:
         try:
-            attached, arguments = self._reader.read(job.request)
-            warnings = self._over_long.warnings(job.request) + self._reader.warnings(job.request)
+            attached, arguments = self._adapter.prepare(job.resolved)
+            warnings = self._truncation.warnings(job.request) + job.resolved.warnings
             return image_done(job, job.run(attached, **arguments), warnings)
         except (RequestRefused, RequestCancelled, DeadlineExceeded, EngineStopped) as error:
             return error

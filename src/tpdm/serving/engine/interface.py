@@ -5,6 +5,7 @@ One request is ONE image. A call for n images is n requests with seeds s, s + 1,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -16,7 +17,15 @@ from tpdm.core.errors import TpdmError
 
 
 class RequestRefused(TpdmError):
-    """The request cannot be served as it stands: an option the pipeline lacks, a limit it exceeds."""
+    """The request can never be served: it contradicts itself, or asks for something that the pipeline does not have.
+
+    Attributes:
+        field: Field of ``ImageRequest`` that is wrong. None if the error concerns the model.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class QueueFull(TpdmError):
@@ -41,25 +50,29 @@ class DeadlineExceeded(TpdmError):
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to make. What is None is left to the pipeline, the TPM or the engine.
+    """Request for one image. If a field is None, the engine uses the default of the TPM or of the pipeline.
 
     Attributes:
-        prompt: not empty.
-        seed: of the initial noise, >= 0.
-        negative_prompt: for pipelines that read one, where they guide.
-        width: pixels.
-        height: pixels.
-        guidance_scale: w of classifier-free guidance, or the scale that guidance-distilled models are told, >= 0; for
-            Qwen-Image it is ``true_cfg_scale``.
-        true_cfg_scale: w of pipelines that call it so (FLUX.1, Qwen-Image), against the negative prompt or the empty
-            text, >= 0.
-        gamma: discount of a step in (0, 1), for a TPM trained with the dial; excludes ``quality``.
-        quality: the dial in [0, 1] as its calibration maps it to gamma; excludes ``gamma``.
-        max_steps: cap on the steps of the TPM, >= 1.
-        fixed_steps: the pipeline's own schedule with so many steps instead of the TPM.
-        previews: how many steps are told with a small picture: exactly so many of an image that takes so many steps,
-            or every one that its reader keeps up with.
-        timeout: seconds from submission to the image.
+        prompt: Text of the image, not blank.
+        seed: Seed of the initial noise, in [0, 2^63).
+        negative_prompt: Text that guidance moves away from. Only for pipelines that read one.
+        width: Width in pixels, >= 1.
+        height: Height in pixels, >= 1.
+        guidance_scale: Scale of classifier-free guidance, or the scale input of guidance-distilled models, >= 0. For
+            Qwen-Image it is another name of ``true_cfg_scale``.
+        true_cfg_scale: Scale of guidance against the negative prompt, for pipelines that have this argument (FLUX.1,
+            Qwen-Image), >= 0.
+        gamma: Discount of a step in (0, 1), for a gamma-conditioned TPM. Excludes ``quality``.
+        quality: Quality setting in [0, 1], which the calibration of the TPM maps to gamma. Excludes ``gamma``.
+        max_steps: Maximum number of steps of the TPM, >= 1.
+        num_inference_steps: Number of steps of the pipeline's own schedule, which is then used instead of the TPM, in
+            [1, 10000]. Excludes ``gamma``, ``quality`` and ``max_steps``.
+        previews: Number of steps whose event has a preview. An image with fewer steps has one at every step. "every"
+            adds one to each step that the reader keeps up with.
+        timeout: Seconds from submission to the image, > 0.
+
+    Raises:
+        RequestRefused: A value is outside its range, or two fields exclude each other.
     """
 
     prompt: str
@@ -72,9 +85,40 @@ class ImageRequest:
     gamma: float | None = None
     quality: float | None = None
     max_steps: int | None = None
-    fixed_steps: int | None = None
+    num_inference_steps: int | None = None
     previews: int | Literal["every"] = 0
     timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise RequestRefused("prompt is empty. Describe the image in words.", "prompt")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                limit = f"at least {low}" if value < low else f"at most {high}"
+                raise RequestRefused(f"{name} is {value}. It must be {limit}.", name)
+        if self.timeout is not None and not self.timeout > 0:
+            raise RequestRefused(f"timeout is {self.timeout}. It must be a positive number of seconds.", "timeout")
+        for name, other in _EXCLUSIVE:
+            if getattr(self, name) is not None and getattr(self, other) is not None:
+                raise RequestRefused(f"{name} and {other} exclude each other. Leave one of them out.", name)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "width": (1, float("inf")),
+    "height": (1, float("inf")),
+    "max_steps": (1, float("inf")),
+    "num_inference_steps": (1, 10_000),  # a fixed schedule is made in full before the first step
+    "guidance_scale": (0, sys.float_info.max),
+    "true_cfg_scale": (0, sys.float_info.max),
+}
+_EXCLUSIVE = (
+    ("gamma", "quality"),
+    ("max_steps", "num_inference_steps"),
+    ("gamma", "num_inference_steps"),
+    ("quality", "num_inference_steps"),
+)
 
 
 @dataclass(frozen=True)

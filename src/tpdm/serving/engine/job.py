@@ -20,6 +20,7 @@ from tpdm.serving.engine.interface import (
     RequestCancelled,
 )
 from tpdm.serving.engine.previews import PreviewStream
+from tpdm.serving.engine.request_adapter import ResolvedRequest
 from tpdm.serving.engine.scheduler import Scheduler
 from tpdm.serving.process import describe
 
@@ -32,7 +33,7 @@ class Job:
 
     Attributes:
         key: its id.
-        request: what was asked for.
+        resolved: the request, with its batch key.
         on_event: its listener.
         submitted, admitted: when it came and when it got its slot, in seconds of the monotonic clock.
         run: its run of the pipeline.
@@ -40,12 +41,17 @@ class Job:
     """
 
     key: str
-    request: ImageRequest
+    resolved: ResolvedRequest
     on_event: Callable[[Event], None]
     submitted: float
     run: BatchedRun
     previews: PreviewStream | None = None
     admitted: float = 0.0
+
+    @property
+    def request(self) -> ImageRequest:
+        """The request."""
+        return self.resolved.request
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ async function make() {
     const learned = about.learned
       ? await follow("learned", { ...common, ...(about.dial ? { quality: Number($("quality").value) } : {}) }, mine.signal)
       : null;
-    const fixed = await follow("fixed", { ...common, fixed_steps: about.default_steps }, mine.signal);
+    const fixed = await follow("fixed", { ...common, num_inference_steps: about.default_steps }, mine.signal);
     summarise(learned, fixed);
   } catch (error) {
     if (error.name === "AbortError") $("summary").textContent = "Stopped.";
