@@ -147,7 +147,10 @@ def test_a_wrong_token(token):
     judge = Judge()
     with serving(judge, "s3cret") as url:
         if token != "ü":
-            assert "got status 401 (no or a wrong token; send it as Authorization: Bearer)" in failure(url, token=token)
+            assert (
+                "got status 401 (The token is missing or wrong. Send it in the header Authorization: Bearer.)"
+                in failure(url, token=token)
+            )
         else:
             assert post(url, b"{}", {"Authorization": "Bearer \xfc"})[0] == 401
     assert judge.calls == []
@@ -164,7 +167,7 @@ def test_a_failing_reward_is_said_with_its_prompt():
 def test_a_body_that_is_too_long():
     judge = Judge()
     with serving(judge, limit=500) as url:
-        assert "status 413 (the request is longer than 500 bytes" in failure(url)
+        assert "status 413 (The request is longer than 500 bytes" in failure(url)
     assert judge.calls == []
 
 
@@ -177,7 +180,7 @@ WRONG = {
     "a number": ({"prompts": [3], "images": [ONE]}, "prompts.0: Input should be a valid string"),
     "a long prompt": ({"prompts": ["a" * 30_000], "images": [ONE]}, "prompts.0: String should have at most 20000"),
     "more keys": ({"prompts": ["a"], "images": [ONE], "x": 1}, "x: Extra inputs are not permitted"),
-    "counts": ({"prompts": ["a", "b"], "images": [ONE]}, "got 1 images for 2 prompts"),
+    "counts": ({"prompts": ["a", "b"], "images": [ONE]}, "1 images and 2 prompts"),
     "no picture": ({"prompts": ["a"], "images": ["AAAA"]}, "image 0 is no PNG in base64"),
 }
 

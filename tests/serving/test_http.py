@@ -15,7 +15,17 @@ from tpdm.serving.http.settings import Settings
 from tpdm.serving.reward_server import make_app as make_reward
 
 GENERATIONS = "/v1/images/generations"
-READ = ("/", "/v1/models", "/v1/models/tinyworld", "/healthz", "/readyz", "/metrics", "/static/page.js", "PICTURE")
+READ = (
+    "/",
+    "/openapi.json",
+    "/v1/models",
+    "/v1/models/tinyworld",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/static/page.js",
+    "PICTURE",
+)
 METHODS = {
     **dict.fromkeys(READ, "GET, HEAD, OPTIONS"),
     "/v1/images/generations": "OPTIONS, POST",
@@ -113,4 +123,4 @@ def test_so_does_the_server_of_a_reward(method, path, status):
     assert answer.status_code == status
     assert ("allow" in answer.headers) == (status == 405)
     if status >= 400:
-        assert answer.json() == {"error": f"got {method} {path}, expected GET /health or POST /score"}
+        assert answer.json() == {"error": f"{method} {path} does not exist. Use GET /health or POST /score."}

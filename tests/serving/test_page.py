@@ -236,7 +236,7 @@ def test_a_picture_that_the_safety_checker_flagged_is_said(open_page):
 def test_a_token_is_asked_for_and_sent(open_page):
     page = open_page(settings=Settings(token="s3cret"))
     page.wait(lambda: page["token"].is_displayed())
-    assert "no or a wrong token" in page["error"].text
+    assert "token is missing or wrong" in page["error"].text
     page["token"].send_keys("s3cret", Keys.TAB)
     page.ready()
     assert page["error"].text == ""

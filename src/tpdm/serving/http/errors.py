@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 
 from starlette.responses import JSONResponse
@@ -55,6 +56,22 @@ def api_error(error: Exception) -> ApiError | None:
     if isinstance(error, RequestCancelled):
         return ApiError(400, str(error), "cancelled")
     return None
+
+
+def check_token(header: str, token: str | None) -> None:
+    """Checks the header ``Authorization`` of a request.
+
+    Args:
+        header: Value of the header, empty if it is missing.
+        token: Expected token. None accepts every header.
+
+    Raises:
+        ApiError: 401, the token is missing or wrong.
+    """
+    # In constant time: the time of the answer must not depend on how much of a guess is right.
+    if token is not None and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
+        message = "The token is missing or wrong. Send it in the header Authorization: Bearer."
+        raise ApiError(401, message, "invalid_api_key")
 
 
 def unknown_model(name: str, served: str) -> ApiError:

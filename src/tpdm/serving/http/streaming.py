@@ -45,12 +45,20 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def read_body(request: Request, limit: int, seconds: float) -> bytes | None:
-    """The body; None where it is longer than ``limit`` bytes, which are then not read to their end.
+async def read_body(request: Request, limit: int, seconds: float | None = None) -> bytes | None:
+    """Reads the body of a request.
+
+    Args:
+        request: The request.
+        limit: Maximum size in bytes. Reading stops when it is exceeded.
+        seconds: Maximum time until the whole body has arrived. None waits without a limit.
+
+    Returns:
+        The body. None if it is longer than ``limit``.
 
     Raises:
-        TimeoutError: it did not arrive in ``seconds``.
-        ClientDisconnect: the client hung up.
+        TimeoutError: The body did not arrive in time.
+        ClientDisconnect: The client hung up.
     """
 
     async def read() -> bytes | None:
