@@ -11,6 +11,7 @@ import pytest
 
 from tests.serving.conftest import CARD, Client, serving
 from tests.serving.fake import FakeEngine
+from tpdm.serving.http.protocol import GenerationRequest
 from tpdm.serving.http.settings import Settings
 from tpdm.serving.reward_server import make_app as make_reward
 
@@ -124,3 +125,20 @@ def test_so_does_the_server_of_a_reward(method, path, status):
     assert ("allow" in answer.headers) == (status == 405)
     if status >= 400:
         assert answer.json() == {"error": f"{method} {path} does not exist. Use GET /health or POST /score."}
+
+
+def test_the_schema_of_the_api_has_every_field(client):
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) == {
+        GENERATIONS,
+        "/v1/requests/{call_id}",
+        "/v1/images/files/{name}",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    body = schema["paths"][GENERATIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert list(body["properties"]) == list(GenerationRequest.model_fields)
+    assert body["required"] == ["prompt"]

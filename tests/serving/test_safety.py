@@ -126,7 +126,6 @@ def test_a_body_without_an_end(bounded):
         ("GET", "/v1/models/other", 404),
         ("DELETE", "/v1/requests/img-guess", 404),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
     ],
 )
 def test_addresses_with_nothing_behind_them(bounded, method, path, status):

@@ -5,6 +5,7 @@ DELETE /v1/requests/{id}           ends a call
 GET    /v1/images/files/{name}     a picture that was asked for by url
 GET    /v1/models                  what is served here
 GET    /healthz, /readyz, /metrics
+GET    /openapi.json               schema of the HTTP API
 GET    /                           a page for people
 
 HEAD is answered wherever GET is, OPTIONS with the methods of an address.
@@ -21,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from tpdm import __version__
 from tpdm.core.errors import TpdmError
 from tpdm.serving.engine.interface import Engine
 from tpdm.serving.http.errors import RETRY_SECONDS, ApiError, api_error, unknown_model
@@ -28,10 +30,16 @@ from tpdm.serving.http.handlers import Handlers
 from tpdm.serving.http.image_store import ImageStore
 from tpdm.serving.http.metrics import Metrics
 from tpdm.serving.http.middleware import SecurityMiddleware
+from tpdm.serving.http.protocol import GenerationRequest
 from tpdm.serving.http.request_tracker import RequestTracker
 from tpdm.serving.http.settings import ANY, ModelCard, Settings
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+GENERATION_BODY = {  # the handler parses the bytes itself, so FastAPI does not see the model
+    "required": True,
+    "content": {"application/json": {"schema": GenerationRequest.model_json_schema()}},
+}
 
 ELSEWHERE = ("/v1/images/edits", "/v1/images/variations")  # of OpenAI's, and not of this server
 
@@ -48,15 +56,15 @@ def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) 
     limits, metrics = settings.limits, Metrics(engine)
     store = ImageStore(limits.store_bytes, limits.store_seconds)
     answers = Handlers(RequestTracker(engine), card, settings, metrics, store)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="tpdm", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(SecurityMiddleware, settings=settings, metrics=metrics)
     _answer_errors(app)
 
-    app.post("/v1/images/generations")(answers.generate)
+    app.post("/v1/images/generations", openapi_extra={"requestBody": GENERATION_BODY})(answers.generate)
     app.delete("/v1/requests/{call_id}")(answers.cancel)
     app.get("/v1/images/files/{name}")(answers.file)
     for path in ELSEWHERE:
-        app.post(path)(_only_generations)
+        app.post(path, include_in_schema=False)(_only_generations)
     _add_pages(app)
     _add_model(app, card, settings)
 
@@ -127,13 +135,13 @@ async def _only_generations(request: Request) -> Response:
 def _add_pages(app: FastAPI) -> None:
     files = load_page()
 
-    @app.get("/static/{name}")
+    @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         if name not in files:
             raise ApiError(404, "there is no such file", "not_found")
         return Response(files[name].content, media_type=files[name].kind)
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return await static("index.html")
 
