@@ -49,7 +49,7 @@ def test_any_aspect_ratio(name, size):
     assert (output.images - expected).abs().max().item() == 0.0
 
 
-# Only these repeat all embeddings that are passed; test_texts has all families with their text encoders.
+# Only these repeat all embeddings that are passed. test_prompt_embeddings has all families with their text encoders.
 @pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image", "Sana", "Z-Image", "SD1.5", "SDXL", "PixArt-Sigma"])
 def test_several_images_per_prompt(name):
     pipe, call = tiny_pipe(name), call_of(name, num_images_per_prompt=2)

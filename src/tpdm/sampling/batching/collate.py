@@ -1,4 +1,4 @@
-"""Denoiser calls of several pipelines as one: which calls go together, how rows are joined and parted again."""
+"""Collates denoiser calls of several runs into one batch, and splits its output into their rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tpdm.sampling.batching.proxy import DenoiserOutput, RawFeatures
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """One call by name.
+    """One denoiser call.
 
     Attributes:
-        rows: B, the length of the latents.
-        arguments: times are one per row.
-        signature: calls of equal signatures can be computed as one: all that is not a matter of rows is equal.
+        rows: Number of rows B, the length of the latents.
+        arguments: Arguments by name, with one time per row.
+        signature: Calls with equal signatures can be computed as one batch. It contains everything but the rows.
     """
 
     rows: int
@@ -32,18 +32,24 @@ class DenoiserCall:
 
 
 class CallSigner:
-    """Reads the calls of ONE pipeline run; remembers what was compared by value, because it stays the same object.
+    """Computes the signatures of the calls of one run.
+
+    Tensors without rows are compared by a digest, which is cached: they are the same objects in all calls of a run.
 
     Args:
-        entry: of the denoiser.
+        entry: Registry entry of the denoiser.
     """
 
     def __init__(self, entry: DenoiserSpec) -> None:
         self._entry = entry
         self._digests: dict[tuple[str, ...], tuple[Tensor, str]] = {}
 
-    def read(self, arguments: Mapping[str, Any]) -> DenoiserCall:
-        """The call with its signature."""
+    def sign(self, arguments: Mapping[str, Any]) -> DenoiserCall:
+        """Returns the call with its signature.
+
+        Args:
+            arguments: Arguments of the call by name.
+        """
         rows = len(arguments[self._entry.sample])
         tiled = {name: _per_row(value, rows) for name, value in arguments.items()}
         parts = tuple((name, self._sign(value, rows, (name,))) for name, value in sorted(tiled.items()))
@@ -64,20 +70,20 @@ class CallSigner:
         return value if isinstance(value, Hashable) else id(value)
 
     def _digest(self, value: Tensor, path: tuple[str, ...]) -> str:
-        known = self._digests.get(path)
-        if known is None or known[0] is not value:
+        cached = self._digests.get(path)
+        if cached is None or cached[0] is not value:
             plain = value.detach().cpu().contiguous()
             digest = hashlib.sha256(plain.view(torch.uint8).numpy().tobytes() if plain.ndim else repr(plain).encode())
-            known = self._digests[path] = (value, digest.hexdigest())
-        return known[1]
+            cached = self._digests[path] = (value, digest.hexdigest())
+        return cached[1]
 
 
 def collate_calls(calls: Sequence[DenoiserCall], entry: DenoiserSpec) -> dict[str, Any]:
-    """Arguments of the one call that computes them all, rows in the order of the calls.
+    """Returns the arguments of one call that computes them all, with the rows in the order of the calls.
 
     Args:
-        calls: of equal signatures.
-        entry: of the denoiser.
+        calls: Calls with equal signatures, at least one.
+        entry: Registry entry of the denoiser.
     """
     if len(calls) == 1:
         return calls[0].arguments
@@ -85,24 +91,30 @@ def collate_calls(calls: Sequence[DenoiserCall], entry: DenoiserSpec) -> dict[st
     return {name: _join([call.arguments[name] for call in calls], calls[0].rows, name, entry) for name in names}
 
 
-def split_output(answer: DenoiserOutput, calls: Sequence[DenoiserCall], entry: DenoiserSpec) -> list[DenoiserOutput]:
-    """Each call's own rows of the answer to all of them."""
+def split_output(batch: DenoiserOutput, calls: Sequence[DenoiserCall], entry: DenoiserSpec) -> list[DenoiserOutput]:
+    """Returns the rows of each call. The inverse of ``collate_calls``.
+
+    Args:
+        batch: Output for all calls.
+        calls: Calls in the order of their rows.
+        entry: Registry entry of the denoiser.
+    """
     if len(calls) == 1:
-        return [answer]
+        return [batch]
     total, parts, start = sum(call.rows for call in calls), [], 0
     for call in calls:
         rows = (start, start + call.rows, total)
-        output = _cut(answer.output, rows, listed=entry.sample in entry.listed)
-        seen = answer.seen
-        if seen is not None:
-            seen = RawFeatures(_cut(seen.first, rows), _cut(seen.last, rows), _cut(seen.temb, rows))
-        parts.append(DenoiserOutput(output, seen))
+        output = _cut(batch.output, rows, listed=entry.sample in entry.listed)
+        raw = batch.features
+        if raw is not None:
+            raw = RawFeatures(_cut(raw.first, rows), _cut(raw.last, rows), _cut(raw.temb, rows))
+        parts.append(DenoiserOutput(output, raw))
         start += call.rows
     return parts
 
 
 def _per_row(value: Any, rows: int) -> Any:
-    """UNets are given one time per image even where guidance doubles the rows, and tile it themselves."""
+    """UNets get one time per image and repeat it themselves if guidance doubles the rows. This repeats it before."""
     if isinstance(value, PerSampleTimesteps):
         return value.expand(rows).as_subclass(Tensor)
     return value
@@ -135,7 +147,7 @@ def _cut(value: Any, rows: tuple[int, int, int], listed: bool = False) -> Any:
         return map_leaves(value, list, lambda items: items[start:stop])
 
     def cut(tensor: Tensor) -> Tensor:
-        # Z-Image embeds the tokens of all rows in one list: as many for each, because the calls are alike.
+        # Z-Image embeds the tokens of all rows in one list. Calls with equal signatures have the same number of tokens.
         if tensor.ndim == 0 or len(tensor) % total:
             return tensor
         each = len(tensor) // total

@@ -1,7 +1,7 @@
-"""Tasks of many threads done together: whoever finds nobody at work does all that wait and are alike.
+"""Micro-batching: items of many threads that are processed in one call, without a thread of its own and without delay.
 
-There is no thread of its own and no waiting for a fuller batch: what comes while others are at work is the next batch.
-Only who has said that it is about to ask is waited for.
+If no call is running, the thread that submits an item processes all waiting items with the same key. Items that arrive
+during a call form the next batch. A batch waits only for threads that hold a ``Reservation``.
 """
 
 from __future__ import annotations
@@ -15,121 +15,134 @@ from typing import Generic, NoReturn, TypeVar
 
 import torch
 
-Task = TypeVar("Task")
+Item = TypeVar("Item")
 
 Result = TypeVar("Result")
 
 
 class Reservation:
-    """Somebody who is about to ask; made by ``MicroBatcher.expect``."""
+    """Announces that a thread is about to submit an item. Made by ``MicroBatcher.reserve``."""
 
-    def __init__(self, release_reservation: Callable[[], None]) -> None:
-        self._withdraw = release_reservation
+    def __init__(self, on_release: Callable[[], None]) -> None:
+        self._on_release = on_release
         self._open = True
 
-    def release_reservation(self) -> None:
-        """It has asked, or never will. May be called again, from its own thread."""
+    def release(self) -> None:
+        """Ends the reservation: the item is submitted, or never will be. May be called again, by the same thread."""
         if self._open:
             self._open = False
-            self._withdraw()
+            self._on_release()
 
 
-class PendingItem(Generic[Task, Result]):
-    """An item in the queue, and where its caller waits for the result."""
-
-    def __init__(self, kind: Hashable, task: Task) -> None:
-        self.kind, self.task = kind, task
-        self.word: SimpleQueue[Callable[[], Result] | None] = SimpleQueue()  # None: do the work yourself
-
-
-class MicroBatcher(Generic[Task, Result]):
-    """Does tasks of equal kinds at once, kinds one after the other, first come, first served.
-
-    Args:
-        work: (tasks of one kind) -> a result for each, in their order. Never runs twice at once.
+class PendingItem(Generic[Item, Result]):
+    """An item in the queue, and where its thread waits for the result.
 
     Attributes:
-        calls: of ``work``; those that failed and were done again one by one count once more each.
-        tasks: done in them.
+        key: Batch key of the item.
+        item: The item.
+        outcome: Gets a function that returns the result or raises the error. None makes the waiting thread the leader,
+            which processes the next batch.
     """
 
-    def __init__(self, work: Callable[[Sequence[Task]], Sequence[Result]]) -> None:
-        self.calls = self.tasks = 0
-        self._work = work
+    def __init__(self, key: Hashable, item: Item) -> None:
+        self.key, self.item = key, item
+        self.outcome: SimpleQueue[Callable[[], Result] | None] = SimpleQueue()
+
+
+class MicroBatcher(Generic[Item, Result]):
+    """Processes items with equal keys in one call. Keys are served one after the other, first come, first served.
+
+    Args:
+        process: (items with one key) -> a result for each, in their order. Never runs twice at the same time.
+
+    Attributes:
+        calls: Number of calls of ``process``. Items that are retried one by one after an error count again.
+        items: Number of items processed in them.
+
+    Example:
+        >>> batcher = MicroBatcher(lambda numbers: [2 * number for number in numbers])
+        >>> batcher.submit(key="int", item=21, max_batch_size=8)
+        42
+    """
+
+    def __init__(self, process: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
+        self.calls = self.items = 0
+        self._process = process
         self._changed = threading.Condition()
-        self._line: list[PendingItem[Task, Result]] = []
-        self._coming = 0
+        self._waiting: list[PendingItem[Item, Result]] = []
+        self._reserved = 0
         self._busy = False
 
-    def expect(self) -> Reservation:
-        """Says that this thread is about to ask, so that whoever is first waits for it; withdraw it in any case."""
+    def reserve(self) -> Reservation:
+        """Returns a reservation, for which the next batch waits. The caller has to release it in any case."""
         with self._changed:
-            self._coming += 1
-        return Reservation(self._arrived)
+            self._reserved += 1
+        return Reservation(self._release)
 
-    def ask(self, kind: Hashable, task: Task, most: int, expected: Reservation | None = None) -> Result:
-        """Blocks until the task is done.
+    def submit(self, key: Hashable, item: Item, max_batch_size: int, reservation: Reservation | None = None) -> Result:
+        """Blocks until the item is processed.
 
         Args:
-            kind: tasks of equal kinds can be done together.
-            task: for ``work``.
-            most: tasks of this kind at once, at least 1.
-            expected: of this thread, withdrawn once the task stands in the line.
+            key: Items with equal keys can be processed together.
+            item: Argument of ``process``.
+            max_batch_size: Maximum number of items with this key in one call, at least 1.
+            reservation: Reservation of this thread, released as soon as the item is in the queue.
 
         Raises:
-            Exception: what ``work`` raised for this task alone.
+            Exception: The error that ``process`` raised for this item alone.
         """
-        wish: PendingItem[Task, Result] = PendingItem(kind, task)
+        pending: PendingItem[Item, Result] = PendingItem(key, item)
         with self._changed:
-            self._line.append(wish)
-            if expected is not None:
-                expected.release_reservation()
+            self._waiting.append(pending)
+            if reservation is not None:
+                reservation.release()
             self._changed.notify_all()
-            lead, self._busy = not self._busy, True
-        word = None if lead else wish.word.get()
-        return self._lead(wish, most) if word is None else word()
+            is_leader, self._busy = not self._busy, True
+        outcome = None if is_leader else pending.outcome.get()
+        return self._lead(pending, max_batch_size) if outcome is None else outcome()
 
-    def _lead(self, wish: PendingItem[Task, Result], most: int) -> Result:
+    def _lead(self, pending: PendingItem[Item, Result], max_batch_size: int) -> Result:
         with self._changed:
-            self._changed.wait_for(lambda: not self._coming or len(self._alike(wish)) >= most)
-            chosen = self._alike(wish)[:most]
-            self._line = [one for one in self._line if one not in chosen]
+            self._changed.wait_for(lambda: not self._reserved or len(self._matching(pending)) >= max_batch_size)
+            batch = self._matching(pending)[:max_batch_size]
+            self._waiting = [other for other in self._waiting if other not in batch]
         try:
-            words = self._do(chosen)
+            outcomes = self._compute(batch)
         finally:
             with self._changed:
-                if self._line:
-                    self._line[0].word.put(None)
+                if self._waiting:
+                    self._waiting[0].outcome.put(None)
                 else:
                     self._busy = False
-        for one, word in zip(chosen[1:], words[1:], strict=True):
-            one.word.put(word)
-        return words[0]()
+        for other, outcome in zip(batch[1:], outcomes[1:], strict=True):
+            other.outcome.put(outcome)
+        return outcomes[0]()
 
-    def _alike(self, wish: PendingItem[Task, Result]) -> list[PendingItem[Task, Result]]:
-        # The leader stands first in its line, so that it is always among them.
-        return [one for one in self._line if one.kind == wish.kind]
+    def _matching(self, pending: PendingItem[Item, Result]) -> list[PendingItem[Item, Result]]:
+        # The item of the leader is the first with its key, so that every batch contains it.
+        return [other for other in self._waiting if other.key == pending.key]
 
-    def _do(self, wishes: Sequence[PendingItem[Task, Result]]) -> list[Callable[[], Result]]:
+    def _compute(self, batch: Sequence[PendingItem[Item, Result]]) -> list[Callable[[], Result]]:
         self.calls += 1
-        found = self._try([wish.task for wish in wishes])
-        if not isinstance(found, Exception):
-            self.tasks += len(wishes)
-            return [_returning(result) for result in found]
-        clear_traceback_frames(found)
-        if len(wishes) == 1:
-            return [_raising(found)]
-        return [word for wish in wishes for word in self._do([wish])]  # whose was it? The others go on.
+        results = self._try([pending.item for pending in batch])
+        if not isinstance(results, Exception):
+            self.items += len(batch)
+            return [_returning(result) for result in results]
+        clear_traceback_frames(results)
+        if len(batch) == 1:
+            return [_raising(results)]
+        # One by one, so that only the items that fail alone get an error.
+        return [outcome for pending in batch for outcome in self._compute([pending])]
 
-    def _try(self, tasks: Sequence[Task]) -> Sequence[Result] | Exception:
+    def _try(self, items: Sequence[Item]) -> Sequence[Result] | Exception:
         try:
-            return self._work(tasks)
-        except Exception as error:  # whoever waits has to be told
+            return self._process(items)
+        except Exception as error:  # any error: the waiting threads need an outcome
             return error
 
-    def _arrived(self) -> None:
+    def _release(self) -> None:
         with self._changed:
-            self._coming -= 1
+            self._reserved -= 1
             self._changed.notify_all()
 
 
@@ -138,51 +151,60 @@ def _returning(result: Result) -> Callable[[], Result]:
 
 
 def _raising(error: Exception) -> Callable[[], NoReturn]:
-    held = [error]
+    errors = [error]
 
-    def say() -> NoReturn:
-        raise held.pop()  # so that this frame and the error do not keep each other
+    def raise_error() -> NoReturn:
+        raise errors.pop()  # else this frame and the error form a cycle
 
-    return say
+    return raise_error
 
 
 def clear_traceback_frames(error: BaseException) -> None:
-    """Frees what the frames of an error hold: the activations of a network, most of all. Where they stood stays.
+    """Frees the local variables in the frames of an error, such as the activations of a network.
 
-    Call it when the error is no longer being handled: the frame that handles it cannot be freed.
+    The line numbers of the traceback stay. Call it when the error is no longer being handled, because the frame that
+    handles it cannot be cleared.
 
     Args:
-        error: and with it what it was raised from; out of memory empties the cache of the device too.
+        error: The error. Its causes are cleared as well. After an out-of-memory error, the cache of the device is
+            emptied.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
+    current: BaseException | None = error
+    while current is not None:
+        traceback.clear_frames(current.__traceback__)
+        current = current.__cause__ or current.__context__
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class FifoLock:
-    """``with turns:`` lets one thread in at a time, first come, first served."""
+    """Lock that serves the waiting threads in the order of their arrival.
+
+    Example:
+        >>> lock = FifoLock()
+        >>> with lock:
+        ...     print("one thread at a time")
+        one thread at a time
+    """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._taken = False
-        self._line: deque[threading.Lock] = deque()
+        self._locked = False
+        self._waiting: deque[threading.Lock] = deque()
 
     def __enter__(self) -> None:
         with self._mutex:
-            if not self._taken:
-                self._taken = True
+            if not self._locked:
+                self._locked = True
                 return
             gate = threading.Lock()
             gate.acquire()
-            self._line.append(gate)
-        gate.acquire()  # opened by the one before
+            self._waiting.append(gate)
+        gate.acquire()  # released by the thread before
 
     def __exit__(self, *_: object) -> None:
         with self._mutex:
-            if self._line:
-                self._line.popleft().release()
+            if self._waiting:
+                self._waiting.popleft().release()
             else:
-                self._taken = False
+                self._locked = False

@@ -129,15 +129,15 @@ class BatchedPipeline:
             latents: Returns the reservation at the VAE decoder, released by the first call.
         """
         pipe = clone_pipeline(self._copied)
-        if self.text_encoder.knows:
-            vars(pipe)["encode_prompt"] = self.text_encoder.at(pipe, text)
+        if self.text_encoder.supported:
+            vars(pipe)["encode_prompt"] = self.text_encoder.make_encode_prompt(pipe, text)
         if self.vae_decoder is not None:
-            vars(pipe)["vae"] = self.vae_decoder.at(latents)
+            vars(pipe)["vae"] = self.vae_decoder.make_vae(latents)
         return pipe
 
     def encoding_lock(self) -> AbstractContextManager[None]:
         """Returns the lock that a run holds until its first denoiser call."""
-        return nullcontext() if self.text_encoder.knows else self.encoding
+        return nullcontext() if self.text_encoder.supported else self.encoding
 
     def close(self, error: BaseException) -> None:
         """Fails all runs with ``error`` at their next step and removes the hooks from the denoiser."""
@@ -167,9 +167,9 @@ class BatchedRun:
             arguments: Arguments of ``AdaptivePipeline.__call__`` for one image.
         """
         shared = self._shared
-        denoiser, text = find_denoiser(shared.pipe), shared.text_encoder.expect()
+        denoiser, text = find_denoiser(shared.pipe), shared.text_encoder.reserve()
         with self._locks:
-            self._locks.callback(text.release_reservation)
+            self._locks.callback(text.release)
             self._locks.enter_context(shared.encoding_lock())
             try:
                 pipe = shared.clone_pipe(text, lambda: self._latents)
@@ -188,7 +188,7 @@ class BatchedRun:
     def _compute(self, arguments: dict[str, Any]) -> DenoiserOutput:
         self._locks.close()  # the prompt is encoded: the next run may begin
         self._skip_decision()
-        output, self._member = self.slot.compute(self._signer.read(arguments))
+        output, self._member = self.slot.compute(self._signer.sign(arguments))
         return output
 
     def _batched_policy(self, policy: Policy) -> Policy:
@@ -213,8 +213,8 @@ class BatchedRun:
         if self._shared.vae_decoder is None:
             self._locks.enter_context(self._shared.decoding)
         else:
-            self._latents = self._shared.vae_decoder.expect()
-            self._locks.callback(self._latents.release_reservation)
+            self._latents = self._shared.vae_decoder.reserve()
+            self._locks.callback(self._latents.release)
 
     def _end_step(self, step: StepInfo) -> None:
         if step.t == 0:

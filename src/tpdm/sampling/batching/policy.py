@@ -1,4 +1,4 @@
-"""The images of one denoiser call decide their next times together: one evaluation of the TPM instead of one each."""
+"""Policy decisions in batches: the runs of one denoiser batch share one evaluation of the TPM."""
 
 from __future__ import annotations
 
@@ -17,124 +17,130 @@ from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
 
 @dataclass(frozen=True)
 class DecisionRequest:
-    """What one run asks of the policy, and where it waits for the decision."""
+    """Arguments of ``propose`` of one run, and where it waits for the decision."""
 
-    place: int
+    index: int
     policy: TimePredictionModule
     observation: Observation
     seeds: Sequence[int] | None
-    answers: SimpleQueue[Decision | Exception] = field(default_factory=SimpleQueue)
+    results: SimpleQueue[Decision | Exception] = field(default_factory=SimpleQueue)
 
     @property
     def signature(self) -> Hashable:
-        """Wishes of equal signatures can be evaluated as one."""
+        """Requests with equal signatures can be evaluated together."""
         parts = [getattr(self.observation, f.name) for f in fields(self.observation)]
         shapes = tuple(None if part is None else part.shape[1:] for part in parts)
         return id(self.policy), self.seeds is None, shapes
 
 
 class PolicyBatch:
-    """The runs of one denoiser call, each of which either wishes a decision or resigns.
+    """The runs of one denoiser batch. Each of them calls either ``propose`` or ``skip``, once.
 
-    Whoever comes last evaluates for all. A run that needs no decision of this call (a fixed schedule, the first of two
-    guidance calls, an error) resigns when it makes its next call or leaves, so nobody is waited for in vain.
+    The last run to arrive evaluates the policy for the whole batch. A run that needs no decision (a fixed schedule, the
+    first of two guidance calls, or an error) calls ``skip``, so that the others do not wait for it.
 
     Args:
-        size: runs in the call.
+        size: Number of runs in the batch.
     """
 
     def __init__(self, size: int) -> None:
         self._mutex = threading.Lock()
         self._missing = size
-        self._wishes: list[DecisionRequest] = []
+        self._requests: list[DecisionRequest] = []
 
     def propose(
-        self, policy: TimePredictionModule, observation: Observation, seeds: Sequence[int] | None, place: int = 0
+        self, policy: TimePredictionModule, observation: Observation, seeds: Sequence[int] | None, index: int = 0
     ) -> Decision:
-        """``policy.propose`` together with the others, rows in the order of their places in the call.
+        """Blocks until all runs have arrived, and returns the rows of this run of one ``policy.propose``.
+
+        Args:
+            policy: Policy of the run.
+            observation: Its observation.
+            seeds: Seeds of its decisions, one per row. None takes the mode.
+            index: Index of the run in the batch, which orders the rows.
 
         Raises:
-            TpdmError: as the policy does for this image.
+            TpdmError: The error of the policy for this image.
         """
-        wish = DecisionRequest(place, policy, observation, seeds)
-        self._come(wish)
-        decision = wish.answers.get()
-        if isinstance(decision, Exception):
+        request = DecisionRequest(index, policy, observation, seeds)
+        self._arrive(request)
+        result = request.results.get()
+        if isinstance(result, Exception):
             try:
-                raise decision
+                raise result
             finally:
-                del decision  # or this frame and the error keep each other
-        return decision
+                del result  # else this frame and the error form a cycle
+        return result
 
     def skip(self) -> None:
-        """This run decides nothing (more) here."""
-        self._come(None)
+        """Arrives without a request."""
+        self._arrive(None)
 
-    def _come(self, wish: DecisionRequest | None) -> None:
+    def _arrive(self, request: DecisionRequest | None) -> None:
         with self._mutex:
             self._missing -= 1
-            if wish is not None:
-                self._wishes.append(wish)
+            if request is not None:
+                self._requests.append(request)
             if self._missing:
                 return
-        alike: dict[Hashable, list[DecisionRequest]] = {}
-        for one in sorted(self._wishes, key=lambda wish: wish.place):  # whoever came first
-            alike.setdefault(one.signature, []).append(one)
-        for wishes in alike.values():
-            _grant(wishes)
+        groups: dict[Hashable, list[DecisionRequest]] = {}
+        for one in sorted(self._requests, key=lambda request: request.index):  # independent of the order of arrival
+            groups.setdefault(one.signature, []).append(one)
+        for requests in groups.values():
+            _resolve(requests)
 
 
 @dataclass(frozen=True)
 class PolicyBatchMember:
-    """One run of a cohort, at its place in the call."""
+    """One run of a batch, with its index."""
 
-    cohort: PolicyBatch
-    place: int
+    batch: PolicyBatch
+    index: int
 
     def propose(self, policy: TimePredictionModule, observation: Observation, seeds: Sequence[int] | None) -> Decision:
         """See ``PolicyBatch.propose``."""
-        return self.cohort.propose(policy, observation, seeds, self.place)
+        return self.batch.propose(policy, observation, seeds, self.index)
 
     def skip(self) -> None:
         """See ``PolicyBatch.skip``."""
-        self.cohort.skip()
+        self.batch.skip()
 
 
-def _grant(wishes: list[DecisionRequest]) -> None:
-    found = _try(wishes)
-    if not isinstance(found, Exception):
-        for wish, decision in zip(wishes, found, strict=True):
-            wish.answers.put(decision)
+def _resolve(requests: list[DecisionRequest]) -> None:
+    decisions = _try(requests)
+    if not isinstance(decisions, Exception):
+        for request, decision in zip(requests, decisions, strict=True):
+            request.results.put(decision)
         return
-    clear_traceback_frames(found)
-    if len(wishes) == 1:
-        wishes[0].answers.put(found)
+    clear_traceback_frames(decisions)
+    if len(requests) == 1:
+        requests[0].results.put(decisions)
         return
-    for wish in wishes:  # whose image was it? The others go on.
-        _grant([wish])
+    for request in requests:  # one by one, so that only the images that fail alone get an error
+        _resolve([request])
 
 
-def _try(wishes: list[DecisionRequest]) -> list[Decision] | Exception:
+def _try(requests: list[DecisionRequest]) -> list[Decision] | Exception:
     try:
-        return _decide(wishes)
-    except Exception as error:  # whoever waits has to be told
+        return _decide(requests)
+    except Exception as error:  # any error: the waiting runs need a result
         return error
 
 
-def _decide(wishes: list[DecisionRequest]) -> list[Decision]:
-    first = wishes[0]
-    if len(wishes) == 1:
+def _decide(requests: list[DecisionRequest]) -> list[Decision]:
+    first = requests[0]
+    if len(requests) == 1:
         return [first.policy.propose(first.observation, first.seeds)]
-    joined = replace(first.observation, **{f.name: _join(wishes, f.name) for f in fields(Observation)})
-    seeds = None if first.seeds is None else [seed for wish in wishes for seed in wish.seeds or ()]
-    whole, parts, start = first.policy.propose(joined, seeds), [], 0
-    for wish in wishes:
-        rows = slice(start, start + len(wish.observation.t_B))
-        parts.append(Decision(**{f.name: getattr(whole, f.name)[rows] for f in fields(Decision)}))
+    joined = replace(first.observation, **{f.name: _join(requests, f.name) for f in fields(Observation)})
+    seeds = None if first.seeds is None else [seed for request in requests for seed in request.seeds or ()]
+    batch, decisions, start = first.policy.propose(joined, seeds), [], 0
+    for request in requests:
+        rows = slice(start, start + len(request.observation.t_B))
+        decisions.append(Decision(**{f.name: getattr(batch, f.name)[rows] for f in fields(Decision)}))
         start = rows.stop
-    return parts
+    return decisions
 
 
-def _join(wishes: list[DecisionRequest], name: str) -> Any:
-    parts = [getattr(wish.observation, name) for wish in wishes]
+def _join(requests: list[DecisionRequest], name: str) -> Any:
+    parts = [getattr(request.observation, name) for request in requests]
     return None if parts[0] is None else torch.cat(parts)

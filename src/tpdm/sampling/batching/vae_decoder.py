@@ -1,4 +1,4 @@
-"""Finished latents of several runs decoded in one call of the VAE."""
+"""Micro-batches of finished latents for the VAE decoder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tpdm.sampling.batching.micro_batcher import MicroBatcher, Reservation
 from tpdm.sampling.batching.proxy import shallow_clone
 
-# A picture of 1024 pixels a side is decoded alone: the activations of its decoder are what serving costs most memory.
-MOST_PIXELS = 1024 * 1024
+# An image of 1024 x 1024 pixels is decoded alone: the activations of its decoder are the memory peak of serving.
+MAX_PIXELS = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -25,64 +25,65 @@ class _Latents:
 
 
 class VaeDecoderBatcher:
-    """Decodes for the runs of one pipeline.
+    """Decodes the latents of all runs of one pipeline.
 
     Args:
-        vae: its decoder; left as it is.
-        most: images in one call, whatever their size; 1 gives the very bits of a run alone.
+        vae: VAE of the pipeline. It is not changed.
+        max_batch_size: Maximum number of images in one call, whatever their size. 1 gives the same bits as a run on
+            its own.
     """
 
-    def __init__(self, vae: nn.Module, most: int) -> None:
-        self._limit = most
+    def __init__(self, vae: nn.Module, max_batch_size: int) -> None:
+        self._max_batch_size = max_batch_size
         self._vae: Any = vae
-        self._desk: MicroBatcher[_Latents, Tensor] = MicroBatcher(self._decode)
+        self._batcher: MicroBatcher[_Latents, Tensor] = MicroBatcher(self._decode)
 
     @property
     def calls(self) -> int:
-        """Calls of the decoder."""
-        return self._desk.calls
+        """Number of calls of the decoder."""
+        return self._batcher.calls
 
-    def expect(self) -> Reservation:
-        """See ``MicroBatcher.expect``."""
-        return self._desk.expect()
+    def reserve(self) -> Reservation:
+        """See ``MicroBatcher.reserve``."""
+        return self._batcher.reserve()
 
-    def at(self, expected: Callable[[], Reservation | None]) -> nn.Module:
-        """The VAE for one run: the shared one to look at, whose ``decode`` comes here.
+    def make_vae(self, reservation: Callable[[], Reservation | None]) -> nn.Module:
+        """Returns the VAE of one run: a shallow clone whose ``decode`` submits to this batcher.
 
         Args:
-            expected: () -> what the run expects, withdrawn when it decodes; None where nobody waits for it.
+            reservation: Returns the reservation of the run, released when it decodes. None if there is none.
         """
-        made = shallow_clone(self._vae)
+        clone = shallow_clone(self._vae)
 
         def decode(z: Tensor, return_dict: bool = True, **options: Any) -> Any:
-            kind, most = (z.shape, z.dtype, self._kind(options)), self._most(z)
-            sample = self._desk.ask(kind, _Latents(z, options), most, expected())
+            key = (z.shape, z.dtype, self._options_key(options))
+            sample = self._batcher.submit(key, _Latents(z, options), self._batch_size(z), reservation())
             return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-        vars(made).update(decode=decode)
-        return made
+        vars(clone).update(decode=decode)
+        return clone
 
-    def _kind(self, options: dict[str, Any]) -> Hashable:
-        kept = {name: value for name, value in options.items() if value is not None}
+    def _options_key(self, options: dict[str, Any]) -> Hashable:
+        given = {name: value for name, value in options.items() if value is not None}
         if isinstance(self._vae, AutoencoderKL):
-            kept.pop("generator", None)  # it takes one and draws nothing from it
-        return object() if kept else None
+            given.pop("generator", None)  # accepted, but not used
+        return object() if given else None
 
-    def _most(self, z: Tensor) -> int:
+    def _batch_size(self, z: Tensor) -> int:
         if not isinstance(self._vae, AutoencoderKL) or z.ndim != 4:
-            return 1  # videos, and decoders that keep things between their calls
+            return 1  # videos, and decoders that keep state between calls
         ratio = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        room = MOST_PIXELS // (z.shape[0] * z.shape[-1] * z.shape[-2] * ratio**2)
-        return max(1, min(self._limit, room))
+        fitting = MAX_PIXELS // (z.shape[0] * z.shape[-1] * z.shape[-2] * ratio**2)
+        return max(1, min(self._max_batch_size, fitting))
 
-    def _decode(self, tasks: Sequence[_Latents]) -> list[Tensor]:
-        z = torch.cat([task.z for task in tasks]) if len(tasks) > 1 else tasks[0].z
-        sample: Tensor = self._vae.decode(z, return_dict=False, **tasks[0].options)[0]
-        return list(sample.chunk(len(tasks)))
+    def _decode(self, batch: Sequence[_Latents]) -> list[Tensor]:
+        z = torch.cat([latents.z for latents in batch]) if len(batch) > 1 else batch[0].z
+        sample: Tensor = self._vae.decode(z, return_dict=False, **batch[0].options)[0]
+        return list(sample.chunk(len(batch)))
 
 
 def supports_batched_decoding(pipe: Any) -> bool:
-    """Whether runs may decode together: not where the pipeline turns its decoder to another dtype and back."""
+    """Returns whether runs may share decoder calls: not if the pipeline changes the dtype of its decoder in a call."""
     vae = getattr(pipe, "vae", None)
     if vae is None:
         return False

@@ -1,4 +1,4 @@
-"""Texts and latents of several runs go through the encoders and the decoder together, and come out as they do alone."""
+"""Micro-batches of prompts and latents give each run the same results as a call of its own."""
 
 import threading
 import time
@@ -25,14 +25,14 @@ def pipe():
     return load_pipeline("tinyworld", device="cpu")
 
 
-def at_once(calls):
+def run_in_threads(calls):
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(call) for call in calls]
         return [future.exception(30) or future.result() for future in futures]
 
 
 class Work:
-    """Doubles numbers; notes which were done together; fails on negative ones."""
+    """Doubles numbers, records the batches, and raises on negative numbers."""
 
     def __init__(self):
         self.batches = []
@@ -44,61 +44,66 @@ class Work:
         return [2 * number for number in numbers]
 
 
-def ask_all(desk, numbers, kind=lambda number: 0, most=8):
-    """All are expected before the first asks, so that batches do not depend on the clock."""
-    expected = [desk.expect() for _ in numbers]
-    return at_once([lambda n=n, e=e: desk.ask(kind(n), n, most, e) for n, e in zip(numbers, expected, strict=True)])
+def submit_all(batcher, numbers, key=lambda number: 0, max_batch_size=8):
+    """Makes all reservations before the first item is submitted, so that batches do not depend on timing."""
+    reservations = [batcher.reserve() for _ in numbers]
+    return run_in_threads(
+        [
+            lambda n=n, r=r: batcher.submit(key(n), n, max_batch_size, r)
+            for n, r in zip(numbers, reservations, strict=True)
+        ]
+    )
 
 
-def test_a_desk_does_alike_tasks_together_and_gives_each_its_own_result():
-    desk = MicroBatcher(work := Work())
-    assert ask_all(desk, range(6), kind=lambda n: n % 2) == [0, 2, 4, 6, 8, 10]
+def test_items_with_equal_keys_are_processed_together_and_each_gets_its_own_result():
+    batcher = MicroBatcher(work := Work())
+    assert submit_all(batcher, range(6), key=lambda n: n % 2) == [0, 2, 4, 6, 8, 10]
     assert sorted(work.batches) == [[0, 2, 4], [1, 3, 5]]
-    assert (desk.calls, desk.tasks) == (2, 6)
+    assert (batcher.calls, batcher.items) == (2, 6)
 
 
-def test_a_desk_does_no_more_at_once_than_it_may():
-    desk = MicroBatcher(work := Work())
-    assert ask_all(desk, range(6), most=2) == [0, 2, 4, 6, 8, 10]
+def test_a_batch_has_at_most_max_batch_size_items():
+    batcher = MicroBatcher(work := Work())
+    assert submit_all(batcher, range(6), max_batch_size=2) == [0, 2, 4, 6, 8, 10]
     assert [len(batch) for batch in work.batches] == [2, 2, 2]
 
 
-def test_a_task_that_fails_harms_no_other():
-    desk = MicroBatcher(Work())
-    zero, error, two = ask_all(desk, [0, -1, 2])
+def test_an_item_that_fails_does_not_affect_the_others():
+    batcher = MicroBatcher(Work())
+    zero, error, two = submit_all(batcher, [0, -1, 2])
     assert (zero, two) == (0, 4)
     assert str(error) == "negative"
-    assert desk.ask(0, 3, 8) == 6
+    assert batcher.submit(0, 3, 8) == 6
 
 
-def test_what_a_failed_batch_held_is_gone_before_the_next(kept):
+def test_the_tensors_of_a_failed_batch_are_freed_before_the_retry(failed_tensors):
     def work(numbers):
-        kept.check()
-        activation = kept.note(torch.zeros(1000))
+        failed_tensors.check_freed()
+        activation = failed_tensors.add(torch.zeros(1000))
         if len(numbers) > 1 or numbers[0] < 0:
-            raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
+            raise torch.OutOfMemoryError(f"out of memory with {len(activation)}")
         return numbers
 
-    desk = MicroBatcher(work)
-    zero, error, two = ask_all(desk, [0, -1, 2])
+    batcher = MicroBatcher(work)
+    zero, error, two = submit_all(batcher, [0, -1, 2])
     assert (zero, two, type(error)) == (0, 2, torch.OutOfMemoryError)
     del error
-    kept.check()
+    failed_tensors.check_freed()
 
 
-def test_who_withdraws_is_not_waited_for():
-    desk = MicroBatcher(Work())
-    expected = desk.expect()
+def test_a_released_reservation_is_not_waited_for():
+    batcher = MicroBatcher(Work())
+    reservation = batcher.reserve()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(desk.ask, 0, 1, 8)
+        future = pool.submit(batcher.submit, 0, 1, 8)
         time.sleep(0.05)
         assert not future.done()
-        expected.release_reservation()
-        expected.release_reservation()
+        reservation.release()
+        reservation.release()
         assert future.result(10) == 2
 
 
-def test_what_comes_during_work_is_the_next_batch():
+def test_items_that_arrive_during_a_call_form_the_next_batch():
     batches, begun, go_on = [], threading.Event(), threading.Event()
 
     def work(numbers):
@@ -107,31 +112,33 @@ def test_what_comes_during_work_is_the_next_batch():
         assert go_on.wait(10)
         return numbers
 
-    desk = MicroBatcher(work)
+    batcher = MicroBatcher(work)
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(desk.ask, 0, 0, 8)]
+        futures = [pool.submit(batcher.submit, 0, 0, 8)]
         assert begun.wait(10)
-        futures += [pool.submit(desk.ask, 0, n, 8) for n in (1, 2, 3)]
-        while len(desk._line) < 3:
+        futures += [pool.submit(batcher.submit, 0, n, 8) for n in (1, 2, 3)]
+        while len(batcher._waiting) < 3:
             time.sleep(0.001)
         go_on.set()
         assert [future.result(10) for future in futures] == [0, 1, 2, 3]
     assert batches == [[0], [1, 2, 3]]
 
 
-def encode(pipe, desk, prompts, **arguments):
-    expected = [desk.expect() for _ in prompts]
+def encode(pipe, encoder, prompts, **arguments):
+    reservations = [encoder.reserve() for _ in prompts]
     texts = {"prompt_2": None, "prompt_3": None, "max_sequence_length": 0, **arguments}
-    asks = [desk.at(pipe, one) for one in expected]
-    return at_once([lambda ask=ask, p=p: ask(prompt=p, **texts) for ask, p in zip(asks, prompts, strict=True)])
+    calls = [encoder.make_encode_prompt(pipe, reservation) for reservation in reservations]
+    return run_in_threads(
+        [lambda call=call, p=p: call(prompt=p, **texts) for call, p in zip(calls, prompts, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_prompts_are_encoded_in_one_call_and_as_alone(pipe, guided):
-    desk = TextEncoderBatcher(pipe, most=8)
+def test_prompts_are_encoded_in_one_call_with_the_same_embeddings(pipe, guided):
+    encoder = TextEncoderBatcher(pipe, max_batch_size=8)
     with torch.no_grad():
-        found = encode(pipe, desk, PROMPTS, do_classifier_free_guidance=guided, negative_prompt="blue ring")
-    assert desk.calls == 1
+        found = encode(pipe, encoder, PROMPTS, do_classifier_free_guidance=guided, negative_prompt="blue ring")
+    assert encoder.calls == 1
     for prompt, row in zip(PROMPTS, found, strict=True):
         alone = encode(
             pipe, TextEncoderBatcher(pipe, 1), [prompt], do_classifier_free_guidance=guided, negative_prompt="blue ring"
@@ -142,53 +149,53 @@ def test_prompts_are_encoded_in_one_call_and_as_alone(pipe, guided):
         assert (row[1] is None) is not guided
 
 
-def test_a_prompt_of_late_is_not_encoded_again_and_the_memory_is_bounded(pipe):
-    desk = TextEncoderBatcher(pipe, most=1)
-    first = encode(pipe, desk, ["red circle"])[0]
-    assert encode(pipe, desk, ["red circle"])[0] is first
-    assert desk.calls == 1
-    encode(pipe, desk, ["red circle"], clip_skip=1)  # another question
-    assert desk.calls == 2
+def test_a_recent_prompt_is_not_encoded_again_and_the_cache_is_bounded(pipe):
+    encoder = TextEncoderBatcher(pipe, max_batch_size=1)
+    first = encode(pipe, encoder, ["red circle"])[0]
+    assert encode(pipe, encoder, ["red circle"])[0] is first
+    assert encoder.calls == 1
+    encode(pipe, encoder, ["red circle"], clip_skip=1)  # another key
+    assert encoder.calls == 2
     bytes_of_one = sum(part.numel() * part.element_size() for part in first if part is not None)
-    small = TextEncoderBatcher(pipe, most=1, kept_bytes=2 * bytes_of_one)
+    small = TextEncoderBatcher(pipe, max_batch_size=1, cache_bytes=2 * bytes_of_one)
     for prompt in ("a", "red", "blue", "a"):
         encode(pipe, small, [prompt])
     assert small.calls == 4
-    assert small._kept._bytes <= 2 * bytes_of_one
+    assert small._cache.bytes <= 2 * bytes_of_one
 
 
-def test_embeddings_of_the_callers_own_pass_as_they_are(pipe):
-    desk = TextEncoderBatcher(pipe, most=8)
-    embeds = [part for part in encode(pipe, desk, ["red circle"])[0] if part is not None]
+def test_embeddings_of_the_caller_are_passed_on(pipe):
+    encoder = TextEncoderBatcher(pipe, max_batch_size=8)
+    embeds = [part for part in encode(pipe, encoder, ["red circle"])[0] if part is not None]
     given = {"prompt_embeds": embeds[0], "pooled_prompt_embeds": embeds[1], "do_classifier_free_guidance": False}
-    assert encode(pipe, desk, [None], **given)[0][0] is embeds[0]
+    assert encode(pipe, encoder, [None], **given)[0][0] is embeds[0]
 
 
-def test_latents_are_decoded_in_one_call_and_as_alone(pipe):
-    desk, latents = (
-        VaeDecoderBatcher(pipe.vae, most=8),
+def test_latents_are_decoded_in_one_call_to_the_same_images(pipe):
+    decoder, latents = (
+        VaeDecoderBatcher(pipe.vae, max_batch_size=8),
         torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
     )
     latents = latents[:, : pipe.vae.config.latent_channels]
-    expected = [desk.expect() for _ in latents]
-    vaes = [desk.at(lambda one=one: one) for one in expected]
+    reservations = [decoder.reserve() for _ in latents]
+    vaes = [decoder.make_vae(lambda one=one: one) for one in reservations]
     with torch.no_grad():
-        found = at_once(
+        found = run_in_threads(
             [
                 lambda vae=vae, z=z: torch.no_grad()(vae.decode)(z[None], return_dict=False, generator=None)[0]
                 for vae, z in zip(vaes, latents, strict=True)
             ]
         )
-        assert desk.calls == 1
+        assert decoder.calls == 1
         for one, z in zip(found, latents, strict=True):
             torch.testing.assert_close(one, pipe.vae.decode(z[None]).sample, atol=ROUNDING, rtol=0)
     assert "decode" not in vars(pipe.vae)
 
 
-def test_large_pictures_are_decoded_one_by_one(pipe):
-    desk = VaeDecoderBatcher(pipe.vae, most=8)
+def test_large_images_are_decoded_one_by_one(pipe):
+    decoder = VaeDecoderBatcher(pipe.vae, max_batch_size=8)
     ratio = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    assert [desk._most(torch.empty(1, 4, side // ratio, side // ratio)) for side in (64, 512, 1024, 2048)] == [
+    assert [decoder._batch_size(torch.empty(1, 4, side // ratio, side // ratio)) for side in (64, 512, 1024, 2048)] == [
         8,
         4,
         1,
@@ -211,7 +218,7 @@ def test_runs_of_one_length_are_encoded_and_decoded_together(pipe):
             lambda p=p, i=i: shared.run()(attached, prompt=p, seeds=[i], output_type="pt")
             for i, p in enumerate(PROMPTS)
         ]
-        outputs = at_once(runs)
+        outputs = run_in_threads(runs)
     finally:
         shared.close(TpdmError("closed"))
     for i, output in enumerate(outputs):
@@ -222,8 +229,8 @@ def test_runs_of_one_length_are_encoded_and_decoded_together(pipe):
     assert shared.vae_decoder.calls <= len(PROMPTS)
 
 
-def test_one_late_decode_never_stops_the_steps(pipe):
-    """While a picture is being decoded, others step and end."""
+def test_a_slow_decoder_call_does_not_block_the_steps(pipe):
+    """While an image is being decoded, others make their steps and end."""
     shared = BatchedPipeline(pipe, num_slots=2)
     held, whole = threading.Event(), pipe.vae.decode
     landed = []

@@ -1,4 +1,4 @@
-"""Runs whose calls merge give each the image, the steps and the features that it has alone."""
+"""Runs with merged calls have the same images, steps and features as runs on their own."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +62,7 @@ def uneven(steps, power):
 
 
 @pytest.mark.parametrize(("shared", "name"), [(name, name) for name in FAMILIES], indirect=["shared"])
-def test_every_family_makes_the_same_images_in_a_mix(shared, name):
+def test_every_family_makes_the_same_images_in_shared_batches(shared, name):
     attached = [attach(shared.pipe, FixedSchedule(uneven(5 + b % 3, 1 + 0.2 * b))) for b in range(RUNS)]
     outputs = run_all(shared, [(attached[b], one(name, b)) for b in range(RUNS)])
     for b, output in enumerate(outputs):
@@ -75,7 +75,7 @@ def test_every_family_makes_the_same_images_in_a_mix(shared, name):
 
 
 @pytest.mark.parametrize(("shared", "name", "guided"), KINDS, indirect=["shared"])
-def test_features_reach_the_run_that_they_belong_to(shared, name, guided):
+def test_features_reach_their_own_run(shared, name, guided):
     policies = [LookingPolicy() for _ in range(RUNS)]
     attached = [attach(shared.pipe, policy, max_steps=4) for policy in policies]
     outputs = run_all(shared, [(attached[b], one(name, b, guided)) for b in range(RUNS)])
@@ -106,17 +106,17 @@ def test_a_tpm_that_reads_guided_features(shared, name):
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
-def test_calls_merge_and_one_who_leaves_is_not_waited_for(shared):
+def test_calls_are_merged_and_finished_runs_are_not_waited_for(shared):
     steps = [3, 9, 4, 8, 5, 7]
     attached = [attach(shared.pipe, FixedSchedule(uneven(n, 1.0))) for n in steps]
     run_all(shared, [(attached[b], one("SD3", b)) for b in range(RUNS)])
     assert shared.denoiser.rows == 2 * sum(steps)
-    # At least as many calls as the places allow, and far fewer than one for each step.
+    # At least as many calls as the slots allow, and far fewer than one for each step.
     assert sum(steps) / 4 <= shared.denoiser.calls <= 0.7 * sum(steps)
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
-def test_sizes_and_guidance_mix_in_one_meeting(shared):
+def test_runs_of_different_sizes_and_guidance_share_a_pipeline(shared):
     kinds = [{}, {"height": 16}, {"guidance_scale": 1.0}, {"guidance_scale": 2.0}, {"height": 16, "width": 24}, {}]
     attached = attach(shared.pipe, LookingPolicy(), max_steps=5)
     calls = [one("SD3", b) | kind for b, kind in enumerate(kinds)]
@@ -154,8 +154,8 @@ def test_an_error_of_the_denoiser_fails_the_runs_of_that_call_alone(shared):
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
-def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
-    """What failed is gone before the halves, and only the image that fails alone fails."""
+def test_a_batch_that_does_not_fit_in_memory_is_computed_in_halves(shared, failed_tensors):
+    """The failed attempt is freed before the halves, and only the image that does not fit alone fails."""
     probe, bad = LookingPolicy(), 1
     attach(shared.pipe, probe, max_steps=1)(**one("SD3", 0))
     first, temb = probe.seen[0].first_BDHW, probe.seen[0].temb_BE
@@ -164,11 +164,11 @@ def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
     marker = one("SD3", bad)["prompt_embeds"][0]
 
     def fail(module, args, kwargs):
-        kept.check()
+        failed_tensors.check_freed()
         rows, texts = len(kwargs["hidden_states"]), kwargs["encoder_hidden_states"]
         if rows > 4 or any(torch.equal(text, marker) for text in texts):
-            activation = kept.note(torch.zeros(1000))
-            raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
+            activation = failed_tensors.add(torch.zeros(1000))
+            raise torch.OutOfMemoryError(f"out of memory with {len(activation)}")
 
     def attempt(b):
         try:
@@ -183,7 +183,7 @@ def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
     finally:
         handle.remove()
     assert isinstance(outputs.pop(bad), torch.OutOfMemoryError)
-    kept.check()
+    failed_tensors.check_freed()
     assert shared.denoiser.calls > sum(outputs[0].steps)
     for b, output in zip((0, 2, 3), outputs, strict=True):
         alone = attached(**one("SD3", b))
@@ -192,9 +192,9 @@ def test_a_call_that_memory_does_not_hold_is_computed_in_halves(shared, kept):
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
-def test_a_stopped_run_ends_at_its_next_step_and_frees_its_place(shared):
+def test_an_aborted_run_ends_at_its_next_step_and_releases_its_slot(shared):
     landed = threading.Event()
-    run = shared.run(on_step_end=lambda landing: landed.set())
+    run = shared.run(on_step_end=lambda step: landed.set())
     attached = attach(shared.pipe, FixedSchedule(uneven(10_000, 1.0)), max_steps=10_000)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(lambda: run(attached, **one("SD3", 0)))
@@ -206,32 +206,32 @@ def test_a_stopped_run_ends_at_its_next_step_and_frees_its_place(shared):
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
-def test_landings_say_where_the_image_is_and_what_it_will_be(shared):
-    landings = []
+def test_step_infos_contain_the_time_and_an_estimate_of_the_image(shared):
+    steps = []
     times = uneven(4, 1.0)
-    output = shared.run(on_step_end=landings.append)(attach(shared.pipe, FixedSchedule(times)), **one("SD3", 0))
-    assert [landing.index for landing in landings] == [1, 2, 3, 4]
-    assert [landing.t for landing in landings] == times[1:]
+    output = shared.run(on_step_end=steps.append)(attach(shared.pipe, FixedSchedule(times)), **one("SD3", 0))
+    assert [step.index for step in steps] == [1, 2, 3, 4]
+    assert [step.t for step in steps] == times[1:]
     # The last step goes all the way.
-    torch.testing.assert_close(landings[-1].estimate(), output.images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(steps[-1].estimate(), output.images, atol=1e-6, rtol=0)
 
 
 def test_latents_stay_in_fp32_between_steps_of_a_half_precision_pipeline(sd3_bf16):
     call = {"prompt": "a", "seeds": [0], "max_sequence_length": 4, "output_type": "latent"}
     shared = BatchedPipeline(sd3_bf16, num_slots=1)
     attached = attach(sd3_bf16, FixedSchedule(uneven(8, 1.0)))
-    landings = []
+    steps = []
     try:
-        output = shared.run(on_step_end=landings.append)(attached, **call)
+        output = shared.run(on_step_end=steps.append)(attached, **call)
     finally:
         shared.close(TpdmError("closed"))
-    exact = landings[-1].estimate()
+    exact = steps[-1].estimate()
     assert exact.dtype == torch.float32
     assert not torch.equal(exact, exact.bfloat16().float())
     assert torch.equal(output.images, exact.bfloat16())
 
 
-def test_the_own_schedule_is_found_without_the_network(sd3):
+def test_the_own_schedule_is_computed_without_the_network(sd3):
     before, shared = dict(sd3.scheduler.config), BatchedPipeline(sd3, num_slots=1)
     try:
         times = shared.own_times(4, {"height": 24})
@@ -242,7 +242,7 @@ def test_the_own_schedule_is_found_without_the_network(sd3):
     assert shared.denoiser.calls == 0
 
 
-def test_parts_that_runs_cannot_share_are_refused(flux):
+def test_components_that_runs_cannot_share_are_refused(flux):
     flux.transformer._cache_config = object()  # as enable_cache leaves it
     try:
         with pytest.raises(BackboneError, match="caches between steps"):

@@ -1,3 +1,5 @@
+"""``FifoLock`` serves threads in the order of their arrival."""
+
 import threading
 import time
 
@@ -6,11 +8,11 @@ import pytest
 from tpdm.sampling.batching.micro_batcher import FifoLock
 
 
-def test_turns_go_in_the_order_of_arrival_one_at_a_time():
-    turns, order, inside = FifoLock(), [], []
+def test_threads_enter_in_the_order_of_arrival_one_at_a_time():
+    lock, order, inside = FifoLock(), [], []
 
     def go(name):
-        with turns:
+        with lock:
             inside.append(name)
             assert inside == [name]
             order.append(name)
@@ -18,26 +20,26 @@ def test_turns_go_in_the_order_of_arrival_one_at_a_time():
             inside.remove(name)
 
     threads = [threading.Thread(target=go, args=(name,)) for name in range(20)]
-    with turns:
+    with lock:
         for thread in threads:
             thread.start()
-            time.sleep(0.002)  # it stands in the line before the next one comes
+            time.sleep(0.002)  # it waits before the next one arrives
         assert order == []
     for thread in threads:
         thread.join(10)
     assert order == list(range(20))
 
 
-def test_an_error_hands_the_turn_over():
-    turns, order = FifoLock(), []
+def test_an_error_releases_the_lock():
+    lock, order = FifoLock(), []
 
     def go():
-        with turns:
+        with lock:
             order.append("after")
 
-    with pytest.raises(KeyError), turns:
+    with pytest.raises(KeyError), lock:
         raise KeyError
-    thread = threading.Thread(target=go, daemon=True)  # were the turn not handed over, it would wait for ever
+    thread = threading.Thread(target=go, daemon=True)  # if the lock were not released, it would wait forever
     thread.start()
     thread.join(10)
     assert order == ["after"]

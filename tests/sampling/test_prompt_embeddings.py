@@ -1,4 +1,4 @@
-"""Every family saved to disk and loaded back, spoken to in plain prompts, and the same from embeddings made once."""
+"""Every family makes the same images from a saved folder, and from prompt embeddings computed before."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_a_pipeline_from_disk_with_plain_prompts_is_the_stock_one(name, folders)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_several_images_of_a_plain_prompt(name, folders):
+def test_several_images_of_one_prompt(name, folders):
     pipe = load(folders(name))
     count = "num_videos_per_prompt" if name.startswith("Wan") else "num_images_per_prompt"
     call = {**spoken_arguments(name), **with_negatives(name), "prompt": PROMPTS, count: 2}
@@ -78,7 +78,7 @@ def test_several_images_of_a_plain_prompt(name, folders):
 
 @pytest.mark.parametrize("negatives", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_texts_encoded_once_give_the_same_images_without_the_encoders(name, negatives, folders, tmp_path):
+def test_precomputed_embeddings_give_the_same_images_without_the_encoders(name, negatives, folders, tmp_path):
     avoided = with_negatives(name) if negatives else {}
     texts = list(zip(PROMPTS, avoided.get("negative_prompt", [None] * 2), strict=True))
     whole = load(folders(name))
@@ -98,7 +98,7 @@ def test_texts_encoded_once_give_the_same_images_without_the_encoders(name, nega
     assert (output.images - expected.images).abs().max().item() <= FAMILIES[name].tolerance * scale
 
 
-def test_every_text_is_encoded_once(folders, tmp_path):
+def test_every_prompt_is_encoded_once(folders, tmp_path):
     pipe = load(folders("SD3"))
     store, _ = store_of("SD3", pipe, tmp_path)
     rows = []
@@ -110,7 +110,7 @@ def test_every_text_is_encoded_once(folders, tmp_path):
     assert again.missing([("a", "bad"), ("b", None), ("c", "bad")]) == [("b", None), ("c", "bad")]
 
 
-def test_other_weights_or_arguments_are_other_texts(tmp_path, folders):
+def test_embeddings_depend_on_weights_and_arguments(tmp_path, folders):
     pipe = load(folders("SD3"))
     store, _ = store_of("SD3", pipe, tmp_path)
     store.add(pipe, [("a", None)])
@@ -119,12 +119,12 @@ def test_other_weights_or_arguments_are_other_texts(tmp_path, folders):
         assert EmbeddingStore(tmp_path, store.pipeline, encoder, arguments).missing([("a", None)]) == [("a", None)]
 
 
-def test_every_pipeline_of_the_families_has_its_row():
+def test_every_pipeline_of_the_families_is_in_the_table():
     from tests.support.families import tiny_pipe
 
     assert {type(tiny_pipe(name)).__name__ for name in NAMES} == set(ENCODED)
 
 
-def test_a_pipeline_without_a_row_is_one_sentence(tmp_path):
+def test_a_pipeline_that_is_not_in_the_table_is_refused(tmp_path):
     with pytest.raises(BackboneError, match=r"is OddPipeline\. .*backbone\.precompute_prompt_embeddings to false"):
         EmbeddingStore(tmp_path, "OddPipeline", "tiny", {})

@@ -1,4 +1,4 @@
-"""Decisions that are made together are those that are made alone."""
+"""Decisions of a batch equal those of single evaluations."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,17 +30,17 @@ def observation(b, bad=False):
     return Observation(maps, torch.randn(1, 5, generator=generator), t_B, torch.tensor([b]), torch.tensor([0]))
 
 
-def come(cohort, policy, runs):
+def propose_all(batch, policy, runs):
     with ThreadPoolExecutor(len(runs)) as pool:
-        futures = [pool.submit(cohort.propose, policy, seen, seeds) for seen, seeds in runs]
+        futures = [pool.submit(batch.propose, policy, seen, seeds) for seen, seeds in runs]
     return futures
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_one_evaluation_decides_for_all(sampled):
-    policy, cohort = CountingPredictor(), PolicyBatch(4)
+def test_one_evaluation_gives_all_decisions(sampled):
+    policy, batch = CountingPredictor(), PolicyBatch(4)
     seeds = [[10 + b] if sampled else None for b in range(4)]
-    futures = come(cohort, policy, [(observation(b), seeds[b]) for b in range(4)])
+    futures = propose_all(batch, policy, [(observation(b), seeds[b]) for b in range(4)])
     assert policy.rows == [4]
     for b, future in enumerate(futures):
         alone, together = policy.propose(observation(b), seeds[b]), future.result()
@@ -48,29 +48,29 @@ def test_one_evaluation_decides_for_all(sampled):
         torch.testing.assert_close(together.logp_B, alone.logp_B, atol=1e-4, rtol=0)
 
 
-def test_who_resigns_is_not_waited_for():
-    policy, cohort = CountingPredictor(), PolicyBatch(4)
-    cohort.skip()
+def test_runs_that_skip_are_not_waited_for():
+    policy, batch = CountingPredictor(), PolicyBatch(4)
+    batch.skip()
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(cohort.propose, policy, observation(b), None) for b in range(2)]
+        futures = [pool.submit(batch.propose, policy, observation(b), None) for b in range(2)]
         assert not any(future.done() for future in futures)
-        cohort.skip()
+        batch.skip()
         assert all(future.result(10).t_next_B > 0 for future in futures)
     assert policy.rows == [2]
 
 
-def test_unlike_wishes_are_decided_apart():
-    first, second, cohort = CountingPredictor(), CountingPredictor(), PolicyBatch(3)
+def test_requests_with_different_signatures_are_evaluated_separately():
+    first, second, batch = CountingPredictor(), CountingPredictor(), PolicyBatch(3)
     with ThreadPoolExecutor(3) as pool:
-        wishes = [(first, None), (second, None), (first, [1])]
-        futures = [pool.submit(cohort.propose, policy, observation(0), seeds) for policy, seeds in wishes]
+        requests = [(first, None), (second, None), (first, [1])]
+        futures = [pool.submit(batch.propose, policy, observation(0), seeds) for policy, seeds in requests]
         assert all(future.result(10) for future in futures)
     assert (first.rows, second.rows) == ([1, 1], [1])
 
 
-def test_an_image_gone_wrong_fails_alone():
+def test_an_image_with_an_error_fails_alone():
     policy = CountingPredictor()
-    good, bad, other = come(
+    good, bad, other = propose_all(
         PolicyBatch(3), policy, [(observation(0), None), (observation(1, bad=True), None), (observation(2), None)]
     )
     with pytest.raises(BackboneError, match="NaN"):
@@ -79,15 +79,15 @@ def test_an_image_gone_wrong_fails_alone():
     assert other.result().t_next_B > 0
 
 
-def test_what_a_failed_evaluation_held_is_gone_before_the_next(kept):
+def test_the_tensors_of_a_failed_evaluation_are_freed_before_the_retry(failed_tensors):
     class Failing(CountingPredictor):
         def propose(self, observation, seeds):
-            kept.check()
-            activation = kept.note(torch.zeros(1000))
+            failed_tensors.check_freed()
+            activation = failed_tensors.add(torch.zeros(1000))
             if len(observation.t_B) > 1:
-                raise torch.OutOfMemoryError(f"out of memory beside {len(activation)}")
+                raise torch.OutOfMemoryError(f"out of memory with {len(activation)}")
             return super().propose(observation, seeds)
 
-    futures = come(PolicyBatch(2), Failing(), [(observation(b), None) for b in range(2)])
+    futures = propose_all(PolicyBatch(2), Failing(), [(observation(b), None) for b in range(2)])
     assert all(future.result().t_next_B > 0 for future in futures)
-    kept.check()
+    failed_tensors.check_freed()
