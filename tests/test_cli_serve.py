@@ -54,7 +54,7 @@ def test_the_help_has_an_example_that_can_be_copied():
     assert "Example:\n    tpdm serve" in answer.output
 
 
-def test_everything_is_handed_over(handed):
+def test_every_option_reaches_the_server(handed):
     sizes = [
         "--slots",
         "3",
@@ -99,7 +99,7 @@ def test_what_clients_of_other_servers_need(handed):
     assert (handed.run[2].aliases, handed.run[2].response_format) == (("dall-e-2", "any"), "url")
 
 
-def test_names_that_a_server_answers_to(handed):
+def test_allowed_host_names(handed):
     run("--tpm", "tinyworld", "--allowed-host", "pictures.example")
     assert handed.run[2].hosts == (*LOOPBACK, "pictures.example")
     run("--tpm", "tinyworld", "--token-env", "TPDM_TEST_TOKEN")
@@ -108,14 +108,14 @@ def test_names_that_a_server_answers_to(handed):
     assert handed.run[2].hosts == ("a", "b")
 
 
-def test_an_open_server_says_that_it_is_open(handed):
+def test_a_server_without_a_token_prints_a_warning(handed):
     assert (
         "Anyone who can reach 0.0.0.0:8000 can use this model" in run("--tpm", "tinyworld", "--host", "0.0.0.0").output
     )
     assert "whoever" not in run("--tpm", "tinyworld").output
 
 
-def test_without_a_tpm_it_says_where_one_is(handed, tmp_path, monkeypatch):
+def test_without_a_tpm_it_prints_where_one_is(handed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run().output.splitlines()[0] == "No --tpm given. The pipeline's own schedule runs."
     (tmp_path / "runs" / "demo" / "train" / "best").mkdir(parents=True)
@@ -124,13 +124,13 @@ def test_without_a_tpm_it_says_where_one_is(handed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("auto", None), ("cuda", 1.0), ("cpu", 0.0), ("mps", 0.0)])
-def test_gpus_of_replicas_are_not_those_of_the_front(handed, monkeypatch, device, gpus):
+def test_gpus_of_replicas_do_not_depend_on_this_machine(handed, monkeypatch, device, gpus):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert run("--tpm", "tinyworld", "--device", device, "--replicas", "2").exit_code == 0
     assert handed.replicas[5] == gpus
 
 
-def test_replicas_are_handed_a_plan(handed):
+def test_replicas_get_their_configuration(handed):
     answer = run("--tpm", "tinyworld", "--device", "cpu", "--replicas", "2", "--max-replicas", "4", "--timeout", "9")
     assert answer.exit_code == 0, answer.output
     make, *plan = handed.replicas
@@ -153,7 +153,7 @@ def test_replicas_are_handed_a_plan(handed):
         (["--response-format", "file"], "Invalid value for '--response-format'"),
     ],
 )
-def test_what_cannot_be_served(handed, options, words):
+def test_invalid_options_are_refused(handed, options, words):
     answer = run(*options)
     assert answer.exit_code == 2
     assert words in answer.output
@@ -164,7 +164,7 @@ def test_what_cannot_be_served(handed, options, words):
     ("module", "package", "extra"),
     [("tpdm.serving.http.server", "uvicorn", "serve"), ("tpdm.serving.engine.ray_replicas", "ray", "ray")],
 )
-def test_missing_packages_say_what_to_install(handed, monkeypatch, module, package, extra):
+def test_missing_packages_are_reported_with_the_extra_to_install(handed, monkeypatch, module, package, extra):
     monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     answer = run("--tpm", "tinyworld", "--replicas", "2")

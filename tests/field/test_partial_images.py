@@ -48,7 +48,7 @@ def previews(found, index=0):
 @pytest.mark.parametrize(
     "fields", [{}, {"num_inference_steps": 9}, {"num_inference_steps": 3}, {"n": 2, "max_steps": 5}]
 )
-def test_there_are_as_many_as_asked_for(client, number, fields):
+def test_an_image_has_the_requested_number_of_previews(client, number, fields):
     found = events(client, partial_images=number, **fields)
     for index in range(fields.get("n", 1)):
         mine = previews(found, index)
@@ -61,18 +61,18 @@ def test_there_are_as_many_as_asked_for(client, number, fields):
         assert [told[step] for step in sorted(told)] == done["times"][1:]
 
 
-def test_an_image_of_fewer_steps_shows_each(client):
+def test_an_image_of_fewer_steps_has_a_preview_of_each(client):
     assert [one["step"] for one in previews(events(client, partial_images=3, num_inference_steps=2))] == [1, 2]
 
 
-def test_left_out_it_shows_the_steps_that_the_client_keeps_up_with(client):
+def test_by_default_steps_have_previews_if_the_client_keeps_up(client):
     """As the page wants it."""
     found = previews(events(client, num_inference_steps=20))
     assert 3 < len(found) <= 20
     assert [one["partial_image_index"] for one in found] == list(range(len(found)))
 
 
-def test_of_a_client_that_falls_behind_all_wait():
+def test_a_slow_client_gets_all_requested_previews():
     """Of every step's previews the newest alone would."""
     engine = FakeEngine()
 
@@ -87,10 +87,10 @@ def test_of_a_client_that_falls_behind_all_wait():
     assert sum(isinstance(event, StepEvent) and event.preview is not None for event in found) == 3
 
 
-def test_previews_that_cannot_be_made_are_missed_aloud(client, monkeypatch):
+def test_previews_that_cannot_be_made_add_a_warning(client, monkeypatch):
     """As of the latents of a video, or of a decoder that is not of the kind that small pictures are made with."""
     monkeypatch.setattr("tpdm.serving.engine.previews.decode_preview", lambda *latents: None)
     found = events(client, partial_images=2, num_inference_steps=4)
     assert previews(found) == []
-    assert found[-1]["warnings"] == ["partial_images: 2 previews could not be made of this pipeline's latents"]
+    assert found[-1]["warnings"] == ["partial_images: 2 previews could not be made from the latents of this pipeline"]
     assert "warnings" not in events(client, num_inference_steps=4)[-1]

@@ -32,21 +32,21 @@ def port(monkeypatch):
 @pytest.mark.parametrize(
     "command", [["serve"], ["serve", "--replicas", "2"], ["serve", "--tpm", "no/such/tpm"], ["reward", "serve"]]
 )
-def test_it_is_said_first_and_in_one_sentence(port, command):
+def test_a_port_in_use_is_the_first_error(port, command):
     answer = CliRunner().invoke(app, [*command, "--port", port])
-    words = f"got --port {port}, where another program listens, expected a free one; stop that program or give another."
+    words = f"--port is {port}, where another program listens. Use a free port or stop that program."
     assert (answer.exit_code, answer.output) == (2, f"Error: {words}\n")
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "1.2.3.4.5"])
-def test_so_is_a_host_of_another_machine(port, host):
+def test_a_host_of_another_machine_is_the_first_error(port, host):
     answer = CliRunner().invoke(app, ["serve", "--host", host, "--port", port])
     assert answer.exit_code == 2
-    assert answer.output.startswith(f"Error: got --host {host} (")
+    assert answer.output.startswith(f"Error: --host is {host} (")
     assert answer.output.count("\n") == 1
 
 
-def test_taking_the_port_loads_no_torch():
+def test_reserving_the_port_loads_no_torch():
     code = "import sys, tpdm.cli, tpdm.serving.http.sockets; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "False\n"

@@ -62,7 +62,7 @@ def pixels(data):
 
 
 @pytest.mark.parametrize("flagged", [True, False])
-def test_the_verdict_is_said_and_is_that_of_the_stock_pipeline(pipe, client, flagged):
+def test_the_result_of_the_checker_is_that_of_the_stock_pipeline(pipe, client, flagged):
     set_flags(pipe, flagged)
     stock = pipe("a cat", num_inference_steps=3, generator=torch.Generator().manual_seed(3))
     assert stock.nsfw_content_detected == [flagged]
@@ -72,7 +72,7 @@ def test_the_verdict_is_said_and_is_that_of_the_stock_pipeline(pipe, client, fla
     assert (pixels(data).max() == 0) == flagged
 
 
-def test_every_picture_has_a_verdict_of_its_own(pipe, client, monkeypatch):
+def test_every_image_has_its_own_result(pipe, client, monkeypatch):
     def checker(images, clip_input):
         """Flags the darker half, as a checker that looks at the pictures would."""
         flags = [bool(image.mean() < limit) for image in images]
@@ -101,7 +101,7 @@ def test_by_url_as_an_event_and_in_no_preview(pipe, client):
         assert all(pixels(data).max() > 0 for name, data in source if name.endswith("partial_image"))
 
 
-def test_without_a_checker_nothing_is_said():
+def test_without_a_checker_the_field_is_missing():
     with serving(FakeEngine()) as address, Client(address) as client:
         verdicts = [client.ask(prompt).json()["data"][0].get(FIELD) for prompt in ("flagged", "harmless", "red circle")]
         assert FIELD not in client.ask("red circle").json()["data"][0]

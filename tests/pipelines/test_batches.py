@@ -31,7 +31,7 @@ def rows_computed(sd3):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
-def test_six_schedules_in_one_batch_equal_the_six_alone(sd3, rows_computed, guidance, solver):
+def test_six_schedules_in_one_batch_equal_single_runs(sd3, rows_computed, guidance, solver):
     call = {"guidance_scale": guidance, "max_sequence_length": 4, "output_type": "latent"}
     together = attach(sd3, FixedSchedule(LISTS), solver=solver)(PROMPTS, seeds=list(range(6)), **call)
     copies = 2 if guidance > 1 else 1
@@ -44,7 +44,7 @@ def test_six_schedules_in_one_batch_equal_the_six_alone(sd3, rows_computed, guid
         assert (alone.images[0] - together.images[b]).abs().max().item() <= 2e-6
 
 
-def test_six_schedules_of_flux_equal_the_six_alone(flux):
+def test_six_schedules_of_flux_equal_single_runs(flux):
     # Six images and six image tokens: position ids must not be taken for rows.
     embeds, negative = text(6), {f"negative_{name}": value for name, value in text(6, seed=1).items()}
     call = {"true_cfg_scale": 3.0, "height": 12, "width": 8, "output_type": "latent"}

@@ -86,7 +86,7 @@ def test_callbacks_see_the_times_of_every_image(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_callback_does_to_finished_images_counts_once(name):
+def test_a_callback_changes_finished_images_once(name):
     def change(pipe, i, t, tensors):
         return {"latents": tensors["latents"] + 0.1}
 
@@ -112,7 +112,7 @@ def test_a_denoiser_whose_blocks_are_compiled(name):
 
 
 @pytest.mark.slow
-def test_a_denoiser_that_is_compiled_whole_with_its_hooks():
+def test_a_fully_compiled_denoiser_with_its_hooks():
     pipe, call = copy.deepcopy(tiny_pipe("SD3")), call_of("SD3")
     fixed, before, after = FixedSchedule([TIMES, [1.0, 0.5, 0.0]]), LookingPolicy(), LookingPolicy()
     attach(pipe, before, max_steps=2)(**call, seeds=[0, 1])
@@ -128,7 +128,7 @@ def test_a_denoiser_that_is_compiled_whole_with_its_hooks():
             torch.testing.assert_close(getattr(seen, part), getattr(uncompiled, part), atol=1e-5, rtol=0)
 
 
-def test_a_denoiser_that_is_compiled_whole_is_refused():
+def test_a_fully_compiled_denoiser_without_hooks_is_refused():
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     attached_before = attach(pipe, LookingPolicy())
     whole = copy.deepcopy(pipe.transformer)
@@ -181,7 +181,7 @@ def test_a_lora_from_a_file_is_used(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # of diffusers' own control network
-def test_control_of_finished_images_leaves_flux_s_call_too():
+def test_finished_images_are_removed_from_the_control_inputs_of_flux():
     source = tiny_pipe("FLUX.1 dev")
     torch.manual_seed(1)
     controlnet = FluxControlNetModel.from_transformer(
@@ -208,7 +208,7 @@ def test_control_of_finished_images_leaves_flux_s_call_too():
     torch.testing.assert_close(uneven.images[0], expected[0], atol=1e-5, rtol=0)
 
 
-def test_control_of_finished_images_leaves_the_call_too():
+def test_finished_images_are_removed_from_the_control_inputs():
     source = tiny_pipe("SD3")
     torch.manual_seed(1)
     controlnet = SD3ControlNetModel.from_transformer(

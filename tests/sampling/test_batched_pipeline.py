@@ -128,7 +128,7 @@ def test_runs_of_different_sizes_and_guidance_share_a_pipeline(shared):
 
 
 @pytest.mark.parametrize("shared", ["SD3"], indirect=True)
-def test_an_error_of_the_denoiser_fails_the_runs_of_that_call_alone(shared):
+def test_an_error_of_the_denoiser_fails_only_the_runs_of_its_batch(shared):
     def fail(module, args, kwargs):
         if kwargs["hidden_states"].shape[-2:] == (8, 8):
             raise RuntimeError("out of memory")

@@ -1,7 +1,6 @@
 """Slots go to the runs in the order of their requests, and a slot that is given back goes to the next one at once."""
 
-from tpdm.sampling.batching.denoiser import Slot
-from tpdm.sampling.batching.slots import FifoScheduler
+from tpdm.sampling.batching.denoiser import FifoScheduler, Slot
 
 
 class Batcher:

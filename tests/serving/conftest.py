@@ -1,4 +1,4 @@
-"""A real server on a free port, and ways to ask it."""
+"""A real server on a free port, and a client for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = ModelCard(
 
 @contextmanager
 def serving(engine, card=CARD, settings=None):
-    """The application behind a real uvicorn; gives its address."""
+    """Serves the application with uvicorn and gives its address."""
     app = make_app(engine, card, settings or Settings())
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False))
     listener = socket.create_server(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def serving(engine, card=CARD, settings=None):
 
 
 class Client(httpx.Client):
-    """Asks a server of this machine, never through a proxy."""
+    """Client for a server of this machine that uses no proxy."""
 
     def __init__(self, address, **options):
         super().__init__(base_url=address, trust_env=False, timeout=60, **options)
@@ -69,10 +69,10 @@ def parse_events(lines):
 
 
 def until(condition, seconds=30.0):
-    """Waits for what another thread brings about."""
+    """Waits for a condition that another thread makes true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.005)
 
 

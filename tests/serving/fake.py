@@ -1,4 +1,4 @@
-"""An engine without a network: the same words and the same promises, with pictures made of the request."""
+"""An engine without a network that makes images of one color, computed from the request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tpdm.serving.engine.interface import (
     RequestRefused,
     StepEvent,
 )
-from tpdm.serving.engine.preview_plan import PreviewPlan
+from tpdm.serving.engine.previews import PreviewPlan
 
 ENDLESS = 10_000
 OVERLONG = "prompt: an encoder reads 32 tokens and ignores the rest"

@@ -1,4 +1,4 @@
-"""The files of deploy/ at work: the container's command behind nginx as documented, the unit as systemd reads it."""
+"""The files of deploy/: the command of the container behind nginx as documented, and the systemd unit."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def metric(server, name: str) -> float:
     return float(value)
 
 
-def test_a_picture_through_nginx_and_its_url_under_the_public_name(proxied):
+def test_an_image_through_nginx_has_a_url_with_the_public_name(proxied):
     answer = proxied.post(PATH, json={"prompt": "red circle", "num_inference_steps": 2, "response_format": "url"})
     assert answer.status_code == 200, answer.text
     url = answer.json()["data"][0]["url"]
@@ -98,7 +98,7 @@ def test_a_picture_through_nginx_and_its_url_under_the_public_name(proxied):
     assert proxied.post(PATH, json={"prompt": "a"}, headers={"Authorization": "Bearer guess"}).status_code == 401
 
 
-def test_events_are_not_held_back_and_a_client_that_leaves_frees_its_place(proxied, server):
+def test_events_are_not_buffered_and_a_disconnected_client_frees_its_slot(proxied, server):
     before = metric(server, "tpdm_images_cancelled_total")
     images, steps = Limits().images, Limits().steps
     body = {"prompt": "red circle", "n": images, "num_inference_steps": steps, "stream": True, "partial_images": 0}
@@ -113,7 +113,7 @@ def test_events_are_not_held_back_and_a_client_that_leaves_frees_its_place(proxi
     assert metric(server, "tpdm_slots_in_use") == 0
 
 
-def test_a_body_that_is_too_long_goes_no_further_than_nginx(proxied, server):
+def test_nginx_refuses_a_body_that_is_too_long(proxied, server):
     before = metric(server, "tpdm_images_refused_total")
     answer = proxied.post(PATH, json={"prompt": "a" * 2 * Limits().body})
     assert answer.status_code == 413
@@ -121,12 +121,12 @@ def test_a_body_that_is_too_long_goes_no_further_than_nginx(proxied, server):
     assert metric(server, "tpdm_images_refused_total") == before
 
 
-def test_metrics_are_for_the_machine_itself(proxied, server):
+def test_metrics_are_available_on_this_machine_only(proxied, server):
     assert proxied.get("/metrics").status_code == 403
     assert server.get("/metrics").status_code == 200
 
 
-def test_the_numbers_of_the_proxy_fit_those_of_the_server():
+def test_the_limits_of_the_proxy_match_those_of_the_server():
     text = CONFIG.read_text(encoding="utf-8")
     (size,) = re.findall(r"client_max_body_size (\d+)k;", text)
     assert int(size) * 1024 == Limits().body
@@ -142,7 +142,7 @@ def test_the_health_check_of_the_container_passes(server):
     assert subprocess.run([sys.executable, "-c", check], timeout=60, capture_output=True).returncode == 0
 
 
-def test_the_container_is_built_of_what_is_there():
+def test_the_files_of_the_container_exist():
     names = [word for word, _ in dockerfile()]
     assert names[0] == "FROM"
     for word, rest in dockerfile():
@@ -154,7 +154,7 @@ def test_the_container_is_built_of_what_is_there():
     assert names.index("USER") < names.index("ENTRYPOINT")  # without rights
 
 
-def test_commands_of_container_unit_and_guide_are_taken():
+def test_commands_of_container_unit_and_guide_are_valid():
     unit = (DEPLOY / "tpdm.service").read_text(encoding="utf-8")
     (start,) = re.findall(r"^ExecStart=\S+/(tpdm .*)$", unit, re.MULTILINE)
     defaults = [*json.loads(instruction("ENTRYPOINT")), *json.loads(instruction("CMD"))]
@@ -163,7 +163,7 @@ def test_commands_of_container_unit_and_guide_are_taken():
         assert run.returncode == 0, run.stderr
 
 
-def test_the_guide_and_the_files_say_the_same():
+def test_the_guide_quotes_the_files():
     text = GUIDE.read_text(encoding="utf-8")
     for name in ("Dockerfile", "tpdm.service", "nginx.conf"):
         assert f"](../../deploy/{name})" in text
@@ -185,7 +185,7 @@ def test_the_guide_and_the_files_say_the_same():
     assert f"--allowed-host {name}" in text
 
 
-def test_systemd_takes_the_unit(tmp_path):
+def test_systemd_accepts_the_unit(tmp_path):
     program = find("systemd-analyze", "systemd")
     text = (DEPLOY / "tpdm.service").read_text(encoding="utf-8")
     (tmp_path / "tpdm.service").write_text(text.replace("/opt/tpdm/bin/tpdm", sys.executable), encoding="utf-8")

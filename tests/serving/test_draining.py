@@ -1,4 +1,4 @@
-"""A server process and its signals: what was accepted is finished, the rest is refused, the exit code is 0."""
+"""Signals of a server process: accepted requests are finished, new ones are refused, and the exit code is 0."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def answers(client):
         return False
 
 
-def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest():
+def test_sigterm_finishes_accepted_requests_and_refuses_new_ones():
     with process() as (server, client):
         found = []
         asking = threading.Thread(target=lambda: found.append(client.ask("red circle", num_inference_steps=100)))
@@ -72,7 +72,7 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest():
 
 
 @pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_server_ends_at_once(one):
+def test_an_idle_server_stops_at_once(one):
     with process() as (server, _):
         start = time.monotonic()
         server.send_signal(one)
@@ -90,7 +90,7 @@ def test_a_second_signal_does_not_wait():
         assert server.wait(60) == 0
 
 
-def test_draining_has_an_end():
+def test_draining_has_a_time_limit():
     with process(seconds=1) as (server, client), client.events("endless") as source:
         next(source)
         server.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The engine on tinyworld: whatever happens, every request is answered once, and the image is the one of its seed."""
+"""The engine on tinyworld: every request gets exactly one last event, and the image of its seed."""
 
 import dataclasses
 import gc
@@ -36,7 +36,7 @@ PROMPTS = [
     "blue ring and small dotted green square and red circle",
     "large striped red circle top left",
 ]
-SLOW = ImageRequest("red circle top", 0, num_inference_steps=2000)  # runs until it is stopped
+SLOW = ImageRequest("red circle top", 0, num_inference_steps=2000)  # runs until it is cancelled
 
 
 class Client:
@@ -102,7 +102,7 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
-def test_texts_that_are_not_read_to_their_end_are_said_with_the_image(make, client):
+def test_truncated_texts_are_in_the_warnings_of_the_image(make, client):
     engine, long, guided = make(), "red circle " * 40, {"guidance_scale": 2.0}
     client.send(engine, "short", ImageRequest("red circle", 0, **guided, negative_prompt="ring", num_inference_steps=2))
     client.send(engine, "long", ImageRequest(long, 0, num_inference_steps=2))
@@ -118,7 +118,7 @@ def test_texts_that_are_not_read_to_their_end_are_said_with_the_image(make, clie
         )
 
 
-def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
+def test_an_image_is_the_same_alone_and_in_shared_batches(pipe, make, client):
     attached = attach(pipe, "tinyworld", defaults=call_defaults("tinyworld"))
     engine, rng, asked = make(slots=5), random.Random(0), {}
     for name in range(24):
@@ -145,8 +145,8 @@ def test_an_image_is_the_same_alone_and_in_random_mixes(pipe, make, client):
     assert status.calls < status.rows
 
 
-def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, client):
-    """And what a request says before both; fixed steps are not the TPM's. Guided, a step of an image has two rows."""
+def test_arguments_of_the_training_take_precedence_over_those_of_the_backbone(make, client):
+    """A request takes precedence over both. With guidance, a step of an image has two rows."""
     policy, config = from_pretrained("tinyworld")
     policy.artifact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
     engine, rows = make(slots=1, tpm=policy), []
@@ -159,8 +159,8 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(make, c
     assert rows == [2, 1, 1]
 
 
-def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
-    """The queue serves groups in turn: all whose calls meet are one, however their size and guidance are written."""
+def test_requests_with_many_different_values_form_one_group(make, client):
+    """Requests whose calls can be merged form one group, however their size and guidance are given."""
     policy, config = from_pretrained("tinyworld")
     policy.artifact = dataclasses.replace(config, call_defaults={**config.call_defaults, "guidance_scale": 3.0})
     engine = make(slots=1, tpm=policy)
@@ -173,13 +173,13 @@ def test_who_asks_for_many_values_gets_no_more_turns_than_others(make, client):
         for i, options in enumerate(kinds):
             client.send(engine, f"{name}{i}", ImageRequest("red circle", 0, **options, **sizes[i % 2]))
     client.send(engine, "wide", ImageRequest("red circle", 0, width=96))
-    assert engine._queue.groups == 3
+    assert engine._scheduler.groups == 3
     engine.cancel(key)
     client.wait(12)
     assert all(isinstance(client.last(name), ImageDone) for name in client.events if name != "slow")
 
 
-def test_fixed_steps_are_the_stock_pipelines_own(pipe, make, client):
+def test_num_inference_steps_gives_the_image_of_the_stock_pipeline(pipe, make, client):
     client.send(make(slots=1), "one", ImageRequest(PROMPTS[0], 3, num_inference_steps=6))
     client.wait()
     stock = pipe(
@@ -192,7 +192,7 @@ def test_fixed_steps_are_the_stock_pipelines_own(pipe, make, client):
     assert np.array_equal(pixels(client.last("one").image), pixels(stock.images[0]))
 
 
-def test_the_queue_is_bounded_and_says_when_to_come_again(make, client):
+def test_the_queue_is_bounded_and_gives_the_seconds_to_the_next_try(make, client):
     engine = make(slots=1, queue_limit=2)
     keys = [client.send(engine, name, SLOW) for name in "abc"]
     assert (engine.status().running, engine.status().waiting) == (1, 2)
@@ -219,10 +219,12 @@ def test_cancelling_ends_an_image_at_its_next_step(make, client):
     assert not engine.cancel("never seen")
 
 
-def test_deadlines_hold_in_the_queue_and_on_the_way(make, client):
+def test_timeouts_apply_to_waiting_and_running_requests(make, client):
     engine = make(slots=1)
     client.send(engine, "slow", ImageRequest("red circle", 0, num_inference_steps=2000, timeout=1.5))
-    until(lambda: client.events["slow"])  # it has the place: texts are encoded ahead, and the other's might be first
+    until(
+        lambda: client.events["slow"]
+    )  # it has the slot: prompts are encoded ahead, and the other request might be first
     client.send(engine, "waits", ImageRequest("red circle", 0, num_inference_steps=2000, timeout=0.1))
     client.wait(2)
     assert all(isinstance(client.last(name).error, DeadlineExceeded) for name in ("slow", "waits"))
@@ -231,7 +233,7 @@ def test_deadlines_hold_in_the_queue_and_on_the_way(make, client):
     assert engine.status().expired == 2
 
 
-def test_draining_answers_what_was_accepted_and_takes_nothing_new(make, client):
+def test_draining_finishes_accepted_requests_and_refuses_new_ones(make, client):
     engine = make(slots=2)
     for name in range(6):
         client.send(engine, name, ImageRequest(PROMPTS[name % 3], name))
@@ -242,7 +244,7 @@ def test_draining_answers_what_was_accepted_and_takes_nothing_new(make, client):
     assert not engine.status().accepting
 
 
-def test_closing_answers_what_is_left(make, client):
+def test_closing_ends_the_remaining_requests(make, client):
     engine = make(slots=2)
     for name in range(5):
         client.send(engine, name, SLOW)
@@ -271,7 +273,7 @@ def test_closing_answers_what_is_left(make, client):
         ({"timeout": 0.0}, "timeout is 0.0"),
     ],
 )
-def test_a_request_that_contradicts_itself_cannot_be_made(options, sentence):
+def test_a_request_with_a_wrong_value_cannot_be_made(options, sentence):
     with pytest.raises(RequestRefused, match=sentence) as refusal:
         ImageRequest(**{"prompt": "red circle", "seed": 0, **options})
     assert refusal.value.field in options
@@ -286,7 +288,7 @@ def test_a_request_that_contradicts_itself_cannot_be_made(options, sentence):
         ({"negative_prompt": "ring", "guidance_scale": 1.0, "true_cfg_scale": 3.0}, "true_cfg_scale"),
     ],
 )
-def test_what_can_never_be_served_is_refused_at_once(make, client, options, sentence):
+def test_a_request_that_the_model_cannot_serve_is_refused_at_submission(make, client, options, sentence):
     engine = make()
     with pytest.raises(RequestRefused, match=sentence):
         client.send(engine, "bad", ImageRequest(**{"prompt": "red circle", "seed": 0, **options}))
@@ -294,7 +296,7 @@ def test_what_can_never_be_served_is_refused_at_once(make, client, options, sent
     assert not client.events["bad"]
 
 
-def test_the_dial_reaches_a_tpm_that_has_one(pipe, make, client):
+def test_gamma_reaches_a_gamma_conditioned_tpm(pipe, make, client):
     shape = TPMConfig(160, 160, channels=8, grid=2, gamma_range=(0.9, 0.99), storage="fp32")
     tpm = TimePredictionModule(shape).eval()
     torch.nn.init.normal_(tpm.fc1.weight)
@@ -335,7 +337,7 @@ def test_a_size_that_the_pipeline_cannot_make_is_refused(make, client):
     assert "divisible" in str(client.last("bad").error)
 
 
-def test_a_value_that_is_wrong_inside_is_no_refusal(pipe, make, client, caplog):
+def test_a_value_error_inside_the_pipeline_is_not_a_refusal(pipe, make, client, caplog):
     def fail(*args):
         raise ValueError("a file of ours is damaged")
 
@@ -352,7 +354,7 @@ def test_a_value_that_is_wrong_inside_is_no_refusal(pipe, make, client, caplog):
 @pytest.mark.parametrize(
     ("grid", "good", "words"), [((2, 2), 32, "4 x 4 tokens. This TPM is trained for 2 x 2"), (None, 64, None)]
 )
-def test_a_size_that_a_folded_tpm_does_not_read_is_refused_before_it_is_computed(make, client, grid, good, words):
+def test_a_size_that_the_tpm_does_not_accept_is_refused_at_submission(make, client, grid, good, words):
     engine = make(tpm=TimePredictionModule(TPMConfig(160, 160, channels=8, layout="release", token_grid=grid)).eval())
     client.send(engine, "good", ImageRequest("red circle", 0, width=good, height=good, max_steps=2))
     client.send(engine, "fixed", ImageRequest("red circle", 0, width=48, height=48, num_inference_steps=2))
@@ -375,7 +377,7 @@ def test_without_a_tpm_the_pipelines_own_schedule_runs(make, client):
         client.send(engine, "capped", ImageRequest("red circle", 0, max_steps=4))
 
 
-def test_a_denoiser_error_fails_the_requests_of_that_call_alone(pipe, make, client):
+def test_a_denoiser_error_fails_only_the_requests_of_its_batch(pipe, make, client):
     def fail(module, args, kwargs):
         if kwargs["hidden_states"].shape[-1] == 12:
             raise RuntimeError("out of memory")
@@ -394,7 +396,7 @@ def test_a_denoiser_error_fails_the_requests_of_that_call_alone(pipe, make, clie
     assert isinstance(client.last(1).error, BackboneError)
 
 
-def test_an_error_that_a_client_holds_holds_no_tensors(pipe, make, client, monkeypatch):
+def test_the_error_of_an_event_keeps_no_tensors(pipe, make, client, monkeypatch):
     made = []
 
     def fail(*args, **options):
@@ -409,7 +411,7 @@ def test_an_error_that_a_client_holds_holds_no_tensors(pipe, make, client, monke
     assert [ref() for ref in made] == [None]
 
 
-def test_a_listener_that_raises_harms_nobody(make, client, caplog):
+def test_a_listener_that_raises_does_not_affect_other_requests(make, client, caplog):
     def raising(event):
         raise ZeroDivisionError
 
@@ -441,7 +443,7 @@ def test_many_threads_send_and_cancel_at_once(make):
         thread.join(60)
     until(lambda: engine.status().running == 0)
     for client in clients:
-        assert client.ended.empty()  # nobody was answered twice
+        assert client.ended.empty()  # no request has two last events
         for events in client.events.values():
             assert [isinstance(event, StepEvent) for event in events] == [True] * (len(events) - 1) + [False]
     status = engine.status()

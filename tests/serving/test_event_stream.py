@@ -1,11 +1,11 @@
-"""Who leaves is heard, whatever is being sent in that moment."""
+"""A disconnect is noticed, whatever is being sent at that moment."""
 
 import asyncio
 
 from tpdm.serving.http.streaming import EventStream
 
 
-def test_a_client_that_leaves_while_a_send_ends_is_heard():
+def test_a_disconnect_at_the_end_of_a_send_is_noticed():
     async def rest():
         while True:
             yield b"data: 1\n\n"

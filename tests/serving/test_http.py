@@ -1,4 +1,4 @@
-"""What HTTP promises of every address: HEAD, OPTIONS, 404 and 405, lengths, kinds of bodies."""
+"""HEAD, OPTIONS, status 404 and 405, lengths and content types of every path."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_head_is_get_without_the_body(client, picture, path):
     assert head.content == b""
 
 
-def test_after_head_the_connection_is_where_it_should_be(client):
-    """A body that was sent all the same would be taken for the next answer."""
+def test_a_connection_can_be_reused_after_head(client):
+    """A body in the answer to HEAD would be read as the next answer."""
     connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
     for method in ("HEAD", "GET", "HEAD", "GET"):
         connection.request(method, "/v1/models")
@@ -73,7 +73,7 @@ def test_after_head_the_connection_is_where_it_should_be(client):
 
 
 @pytest.mark.parametrize("path", METHODS)
-def test_options_and_refusals_say_which_methods_there_are(client, picture, path):
+def test_options_and_status_405_list_the_methods(client, picture, path):
     allowed = METHODS[path]
     path = picture if path == "PICTURE" else path
     options = client.options(path)
@@ -81,12 +81,12 @@ def test_options_and_refusals_say_which_methods_there_are(client, picture, path)
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(allowed.split(", ")):
         answer = client.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
-        assert answer.json()["error"]["message"] == f"got {method}, expected one of {allowed} at this address"
+        assert answer.json()["error"]["message"] == f"{method} is not supported here. Use one of {allowed}."
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
 @pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/chat/completions", "/images/generations"])
-def test_nothing_at_an_address_is_said_in_openais_form(client, method, path):
+def test_status_404_has_the_shape_of_openais_api(client, method, path):
     answer = client.request(method, path)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/json"
@@ -95,15 +95,18 @@ def test_nothing_at_an_address_is_said_in_openais_form(client, method, path):
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "text/plain", None])
-def test_another_kind_of_body_is_refused_by_its_name(client, kind):
+def test_other_content_types_are_refused(client, kind):
     headers = {} if kind is None else {"content-type": kind}
     answer = client.post(GENERATIONS, content=b'{"prompt": "a"}', headers=headers)
     assert answer.status_code == 415
     named = "" if kind is None else kind.partition(";")[0]
-    assert f"got the content type '{named}', expected application/json" in answer.json()["error"]["message"]
+    assert (
+        f"The content type is '{named}'. Send the header Content-Type: application/json."
+        in answer.json()["error"]["message"]
+    )
 
 
-def test_a_token_is_asked_for_by_every_method():
+def test_every_method_needs_the_token():
     with serving(FakeEngine(), CARD, Settings(token="s3cret")) as address, Client(address) as client:
         for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
             assert client.request(method, "/v1/models").status_code == 401
@@ -114,7 +117,7 @@ def test_a_token_is_asked_for_by_every_method():
     ("method", "path", "status"),
     [("HEAD", "/health", 200), ("GET", "/nothing", 404), ("GET", "/score", 405), ("POST", "/health", 405)],
 )
-def test_so_does_the_server_of_a_reward(method, path, status):
+def test_the_reward_server_answers_head_404_and_405(method, path, status):
     async def ask():
         transport = httpx.ASGITransport(make_reward(None))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:

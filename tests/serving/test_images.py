@@ -1,4 +1,4 @@
-"""Pictures over HTTP: at once, by url, event by event, with OpenAI's own client, and their end when nobody waits."""
+"""Images over HTTP: in one answer, by url, as a stream, with OpenAI's client, and their cancellation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def idle(engine):
     return engine.status().running == engine.status().waiting == 0
 
 
-def test_a_picture_comes_with_its_steps_and_times(client):
+def test_an_image_has_its_steps_and_times(client):
     answer = client.ask("red circle", seed=5, n=2, size="32x48").json()
     assert answer["model"] == "tinyworld"
     for i, data in enumerate(answer["data"]):
@@ -41,12 +41,12 @@ def test_a_picture_comes_with_its_steps_and_times(client):
         assert 0 <= data["queued_seconds"] <= data["seconds"]
 
 
-def test_a_text_that_is_not_read_to_its_end_comes_with_a_warning(client):
+def test_a_truncated_text_adds_a_warning(client):
     assert client.ask("overlong circle").json()["data"][0]["warnings"] == [OVERLONG]
     assert "warnings" not in client.ask("circle").json()["data"][0]
 
 
-def test_a_seed_is_drawn_where_none_is_given(client, engine):
+def test_a_seed_is_drawn_if_none_is_given(client, engine):
     seeds = [client.ask().json()["data"][0]["seed"] for _ in range(3)]
     assert len(set(seeds)) == 3
     assert seeds == [request.seed for request in engine.requests]
@@ -77,7 +77,7 @@ def test_words_for_quality(engine, word, quality):
     assert engine.requests[0].quality == quality
 
 
-def test_without_a_dial_words_are_taken_and_numbers_refused(client, engine):
+def test_without_a_quality_setting_words_are_ignored_and_numbers_refused(client, engine):
     assert client.ask("a", quality="hd").status_code == 200
     assert engine.requests[0].quality is None
     for field, value in (("quality", 0.5), ("gamma", 0.9)):
@@ -86,7 +86,7 @@ def test_without_a_dial_words_are_taken_and_numbers_refused(client, engine):
         assert "this model has no quality setting" in answer.json()["error"]["message"]
 
 
-def test_a_picture_by_url(client):
+def test_an_image_by_url(client):
     data = client.ask("red circle", seed=1, response_format="url").json()["data"][0]
     assert "b64_json" not in data
     answer = client.get(data["url"])
@@ -104,7 +104,7 @@ def test_a_picture_by_url(client):
         ("*", "::2", "https"),
     ],
 )
-def test_urls_have_the_scheme_that_the_proxy_says(engine, proxies, proxy, scheme):
+def test_urls_have_the_scheme_of_the_proxy(engine, proxies, proxy, scheme):
     settings = Settings(proxies=proxies)
     config = make_config(make_app(engine, CARD, settings), settings)
     config.load()
@@ -121,7 +121,7 @@ def test_urls_have_the_scheme_that_the_proxy_says(engine, proxies, proxy, scheme
     assert url.startswith(f"{scheme}://pictures.example.org/v1/images/files/")
 
 
-def test_events_while_a_picture_is_made(client):
+def test_events_of_a_stream(client):
     with client.events("red circle", seed=3) as source:
         events = list(source)
     request = ImageRequest("red circle", 3)
@@ -162,14 +162,14 @@ def test_openais_client(client, monkeypatch):
         kinds = [event.type for event in stream]
         assert kinds[-1] == "image_generation.completed"
         assert "image_generation.partial_image" in kinds
-        with pytest.raises(openai.NotFoundError, match="expected 'tinyworld'"):
+        with pytest.raises(openai.NotFoundError, match="Use 'tinyworld'"):
             official.images.generate(prompt="red circle", model="dall-e-3")
         failing = official.images.generate(prompt="explode", stream=True)
         with pytest.raises(openai.APIError, match="the server's log says why"):
             list(failing)
 
 
-def test_a_call_is_cancelled_by_its_id(client, engine):
+def test_a_request_is_cancelled_by_its_id(client, engine):
     with client.events("endless", n=2) as source:
         call = next(source)[1]["id"]
         next(source)
@@ -181,14 +181,14 @@ def test_a_call_is_cancelled_by_its_id(client, engine):
     assert engine.status().cancelled == 2
 
 
-def test_a_client_that_leaves_a_stream_ends_it(client, engine):
+def test_a_client_that_disconnects_from_a_stream_cancels_it(client, engine):
     with client.events("endless") as source:
         next(source)
     until(lambda: idle(engine))
     assert engine.status().cancelled == 1
 
 
-def test_a_client_that_stops_reading_ends_its_picture(engine, monkeypatch):
+def test_a_client_that_stops_reading_cancels_its_image(engine, monkeypatch):
     noise = Image.frombytes("RGB", (512, 512), os.urandom(512 * 512 * 3))  # as large as its bytes
     monkeypatch.setattr("tests.serving.fake.picture", lambda request: noise)
     monkeypatch.setattr("tpdm.serving.http.streaming.SEND_SECONDS", 0.2)
@@ -201,7 +201,7 @@ def test_a_client_that_stops_reading_ends_its_picture(engine, monkeypatch):
             until(lambda: engine.status().cancelled == 1)
 
 
-def test_a_client_that_hangs_up_ends_its_picture(engine):
+def test_a_client_that_disconnects_cancels_its_image(engine):
     body = b'{"prompt": "endless", "n": 2}'
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with serving(engine) as address:
@@ -212,13 +212,13 @@ def test_a_client_that_hangs_up_ends_its_picture(engine):
         until(lambda: engine.status().cancelled == 2)
 
 
-def test_an_image_that_fails_takes_its_call_with_it(client, engine):
+def test_an_image_that_fails_cancels_the_others_of_its_request(client, engine):
     answer = client.ask("explode", n=2)
     assert answer.status_code == 500
     until(lambda: idle(engine))
 
 
-def test_all_images_of_a_call_are_admitted_or_none():
+def test_all_images_of_a_request_are_accepted_or_none():
     engine = FakeEngine(slots=1, queue_limit=2)
     with serving(engine) as address, Client(address) as client:
         assert client.ask("endless", n=8).status_code == 429
@@ -226,8 +226,8 @@ def test_all_images_of_a_call_are_admitted_or_none():
         assert client.ask("a", n=1).status_code == 200
 
 
-def test_a_silent_stream_is_kept_open(monkeypatch):
-    monkeypatch.setattr("tpdm.serving.http.handlers.PAUSE", 0.02)
+def test_a_stream_without_events_is_kept_open(monkeypatch):
+    monkeypatch.setattr("tpdm.serving.http.handlers.KEEP_ALIVE_SECONDS", 0.02)
     with serving(FakeEngine(pace=0.1)) as address, Client(address) as client:
         body = {"prompt": "red circle", "stream": True}
         lines = client.post("/v1/images/generations", json=body).text.splitlines()
@@ -235,7 +235,7 @@ def test_a_silent_stream_is_kept_open(monkeypatch):
     assert "data: [DONE]" in lines
 
 
-def test_the_deadline_of_a_picture():
+def test_the_timeout_of_an_image():
     settings = Settings(Limits(seconds=0.2))
     with serving(FakeEngine(), CARD, settings) as address, Client(address) as client:
         answer = client.ask("endless")

@@ -1,4 +1,4 @@
-"""What the log says: what went wrong and why, and no word of a prompt that nobody asked it to keep."""
+"""The log contains errors and their causes, and prompts only if they are logged."""
 
 import logging
 import queue
@@ -44,7 +44,7 @@ def as_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize("log_prompts", [True, False])
-def test_libraries_quote_what_they_cut_off_only_where_prompts_are_logged(said, log_prompts):
+def test_libraries_quote_prompts_only_if_prompts_are_logged(said, log_prompts):
     engine = make_engine("tinyworld", None, slots=1, device="cpu", log_prompts=log_prompts)
     try:
         last(engine, "red circle " * 40 + SECRET)
@@ -53,7 +53,7 @@ def test_libraries_quote_what_they_cut_off_only_where_prompts_are_logged(said, l
     assert any(SECRET in message for message in said) == log_prompts
 
 
-def test_an_error_of_the_engine_is_logged_without_its_words(said, caplog):
+def test_an_error_of_the_engine_is_logged_without_its_message(said, caplog):
     engine = make_engine("tinyworld", None, slots=1, device="cpu")
     pipe = engine._shared.pipe
 
@@ -84,7 +84,7 @@ def test_an_error_of_the_engine_is_logged_without_its_words(said, caplog):
     assert SECRET not in caplog.text
 
 
-def test_an_error_is_described_with_what_it_came_of():
+def test_an_error_is_described_with_its_causes():
     try:
         try:
             raise torch.OutOfMemoryError("here")
@@ -93,7 +93,7 @@ def test_an_error_is_described_with_what_it_came_of():
     except BackboneError as error:
         error.__cause__.__cause__ = error  # it would go round for ever
         plain, whole = describe(error), describe(error, with_message=True)
-    assert plain.index("BackboneError\n") < plain.index("which came of OutOfMemoryError\n")
+    assert plain.index("BackboneError\n") < plain.index("caused by OutOfMemoryError\n")
     assert plain.count("in test_an_error_is_described") == 2
     assert "BackboneError: there" in whole
     assert "OutOfMemoryError: here" in whole

@@ -1,4 +1,4 @@
-"""The memory of a server: its threads share two arenas of the C library, unless the environment says how many."""
+"""The threads of a server share two malloc arenas, unless the environment variable sets another number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEW = "from tpdm.serving.process import limit_malloc_arenas; print(limit_malloc_
 
 
 def arenas(first: str, **environment: str) -> tuple[int, str]:
-    """How many arenas eight threads have, and what the process printed."""
+    """Number of arenas of eight threads, and the output of the process."""
     words = [sys.executable, "-c", THREADS.format(first=first)]
     run = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60, check=True)
     return len(re.findall(r"^Arena \d+:", run.stderr, re.MULTILINE)), run.stdout.strip()
@@ -46,5 +46,5 @@ def test_threads_of_a_server_share_two_arenas():
 
 
 @glibc
-def test_the_environment_has_the_last_word():
+def test_the_environment_variable_takes_precedence():
     assert arenas(FEW, MALLOC_ARENA_MAX="3") == (3, "False")

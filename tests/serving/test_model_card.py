@@ -1,4 +1,4 @@
-"""What a server tells of its model."""
+"""The public description of the model."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_the_embedded_model():
     assert not describe_model("tinyworld", None).learned
 
 
-def test_a_folder_shows_its_name_and_not_its_place(tmp_path):
+def test_the_id_of_a_folder_is_its_name_without_the_path(tmp_path):
     make_tiny_sd3(tmp_path / "parts").save_pretrained(tmp_path / "mine")
     card = describe_model(str(tmp_path / "mine"), None)
     assert (card.id, card.default_steps) == ("mine", 28)
@@ -28,12 +28,12 @@ def test_a_folder_shows_its_name_and_not_its_place(tmp_path):
     ("family", "facts"),
     [("SD3", PipelineMetadata(28, 64)), ("FLUX.2", PipelineMetadata(50, None)), ("SD1.5", PipelineMetadata(50, None))],
 )
-def test_how_large_a_picture_may_be(tmp_path, family, facts):
+def test_the_largest_side_of_an_image(tmp_path, family, facts):
     FAMILIES[family].build().save_pretrained(tmp_path)
     assert read_pipeline_metadata(tmp_path) == facts
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(BackboneError, match=r"whose index diffusers cannot load"):
         read_pipeline_metadata(tmp_path)
     with pytest.raises(CheckpointError):

@@ -1,4 +1,4 @@
-"""The page in a real browser: drawn by mouse and by keyboard, on a phone, in light and dark, asking nobody else."""
+"""The page in a real browser: mouse and keyboard, phone, light and dark, and no other hosts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def asked_addresses(page):
     return [address for address in sent if not address.startswith(("data:", "about:"))]
 
 
-def test_a_picture_beside_the_fixed_default(open_page):
+def test_an_image_next_to_the_fixed_schedule(open_page):
     engine = FakeEngine(pace=0.1)
     page = open_page(engine).ready()
     page["seed"].clear()
@@ -109,7 +109,7 @@ def test_a_picture_beside_the_fixed_default(open_page):
     assert all(address.startswith(page.address) for address in addresses)
 
 
-def test_by_keyboard_alone(open_page):
+def test_the_page_works_with_the_keyboard(open_page):
     engine = FakeEngine(pace=0.01)
     page = open_page(engine).ready()
     seen = []
@@ -166,7 +166,7 @@ def luminance(color):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_words_can_be_read_in_light_and_dark(open_page, dark):
+def test_text_has_enough_contrast_in_light_and_dark(open_page, dark):
     """Contrast of at least 4.5 (WCAG AA), measured on what the browser computed."""
     page = open_page(dark=dark).ready()
     paper = page.style(page.all("body")[0], "backgroundColor")
@@ -179,7 +179,7 @@ def test_words_can_be_read_in_light_and_dark(open_page, dark):
         assert (high + 0.05) / (low + 0.05) >= 4.5, css
 
 
-def test_everything_has_a_name(open_page):
+def test_every_control_has_an_accessible_name(open_page):
     page = open_page(settings=Settings(token="s3cret"))
     page.wait(lambda: page["token"].is_displayed())
     names = {name: page[name].accessible_name for name in FIELDS}
@@ -189,7 +189,7 @@ def test_everything_has_a_name(open_page):
     assert page.all("html")[0].get_attribute("lang") == "en"
 
 
-def test_the_dial(open_page):
+def test_the_quality_setting(open_page):
     engine = FakeEngine()
     page = open_page(engine, ModelCard("m", True, True, 28, EXAMPLES)).ready()
     assert page["quality"].is_enabled()
@@ -200,13 +200,13 @@ def test_the_dial(open_page):
     assert [request.quality for request in engine.requests] == [0.05, None]
 
 
-def test_without_a_dial_the_page_says_why(open_page):
+def test_without_a_quality_setting_the_page_gives_the_reason(open_page):
     page = open_page().ready()
     assert not page["quality"].is_enabled()
     assert "trained for one balance" in page["quality-hint"].text
 
 
-def test_without_a_tpm_there_is_one_picture(open_page):
+def test_without_a_tpm_there_is_one_image(open_page):
     engine = FakeEngine()
     page = open_page(engine, ModelCard("m", False, False, 28, EXAMPLES)).ready()
     page["draw"].click()
@@ -216,7 +216,7 @@ def test_without_a_tpm_there_is_one_picture(open_page):
     assert [request.num_inference_steps for request in engine.requests] == [28]
 
 
-def test_a_text_that_is_not_read_to_its_end_is_said_once(open_page):
+def test_a_truncated_text_is_reported_once(open_page):
     page = open_page(FakeEngine()).ready()
     page["prompt"].clear()
     page["prompt"].send_keys("overlong circle")
@@ -224,7 +224,7 @@ def test_a_text_that_is_not_read_to_its_end_is_said_once(open_page):
     assert page.summary().endswith(f"% of the steps. {OVERLONG}.")
 
 
-def test_a_picture_that_the_safety_checker_flagged_is_said(open_page):
+def test_an_image_flagged_by_the_safety_checker_is_marked(open_page):
     page = open_page(FakeEngine(), settings=Settings(response_format="url")).ready()  # the page reads b64_json anyway
     page["prompt"].clear()
     page["prompt"].send_keys("flagged circle")
@@ -233,7 +233,7 @@ def test_a_picture_that_the_safety_checker_flagged_is_said(open_page):
     assert len(page.all(".pair img:not([hidden])")) == 2
 
 
-def test_a_token_is_asked_for_and_sent(open_page):
+def test_the_page_asks_for_the_token_and_sends_it(open_page):
     page = open_page(settings=Settings(token="s3cret"))
     page.wait(lambda: page["token"].is_displayed())
     assert "token is missing or wrong" in page["error"].text
@@ -244,7 +244,7 @@ def test_a_token_is_asked_for_and_sent(open_page):
     assert page.summary().startswith("Learned: ")
 
 
-def test_errors_are_said(open_page):
+def test_errors_are_shown(open_page):
     page = open_page().ready()
     for prompt, words in (("refuse", "an option that the pipeline lacks"), ("explode", "the server's log says why")):
         page["prompt"].clear()
@@ -253,7 +253,7 @@ def test_errors_are_said(open_page):
         page.wait(lambda words=words: words in page["error"].text)
 
 
-def test_words_stay_words(open_page):
+def test_prompts_are_not_interpreted_as_html(open_page):
     page = open_page().ready()
     page["prompt"].clear()
     page["prompt"].send_keys("<img src=x onerror=alert(1)>")

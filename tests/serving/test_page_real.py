@@ -1,4 +1,4 @@
-"""The page before the real engine on tinyworld: what a person sees is what was computed."""
+"""The page with the real engine on tinyworld shows the computed images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shown(page, figure):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
 
 
-def test_both_pictures_are_those_of_the_pipeline(open_page, real, pipe):  # noqa: F811
+def test_both_images_are_those_of_the_pipeline(open_page, real, pipe):  # noqa: F811
     page = open_page(real, CARD).ready()
     prompt = "red circle and blue ring"
     for name, words in (("prompt", prompt), ("seed", "7")):
@@ -59,7 +59,7 @@ def test_both_pictures_are_those_of_the_pipeline(open_page, real, pipe):  # noqa
     assert page.driver.get_log("browser") == []
 
 
-def test_what_is_stopped_is_not_computed_on(open_page, real):  # noqa: F811
+def test_a_stopped_image_is_no_longer_computed(open_page, real):  # noqa: F811
     page = open_page(real, CARD).ready()
     page["prompt"].clear()
     page["prompt"].send_keys("red circle and blue ring and green square", Keys.ENTER)
@@ -72,7 +72,7 @@ def test_what_is_stopped_is_not_computed_on(open_page, real):  # noqa: F811
     assert status.failed == status.waiting == 0
 
 
-def test_what_the_pipeline_refuses_is_said(open_page, real):  # noqa: F811
+def test_a_refusal_of_the_pipeline_is_shown(open_page, real):  # noqa: F811
     page = open_page(real, CARD).ready()
     page["prompt"].clear()
     page["prompt"].send_keys("   ")

@@ -1,4 +1,4 @@
-"""An engine whose images are made elsewhere, with plain coroutines for replicas."""
+"""The engine for replicas, with coroutines instead of replicas."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def last(events):
             return event
 
 
-def test_an_image_comes_with_the_fronts_own_seconds():
+def test_the_seconds_of_an_image_are_measured_in_this_process():
     with running() as engine:
         _, events = follow(engine, A)
         assert [events.get(timeout=5) for _ in range(2)] == [StepEvent(1, 0.5), StepEvent(2, 0.0)]
@@ -93,7 +93,7 @@ def test_an_image_comes_with_the_fronts_own_seconds():
         assert (status.waiting, status.running, status.slots, status.queue_limit) == (0, 0, 2, 1)
 
 
-def test_a_step_that_is_told_again_for_its_preview_counts_once():
+def test_a_step_with_a_second_event_for_its_preview_counts_once():
     with running() as engine:
         _, events = follow(engine, replace(A, prompt="late", previews=2))
         assert [events.get(timeout=5).again for _ in range(3)] == [False, False, True]
@@ -106,14 +106,14 @@ def test_a_step_that_is_told_again_for_its_preview_counts_once():
     ("prompt", "error"),
     [("gone", EngineStopped), ("broken", ZeroDivisionError), ("refuse", RequestRefused), ("cut", EngineStopped)],
 )
-def test_what_goes_wrong_there_is_said_here(prompt, error):
+def test_errors_of_a_replica_reach_the_client(prompt, error):
     with running() as engine:
         _, events = follow(engine, replace(A, prompt=prompt))
         assert isinstance(last(events).error, error)
         until(lambda: engine.status().failed == 1)
 
 
-def test_cancelling_closes_what_the_replica_does():
+def test_cancelling_closes_the_events_of_the_replica():
     with running() as engine:
         key, events = follow(engine, replace(A, prompt="endless cancelled"))
         events.get(timeout=5)
@@ -125,21 +125,21 @@ def test_cancelling_closes_what_the_replica_does():
     assert "endless cancelled" in closed
 
 
-def test_cancelling_at_once_answers_all_the_same():
+def test_cancelling_at_once_emits_a_last_event():
     with running(slots=50) as engine:
         pairs = [follow(engine, replace(A, prompt="endless")) for _ in range(50)]
         assert [engine.cancel(key) for key, _ in pairs] == [True] * 50
         assert {type(last(events).error) for _, events in pairs} == {RequestCancelled}
 
 
-def test_the_deadline_counts_from_submission():
+def test_the_timeout_starts_at_submission():
     with running() as engine:
         _, events = follow(engine, replace(A, prompt="endless", timeout=0.1))
         assert isinstance(last(events).error, DeadlineExceeded)
         until(lambda: engine.status().expired == 1)
 
 
-def test_there_is_only_so_much_room():
+def test_the_queue_of_replicas_is_bounded():
     with running(slots=1, queue_limit=1) as engine:
         for _ in range(2):
             follow(engine, replace(A, prompt="endless"))

@@ -1,4 +1,4 @@
-"""What replicas ask a cluster for, with Ray played by a stand-in."""
+"""GPUs that the replicas request from a cluster, with a fake Ray."""
 
 import sys
 from functools import partial
@@ -46,7 +46,7 @@ def replicas(monkeypatch):
         ({"CPU": 4.0}, 1.0, 1.0, "auto"),
     ],
 )
-def test_each_replica_takes_a_gpu_where_the_cluster_has_any(replicas, resources, planned, gpus, device):
+def test_each_replica_gets_a_gpu_if_the_cluster_has_any(replicas, resources, planned, gpus, device):
     module, asked = replicas
     asked.resources = resources
     engine = module.start_replicas(module.ReplicaConfig(partial(make, device="auto"), 2, 2, 4, 8, planned))

@@ -1,4 +1,4 @@
-"""Replicas behind one front, on this machine: spread, restarted one by one, killed, joined by another under load."""
+"""Replicas on this machine: load balancing, rolling restart, killed processes and autoscaling."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def engine():
 
     old = os.environ.get("PYTHONPATH", "")
     os.environ.update(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'src'}{os.pathsep}{old}", RAY_USAGE_STATS_ENABLED="0")
-    engine = start_replicas(ReplicaConfig(FAKE, replicas=2, most=3, slots=4, queue_limit=100, seconds=60))
+    engine = start_replicas(ReplicaConfig(FAKE, replicas=2, max_replicas=3, slots=4, queue_limit=100, seconds=60))
     yield engine
     engine.close()
 
@@ -76,7 +76,7 @@ class ParsedRequest:
                 return event
 
 
-def test_a_picture_is_the_same_from_every_replica(engine):
+def test_an_image_is_the_same_from_every_replica(engine):
     asked = [ParsedRequest(engine, ImageRequest("red circle", seed, width=32, height=32)) for seed in range(12)]
     for one in asked:
         done = one.end()
@@ -87,7 +87,7 @@ def test_a_picture_is_the_same_from_every_replica(engine):
     assert engine.status().rows > 0
 
 
-def test_refusals_and_cancellations_cross_the_processes(engine):
+def test_refusals_and_cancellations_work_across_processes(engine):
     assert isinstance(ParsedRequest(engine, ImageRequest("refuse", 0)).end().error, RequestRefused)
     asked = ParsedRequest(engine, ImageRequest("endless", 0))
     until(lambda: engine.status().running == 1)
@@ -95,7 +95,7 @@ def test_refusals_and_cancellations_cross_the_processes(engine):
     assert isinstance(asked.end().error, RequestCancelled)
 
 
-def test_a_rolling_restart_loses_nothing(engine):
+def test_a_rolling_restart_loses_no_request(engine):
     before, asked, stop = replica_pids(), [], threading.Event()
 
     def load():
@@ -112,7 +112,7 @@ def test_a_rolling_restart_loses_nothing(engine):
     assert {type(one.end()) for one in asked} == {ImageDone}
 
 
-def test_kill_9_loses_what_it_was_computing_and_says_so(engine):
+def test_a_killed_replica_fails_its_requests_with_an_error(engine):
     asked = [ParsedRequest(engine, ImageRequest("red circle", seed, num_inference_steps=100)) for seed in range(8)]
     until(lambda: engine.status().running > 4, 20)  # more than one replica has slots for
     before = replica_pids()
@@ -134,9 +134,9 @@ def test_replicas_follow_the_load(engine):
     assert {type(one.end().error) for one in asked} == {RequestCancelled}
 
 
-def test_ranges_that_fall():
+def test_a_maximum_below_the_minimum_is_refused():
     from tpdm.serving.engine.ray_replicas import ReplicaConfig
 
     for replicas, most in ((0, 1), (2, 1)):
-        with pytest.raises(ConfigError, match="expected at least 1"):
+        with pytest.raises(ConfigError, match="It must be 1 <= replicas"):
             ReplicaConfig(FAKE, replicas, most, 1, 1)

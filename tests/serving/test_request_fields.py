@@ -1,4 +1,4 @@
-"""Every field of a request, on a real pipeline: what is taken changes the picture or the answer, or is refused."""
+"""Every field of a request, on a real pipeline, changes the image or the answer, or is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ VOLATILE = ("created", "created_at", "id", "seconds", "queued_seconds")
 
 @pytest.fixture(scope="module")
 def client():
-    """A TPM with a dial, and random, so that all of its numbers count."""
+    """A gamma-conditioned TPM with random weights, so that all its inputs have an effect."""
     torch.manual_seed(0)
     shape = TPMConfig(160, 160, channels=8, grid=2, gamma_range=(0.9, 0.99), storage="fp32")
     tpm = TimePredictionModule(shape).eval()
@@ -63,7 +63,7 @@ def client():
 
 
 def said(client, **fields):
-    """All of an answer that does not change from one time to the next."""
+    """The fields of an answer that are the same every time."""
     if fields.get("stream"):
         with client.events(**{**BASE, **fields}) as source:
             return [(name, steady(data)) for name, data in source]
@@ -86,7 +86,7 @@ def test_the_tables_have_every_field():
 
 
 @pytest.mark.parametrize("field", CHANGING)
-def test_what_is_taken_changes_the_answer(client, field):
+def test_every_accepted_field_changes_the_answer(client, field):
     more, one, other = CHANGING[field]
     first = said(client, **more, **{field: one})
     assert first == said(client, **more, **{field: one})
@@ -94,7 +94,7 @@ def test_what_is_taken_changes_the_answer(client, field):
 
 
 @pytest.mark.parametrize("field", REFUSED)
-def test_what_cannot_be_done_is_refused(client, field):
+def test_unsupported_values_are_refused(client, field):
     answer = client.post("/v1/images/generations", json={**BASE, field: REFUSED[field]})
     assert 400 <= answer.status_code < 500
     error = answer.json()["error"]
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_refused(client, field):
 
 
 @pytest.mark.parametrize("field", GenerationRequest.model_fields)
-def test_null_is_the_same_as_left_out(client, field):
+def test_null_is_the_same_as_a_missing_field(client, field):
     left_out = {name: value for name, value in {**BASE, "max_steps": 1}.items() if name != field}
     null, without = (client.post("/v1/images/generations", json=body) for body in ({**left_out, field: None}, left_out))
     assert null.status_code == without.status_code == (422 if field == "prompt" else 200)
@@ -110,8 +110,8 @@ def test_null_is_the_same_as_left_out(client, field):
         assert steady(null.json()) == steady(without.json())
 
 
-def test_a_dial_does_not_turn_a_fixed_schedule(client):
-    """A number is a demand; a word, which clients send unasked, comes back with a warning."""
+def test_quality_has_no_effect_on_a_fixed_schedule(client):
+    """Numbers are refused. Words, which clients send unasked, add a warning."""
     fixed = {"max_steps": None, "num_inference_steps": 2}
     answer = client.post("/v1/images/generations", json={**BASE, **fixed, "quality": 0.5})
     assert answer.status_code == 422

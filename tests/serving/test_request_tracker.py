@@ -1,4 +1,4 @@
-"""A request that is being answered: whatever way its reader goes, nothing of it stays behind."""
+"""A request that is being answered leaves nothing behind, however its reader ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def engine():
     engine.close()
 
 
-def test_the_events_of_a_call_end_with_its_picture(engine):
+def test_the_events_of_a_request_end_with_its_image(engine):
     async def read():
         with RequestTracker(engine).start([ImageRequest("circle", 0)]) as call:
             return [event async for event in call.events()]
@@ -27,7 +27,7 @@ def test_the_events_of_a_call_end_with_its_picture(engine):
     assert isinstance(asyncio.run(read())[-1][1], ImageDone)
 
 
-def test_of_a_reader_that_falls_behind_the_newest_preview_waits(engine):
+def test_a_slow_reader_gets_the_newest_preview(engine):
     async def read():
         with RequestTracker(engine).start(
             [ImageRequest(name, 0, num_inference_steps=20, previews="every") for name in "ab"]
@@ -44,7 +44,7 @@ def test_of_a_reader_that_falls_behind_the_newest_preview_waits(engine):
         assert isinstance(done, ImageDone)
 
 
-def test_a_reader_that_leaves_while_it_waits_leaves_nothing_in_the_loop(engine):
+def test_a_cancelled_reader_leaves_no_timer_in_the_loop(engine):
     calls = RequestTracker(engine)
 
     async def read(call):
@@ -58,7 +58,7 @@ def test_a_reader_that_leaves_while_it_waits_leaves_nothing_in_the_loop(engine):
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
-        # A timer that still runs would keep the call's events, pictures and all, for an hour.
+        # A timer that still runs would keep the events and images of the request for an hour.
         return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
 
     assert asyncio.run(leave()) == []

@@ -1,4 +1,4 @@
-"""What a server refuses, in which words, and what it keeps to itself."""
+"""Refusals with their messages, and what the server does not disclose."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def bounded():
         ({"output_format": "jpg"}, 422, "output_format: Input should be 'png', 'jpeg' or 'webp'"),
         ({"path": "/etc/passwd"}, 422, "Unknown fields: 'path'. Leave them out. The known fields are prompt, "),
         ({"prompt": "refuse"}, 422, "an option that the pipeline lacks"),
-        ({"model": "dall-e-3"}, 404, "expected 'tinyworld'"),
+        ({"model": "dall-e-3"}, 404, "model is 'dall-e-3'. Use 'tinyworld'"),
     ],
 )
 def test_what_is_refused(bounded, fields, status, words):
@@ -86,21 +86,21 @@ def test_what_is_refused(bounded, fields, status, words):
         (b'{"prompt": "' + b"x" * 600 + b'"}', 413),
     ],
 )
-def test_bodies_that_are_no_request(bounded, body, status):
+def test_invalid_bodies_are_refused(bounded, body, status):
     answer = bounded.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 
 
 def test_forms_of_other_sites_are_refused(bounded):
-    """A page elsewhere can send text and forms without asking; JSON it cannot."""
+    """A page of another site can send text and forms without a preflight request, but no JSON."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = bounded.post("/v1/images/generations", content=b'{"prompt": "a"}', headers={"content-type": kind})
         assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_content_type")
     assert "access-control-allow-origin" not in bounded.options("/v1/images/generations").headers
 
 
-def test_a_body_without_an_end(bounded):
+def test_a_slow_and_a_long_body_are_refused(bounded):
     host, port = bounded.base_url.host, bounded.base_url.port
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     with socket.create_connection((host, port), timeout=60) as slow:
@@ -108,7 +108,7 @@ def test_a_body_without_an_end(bounded):
         answer = slow.recv(10_000)
         while b"error" not in answer and (more := slow.recv(10_000)):  # older uvicorn sends head and body apart
             answer += more
-        assert b"the body was not there within 0.3 s" in answer
+        assert b"The body did not arrive within 0.3 s" in answer
     with socket.create_connection((host, port), timeout=60) as long:
         long.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode() + b"x" * 2000)
         assert b" 413 " in long.recv(10_000)
@@ -128,13 +128,13 @@ def test_a_body_without_an_end(bounded):
         ("GET", "/docs", 404),
     ],
 )
-def test_addresses_with_nothing_behind_them(bounded, method, path, status):
+def test_unknown_paths(bounded, method, path, status):
     answer = bounded.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 
 
-def test_a_full_queue_says_when_to_come_back():
+def test_a_full_queue_sends_retry_after():
     engine = FakeEngine(slots=1, queue_limit=0)
     with serving(engine) as address, Client(address) as client, client.events("endless") as source:
         next(source)
@@ -144,7 +144,7 @@ def test_a_full_queue_says_when_to_come_back():
     assert answer.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_a_server_that_stops_is_not_ready_and_refuses(client, engine):
+def test_a_draining_server_is_not_ready_and_refuses_requests(client, engine):
     assert client.get("/readyz").status_code == 200
     engine.drain(1)
     for answer in (client.get("/readyz"), client.ask()):
@@ -153,7 +153,7 @@ def test_a_server_that_stops_is_not_ready_and_refuses(client, engine):
     assert client.get("/healthz").status_code == 200
 
 
-def test_a_mistake_of_ours_is_not_shown(client, caplog):
+def test_internal_errors_are_not_shown(client, caplog):
     with caplog.at_level(logging.INFO, "tpdm.serving"):
         answer = client.ask("explode, darling")
     assert answer.status_code == 500
@@ -165,7 +165,7 @@ def test_a_mistake_of_ours_is_not_shown(client, caplog):
     assert "darling" not in caplog.text
 
 
-def test_errors_outside_the_engine_are_not_shown_either(client, engine, monkeypatch, caplog):
+def test_internal_errors_outside_the_engine_are_not_shown(client, engine, monkeypatch, caplog):
     words = "".join(["sec", "ret"])  # not in the frames, which show this source
 
     def broken():
@@ -178,14 +178,14 @@ def test_errors_outside_the_engine_are_not_shown_either(client, engine, monkeypa
     assert "KeyError" in caplog.text
 
 
-def test_prompts_are_logged_where_asked_for(engine, caplog):
+def test_prompts_are_logged_only_if_enabled(engine, caplog):
     caplog.set_level(logging.INFO, "tpdm.serving")
     with serving(engine, CARD, Settings(log_prompts=True)) as address, Client(address) as client:
         client.ask("a red\nring")
     assert r"'a red\nring'" in caplog.text
 
 
-def test_a_token_is_asked_for(engine):
+def test_a_token_is_required(engine):
     right = {"authorization": "Bearer s3cret"}
     with serving(engine, CARD, Settings(token="s3cret")) as address, Client(address) as client:
         for headers in (
@@ -205,7 +205,7 @@ def test_a_token_is_asked_for(engine):
         assert client.get(answer.json()["data"][0]["url"]).status_code == 200  # its name is token enough
 
 
-def test_names_of_the_server(engine):
+def test_host_names_of_the_server(engine):
     with serving(engine, CARD, Settings(hosts=(*LOOPBACK, "pictures.example"))) as address, Client(address) as client:
         for host in ("127.0.0.1:8000", "localhost", "[::1]:80", "Pictures.Example"):
             assert client.get("/v1/models", headers={"host": host}).status_code == 200
@@ -214,7 +214,7 @@ def test_names_of_the_server(engine):
             assert client.get("/readyz", headers={"host": host}).status_code == 200  # containers are asked by address
 
 
-def test_every_answer_carries_the_headers(client):
+def test_every_answer_has_the_security_headers(client):
     for path in ("/", "/v1/models", "/nothing", "/metrics"):
         headers = client.get(path).headers
         assert headers["content-security-policy"] == CSP
@@ -225,7 +225,7 @@ def test_every_answer_carries_the_headers(client):
     assert "http" not in CSP
 
 
-def test_the_store_is_bounded_and_forgets():
+def test_the_image_store_is_bounded_and_expires():
     now = [0.0]
     store = ImageStore(limit=10, seconds=5, clock=lambda: now[0])
     first, second = store.put(b"12345", "png"), store.put(b"67890", "png")
@@ -266,7 +266,7 @@ def test_metrics(client, engine):
         assert line in lines
 
 
-def test_what_is_served_is_said(client):
+def test_the_served_model_is_listed(client):
     model = client.get("/v1/models").json()["data"][0]
     assert (model["id"], model["object"]) == ("tinyworld", "model")
     assert model["tpdm"]["default_steps"] == 28

@@ -1,4 +1,4 @@
-"""The soak at small size, with the real engine: its own promises are its assertions. And what was committed of it."""
+"""A small soak test with the real engine, which contains its own assertions, and the committed results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_small_soak():
     assert 50 < result["refused"] <= sum(seen["sent"] for seen in result["bad_bodies"].values())
 
 
-def test_the_committed_soak_is_of_full_size_and_kept_its_promises():
+def test_the_committed_soak_has_full_size_and_passed():
     result = json.loads((ROOT / "docs" / "results" / "serving-soak.json").read_text(encoding="utf-8"))
     assert all(result["promises"].values())
     assert result["requests"]["sent"] >= 2000

@@ -1,4 +1,4 @@
-"""Addresses that a server may listen at, and the one sentence about those that it may not."""
+"""Addresses that a server can use, and the errors of those that it cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpdm.core.errors import ConfigError
 from tpdm.serving.http.sockets import listen, reserved
 
 
-def test_clients_are_turned_away_until_it_listens():
+def test_connections_are_refused_until_listen():
     port = free_port()
     with reserved("127.0.0.1", port) as sockets:
         with pytest.raises(ConnectionRefusedError):
@@ -25,7 +25,7 @@ def test_clients_are_turned_away_until_it_listens():
     assert all(one.fileno() == -1 for one in sockets)
 
 
-def test_a_name_brings_all_its_addresses(monkeypatch):
+def test_all_addresses_of_a_host_name_are_reserved(monkeypatch):
     port = free_port()
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
     off = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.1", port))  # of no machine
@@ -37,7 +37,7 @@ def test_a_name_brings_all_its_addresses(monkeypatch):
 @pytest.mark.parametrize("begin", ["before", "since"])
 def test_a_port_in_use(begin):
     """Found when it is reserved, or, where two begin in the same moment, when the second listens."""
-    port, words = free_port(), r"got --port \d+, where another program listens, expected a free one; stop that"
+    port, words = free_port(), r"--port is \d+, where another program listens. Use a free port or stop that program"
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
@@ -57,14 +57,14 @@ def test_a_port_in_use(begin):
     [
         (
             "203.0.113.1",
-            "got --host 203.0.113.1 (Cannot assign requested address), expected an address of this machine",
+            "--host is 203.0.113.1 (Cannot assign requested address). It must be an address of this machine",
         ),
-        ("no.such.host.invalid", "got --host no.such.host.invalid ("),
-        ("x" * 70, f"got --host {'x' * 70} ("),
-        ("1.2.3.4.5", "got --host 1.2.3.4.5 ("),
+        ("no.such.host.invalid", "--host is no.such.host.invalid ("),
+        ("x" * 70, f"--host is {'x' * 70} ("),
+        ("1.2.3.4.5", "--host is 1.2.3.4.5 ("),
     ],
 )
-def test_a_host_that_is_none_of_this_machine(host, words, monkeypatch):
+def test_a_host_that_is_not_this_machine(host, words, monkeypatch):
     real = socket.getaddrinfo
 
     def offline(name, *args, **options):
@@ -77,11 +77,11 @@ def test_a_host_that_is_none_of_this_machine(host, words, monkeypatch):
     assert "give 127.0.0.1 for this machine alone, or 0.0.0.0 for all." in str(refusal.value)
 
 
-def test_a_port_of_root(monkeypatch):
+def test_a_privileged_port(monkeypatch):
     def bind(self, address):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("socket.socket.bind", bind)
-    words = "got --port 80, which this user may not listen at, expected one from 1024 on"
+    words = "--port is 80, which this user may not use. Use a port of at least 1024"
     with pytest.raises(ConfigError, match=words), reserved("127.0.0.1", 80):
         pass

@@ -1,4 +1,4 @@
-"""What the log says of errors: enough to find them, and no word of a prompt."""
+"""Settings of the server process: error logging without prompts, and a limit on malloc arenas."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def describe(error: BaseException, with_message: bool = False) -> str:
-    """An exception and those that led to it; their messages may quote a prompt, their types and frames do not."""
+    """Returns the types and frames of an exception and its causes, for the log.
+
+    Args:
+        error: The exception.
+        with_message: Whether to add the messages, which may quote a prompt.
+    """
     parts: list[str] = []
     seen: list[BaseException] = []
-    here: BaseException | None = error
-    while here is not None and here not in seen:
-        seen.append(here)
-        words = f": {here}" if with_message else ""
-        parts.append(f"{type(here).__name__}{words}\n{''.join(traceback.format_tb(here.__traceback__))}")
-        here = here.__cause__ or (None if here.__suppress_context__ else here.__context__)
-    return "which came of ".join(parts)
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        message = f": {current}" if with_message else ""
+        parts.append(f"{type(current).__name__}{message}\n{''.join(traceback.format_tb(current.__traceback__))}")
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "caused by ".join(parts)
 
 
 def quiet_libraries() -> None:
-    """Lets libraries that are loaded log errors only: of a prompt that is too long they quote what they cut off."""
+    """Sets the loggers of diffusers and transformers to ERROR: their warnings quote the truncated part of prompts."""
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -38,15 +43,15 @@ VARIABLE = "MALLOC_ARENA_MAX"
 
 
 def limit_malloc_arenas() -> bool:
-    """Lets all threads of this process share two of glibc's arenas.
+    """Makes all threads of this process share two malloc arenas of glibc.
 
-    By default glibc gives threads up to eight arenas per core, and what is freed in one is not used by the others: with
-    a thread per image the resident memory grows for thousands of images, far beyond what is in use (decision 53). The
-    tensors that count are made under the engine's turns, so that nobody waits for an arena. Call it before threads
-    start; ``MALLOC_ARENA_MAX`` in the environment has the last word.
+    By default glibc uses up to eight arenas per core, and memory that is freed in one arena is not used by the others.
+    With a thread per image, the resident memory grows for thousands of images (decision 53). The large tensors are
+    allocated by few threads at a time, so threads do not wait for an arena. Call the function before threads start.
+    The environment variable ``MALLOC_ARENA_MAX`` takes precedence.
 
     Returns:
-        Whether something was set: not with another C library, nor where the environment says how many.
+        Whether the limit was set. False with another C library, or if the environment variable is set.
     """
     if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc":
         return False

@@ -24,7 +24,7 @@ from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.policies.tpm import TimePredictionModule
 from tpdm.sampling.batching.collate import CallSigner
-from tpdm.sampling.batching.denoiser import DenoiserBatcher, Slot, SlotScheduler
+from tpdm.sampling.batching.denoiser import DenoiserBatcher, FifoScheduler, Slot, SlotScheduler
 from tpdm.sampling.batching.micro_batcher import FifoLock, Reservation
 from tpdm.sampling.batching.policy import PolicyBatchMember
 from tpdm.sampling.batching.proxy import (
@@ -34,7 +34,6 @@ from tpdm.sampling.batching.proxy import (
     set_denoiser,
     shallow_clone,
 )
-from tpdm.sampling.batching.slots import FifoScheduler
 from tpdm.sampling.batching.text_encoder import TextEncoderBatcher
 from tpdm.sampling.batching.vae_decoder import VaeDecoderBatcher, supports_batched_decoding
 

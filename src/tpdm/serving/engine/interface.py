@@ -1,6 +1,6 @@
-"""What the engine and its front (HTTP, the page, Ray, a benchmark) say to each other: plain data, no torch.
+"""Interface of the engine: requests, events, errors and the ``Engine`` protocol. Contains plain data and no tensors.
 
-One request is ONE image. A call for n images is n requests with seeds s, s + 1, ... that know nothing of each other.
+One request is for one image. An HTTP request for n images becomes n independent requests with seeds s, s + 1, ...
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ class RequestRefused(TpdmError):
 
 
 class QueueFull(TpdmError):
-    """No room. ``retry_after`` is the engine's estimate of the seconds until there is some."""
+    """The queue is full.
+
+    Attributes:
+        retry_after: Estimated seconds until a request can be accepted.
+    """
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -37,15 +41,15 @@ class QueueFull(TpdmError):
 
 
 class EngineStopped(TpdmError):
-    """The engine drains or has stopped and takes nothing new; another replica may."""
+    """The engine drains or has stopped and accepts no requests. Another replica may accept them."""
 
 
 class RequestCancelled(TpdmError):
-    """The client left, or asked for an end."""
+    """The client disconnected or cancelled the request."""
 
 
 class DeadlineExceeded(TpdmError):
-    """The request was not finished within its time."""
+    """The image was not finished within the timeout of the request."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,13 @@ _EXCLUSIVE = (
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One step was made.
+    """The image has made a step.
 
     Attributes:
-        step: its number, from 1.
-        time: where it landed.
-        preview: a small picture, if asked for.
-        again: the step was told before without its picture.
+        step: Number of the step, from 1.
+        time: Time after the step, in [0, 1).
+        preview: Small image. None if none was requested for this step.
+        again: Whether the step had an event before, without its preview.
     """
 
     step: int
@@ -140,17 +144,17 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class ImageDone:
-    """The finished image.
+    """The image is finished.
 
     Attributes:
-        image: RGB.
-        steps: network evaluations.
-        times: from the start down to 0.0, one more than steps.
-        queued_seconds: from submission to the first step.
-        seconds: from submission to the image.
-        warnings: what the client should know, in sentences: texts that are not read to their end, or have no effect.
-        nsfw_content_detected: whether the pipeline's safety checker flagged the image, which it then blacks out; None
-            where there is no checker.
+        image: RGB image.
+        steps: Number of network evaluations (NFE).
+        times: Times from 1.0 down to 0.0, one more than steps.
+        queued_seconds: Seconds from submission to the first step.
+        seconds: Seconds from submission to the image.
+        warnings: Sentences for the client, for example about truncated texts or fields without effect.
+        nsfw_content_detected: Whether the safety checker of the pipeline flagged the image, which it then makes black.
+            None if there is no checker.
     """
 
     image: Image
@@ -164,7 +168,11 @@ class ImageDone:
 
 @dataclass(frozen=True)
 class Failed:
-    """No image will come: ``RequestCancelled``, ``DeadlineExceeded``, ``EngineStopped`` or what went wrong."""
+    """The request ended without an image.
+
+    Attributes:
+        error: ``RequestCancelled``, ``DeadlineExceeded``, ``EngineStopped``, or the error of the pipeline.
+    """
 
     error: Exception
 
@@ -174,22 +182,22 @@ Event = StepEvent | ImageDone | Failed
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """A moment of the engine, for health checks and metrics.
+    """Snapshot of the engine, for health checks and metrics. Counters start with the engine.
 
     Attributes:
-        waiting: requests in the queue.
-        running: images in flight.
-        slots: images that may be in flight.
-        queue_limit: requests that may wait.
-        accepting: False while draining.
-        finished: images made since the start.
-        cancelled: requests that ended by cancellation.
-        expired: requests that ended by their deadline.
-        failed: requests that ended by an error.
-        refused: requests that were not admitted.
-        calls: denoiser calls made.
-        rows: denoiser rows computed in them (guidance takes two per image and step).
-        image_steps: steps made by images, of all requests.
+        waiting: Number of requests in the queue.
+        running: Number of images with a slot or being decoded.
+        slots: Maximum number of images in one denoiser batch.
+        queue_limit: Maximum number of requests in the queue.
+        accepting: Whether requests are accepted. False while draining.
+        finished: Number of finished images.
+        cancelled: Number of cancelled requests.
+        expired: Number of requests that exceeded their timeout.
+        failed: Number of requests that ended with an error.
+        refused: Number of requests that were not accepted.
+        calls: Number of denoiser calls.
+        rows: Number of rows in them. Guidance takes two per image and step.
+        image_steps: Number of steps of all images.
     """
 
     waiting: int
@@ -208,28 +216,40 @@ class EngineStatus:
 
 
 class Engine(Protocol):
-    """Makes images of requests. All methods may be called from any thread and return at once, ``drain`` excepted."""
+    """Makes images. All methods may be called from any thread. All but ``drain`` and ``close`` return at once."""
 
     def submit(self, request: ImageRequest, on_event: Callable[[Event], None]) -> str:
-        """Queues a request and returns its unguessable id.
+        """Queues a request.
 
-        ``on_event`` is called from a thread of the engine: any number of ``StepEvent``, then exactly one ``ImageDone``
-        or ``Failed``. It must return quickly and not raise.
+        Args:
+            request: The request.
+            on_event: Called from a thread of the engine with any number of ``StepEvent``, then with exactly one
+                ``ImageDone`` or ``Failed``. It must return quickly and must not raise.
+
+        Returns:
+            The id of the request, which cannot be guessed.
 
         Raises:
-            RequestRefused: it can never be served.
-            QueueFull: no room.
-            EngineStopped: draining.
+            RequestRefused: The model can never serve the request.
+            QueueFull: The queue is full.
+            EngineStopped: The engine drains or has stopped.
         """
 
     def cancel(self, request_id: str) -> bool:
-        """Ends a request at its next step; False if it is unknown or already over."""
+        """Ends a request at its next step. Returns False if it is unknown or has ended."""
 
     def status(self) -> EngineStatus:
-        """How busy the engine is."""
+        """Returns a snapshot of the engine."""
 
     def drain(self, timeout: float) -> bool:
-        """Takes nothing new and waits for what was accepted; True when all of it was answered within ``timeout``."""
+        """Stops accepting requests and waits until all accepted ones have ended.
+
+        Args:
+            timeout: Maximum seconds to wait.
+
+        Returns:
+            Whether all requests have ended in time.
+        """
 
     def close(self) -> None:
-        """Fails what is left with ``EngineStopped`` and ends the engine's threads."""
+        """Fails the remaining requests with ``EngineStopped`` and ends the threads of the engine."""

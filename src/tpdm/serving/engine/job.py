@@ -1,4 +1,4 @@
-"""Requests while the engine has them, and the words that they end with."""
+"""State of a request inside the engine, and the events that end it."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ logger = logging.getLogger("tpdm.serving")
 
 @dataclass
 class Job:
-    """A request while the engine has it.
+    """A request inside the engine.
 
     Attributes:
-        key: its id.
-        resolved: the request, with its batch key.
-        on_event: its listener.
-        submitted, admitted: when it came and when it got its slot, in seconds of the monotonic clock.
-        run: its run of the pipeline.
-        previews: where its steps go; None tells them at once.
+        key: Id of the request.
+        resolved: The request with its batch key.
+        on_event: Listener of its events.
+        submitted: Time of the submission, in seconds of the monotonic clock.
+        run: Its run of the pipeline.
+        previews: Stream of its step events. None emits them directly.
+        admitted: Time when it got its slot.
     """
 
     key: str
@@ -56,23 +57,35 @@ class Job:
 
 @dataclass(frozen=True)
 class Termination:
-    """A request that is to end with an error, at its next step or, where nobody works on it, now."""
+    """A request that has to end with an error.
+
+    Attributes:
+        job: The request.
+        error: Error of its last event.
+        started: Whether a thread works on it, which ends it at its next step. Else it ends now.
+    """
 
     job: Job
     error: TpdmError
-    worked_on: bool
+    started: bool
 
 
-def tell(job: Job, event: Event) -> None:
-    """Says an event to the listener of a request."""
+def emit(job: Job, event: Event) -> None:
+    """Calls the listener of a request."""
     try:
         job.on_event(event)
-    except Exception as error:  # a listener's mistake must not end the thread that all others need
+    except Exception as error:  # an error of one listener must not end the thread that serves all requests
         logger.error("the listener of request %s failed: %s", job.key, describe(error))
 
 
 def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> ImageDone:
-    """The last event of a request whose image is there."""
+    """Returns the last event of a finished request.
+
+    Args:
+        job: The request.
+        output: Output of its run.
+        warnings: Sentences for the client.
+    """
     now, flagged = time.monotonic(), output.nsfw_content_detected
     return ImageDone(
         image=output.images[0],
@@ -85,35 +98,37 @@ def image_done(job: Job, output: AdaptiveOutput, warnings: tuple[str, ...]) -> I
     )
 
 
-def reason(request: ImageRequest, why: Literal["cancelled", "expired"]) -> TpdmError:
-    """Why a request got no image."""
-    if why == "cancelled":
-        return RequestCancelled("got a cancellation, expected to finish the picture; send it again if it is wanted.")
+def termination_error(request: ImageRequest, reason: Literal["cancelled", "expired"]) -> TpdmError:
+    """Returns the error of a request that was cancelled or has expired."""
+    if reason == "cancelled":
+        return RequestCancelled(
+            "The request was cancelled before the image was finished. Send it again if you still need it."
+        )
     return DeadlineExceeded(
-        f"got no picture within {request.timeout:g} seconds, expected one; send it again with more time."
+        f"The image was not finished within {request.timeout:g} seconds. Send the request again with more time."
     )
 
 
-def engine_status(queue: Scheduler, shared: BatchedPipeline, image_steps: int) -> EngineStatus:
-    """The state of an engine in numbers; the caller holds the lock of the queue.
+def engine_status(scheduler: Scheduler, shared: BatchedPipeline, image_steps: int) -> EngineStatus:
+    """Returns the status of an engine. The caller holds its lock.
 
     Args:
-        queue: of its requests.
-        shared: whose denoiser calls count.
-        image_steps: that its images made.
+        scheduler: Scheduler of the engine.
+        shared: Pipeline of the engine.
+        image_steps: Number of steps of all images.
     """
-    ended = queue.ended
+    ended = scheduler.ended
     return EngineStatus(
-        waiting=queue.waiting,
-        running=queue.running,
-        slots=queue.slots,
-        queue_limit=queue.limit,
-        accepting=queue.accepting,
+        waiting=scheduler.waiting,
+        running=scheduler.running,
+        slots=scheduler.slots,
+        queue_limit=scheduler.limit,
+        accepting=scheduler.accepting,
         finished=ended["finished"],
         cancelled=ended["cancelled"],
         expired=ended["expired"],
         failed=ended["failed"],
-        refused=queue.refused,
+        refused=scheduler.refused,
         calls=shared.denoiser.calls,
         rows=shared.denoiser.rows,
         image_steps=image_steps,

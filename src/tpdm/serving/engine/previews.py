@@ -1,106 +1,147 @@
-"""Events of requests that want previews: in order, from one thread. Of every step's previews it skips what is late."""
+"""Step events with previews, in order and from one thread.
+
+If previews of every step are requested, late ones are skipped.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
 
 from tpdm.pipelines.vae import decode_preview
 from tpdm.sampling.batching.pipeline import BatchedPipeline, StepInfo
 from tpdm.serving.engine.interface import Failed, ImageDone, ImageRequest, StepEvent
-from tpdm.serving.engine.preview_plan import PreviewPlan
 from tpdm.serving.process import describe
 
 logger = logging.getLogger("tpdm.serving")
 
 
 class PreviewThread:
-    """Says events one after the other.
+    """Thread that decodes previews and emits the events of all requests with previews.
 
     Args:
-        shared: whose decoder makes the pictures, together or in turns with those of finished images.
+        shared: Pipeline whose decoder makes the previews. It also decodes the finished images.
     """
 
     def __init__(self, shared: BatchedPipeline) -> None:
         self._pipe = shared.clone_pipe()
-        self._line: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tpdm-previews", daemon=True)
         self._thread.start()
 
-    def stream(self, request: ImageRequest, say: Callable[[StepEvent], None]) -> PreviewStream:
-        """The events of one request.
+    def stream(self, request: ImageRequest, on_step: Callable[[StepEvent], None]) -> PreviewStream:
+        """Returns the stream of one request.
 
         Args:
-            request: whose size counts.
-            say: gets the steps.
+            request: The request, with the size of the image and the number of previews.
+            on_step: Called with each step event.
         """
-        return PreviewStream(self, request, say)
+        return PreviewStream(self, request, on_step)
 
-    def do(self, task: Callable[[], None]) -> None:
-        """Runs a task after all that were given before."""
-        self._line.put(task)
+    def run_later(self, task: Callable[[], None]) -> None:
+        """Runs a task after all earlier ones."""
+        self._tasks.put(task)
 
-    def paint(self, request: ImageRequest, landing: StepInfo) -> StepEvent:
-        """The event of a step with its picture, or without one if it cannot be made."""
+    def decode(self, request: ImageRequest, step: StepInfo) -> StepEvent:
+        """Returns the event of a step with its preview, or without one if decoding fails."""
         image = None
         try:
-            image = decode_preview(self._pipe, landing.estimate(), request.width, request.height)
-        except Exception as error:  # no preview is worth an image
+            image = decode_preview(self._pipe, step.estimate(), request.width, request.height)
+        except Exception as error:  # the image must not fail with its preview
             logger.error("a preview failed: %s", describe(error))
-        return StepEvent(landing.index, landing.t, image)
+        return StepEvent(step.index, step.t, image)
 
     def close(self) -> None:
-        """Ends the thread after the last task."""
-        self._line.put(None)
+        """Ends the thread after the last task. Blocks until then."""
+        self._tasks.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (task := self._line.get()) is not None:
+        while (task := self._tasks.get()) is not None:
             task()
 
 
 class PreviewStream:
-    """Steps of one request on their way to its listener; made by ``PreviewThread.stream``.
+    """Step events of one request. Made by ``PreviewThread.stream``.
 
-    Where a picture of every step was asked for, a step that is not the latest any more gets none.
+    If previews of every step are requested, only the latest step gets one.
     """
 
-    def __init__(self, thread: PreviewThread, request: ImageRequest, say: Callable[[StepEvent], None]) -> None:
-        self._thread, self._request, self._say = thread, request, say
-        wanted = request.previews
-        self._plan = None if wanted == "every" else PreviewPlan[StepInfo](wanted)
+    def __init__(self, thread: PreviewThread, request: ImageRequest, on_step: Callable[[StepEvent], None]) -> None:
+        self._thread, self._request, self._on_step = thread, request, on_step
+        self._plan = None if request.previews == "every" else PreviewPlan[StepInfo](request.previews)
         self._latest: float = 0
         self._missing = 0
 
-    def step(self, landing: StepInfo) -> None:
-        """A step was made."""
-        self._latest = landing.index
-        self._thread.do(lambda: self._tell(landing))
+    def step(self, step: StepInfo) -> None:
+        """Queues the event of a step."""
+        self._latest = step.index
+        self._thread.run_later(lambda: self._emit(step))
 
-    def end(self, say_last: Callable[[], None]) -> None:
-        """No step comes any more."""
+    def end(self, emit_final: Callable[[], None]) -> None:
+        """Queues the last event. No step follows."""
         self._latest = float("inf")
-        self._thread.do(say_last)
+        self._thread.run_later(emit_final)
 
-    def noted(self, last: ImageDone | Failed) -> ImageDone | Failed:
-        """The last event, with a warning where pictures that were asked for by number could not be made."""
-        if self._plan is None or not self._missing or isinstance(last, Failed):
-            return last
-        words = f"partial_images: {self._missing} previews could not be made of this pipeline's latents"
-        return replace(last, warnings=(*last.warnings, words))
+    def with_warning(self, event: ImageDone | Failed) -> ImageDone | Failed:
+        """Returns the last event, with a warning if a number of previews was requested and some could not be made."""
+        if self._plan is None or not self._missing or isinstance(event, Failed):
+            return event
+        warning = f"partial_images: {self._missing} previews could not be made from the latents of this pipeline"
+        return replace(event, warnings=(*event.warnings, warning))
 
-    def _tell(self, landing: StepInfo) -> None:
-        if self._plan is None:
-            shown = [landing] if landing.index >= self._latest else []
-        else:
-            shown = self._plan.shown_at(landing)
+    def _emit(self, step: StepInfo) -> None:
+        latest = [step] if step.index >= self._latest else []
+        shown = latest if self._plan is None else self._plan.shown_at(step)
         for one in shown:
-            event = self._thread.paint(self._request, one)
+            event = self._thread.decode(self._request, one)
             self._missing += event.preview is None
-            if event.preview is not None or one is landing:
-                self._say(replace(event, again=one is not landing))
-        if landing not in shown:
-            self._say(StepEvent(landing.index, landing.t))
+            if event.preview is not None or one is step:
+                self._on_step(replace(event, again=one is not step))
+        if step not in shown:
+            self._on_step(StepEvent(step.index, step.t))
+
+
+class HasTime(Protocol):
+    """A step of an image."""
+
+    @property
+    def t(self) -> float:
+        """Time after the step, 0 at the end."""
+
+
+Step = TypeVar("Step", bound=HasTime)
+
+
+class PreviewPlan(Generic[Step]):
+    """Chooses the steps of one image.
+
+    N previews are due at the times N/(N+1), ..., 1/(N+1). The first step that reaches such a time gets a preview. A
+    step gets one preview at most, so a second one that is due goes to the next step. Previews that are still due at
+    the end go to the latest steps without one. An image of N or more steps therefore has exactly N previews.
+
+    Args:
+        number: Number of previews N, at least 1.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number, self._shown = number, 0
+        self._skipped: deque[Step] = deque(maxlen=number)  # the latest steps without a preview
+
+    def shown_at(self, step: Step) -> list[Step]:
+        """Returns the steps that get a preview now, in their order: ``step``, none, or at the end also earlier ones."""
+        if step.t > 0:
+            due = sum(step.t * (self._number + 1) <= k for k in range(1, self._number + 1)) - self._shown
+            chosen = [step] if due > 0 else []
+        else:
+            due = self._number - self._shown
+            chosen = [*self._skipped, step][-due:] if due > 0 else []
+        if not chosen:
+            self._skipped.append(step)
+        self._shown += len(chosen)
+        return chosen

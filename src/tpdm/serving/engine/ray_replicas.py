@@ -1,8 +1,8 @@
-"""Several engines behind one front: replicas through Ray Serve, on this machine or on a cluster.
+"""Replicas of the engine through Ray Serve, on this machine or on a cluster.
 
-The front stays an ordinary process with the limits, the page and the addresses of a single server. Behind it Ray keeps
-the replicas alive, sends each request to a short queue, adds and removes replicas with the load, and replaces them
-without losing what they have. A replica is a process with the same engine inside.
+The HTTP process is the same as without replicas. Ray restarts replicas that die, routes each request to a replica with
+a short queue, adds and removes replicas with the load, and replaces them after they have finished their requests. Each
+replica is a process with an engine of its own.
 """
 
 from __future__ import annotations
@@ -24,45 +24,47 @@ from tpdm.serving.engine.interface import Engine, EngineStopped, Event, Failed, 
 from tpdm.serving.engine.remote import RemoteEngine, ReplicaStatus
 
 APP = "tpdm"
-UPSCALE_SECONDS = 5.0  # of too much load before a replica is added; Ray's own 30 would let a queue build
-AHEAD = 2  # requests that a replica has beyond its slots, so that no slot waits for the network
+UPSCALE_SECONDS = 5.0  # of high load before a replica is added; with the default of 30 the queue would grow
+AHEAD = 2  # requests of a replica beyond its slots, so that no slot waits for the network
 
 
 @dataclass(frozen=True)
 class ReplicaConfig:
-    """What replicas are started with.
+    """Configuration of the replicas.
 
     Attributes:
-        make: makes the engine, in the process of the replica; takes ``device`` where ``gpus`` is None.
-        replicas: at the start, and at least.
-        most: that autoscaling may start; equal to ``replicas`` for a fixed number.
-        slots: images in flight, of each replica.
-        queue_limit: images that may wait, of all together.
-        gpus: of each replica; None is one for each, and ``device="cuda"``, where the cluster has any.
-        seconds: that a replica which is replaced has to finish what it has.
+        make: Returns the engine, in the process of the replica. Gets ``device="cuda"`` if ``gpus`` is None and the
+            cluster has GPUs.
+        replicas: Minimum number of replicas, and their number at the start, >= 1.
+        max_replicas: Maximum number of replicas. Equal to ``replicas`` for a fixed number.
+        slots: Number of slots of each replica.
+        queue_limit: Maximum number of waiting requests of all replicas.
+        gpus: Number of GPUs of each replica. None uses one if the cluster has any.
+        seconds: Maximum seconds for a replica to finish its requests when it is replaced.
     """
 
     make: Callable[..., Engine]
     replicas: int
-    most: int
+    max_replicas: int
     slots: int
     queue_limit: int
     gpus: float | None = 0.0
     seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.replicas <= self.most:
+        if not 1 <= self.replicas <= self.max_replicas:
             raise ConfigError(
-                f"got {self.replicas} to {self.most} replicas, expected at least 1 and no falling range; correct them."
+                f"replicas is {self.replicas} and max_replicas is {self.max_replicas}. It must be 1 <= replicas "
+                "<= max_replicas."
             )
 
 
 class EngineReplica:
-    """The deployment: an engine whose events are streamed to the front.
+    """Ray deployment: an engine whose events are streamed to the HTTP process.
 
     Args:
-        make: of the plan.
-        generation: counts restarts; Ray replaces replicas whose arguments differ.
+        make: Returns the engine.
+        generation: Number of restarts. Ray replaces replicas whose arguments have changed.
     """
 
     def __init__(self, make: Callable[[], Engine], generation: int) -> None:
@@ -70,11 +72,11 @@ class EngineReplica:
         self._name = f"{generation}:{os.getpid()}"
 
     async def make(self, request: ImageRequest) -> AsyncGenerator[Event | ReplicaStatus, None]:
-        """All events of one image; before the last, what this replica has done so far."""
+        """Yields all events of one image, and the status of the replica before the last one."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         try:
             key = self._engine.submit(request, lambda event: _post(loop, events, event))
-        except TpdmError as error:  # as an event, because Ray wraps what is raised
+        except TpdmError as error:  # as an event, because Ray wraps exceptions
             yield Failed(error)
             return
         try:
@@ -85,11 +87,11 @@ class EngineReplica:
                     yield event
                     return
                 yield event
-        finally:  # where the front has cancelled, or is gone
+        finally:  # if the HTTP process has cancelled or died
             self._engine.cancel(key)
 
     def __del__(self) -> None:
-        """What Ray calls when a replica has finished its last request."""
+        """Called by Ray when the replica has finished its last request."""
         self._engine.close()
 
 
@@ -97,26 +99,34 @@ def _post(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: 
     loop.call_soon_threadsafe(events.put_nowait, event)
 
 
-def start_replicas(plan: ReplicaConfig) -> RemoteEngine:
-    """Starts the replicas and waits until they are ready; RAY_ADDRESS names a cluster, else one starts here."""
-    mine = not ray.is_initialized()
-    if mine:
-        ray.init(logging_level="warning", log_to_driver=False, **_local(plan))
-    plan = _settled(plan)
-    serve.start(proxy_location="Disabled")  # the front is ours
+def start_replicas(config: ReplicaConfig) -> RemoteEngine:
+    """Starts the replicas and waits until they are ready.
+
+    The environment variable ``RAY_ADDRESS`` names a cluster. Without it, a cluster is started on this machine.
+
+    Args:
+        config: Configuration of the replicas.
+    """
+    started_ray = not ray.is_initialized()
+    if started_ray:
+        ray.init(logging_level="warning", log_to_driver=False, **_local_cluster(config))
+    config = _resolve_gpus(config)
+    serve.start(proxy_location="Disabled")  # the HTTP process is not managed by Ray
     generation = 0
 
     def deploy() -> None:
         nonlocal generation
         generation += 1
-        serve.run(_bind(plan, generation), name=APP, route_prefix=None)
+        serve.run(_bind(config, generation), name=APP, route_prefix=None)
 
     deploy()
-    handle = serve.get_app_handle(APP).options(stream=True)  # by name: it outlives the replicas
+    handle = serve.get_app_handle(APP).options(
+        stream=True
+    )  # by name, so that it stays valid when replicas are replaced
 
     def stop() -> None:
         serve.shutdown()
-        if mine:
+        if started_ray:
             ray.shutdown()
 
     async def make(request: ImageRequest) -> AsyncGenerator[Event | ReplicaStatus, None]:
@@ -125,46 +135,46 @@ def start_replicas(plan: ReplicaConfig) -> RemoteEngine:
             async for event in response:
                 yield event
         except (RayActorError, RayServeException) as error:
-            lost = "got no picture, for the process that made it is gone; send the request again."
+            lost = "The process that made the image has died. Send the request again."
             raise EngineStopped(lost) from error
         finally:
             response.cancel()
 
-    slots = plan.slots * plan.most
-    return RemoteEngine(make, slots=slots, queue_limit=plan.queue_limit, restart=deploy, stop=stop)
+    slots = config.slots * config.max_replicas
+    return RemoteEngine(make, slots=slots, queue_limit=config.queue_limit, restart=deploy, stop=stop)
 
 
-def _local(plan: ReplicaConfig) -> dict[str, Any]:
-    """Settings of a cluster that starts here. Replicas always find a place: torch shares the processors itself."""
+def _local_cluster(config: ReplicaConfig) -> dict[str, Any]:
+    """Settings of a cluster on this machine. It has a CPU for each replica, because torch shares the CPUs itself."""
     if "RAY_ADDRESS" in os.environ:
         return {}
-    return {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, plan.most + 1)}
+    return {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, config.max_replicas + 1)}
 
 
-def _settled(plan: ReplicaConfig) -> ReplicaConfig:
-    """The plan with its GPUs counted: those of the cluster, for the front may be on a machine without."""
-    if plan.gpus is not None:
-        return plan
+def _resolve_gpus(config: ReplicaConfig) -> ReplicaConfig:
+    """Sets ``gpus`` from the resources of the cluster, because this machine may have no GPU."""
+    if config.gpus is not None:
+        return config
     if not ray.cluster_resources().get("GPU"):
-        return replace(plan, gpus=0.0)
-    # Ray shows a replica nothing but its own GPU.
-    return replace(plan, gpus=1.0, make=partial(plan.make, device="cuda"))
+        return replace(config, gpus=0.0)
+    # Ray makes only its own GPU visible to a replica.
+    return replace(config, gpus=1.0, make=partial(config.make, device="cuda"))
 
 
-def _bind(plan: ReplicaConfig, generation: int) -> Any:
+def _bind(config: ReplicaConfig, generation: int) -> Any:
     options: dict[str, Any] = {
-        # The rest waits in the front, where the loss of a replica does not touch it and any replica may take it.
-        "max_ongoing_requests": plan.slots + AHEAD,
-        "graceful_shutdown_timeout_s": plan.seconds,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": plan.gpus},
+        # The other requests wait in the HTTP process: the loss of a replica does not affect them.
+        "max_ongoing_requests": config.slots + AHEAD,
+        "graceful_shutdown_timeout_s": config.seconds,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": config.gpus},
     }
-    if plan.most > plan.replicas:
+    if config.max_replicas > config.replicas:
         options["autoscaling_config"] = {
-            "min_replicas": plan.replicas,
-            "max_replicas": plan.most,
-            "target_ongoing_requests": plan.slots,
+            "min_replicas": config.replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.slots,
             "upscale_delay_s": UPSCALE_SECONDS,
         }
     else:
-        options["num_replicas"] = plan.replicas
-    return serve.deployment(EngineReplica, **options).bind(plan.make, generation)
+        options["num_replicas"] = config.replicas
+    return serve.deployment(EngineReplica, **options).bind(config.make, generation)

@@ -1,4 +1,4 @@
-"""An engine that asks others: what a front knows of images that are made in other processes. No torch, no Ray."""
+"""Engine of the HTTP process when images are made by replicas in other processes. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -25,18 +25,25 @@ from tpdm.serving.engine.interface import (
     StepEvent,
 )
 
-FIRST_GUESS = 1.0  # seconds of an image before any was made
+INITIAL_SECONDS = 1.0  # estimate of the seconds per image before the first one
+
+STOPPED = "The server was stopped before the image was finished. Send the request again."
 
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """What a replica has done since its start, with the name of its process."""
+    """Status of a replica.
+
+    Attributes:
+        replica: Name of its process.
+        status: Status of its engine.
+    """
 
     replica: str
     status: EngineStatus
 
 
-Make = Callable[[ImageRequest], AsyncGenerator[Event | ReplicaStatus, None]]
+MakeImage = Callable[[ImageRequest], AsyncGenerator[Event | ReplicaStatus, None]]
 
 
 @dataclass
@@ -50,19 +57,20 @@ class _Job:
 
 
 class RemoteEngine:
-    """An ``Engine`` whose images are made by replicas.
+    """``Engine`` whose images are made by replicas.
 
     Args:
-        make: all events of an image and a report before the last; is closed early for one that is cancelled.
-        slots: images in flight, of all replicas together.
-        queue_limit: images that may wait.
-        restart: replaces the replicas one by one, without losing what they have.
-        stop: ends them all.
+        make: Yields all events of an image, and a ``ReplicaStatus`` before the last one. It is closed early if the
+            request is cancelled.
+        slots: Number of slots of all replicas.
+        queue_limit: Maximum number of waiting requests.
+        restart: Replaces the replicas one by one. They finish their requests.
+        stop: Stops all replicas.
     """
 
     def __init__(
         self,
-        make: Make,
+        make: MakeImage,
         *,
         slots: int,
         queue_limit: int,
@@ -75,35 +83,35 @@ class RemoteEngine:
         self._accepting = True
         self._jobs: dict[str, _Job] = {}
         self._counts: Counter[str] = Counter()
-        self._reports: dict[str, EngineStatus] = {}
-        self._mean_seconds = FIRST_GUESS
+        self._statuses: dict[str, EngineStatus] = {}
+        self._mean_seconds = INITIAL_SECONDS
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tpdm-remote", daemon=True)
         self._thread.start()
 
     def submit(self, request: ImageRequest, on_event: Callable[[Event], None]) -> str:
-        """See ``Engine``. What only a replica can refuse is refused by an event."""
+        """See ``Engine``. If a replica refuses the request, its last event contains the ``RequestRefused``."""
         key = secrets.token_urlsafe(16)
         job = _Job(request, on_event, time.monotonic())
         with self._changed:
             if not self._accepting:
                 self._counts["refused"] += 1
-                raise EngineStopped("got a request while the server stops, expected none; send it to another one.")
+                raise EngineStopped("The server is shutting down and accepts no new requests. Send the request again.")
             if len(self._jobs) >= self._slots + self._queue_limit:
                 self._counts["refused"] += 1
                 wait = self._mean_seconds * max(1.0, self._queue_limit / self._slots)
-                raise QueueFull(f"got a request with {len(self._jobs)} before it, expected fewer; try later.", wait)
+                raise QueueFull(f"The queue is full (queue limit: {self._queue_limit}). Try again later.", wait)
             self._jobs[key] = job
         self._loop.call_soon_threadsafe(self._begin, key, job)
         return key
 
     def cancel(self, request_id: str) -> bool:
         """See ``Engine``."""
-        return self._end(request_id, RequestCancelled("got a cancellation, expected to finish the picture."))
+        return self._end(request_id, RequestCancelled("The request was cancelled before the image was finished."))
 
     def status(self) -> EngineStatus:
-        """See ``Engine``. Calls and rows are those that replicas have reported with finished images."""
+        """See ``Engine``. Calls and rows are those that the replicas reported with finished images."""
         with self._changed:
             running = sum(job.started is not None for job in self._jobs.values())
             return EngineStatus(
@@ -117,8 +125,8 @@ class RemoteEngine:
                 expired=self._counts["expired"],
                 failed=self._counts["failed"],
                 refused=self._counts["refused"],
-                calls=sum(status.calls for status in self._reports.values()),
-                rows=sum(status.rows for status in self._reports.values()),
+                calls=sum(status.calls for status in self._statuses.values()),
+                rows=sum(status.rows for status in self._statuses.values()),
                 image_steps=self._counts["image_steps"],
             )
 
@@ -129,12 +137,12 @@ class RemoteEngine:
             return self._changed.wait_for(lambda: not self._jobs, timeout)
 
     def close(self) -> None:
-        """See ``Engine``. Ends the replicas."""
+        """See ``Engine``. Stops the replicas."""
         with self._changed:
             self._accepting = False
-            left = tuple(self._jobs)
-        for key in left:
-            self._end(key, EngineStopped("got a shutdown before the picture was done; send it again."))
+            remaining = tuple(self._jobs)
+        for key in remaining:
+            self._end(key, EngineStopped(STOPPED))
         self.drain(5.0)
         self._stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -143,7 +151,9 @@ class RemoteEngine:
 
     def _begin(self, key: str, job: _Job) -> None:
         job.task = self._loop.create_task(self._follow(job))
-        late = DeadlineExceeded(f"got no picture within {job.request.timeout} seconds; send it again with more time.")
+        late = DeadlineExceeded(
+            f"The image was not finished within {job.request.timeout} seconds. Send the request again with more time."
+        )
         timer = None
         if job.request.timeout is not None:
             timer = self._loop.call_later(job.request.timeout, self._end, key, late)
@@ -151,7 +161,7 @@ class RemoteEngine:
         def finish(task: asyncio.Task[ImageDone | Failed]) -> None:
             if timer is not None:
                 timer.cancel()
-            self._answer(key, job, _outcome(task, job))
+            self._emit_final(key, job, _outcome(task, job))
 
         job.task.add_done_callback(finish)
         if job.ended_by is not None:
@@ -162,7 +172,7 @@ class RemoteEngine:
             async for event in events:
                 if isinstance(event, ReplicaStatus):
                     with self._changed:
-                        self._reports[event.replica] = event.status
+                        self._statuses[event.replica] = event.status
                 elif isinstance(event, StepEvent):
                     with self._changed:
                         job.started = job.started or time.monotonic()
@@ -170,18 +180,18 @@ class RemoteEngine:
                     job.on_event(event)
                 else:
                     return event
-        return Failed(EngineStopped("got no end of the picture from its replica; send it again."))
+        return Failed(EngineStopped("The replica ended without an image. Send the request again."))
 
-    def _end(self, key: str, why: TpdmError) -> bool:
+    def _end(self, key: str, error: TpdmError) -> bool:
         with self._changed:
             job = self._jobs.get(key)
             if job is None or job.ended_by is not None:
                 return False
-            job.ended_by = why
+            job.ended_by = error
         self._loop.call_soon_threadsafe(lambda: job.task is not None and job.task.cancel())
         return True
 
-    def _answer(self, key: str, job: _Job, last: ImageDone | Failed) -> None:
+    def _emit_final(self, key: str, job: _Job, last: ImageDone | Failed) -> None:
         job.on_event(last)
         with self._changed:
             del self._jobs[key]
@@ -192,9 +202,9 @@ class RemoteEngine:
 
 
 def _outcome(task: asyncio.Task[ImageDone | Failed], job: _Job) -> ImageDone | Failed:
-    """The last event of a task that is over, in the front's own seconds."""
+    """Last event of a task, with the seconds measured in this process."""
     if task.cancelled():
-        return Failed(job.ended_by or EngineStopped("got a shutdown before the picture was done; send it again."))
+        return Failed(job.ended_by or EngineStopped(STOPPED))
     error = task.exception()
     if error is not None:
         return Failed(error if isinstance(error, Exception) else RuntimeError(str(error)))

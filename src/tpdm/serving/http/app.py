@@ -1,14 +1,14 @@
-"""Pictures over HTTP, as OpenAI's clients ask for them.
+"""HTTP application: image generation in the shape of OpenAI's API, and a web page.
 
-POST   /v1/images/generations      one call, n pictures; {"stream": true} sends events while they are made
-DELETE /v1/requests/{id}           ends a call
-GET    /v1/images/files/{name}     a picture that was asked for by url
-GET    /v1/models                  what is served here
+POST   /v1/images/generations      makes n images; with {"stream": true} the answer is a stream of events
+DELETE /v1/requests/{id}           cancels a request
+GET    /v1/images/files/{name}     returns an image that was requested by url
+GET    /v1/models                  lists the served model and its aliases
 GET    /healthz, /readyz, /metrics
-GET    /openapi.json               schema of the HTTP API
-GET    /                           a page for people
+GET    /openapi.json               returns the schema of the HTTP API
+GET    /                           returns the web page
 
-HEAD is answered wherever GET is, OPTIONS with the methods of an address.
+Every path with GET supports HEAD. OPTIONS returns the methods of a path.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ GENERATION_BODY = {  # the handler parses the bytes itself, so FastAPI does not 
     "content": {"application/json": {"schema": GenerationRequest.model_json_schema()}},
 }
 
-ELSEWHERE = ("/v1/images/edits", "/v1/images/variations")  # of OpenAI's, and not of this server
+ELSEWHERE = ("/v1/images/edits", "/v1/images/variations")  # of OpenAI's API, not supported
 
 
 def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) -> FastAPI:
-    """The application.
+    """Returns the ASGI application.
 
     Args:
-        engine: makes the pictures.
-        card: what clients learn of the model.
-        settings: limits, token, names of the server.
+        engine: Engine that makes the images.
+        card: Public description of the model.
+        settings: Limits, token and host names. None uses the defaults.
     """
     settings = settings or Settings()
     limits, metrics = settings.limits, Metrics(engine)
     store = ImageStore(limits.store_bytes, limits.store_seconds)
-    answers = Handlers(RequestTracker(engine), card, settings, metrics, store)
+    handlers = Handlers(RequestTracker(engine), card, settings, metrics, store)
     app = FastAPI(title="tpdm", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(SecurityMiddleware, settings=settings, metrics=metrics)
     _answer_errors(app)
 
-    app.post("/v1/images/generations", openapi_extra={"requestBody": GENERATION_BODY})(answers.generate)
-    app.delete("/v1/requests/{call_id}")(answers.cancel)
-    app.get("/v1/images/files/{name}")(answers.file)
+    app.post("/v1/images/generations", openapi_extra={"requestBody": GENERATION_BODY})(handlers.generate)
+    app.delete("/v1/requests/{call_id}")(handlers.cancel)
+    app.get("/v1/images/files/{name}")(handlers.file)
     for path in ELSEWHERE:
         app.post(path, include_in_schema=False)(_only_generations)
     _add_pages(app)
@@ -76,7 +76,7 @@ def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) 
     async def ready() -> JSONResponse:
         if engine.status().accepting:
             return JSONResponse({"status": "ready"})
-        raise ApiError(503, "the server is stopping; ask another one", "stopping", retry_after=RETRY_SECONDS)
+        raise ApiError(503, "The server is shutting down. Use another one.", "stopping", retry_after=RETRY_SECONDS)
 
     @app.get("/metrics")
     async def numbers() -> Response:
@@ -86,18 +86,18 @@ def make_app(engine: Engine, card: ModelCard, settings: Settings | None = None) 
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every error in OpenAI's shape."""
+    """Answers every error in the shape of OpenAI's API."""
 
     @app.exception_handler(ApiError)
-    async def known(request: Request, error: ApiError) -> Response:
+    async def api(request: Request, error: ApiError) -> Response:
         return error.response()
 
     @app.exception_handler(TpdmError)
     async def engine(request: Request, error: TpdmError) -> Response:
-        found = api_error(error)
-        if found is None:
+        known = api_error(error)
+        if known is None:
             raise error
-        return found.response()
+        return known.response()
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -107,18 +107,18 @@ def _answer_errors(app: FastAPI) -> None:
             headers["Allow"] = allowed
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
-            answer = ApiError(405, f"got {request.method}, expected one of {allowed} at this address", "bad_method")
+            converted = ApiError(405, f"{request.method} is not supported here. Use one of {allowed}.", "bad_method")
+        elif error.status_code == 404:
+            converted = ApiError(404, "This path does not exist. See /openapi.json.", "not_found")
         else:
-            words = {404: "there is nothing at this address; see /v1/models"}
-            sentence = words.get(error.status_code, "the request cannot be answered")
-            answer = ApiError(error.status_code, sentence, "not_found" if error.status_code == 404 else "bad_request")
-        response = answer.response()
+            converted = ApiError(error.status_code, "The request is not valid.", "bad_request")
+        response = converted.response()
         response.headers.update(headers)
         return response
 
 
 def _methods(headers: Mapping[str, str]) -> str:
-    """The methods of an address: those of its route, and what every address answers."""
+    """Methods of a path: those of its route, HEAD if there is GET, and OPTIONS."""
     of_route = {word.strip() for word in headers.get("Allow", headers.get("allow", "")).split(",")} - {""}
     return ", ".join(sorted(of_route | ({"HEAD"} if "GET" in of_route else set()) | {"OPTIONS"}))
 
@@ -126,8 +126,7 @@ def _methods(headers: Mapping[str, str]) -> str:
 async def _only_generations(request: Request) -> Response:
     raise ApiError(
         400,
-        f"got a request to {request.url.path}, expected one to /v1/images/generations: this server draws from texts "
-        "alone",
+        f"{request.url.path} is not supported: this server makes images from texts only. Use /v1/images/generations.",
         "unsupported",
     )
 
@@ -138,8 +137,8 @@ def _add_pages(app: FastAPI) -> None:
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         if name not in files:
-            raise ApiError(404, "there is no such file", "not_found")
-        return Response(files[name].content, media_type=files[name].kind)
+            raise ApiError(404, "This file does not exist.", "not_found")
+        return Response(files[name].content, media_type=files[name].media_type)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -149,7 +148,7 @@ def _add_pages(app: FastAPI) -> None:
 def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
     limits = settings.limits
     side = min(limits.side, card.largest_side or limits.side)
-    about = {
+    description = {
         "learned": card.learned,
         "dial": card.gamma_conditioned,
         "default_steps": card.default_steps,
@@ -160,7 +159,14 @@ def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
     started = int(time.time())
 
     def entry(name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": started, "owned_by": "tpdm", "root": card.id, "tpdm": about}
+        return {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "tpdm",
+            "root": card.id,
+            "tpdm": description,
+        }
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:
@@ -173,21 +179,26 @@ def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
         return entry(name)
 
 
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
 class StaticFile:
-    """A file and its media type."""
+    """File of the web page.
+
+    Attributes:
+        content: Content of the file.
+        media_type: Media type of the file.
+    """
 
     content: bytes
-    kind: str
+    media_type: str
 
 
 def load_page() -> dict[str, StaticFile]:
-    """All files of the page by name; ``index.html`` is the page itself."""
+    """Returns the files of the web page by name. ``index.html`` is the page itself."""
     folder = resources.files("tpdm.serving.http") / "static"
     return {
-        entry.name: StaticFile(entry.read_bytes(), KINDS[f".{entry.name.rpartition('.')[2]}"])
+        entry.name: StaticFile(entry.read_bytes(), MEDIA_TYPES[f".{entry.name.rpartition('.')[2]}"])
         for entry in folder.iterdir()
     }

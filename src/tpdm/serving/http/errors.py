@@ -1,4 +1,4 @@
-"""What is wrong with a request, as a status and one sentence in OpenAI's shape."""
+"""HTTP errors in the shape of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from starlette.responses import JSONResponse
 
 from tpdm.serving.engine.interface import DeadlineExceeded, EngineStopped, QueueFull, RequestCancelled, RequestRefused
 
-RETRY_SECONDS = 2.0  # where nobody knows better
+RETRY_SECONDS = 2.0  # default of ``Retry-After``
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """An answer that is no success.
+    """HTTP error.
 
     Args:
-        status: of HTTP.
-        message: one sentence.
-        code: a word for programs.
-        param: the field that is wrong.
-        retry_after: seconds after which another try makes sense.
+        status: HTTP status, 400 or above.
+        message: Message for people, on one line.
+        code: Identifier for programs.
+        param: Field of the request that is wrong. None if the error concerns no field.
+        retry_after: Seconds after which the client should try again. None adds no header.
+
+    Example:
+        >>> ApiError(422, "n is 0. It must be at least 1.", "invalid_value", "n").body()["error"]["type"]
+        'invalid_request_error'
     """
 
     def __init__(
@@ -31,12 +35,12 @@ class ApiError(Exception):
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
     def body(self) -> dict[str, object]:
-        """The JSON that OpenAI's clients read."""
+        """Returns the JSON body that OpenAI's clients read."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The answer, with ``Retry-After`` in whole seconds where there is one."""
+        """Returns the response, with ``Retry-After`` in whole seconds if it is set."""
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -44,7 +48,7 @@ class ApiError(Exception):
 
 
 def api_error(error: Exception) -> ApiError | None:
-    """The answer to what an engine raises or reports; None where it is a mistake of ours."""
+    """Returns the HTTP error for an error of the engine. None if it is an internal error."""
     if isinstance(error, RequestRefused):
         return ApiError(422, str(error), "unsupported")
     if isinstance(error, QueueFull):
@@ -75,12 +79,17 @@ def check_token(header: str, token: str | None) -> None:
 
 
 def unknown_model(name: str, served: str) -> ApiError:
-    """A request for another model than the one that is served."""
+    """Returns the error of a request for a model that is not served.
+
+    Args:
+        name: Name in the request.
+        served: Name of the served model.
+    """
     shown = name[:80]
-    words = f"model: got {shown!r}, expected {served!r}: ask for that, or start the server with --model-alias {shown!r}"
-    return ApiError(404, words, "model_not_found", "model")
+    message = f"model is {shown!r}. Use {served!r}, or start the server with --model-alias {shown!r}."
+    return ApiError(404, message, "model_not_found", "model")
 
 
 def internal_error(request_id: str) -> ApiError:
-    """A mistake of ours: the client learns a number to ask by, the log has the rest."""
-    return ApiError(500, f"the picture could not be made; the server's log says why under {request_id}", "internal")
+    """Returns the error of an internal failure. It contains only the id under which the log describes the failure."""
+    return ApiError(500, f"The request failed. The log of the server gives the reason under {request_id}.", "internal")

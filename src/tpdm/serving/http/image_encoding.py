@@ -1,4 +1,4 @@
-"""The files that pictures are sent as."""
+"""File formats of the images in answers."""
 
 from __future__ import annotations
 
@@ -10,36 +10,41 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 Format = Literal["png", "jpeg", "webp"]
-LONGEST: dict[Format, int] = {"jpeg": 65_500, "webp": 16_383}  # pixels a side that the files of a format can have
+LONGEST: dict[Format, int] = {"jpeg": 65_500, "webp": 16_383}  # maximum length of a side in pixels
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a picture becomes a file.
+    """File format of an image.
 
     Attributes:
-        format: of the file; also its ending, and the second half of its media type.
-        quality: 0 (smallest file) to 100 (least loss), of jpeg and webp; a png loses nothing.
+        format: Name of the format, which is also the suffix of the file and part of its media type.
+        quality: Quality of jpeg and webp from 0 (smallest file) to 100 (least loss). png is lossless.
     """
 
     format: Format = "png"
     quality: int = 100
 
     def encode(self, image: Image) -> bytes:
-        """The file."""
+        """Returns the content of the file."""
         options: dict[str, Any] = {} if self.format == "png" else {"quality": self.quality}
         if self.format == "jpeg":
-            options["subsampling"] = 0  # else colors lose half their resolution even at 100
+            options["subsampling"] = 0  # else colors have half the resolution even at quality 100
         buffer = io.BytesIO()
         image.save(buffer, format=self.format, **options)
         return buffer.getvalue()
 
 
 def media_type(name: str) -> str:
-    """Of a file that is called so."""
+    """Returns the media type of a file by its suffix.
+
+    Example:
+        >>> media_type("a.webp")
+        'image/webp'
+    """
     return f"image/{name.rpartition('.')[2]}"
 
 
 def b64(content: bytes) -> str:
-    """Bytes as JSON carries them."""
+    """Returns bytes in base64."""
     return base64.b64encode(content).decode("ascii")

@@ -1,4 +1,4 @@
-"""Pictures that wait to be fetched by url: in memory, bounded, under names that nobody guesses."""
+"""Store of images that are requested by url: in memory, with limits, under names that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from collections.abc import Callable
 
 
 class ImageStore:
-    """Files by name; the oldest go first when there is no room.
+    """Files by name. The oldest ones are removed if the store is full.
 
     Args:
-        limit: bytes of all files together.
-        seconds: that a file is kept.
-        clock: seconds that only rise.
+        limit: Maximum size of all files in bytes.
+        seconds: Seconds for which a file is kept.
+        clock: Returns the time in seconds, monotonic.
+
+    Attributes:
+        bytes: Size of all files in bytes.
+
+    Example:
+        >>> store = ImageStore(limit=100, seconds=60.0)
+        >>> store.get(store.put(b"content", "png"))
+        b'content'
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,13 +32,17 @@ class ImageStore:
         self._lock = threading.Lock()
         self.bytes = 0
 
-    def put(self, content: bytes, ending: str) -> str:
-        """Keeps a file, unless it is larger than the store.
+    def put(self, content: bytes, suffix: str) -> str:
+        """Adds a file, unless it is larger than the store.
+
+        Args:
+            content: Content of the file.
+            suffix: Suffix of its name, without a dot.
 
         Returns:
-            Its name: 192 random bits and the ending.
+            Name of the file: 192 random bits and the suffix.
         """
-        name = f"{secrets.token_urlsafe(24)}.{ending}"
+        name = f"{secrets.token_urlsafe(24)}.{suffix}"
         with self._lock:
             self._files[name] = (self._clock() + self._seconds, content)
             self.bytes += len(content)
@@ -38,11 +50,11 @@ class ImageStore:
         return name
 
     def get(self, name: str) -> bytes | None:
-        """The file, or None if it never was, has expired or had to make room."""
+        """Returns the content of a file. None if it does not exist, has expired or was removed for newer ones."""
         with self._lock:
             self._drop_old()
-            found = self._files.get(name)
-        return None if found is None else found[1]
+            entry = self._files.get(name)
+        return None if entry is None else entry[1]
 
     def _drop_old(self) -> None:
         now = self._clock()

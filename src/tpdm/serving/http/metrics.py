@@ -1,4 +1,4 @@
-"""What ``/metrics`` tells Prometheus: the engine as it is now, and histograms of what was answered."""
+"""Metrics for Prometheus: the status of the engine, and histograms of the answers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 GAUGES = {
     "tpdm_queue_waiting": ("Requests in the queue.", "waiting"),
-    "tpdm_queue_limit": ("Requests that may wait.", "queue_limit"),
-    "tpdm_slots": ("Images that may be in flight.", "slots"),
-    "tpdm_slots_in_use": ("Images in flight.", "running"),
+    "tpdm_queue_limit": ("Maximum number of requests in the queue.", "queue_limit"),
+    "tpdm_slots": ("Maximum number of images with a slot.", "slots"),
+    "tpdm_slots_in_use": ("Images with a slot or being decoded.", "running"),
     "tpdm_accepting": ("1, or 0 while draining.", "accepting"),
 }
 COUNTERS = {
-    "tpdm_images_finished": ("Images made.", "finished"),
-    "tpdm_images_cancelled": ("Images whose client left or asked for an end.", "cancelled"),
-    "tpdm_images_expired": ("Images that were not finished within their time.", "expired"),
-    "tpdm_images_failed": ("Images that ended by an error.", "failed"),
-    "tpdm_images_refused": ("Images that were not admitted.", "refused"),
-    "tpdm_denoiser_calls": ("Calls of the denoiser.", "calls"),
-    "tpdm_denoiser_rows": ("Rows computed in them.", "rows"),
-    "tpdm_image_steps_made": ("Steps made by images.", "image_steps"),
+    "tpdm_images_finished": ("Finished images.", "finished"),
+    "tpdm_images_cancelled": ("Cancelled images.", "cancelled"),
+    "tpdm_images_expired": ("Images that exceeded the timeout.", "expired"),
+    "tpdm_images_failed": ("Images that ended with an error.", "failed"),
+    "tpdm_images_refused": ("Images that were not accepted.", "refused"),
+    "tpdm_denoiser_calls": ("Denoiser calls.", "calls"),
+    "tpdm_denoiser_rows": ("Rows of the denoiser calls.", "rows"),
+    "tpdm_image_steps_made": ("Steps of all images.", "image_steps"),
 }
 
 
@@ -38,14 +38,18 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._engine.status()
-        for name, (words, field) in GAUGES.items():
-            yield GaugeMetricFamily(name, words, value=float(getattr(status, field)))
-        for name, (words, field) in COUNTERS.items():
-            yield CounterMetricFamily(name, words, value=float(getattr(status, field)))
+        for name, (help_text, field) in GAUGES.items():
+            yield GaugeMetricFamily(name, help_text, value=float(getattr(status, field)))
+        for name, (help_text, field) in COUNTERS.items():
+            yield CounterMetricFamily(name, help_text, value=float(getattr(status, field)))
 
 
 class Metrics:
-    """The numbers of one server, in a registry of its own."""
+    """Metrics of one server, in a registry of its own.
+
+    Args:
+        engine: Engine whose status is reported.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
@@ -58,19 +62,24 @@ class Metrics:
             "tpdm_image_seconds", "From submission to the image.", buckets=SECONDS, registry=self._registry
         )
         self._responses = Counter(
-            "tpdm_http_responses", "Answers by route and status.", ("route", "status"), registry=self._registry
+            "tpdm_http_responses", "Responses by route and status.", ("route", "status"), registry=self._registry
         )
 
     def image(self, done: ImageDone) -> None:
-        """Counts a finished image."""
+        """Records a finished image."""
         self._steps.observe(done.steps)
         self._queued.observe(done.queued_seconds)
         self._seconds.observe(done.seconds)
 
     def response(self, route: str, status: int) -> None:
-        """Counts an answer; ``route`` is a template and never what a client wrote."""
+        """Counts a response.
+
+        Args:
+            route: Template of the route, never the path that a client sent.
+            status: HTTP status.
+        """
         self._responses.labels(route, str(status)).inc()
 
     def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Returns all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: host, token, headers, the log, and no trace of our mistakes."""
+"""Middleware of every request: checks host and token, sets headers, writes the log, and hides internal errors."""
 
 from __future__ import annotations
 
@@ -28,31 +28,38 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-# Health checks come from machines that know no token; a page asks for the token itself; an image's name is its token.
-HEALTH = ("/healthz", "/readyz")  # by address, whatever name the server answers to; they say nothing of anybody
+# Health checks have no token, and use the address of the machine instead of a name. The page asks for the token. The
+# names of images cannot be guessed.
+HEALTH = ("/healthz", "/readyz")
 OPEN = ("/", *HEALTH)
 OPEN_FOLDERS = ("/static/", "/v1/images/files/")
 
-CLIENT_LEFT = 499  # nginx's number for it: nobody is there to read one
+CLIENT_DISCONNECTED = 499  # status of nginx for the log; it is not sent
 
 logger = logging.getLogger("tpdm.serving")
 
 
 class SecurityMiddleware:
-    """The middleware around the application."""
+    """ASGI middleware around the application.
+
+    Args:
+        app: The application.
+        settings: Token, host names and logging of the server.
+        metrics: Metrics that count the responses.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's call."""
+        """Handles one connection. Called by the ASGI server."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status = time.monotonic(), 0
         request_id = scope.setdefault("state", {})["request_id"] = f"req-{secrets.token_hex(8)}"
         head = scope["method"] == "HEAD"
-        asked = {**scope, "method": "GET"} if head else scope  # HEAD is GET without the body, at every address
+        routed = {**scope, "method": "GET"} if head else scope  # HEAD is GET without the body
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -67,17 +74,17 @@ class SecurityMiddleware:
 
         try:
             self._check(scope["path"], Headers(scope=scope))
-            await self._app(asked, receive, send_guarded)
+            await self._app(routed, receive, send_guarded)
         except ApiError as error:
             await error.response()(scope, receive, send_guarded)
         except ClientDisconnect:
-            status = CLIENT_LEFT
+            status = CLIENT_DISCONNECTED
         except Exception as error:
             logger.error("%s %s", request_id, describe(error, self._settings.log_prompts))
             if status == 0:
                 await internal_error(request_id).response()(scope, receive, send_guarded)
         finally:
-            route = getattr(asked.get("route"), "path", "other")
+            route = getattr(routed.get("route"), "path", "other")
             self._metrics.response(route, status)
             logger.info("%s %s %s %d %.3fs", request_id, scope["method"], route, status, time.monotonic() - started)
 
@@ -86,7 +93,7 @@ class SecurityMiddleware:
         if path not in HEALTH and hosts is not None and _host(headers.get("host", "")) not in hosts:
             raise ApiError(
                 400,
-                f"the server is not called that, expected one of {', '.join(hosts)}; see --allowed-host",
+                f"The Host header must be one of {', '.join(hosts)}. Add other names with --allowed-host.",
                 "bad_host",
             )
         if path not in OPEN and not path.startswith(OPEN_FOLDERS):
@@ -94,7 +101,7 @@ class SecurityMiddleware:
 
 
 def _host(header: str) -> str:
-    """The name without its port; brackets of an IPv6 address left out."""
+    """Host name without port, and without the brackets of an IPv6 address."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0].lower()

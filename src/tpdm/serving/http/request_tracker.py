@@ -1,4 +1,4 @@
-"""One HTTP request while its images are made: engine threads report, the event loop reads."""
+"""Tracks HTTP requests while their images are made. Engine threads report events, and the event loop reads them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ class _Unread:
 
 
 class RequestHandle:
-    """The images of one request, asked of the engine together. Made by ``RequestTracker.start``.
+    """The images of one HTTP request. Made by ``RequestTracker.start``.
 
-    A reader that falls behind misses no event. Where it wants a picture of every step, the newest of each image alone
-    waits for it; where it wants a number of them, all do.
+    A slow reader gets every event. If it requested previews of every step, only the newest preview of each image is
+    kept. If it requested a number of previews, all are kept.
+
+    Args:
+        engine: Engine that makes the images.
+        requests: One request per image.
+
+    Attributes:
+        id: Id of the HTTP request, which cannot be guessed.
+        requests: One request per image.
     """
 
     def __init__(self, engine: Engine, requests: Sequence[ImageRequest]) -> None:
@@ -30,14 +38,14 @@ class RequestHandle:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[_Unread | None] = asyncio.Queue()
-        self._pictured: dict[int, _Unread] = {}  # index -> the newest of its previews, read or not
-        self._open: dict[int, str] = {}  # index -> the engine's id, of images that are not finished
+        self._newest_preview: dict[int, _Unread] = {}  # by index, read or unread
+        self._open: dict[int, str] = {}  # id in the engine of each unfinished image, by index
 
     def submit(self) -> None:
-        """Hands every image over, or none: what was queued before a refusal is taken back.
+        """Submits all images. If one is refused, cancels those submitted before.
 
         Raises:
-            TpdmError: as ``Engine.submit``.
+            TpdmError: The error of ``Engine.submit``.
         """
         try:
             for index, request in enumerate(self.requests):
@@ -47,65 +55,76 @@ class RequestHandle:
             raise
 
     def cancel(self) -> bool:
-        """Ends what is not finished; whether there was anything."""
-        return sum(self._engine.cancel(one) for one in tuple(self._open.values())) > 0
+        """Cancels the unfinished images. Returns whether there was any."""
+        return sum(self._engine.cancel(key) for key in tuple(self._open.values())) > 0
 
     async def events(self, pause: float = 3600.0) -> AsyncIterator[tuple[int, Event] | None]:
-        """(index of the image, event) until every image has ended; None after ``pause`` seconds without any."""
+        """Yields (index of the image, event) until every image has ended.
+
+        Args:
+            pause: Seconds without an event after which None is yielded.
+        """
         while self._open:
             tick = self._loop.call_later(pause, self._events.put_nowait, None)
             try:
-                found = await self._events.get()
+                unread = await self._events.get()
             finally:
-                tick.cancel()  # a client that left would keep its pictures in the loop until then
-            if found is not None and isinstance(found.event, ImageDone | Failed):
-                del self._open[found.index]
-            yield None if found is None else (found.index, found.event)
+                tick.cancel()  # else the loop keeps the images of a disconnected client until then
+            if unread is not None and isinstance(unread.event, ImageDone | Failed):
+                del self._open[unread.index]
+            yield None if unread is None else (unread.index, unread.event)
 
     def _reporter(self, index: int) -> Callable[[Event], None]:
         def report(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._put, _Unread(index, event))
 
         return report
 
-    def _put(self, one: _Unread) -> None:
-        every = self.requests[one.index].previews == "every"
-        if every and isinstance(one.event, StepEvent) and one.event.preview is not None:
-            older = self._pictured.get(one.index)
+    def _put(self, unread: _Unread) -> None:
+        every = self.requests[unread.index].previews == "every"
+        if every and isinstance(unread.event, StepEvent) and unread.event.preview is not None:
+            older = self._newest_preview.get(unread.index)
             if older is not None and isinstance(older.event, StepEvent):
                 older.event = replace(older.event, preview=None)
-            self._pictured[one.index] = one
-        self._events.put_nowait(one)
+            self._newest_preview[unread.index] = unread
+        self._events.put_nowait(unread)
 
 
 class RequestTracker:
-    """The requests that are being answered, by id."""
+    """The HTTP requests that are being answered, by id.
+
+    Args:
+        engine: Engine that makes the images.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._calls: dict[str, RequestHandle] = {}
+        self._handles: dict[str, RequestHandle] = {}
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._handles)
 
     @contextlib.contextmanager
     def start(self, requests: Sequence[ImageRequest]) -> Iterator[RequestHandle]:
-        """A call that was submitted; whatever is not finished at the end of the block is cancelled.
+        """Submits images and gives their handle. At the end of the block, unfinished images are cancelled.
+
+        Args:
+            requests: One request per image.
 
         Raises:
-            TpdmError: as ``Engine.submit``.
+            TpdmError: The error of ``Engine.submit``.
         """
-        call = RequestHandle(self._engine, requests)
-        call.submit()
-        self._calls[call.id] = call
+        handle = RequestHandle(self._engine, requests)
+        handle.submit()
+        self._handles[handle.id] = handle
         try:
-            yield call
+            yield handle
         finally:
-            del self._calls[call.id]
-            call.cancel()
+            del self._handles[handle.id]
+            handle.cancel()
 
     def cancel(self, call_id: str) -> bool:
-        """Ends the images of a call; False if it is unknown or over."""
-        call = self._calls.get(call_id)
-        return call is not None and call.cancel()
+        """Cancels the images of a request. Returns False if it is unknown or has ended."""
+        handle = self._handles.get(call_id)
+        return handle is not None and handle.cancel()

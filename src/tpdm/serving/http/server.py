@@ -1,4 +1,4 @@
-"""The process of a server: it listens, and on SIGTERM it finishes what it has accepted."""
+"""The server process: listens, and on SIGTERM finishes the accepted requests."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from tpdm.serving.http.app import make_app
 from tpdm.serving.http.settings import ModelCard, Settings
 from tpdm.serving.http.sockets import BACKLOG, listen
 
-KEEP_ALIVE = 30  # seconds that an idle connection is kept
-LAST_WORDS = 10  # seconds for answers on their way when the engine is done
+KEEP_ALIVE = 30  # seconds for which an idle connection is kept
+SHUTDOWN_SECONDS = 10  # for answers that are being sent when the engine has drained
 
 logger = logging.getLogger("tpdm.serving")
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, which would stop listening on SIGTERM, and end with the signal instead of 0.
+    """uvicorn server that drains the engine on SIGTERM before it stops listening, and then exits with 0.
+
+    While the engine drains, health checks are answered and new requests are refused.
 
     Args:
-        config: of uvicorn.
-        engine: is drained first; meanwhile health checks and refusals are still answered.
-        seconds: for draining.
+        config: Configuration of uvicorn.
+        engine: Engine to drain.
+        seconds: Maximum seconds for draining.
     """
 
     def __init__(self, config: uvicorn.Config, engine: Engine, seconds: float) -> None:
@@ -38,17 +40,17 @@ class DrainingServer(uvicorn.Server):
         self._draining: threading.Thread | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; the second ends at once."""
+        """Drains on the first signal, and stops at once on the second."""
         if self._draining is not None:
             self.should_exit = self.force_exit = True
             return
-        logger.info("stopping: finishing what was accepted; a second signal ends at once")
+        logger.info("stopping: finishing the accepted requests; a second signal stops at once")
         self._draining = threading.Thread(target=self._drain, name="tpdm-drain", daemon=True)
         self._draining.start()
 
     def _drain(self) -> None:
         if not self._engine.drain(self._seconds):
-            logger.warning("not everything was finished within %g s", self._seconds)
+            logger.warning("some requests were not finished within %g s", self._seconds)
         self.should_exit = True
 
 
@@ -59,17 +61,17 @@ def serve(
     sockets: Sequence[socket.socket],
     restart: Callable[[], None] | None = None,
 ) -> None:
-    """Answers requests until a signal, then drains, and closes the engine.
+    """Answers requests until SIGTERM or SIGINT. Then drains and closes the engine.
 
     Args:
-        engine: see ``make_app``.
-        card: see ``make_app``.
-        settings: see ``make_app``; requests that are accepted have ``limits.seconds`` to finish.
-        sockets: bound to where to listen, see ``tpdm.serving.http.sockets.reserved``.
-        restart: what SIGHUP does: replaces replicas, and returns when the new ones are ready.
+        engine: Engine that makes the images.
+        card: Public description of the model.
+        settings: Settings of the server. Draining takes at most ``limits.seconds``.
+        sockets: Bound sockets of ``tpdm.serving.http.sockets.reserved``.
+        restart: Called on SIGHUP. Replaces the replicas and returns when the new ones are ready. None ignores SIGHUP.
 
     Raises:
-        ConfigError: another program has begun to listen there.
+        ConfigError: Another program has begun to listen at the address.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = make_config(make_app(engine, card, settings), settings)
@@ -83,7 +85,7 @@ def serve(
 
 
 def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves the application."""
+    """Returns the configuration of uvicorn for the application."""
     return uvicorn.Config(
         app,
         backlog=BACKLOG,
@@ -92,7 +94,7 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         forwarded_allow_ips=settings.proxies,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=LAST_WORDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 
 
@@ -100,7 +102,7 @@ def _restart(restart: Callable[[], None]) -> None:
     logger.info("replacing replicas one by one")
     try:
         restart()
-    except Exception:  # the old ones go on
+    except Exception:  # the old replicas continue
         logger.exception("the restart failed")
     else:
-        logger.info("all replicas are new")
+        logger.info("all replicas are replaced")

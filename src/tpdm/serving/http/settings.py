@@ -1,4 +1,4 @@
-"""What a server tells of its model: its name, its dial, prompts to try."""
+"""Settings of the server, and the public description of its model."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ NATURAL = (
 
 
 def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
-    """The card of a pipeline with or without a TPM; the pipeline's weights are not read.
+    """Returns the public description of a pipeline with or without a TPM. Does not read the weights of the pipeline.
 
     Args:
-        backbone: ``tinyworld``, a diffusers folder or a hub id.
-        tpm: folder or hub id; None where the pipeline's own schedule serves.
+        backbone: "tinyworld", a folder of a diffusers pipeline, or a Hub id.
+        tpm: Folder or Hub id of the TPM. None if the pipeline's own schedule is used.
 
     Raises:
-        CheckpointError: there is no such TPM.
-        BackboneError: there is no such pipeline.
+        CheckpointError: The TPM cannot be read.
+        BackboneError: The pipeline cannot be read.
     """
     backbone, dial = expand(backbone), False
     if tpm is not None:
@@ -50,25 +50,25 @@ def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
     )
 
 
-ANY = "any"  # the alias that stands for every name
+ANY = "any"  # alias that accepts every name
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one request, and of what is kept for its client.
+    """Limits of one request, and of the store of images.
 
     Attributes:
-        prompt: characters of the prompt, and of the negative prompt.
-        images: of one request.
-        side: pixels of the longer side.
-        steps: of one image.
-        body: bytes of a request.
-        body_seconds: until the whole body has to be there.
-        seconds: from submission to the picture.
-        store_bytes: of all pictures that wait to be fetched by url.
-        store_seconds: that a picture waits.
+        prompt: Maximum number of characters of the prompt and of the negative prompt.
+        images: Maximum number of images per request.
+        side: Maximum length of a side in pixels.
+        steps: Maximum number of steps of an image.
+        body: Maximum size of a request body in bytes.
+        body_seconds: Maximum seconds until the whole body has arrived.
+        seconds: Maximum seconds from submission to the image.
+        store_bytes: Maximum size in bytes of all stored images.
+        store_seconds: Seconds for which an image is stored.
     """
 
     prompt: int = 4000
@@ -84,15 +84,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What clients may know of the model.
+    """Public description of the model.
 
     Attributes:
-        id: its name, as requests give it.
-        learned: whether a TPM decides the times; else the pipeline's own schedule runs.
-        gamma_conditioned: whether the TPM was trained for ``gamma`` and ``quality``.
-        default_steps: of the pipeline's own schedule.
-        examples: (name, prompt), of rising difficulty.
-        largest_side: pixels that the model can draw; None where it has no such bound.
+        id: Name of the model in requests.
+        learned: Whether a TPM chooses the times. Else the pipeline's own schedule is used.
+        gamma_conditioned: Whether the TPM is gamma-conditioned and calibrated, so that requests can set ``gamma`` and ``quality``.
+        default_steps: Number of steps of the pipeline's own schedule.
+        examples: Pairs (name, prompt), in order of difficulty.
+        largest_side: Maximum length of a side in pixels. None if the model has no limit.
     """
 
     id: str
@@ -105,18 +105,18 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server behaves.
+    """Settings of the server.
 
     Attributes:
-        limits: of requests.
-        token: that ``Authorization: Bearer`` must carry; None asks for none.
-        hosts: names that requests may address the server by; None takes any. A page of another site can point its own
-            name at this machine and ask as if it were local: the name gives it away.
-        log_prompts: whether log lines show prompts.
-        proxies: addresses, networks or "*", whose word counts on how a client came (``X-Forwarded-Proto``): pictures
-            by url carry it. None leaves it to uvicorn: this machine.
-        aliases: names that requests may give the model, besides its own; ``ANY`` among them takes every name.
-        response_format: what an answer at once carries its pictures in, where the request does not say.
+        limits: Limits of requests.
+        token: Token that the header ``Authorization: Bearer`` must contain. None accepts every request.
+        hosts: Allowed values of the header ``Host``. None allows any. This protects a local server against DNS
+            rebinding, where a page of another site resolves its own name to this machine.
+        log_prompts: Whether log lines contain prompts.
+        proxies: Addresses, networks or "*" whose ``X-Forwarded-Proto`` is used in the urls of images. None trusts only
+            this machine, the default of uvicorn.
+        aliases: Further names of the model in requests. ``ANY`` accepts every name.
+        response_format: Default of the field ``response_format`` without streaming.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -128,5 +128,5 @@ class Settings:
     response_format: Literal["b64_json", "url", "both"] = "b64_json"
 
     def serves(self, name: str, card: ModelCard) -> bool:
-        """Whether a request may call the model so."""
+        """Returns whether a request may use this name for the model."""
         return name == card.id or name in self.aliases or ANY in self.aliases

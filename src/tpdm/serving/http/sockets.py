@@ -1,4 +1,4 @@
-"""The address of a server, taken before anything is loaded, so that what cannot be had is said at once."""
+"""Reserves the address of a server before a model is loaded, so that an unusable address fails at once."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-BACKLOG = 2048  # connections that may wait to be accepted
+BACKLOG = 2048  # maximum number of connections that wait to be accepted
 
 
 @contextmanager
 def reserved(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Sockets of an address, closed at the end. Until ``listen`` clients are turned away.
+    """Context manager with the bound sockets of an address. Connections are refused until ``listen``.
 
     Args:
-        host: a name or an address; a name may have several.
-        port: 1 to 65535.
+        host: Host name or address. A name may have several addresses.
+        port: Port, 1 to 65535.
 
     Raises:
-        ConfigError: another program listens there, or this machine or user may not.
+        ConfigError: Another program listens at the port, or this machine or user may not use the address.
     """
     with ExitStack() as stack:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
             raise _refusal(error, host, port) from error
-        taken, missing = [], None
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        bound, missing = [], None
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
             one = stack.enter_context(socket.socket(family, kind, protocol))
-            if os.name == "posix":  # connections that have just ended keep no port from a restart
+            if os.name == "posix":  # else recently closed connections block a restart
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -39,19 +39,22 @@ def reserved(host: str, port: int) -> Iterator[list[socket.socket]]:
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise _refusal(error, host, port) from error
-                missing = error  # "localhost" may have an address that is switched off
+                missing = error  # "localhost" may have an address that is disabled
             else:
-                taken.append(one)
-        if not taken:
+                bound.append(one)
+        if not bound:
             raise _refusal(missing, host, port) from missing
-        yield taken
+        yield bound
 
 
 def listen(sockets: Sequence[socket.socket]) -> None:
-    """Lets clients in.
+    """Starts accepting connections.
+
+    Args:
+        sockets: Sockets of ``reserved``.
 
     Raises:
-        ConfigError: another program has begun to listen there since the sockets were reserved.
+        ConfigError: Another program has begun to listen at the address since the sockets were reserved.
     """
     try:
         for one in sockets:
@@ -61,20 +64,17 @@ def listen(sockets: Sequence[socket.socket]) -> None:
 
 
 def _refusal(error: Exception | None, host: str, port: int) -> Exception:
-    from tpdm.core.errors import ConfigError  # which brings torch: a port in use must not wait for it
+    from tpdm.core.errors import ConfigError  # imports torch, which a port in use should not wait for
 
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE:
-        return ConfigError(
-            f"got --port {port}, where another program listens, expected a free one; stop that program or give another."
-        )
+        return ConfigError(f"--port is {port}, where another program listens. Use a free port or stop that program.")
     if number in (errno.EACCES, errno.EPERM):
         return ConfigError(
-            f"got --port {port}, which this user may not listen at, expected one from 1024 on; give such a port, and "
-            "let a proxy have that one."
+            f"--port is {port}, which this user may not use. Use a port of at least 1024, behind a proxy if needed."
         )
     reason = getattr(error, "strerror", None) or error
     return ConfigError(
-        f"got --host {host} ({reason}), expected an address of this machine; give 127.0.0.1 for this machine alone, or "
-        "0.0.0.0 for all."
+        f"--host is {host} ({reason}). It must be an address of this machine. Use 127.0.0.1 for clients on this "
+        "machine, or 0.0.0.0 for all."
     )

@@ -1,4 +1,4 @@
-"""Answers that end when the client leaves, and server-sent events."""
+"""Reading bodies, server-sent events, and work that is cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
-SEND_SECONDS = 60.0  # that a client may leave unread what it was sent, before the server hangs up
-PAUSE = 10.0  # seconds without an event, after which a comment keeps proxies from hanging up
-WAITING = b": still waiting\n\n"
+SEND_SECONDS = 60.0  # after which the server disconnects a client that does not read
+KEEP_ALIVE_SECONDS = 10.0  # without an event, after which a comment keeps proxies from disconnecting
+KEEP_ALIVE = b": still waiting\n\n"
 
 
 async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the client hangs up.
+    """Returns the result of ``work``, which is cancelled when the client disconnects.
 
     Args:
-        receive: of ASGI; the body must have been read.
-        work: what to wait for.
+        receive: ASGI function of the request, whose body has been read.
+        work: Coroutine to wait for.
 
     Raises:
-        ClientDisconnect: the client hung up first.
+        ClientDisconnect: The client disconnected first.
     """
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(receive))
+    disconnected = asyncio.create_task(_disconnected(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientDisconnect
     finally:
-        gone.cancel()
+        disconnected.cancel()
         task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -58,7 +58,7 @@ async def read_body(request: Request, limit: int, seconds: float | None = None) 
 
     Raises:
         TimeoutError: The body did not arrive in time.
-        ClientDisconnect: The client hung up.
+        ClientDisconnect: The client disconnected.
     """
 
     async def read() -> bytes | None:
@@ -76,48 +76,59 @@ async def read_body(request: Request, limit: int, seconds: float | None = None) 
 
 
 def event(name: str, data: Mapping[str, object]) -> bytes:
-    """One server-sent event; ``data`` is one line, as JSON is."""
+    """Returns one server-sent event.
+
+    Args:
+        name: Type of the event.
+        data: JSON object, written on one line.
+
+    Example:
+        >>> event("step", {"index": 0})
+        b'event: step\\ndata: {"index":0}\\n\\n'
+    """
     return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
 class EventStream(Response):
-    """Sends events as they come; closes their source when they end, when the client leaves and when it stops reading.
+    """Response that sends events as they come.
+
+    The source of the events is closed when they end, when the client disconnects, and when it stops reading.
 
     Args:
-        first: was made before the status was sent.
-        rest: what follows.
+        first: First event, made before the status is sent.
+        rest: Generator of the other events.
     """
 
     media_type = "text/event-stream"
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
-        # Proxies such as nginx keep answers back until they are whole, unless they are told not to.
+        # Proxies such as nginx buffer the whole answer without this header.
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._first, self._rest = first, rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's call."""
+        """Sends the response. Called by the ASGI server."""
         try:
             await cancel_on_disconnect(receive, self._send(send))
         finally:
             await self._rest.aclose()
 
     async def _send(self, send: Send) -> None:
-        async def say(message: Message) -> None:
-            # Not wait_for: before Python 3.12 it forgets that it was cancelled where the send ends in that moment, and
-            # a client that left would have its pictures made to the end.
+        async def send_in_time(message: Message) -> None:
+            # Not wait_for: before Python 3.12 it loses a cancellation that arrives when the send ends. The images of a
+            # disconnected client would then be made to the end.
             sending = asyncio.ensure_future(send(message))
             try:
                 await asyncio.wait({sending}, timeout=SEND_SECONDS)
             finally:
-                in_time = not sending.cancel()  # which a send that has ended ignores
+                in_time = not sending.cancel()  # False if the send has ended
             if not in_time:
                 raise ClientDisconnect
             sending.result()
 
-        await say({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await say({"type": "http.response.body", "body": self._first, "more_body": True})
+        await send_in_time({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send_in_time({"type": "http.response.body", "body": self._first, "more_body": True})
         async for chunk in self._rest:
-            await say({"type": "http.response.body", "body": chunk, "more_body": True})
-        await say({"type": "http.response.body", "body": b"", "more_body": False})
+            await send_in_time({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send_in_time({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,4 +1,4 @@
-"""Which steps are shown where a number of previews was asked for: as many as that, spread over the times."""
+"""A requested number of previews is exact, and spread over the times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpdm.serving.engine.preview_plan import PreviewPlan
+from tpdm.serving.engine.previews import PreviewPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ falling = st.lists(st.floats(1e-6, 1, exclude_max=True), max_size=30, unique=Tru
 
 
 @given(number=st.integers(1, 3), times=falling)
-def test_there_are_as_many_as_asked_for_and_none_twice(number, times):
+def test_each_image_has_the_requested_number_of_previews_and_none_twice(number, times):
     each = shown(number, [*times, 0.0])
     all_of_them = [index for one in each for index in one]
     assert len(all_of_them) == min(number, len(times) + 1)
@@ -51,5 +51,5 @@ def test_there_are_as_many_as_asked_for_and_none_twice(number, times):
         (3, [0.0], [[1]]),
     ],
 )
-def test_they_are_spread_over_the_times(number, times, expected):
+def test_previews_are_spread_over_the_times(number, times, expected):
     assert shown(number, times) == expected
