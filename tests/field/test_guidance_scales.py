@@ -217,10 +217,10 @@ def test_one_negative_prompt_is_that_of_every_prompt(name, tmp_path):
 
 def test_guided_features_are_combined_with_the_scale_that_acts():
     policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2, features="guided"))
-    assert feature_guidance(tiny_pipe("Qwen-Image"), policy, {"true_cfg_scale": 9.0}) == 9.0
-    assert feature_guidance(tiny_pipe("FLUX.1 dev"), policy, {"guidance_scale": 3.5}) == 1.0
-    assert feature_guidance(tiny_pipe("SD3"), policy, {}) == 7.0
-    assert feature_guidance(tiny_pipe("FLUX.2"), policy, {}) is None
+    assert feature_guidance(Guidance.of(tiny_pipe("Qwen-Image")), policy, {"true_cfg_scale": 9.0}) == 9.0
+    assert feature_guidance(Guidance.of(tiny_pipe("FLUX.1 dev")), policy, {"guidance_scale": 3.5}) == 1.0
+    assert feature_guidance(Guidance.of(tiny_pipe("SD3")), policy, {}) == 7.0
+    assert feature_guidance(Guidance.of(tiny_pipe("FLUX.2")), policy, {}) is None
 
 
 def test_texts_encoded_before_have_the_empty_negative_prompt_too(flux, tmp_path):

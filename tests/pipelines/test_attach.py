@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,3 +195,21 @@ def test_a_tpm_fits_a_denoiser_whatever_its_weights_are_kept_as(sd3, wrap):
     policy.artifact = config_of(TPMConfig(widths.feature_channels + 1, widths.temb_channels))
     with pytest.raises(CheckpointError, match=f"of width {widths.feature_channels} "):
         attach(pipe, policy)
+
+
+def test_what_calls_have_to_know_of_a_pipeline_is_resolved_once(sd3, monkeypatch):
+    attached = attach(copy.copy(sd3), FixedSchedule([1.0, 0.5, 0.0]), max_steps=3)
+    assert attached._resolve() is attached.spec
+    assert replace(attached, solver="ab2")._resolve() is not attached.spec
+    assert replace(attached, policy=LookingPolicy())._resolve() is not attached.spec
+    attached.pipe.register_to_config(expand_timesteps=True)
+    with pytest.raises(BackboneError, match="expand_timesteps"):
+        attached("a", seeds=[0], **CALL)
+
+
+def test_the_defaults_of_a_call_have_one_order(sd3):
+    policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2))
+    policy.artifact = config_of(policy.shape, call_defaults={"guidance_scale": 2.0, "height": 32})
+    weakest = {"guidance_scale": 1.0, "height": 16, "width": 16}
+    attached = attach(sd3, policy, defaults={"guidance_scale": 3.0}, pipeline_defaults=weakest)
+    assert dict(attached.defaults) == {"guidance_scale": 3.0, "height": 32, "width": 16}

@@ -159,7 +159,7 @@ def test_only_conditional_rows_are_shown(name):
 def test_guided_features_go_from_the_unconditional_to_the_conditional_rows_and_beyond(name, monkeypatch):
     conditional, seen = look(name, True), []
     for w in (0.0, 1.0, 3.0):
-        monkeypatch.setattr("tpdm.pipelines.attach.feature_guidance", lambda pipe, policy, arguments, w=w: w)
+        monkeypatch.setattr("tpdm.pipelines.attach.feature_guidance", lambda guidance, policy, arguments, w=w: w)
         seen.append(look(name, True))
     for part in ("first_BDHW", "last_BDHW", "temb_BE"):
         u, c, beyond = (getattr(features, part) for features in seen)

@@ -1,7 +1,7 @@
 """Every argument of every diffusers pipeline that can be attached is known here.
 
 A release of diffusers that brings a new one fails this test, and the one question to answer is: does it depend on the
-number or the index of steps? Then it goes into ``step_keyed.STEP_KEYED`` or ``arguments.REFUSED``; else it goes below.
+number or the index of steps? Then it goes into ``arguments.STEP_KEYED`` or ``arguments.REFUSED``; else it goes below.
 """
 
 import ast
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import diffusers
 
-from tpdm.pipelines.arguments import REFUSED
+from tpdm.pipelines.arguments import REFUSED, STEP_KEYED
 from tpdm.pipelines.compatibility import REFUSED_PIPELINES
 from tpdm.pipelines.registry import DENOISERS
-from tpdm.pipelines.step_keyed import STEP_KEYED
 
 # What decides the same at every step, whatever their number.
 TEXT = """prompt prompt_2 prompt_3 prompt_embeds pooled_prompt_embeds prompt_attention_mask prompt_embeds_mask

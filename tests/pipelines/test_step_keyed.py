@@ -13,8 +13,8 @@ from diffusers import (
 
 from tests.support.relatives import call_of, relative
 from tpdm.core.errors import BackboneError
+from tpdm.pipelines.arguments import told_steps, without_step_keys
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.step_keyed import told_steps, without_step_keys
 from tpdm.policies.fixed import FixedSchedule
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import traceback
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Number, Real
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from tpdm.core.errors import BackboneError, ConfigError
+from tpdm.pipelines.compatibility import PipelineSpec
 from tpdm.pipelines.guidance import settle
-from tpdm.pipelines.registry import find_denoiser, find_entry
-from tpdm.pipelines.step_keyed import without_step_keys
 
 DECIDED = "the policy decides the times; limit the number of steps with max_steps"
 
@@ -34,8 +35,21 @@ REFUSED: dict[str, str] = {
 NEUTRAL: dict[str, float] = {"eta": 0.0, "denoising_end": 1.0}
 
 
+# Option -> its values that mean the same at any number of steps: always, or never.
+STEP_KEYED: dict[str, tuple[float, ...]] = {
+    "cfg_trunc_ratio": (1.0,),
+    "cfg_truncation": (1.0,),
+    "control_guidance_start": (0.0,),
+    "control_guidance_end": (1.0,),
+    "adapter_conditioning_factor": (1.0, 0.0),
+    "gligen_scheduled_sampling_beta": (1.0, 0.0),
+}
+# None keeps Z-Image's pipelines from reading all times before the first step.
+TOLD: dict[str, None] = {"cfg_truncation": None}
+
+
 def merge_arguments(
-    pipe: Any, args: tuple[Any, ...], arguments: Mapping[str, Any], defaults: Mapping[str, Any]
+    spec: PipelineSpec, args: tuple[Any, ...], arguments: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments of one pipeline call by name: the user's, else the defaults.
 
@@ -44,24 +58,49 @@ def merge_arguments(
     Raises:
         BackboneError: an argument is unknown to this pipeline, cannot go with a policy, or would have no effect.
     """
-    signature = inspect.signature(pipe.__call__)
     for name in [*arguments, *defaults]:
-        if name not in signature.parameters:
+        if name not in spec.signature.parameters:
             raise BackboneError(
-                f"got argument {name!r}, expected one of {type(pipe).__name__}'s own arguments: "
-                f"{meant(pipe, name, signature.parameters)}"
+                f"got argument {name!r}, expected one of {spec.pipeline}'s own arguments: {meant(spec, name)}"
             )
     try:
-        given = signature.bind_partial(*args, **arguments).arguments
+        given = spec.signature.bind_partial(*args, **arguments).arguments
     except TypeError as error:
-        raise BackboneError(f"got arguments that {type(pipe).__name__} cannot take: {error}.") from error
+        raise BackboneError(f"got arguments that {spec.pipeline} cannot take: {error}.") from error
     merged = {**given, **defaults, **{k: v for k, v in given.items() if v is not None}}
     for name, reason in REFUSED.items():
         value = merged.pop(name, None)
         if value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
             value = given.get(name, defaults.get(name))
             raise BackboneError(f"got {name}={value!r}, expected no such argument with a policy: {reason}.")
-    return settle(pipe, merged | without_step_keys(merged, signature.parameters), given)
+    return settle(spec.guidance, merged | without_step_keys(merged, spec.signature.parameters), given)
+
+
+def without_step_keys(merged: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """What the pipeline is told of options that are keyed on the index of a step: values that are not.
+
+    Args:
+        merged: arguments of the call, with all defaults but the pipeline's.
+        parameters: of the pipeline's call.
+
+    Raises:
+        BackboneError: an option, or one of its list, has another value, be it the pipeline's own default.
+    """
+    told: dict[str, Any] = {}
+    for name, neutral in STEP_KEYED.items():
+        if name not in parameters:
+            continue
+        given = merged.get(name)
+        said = _plain(parameters[name].default if given is None else given)
+        if not all(value in (None, *neutral) for value in _numbers(said)):
+            whose = " (the pipeline's default)" if given is None else ""
+            raise BackboneError(
+                f"got {name}={said!r}{whose}, expected {neutral[0]:g} with a policy: it is keyed on the steps of a "
+                f"fixed schedule; pass {neutral[0]:g}."
+            )
+        told[name] = TOLD.get(name, neutral[0] if said is None else said)
+    _check_callback(merged.get("callback_on_step_end"))
+    return told
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
@@ -91,13 +130,13 @@ def count_images(arguments: Mapping[str, Any]) -> int:
     return prompts
 
 
-def start_time(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
+def start_time(spec: PipelineSpec, arguments: Mapping[str, Any]) -> float | None:
     """Where the chain starts: the strength of an image-to-image pipeline; None (pure noise) where there is none.
 
     Raises:
         ConfigError: the strength is no number.
     """
-    parameter = inspect.signature(pipe.__call__).parameters.get("strength")
+    parameter = spec.signature.parameters.get("strength")
     if parameter is None:
         return None
     strength = arguments.get("strength", parameter.default)
@@ -106,6 +145,22 @@ def start_time(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
             f"got strength={strength!r}, expected one number in (0, 1] for all images: call once for each strength."
         )
     return float(strength)
+
+
+def told_steps(limit: int, strength: float | None) -> int:
+    """The number of steps that a pipeline is told; what it is really asked for is ``limit`` steps at most.
+
+    Pipelines take the part that a strength leaves out off it, and refuse to run where nothing is left.
+
+    Args:
+        limit: the cap.
+        strength: of an image-to-image call; None where there is none.
+    """
+    steps = limit
+    if strength is not None and 0.0 < strength < 1.0:
+        steps = math.ceil(limit / strength)
+        steps += int(steps * strength) < limit  # rounding
+    return max(steps, 2)  # at 1, PixArt-Alpha asks its scheduler for what distilled models need
 
 
 def noise_arguments(
@@ -189,16 +244,16 @@ MEANT = {
 GUIDANCE = ("cfg", "cfg_scale", "guidance", "guidance_scale", "true_cfg_scale", "true_cfg", "scale")
 
 
-def meant(pipe: Any, name: str, known: Iterable[str]) -> str:
+def meant(spec: PipelineSpec, name: str) -> str:
     """The end of a sentence about an argument that the pipeline does not know.
 
     Args:
-        pipe: of the call.
+        spec: of the pipeline.
         name: of the argument.
-        known: names of the pipeline's arguments.
     """
-    names = list(known)
-    found = _guidance(pipe, names) if name in GUIDANCE else MEANT.get(name)
+    names = list(spec.signature.parameters)
+    scale = spec.entry.guidance_scale
+    found = (scale if scale in names else None) if name in GUIDANCE else MEANT.get(name)
     near = difflib.get_close_matches(name, names, n=1)
     if found is None and not near:
         return "see its __call__ for the names"
@@ -206,9 +261,30 @@ def meant(pipe: Any, name: str, known: Iterable[str]) -> str:
     return f"did you mean {repr(likely) if likely.isidentifier() else likely}?"
 
 
-def _guidance(pipe: Any, known: Container[str]) -> str | None:
-    try:
-        name = find_entry(find_denoiser(pipe)).guidance_scale
-    except BackboneError:
-        return None
-    return name if name in known else None
+def _check_callback(callback: Any) -> None:
+    """Refuses diffusers' callbacks that end something after a part of the steps; an index of a step is one here too."""
+    if isinstance(callback, MultiPipelineCallbacks):
+        for one in callback.callbacks:
+            _check_callback(one)
+    elif isinstance(callback, PipelineCallback):
+        ratio = getattr(callback, "config", {}).get("cutoff_step_ratio")
+        if ratio not in (None, 0.0, 1.0):
+            raise BackboneError(
+                f"got {type(callback).__name__}(cutoff_step_ratio={ratio:g}), expected no part of the steps with a "
+                "policy, which does not know their number: pass cutoff_step_index, or a callback that reads the time."
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A tuple, an array or a tensor as a list, which several control networks want; other values as they are."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """The numbers in a list of lists, or the one number."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _numbers(one)
+    else:
+        yield value

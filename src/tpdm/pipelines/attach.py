@@ -11,18 +11,22 @@ import torch
 
 from tpdm.core.solvers import Solver
 from tpdm.core.stepper import Stepper
-from tpdm.core.stepper_checks import check_limits
+from tpdm.core.stepper_checks import check_limits, check_start
 from tpdm.core.types import Policy, Trajectory
-from tpdm.pipelines.arguments import count_images, deciding_seeds, merge_arguments, noise_arguments, start_time
-from tpdm.pipelines.compatibility import check_pipe
-from tpdm.pipelines.driving import driven, own_scheduler
+from tpdm.pipelines.arguments import (
+    count_images,
+    deciding_seeds,
+    merge_arguments,
+    noise_arguments,
+    start_time,
+    told_steps,
+)
+from tpdm.pipelines.compatibility import PipelineSpec, check_pipe, trained_config
+from tpdm.pipelines.driving import driven
 from tpdm.pipelines.feature_hooks import FeatureHooks
-from tpdm.pipelines.guidance import Guidance, may_double
-from tpdm.pipelines.registry import backbone_facts, find_denoiser, token_width
-from tpdm.pipelines.step_keyed import told_steps
-from tpdm.pipelines.time_mapping import TimeMapping, make_time_mapping
+from tpdm.pipelines.guidance import Guidance
 from tpdm.policies.conditioned import condition_policy, quality_for
-from tpdm.policies.pretrained import check_backbone, load_policy
+from tpdm.policies.pretrained import backbone_defaults, load_policy
 from tpdm.policies.tpm import TimePredictionModule
 
 
@@ -65,6 +69,7 @@ class AdaptivePipeline:
         stop_below: a decided time below it becomes 0.
         defaults: arguments of the pipeline's call where the user gives none.
         watch: (solver) -> what steps in its place, for those who look at every step; None leaves it.
+        spec: What ``attach`` resolved of the pipe; None resolves it in every call, as copies do.
     """
 
     pipe: Any
@@ -74,6 +79,7 @@ class AdaptivePipeline:
     stop_below: float
     defaults: Mapping[str, object]
     watch: Callable[[Solver], Solver] | None = None
+    spec: PipelineSpec | None = field(default=None, repr=False, compare=False)
 
     def __call__(
         self,
@@ -108,23 +114,24 @@ class AdaptivePipeline:
                 have no effect: a scale that the pipeline does not use, a negative prompt where it does not guide.
             ConfigError: seeds that do not fit, or a dial that is not there or is set outside its range.
         """
-        axis, denoiser = check_joined(self.pipe, self.policy, self.solver), find_denoiser(self.pipe)
-        if self.watch is not None:
-            axis = replace(axis, solver=self.watch(axis.solver))
-        arguments = merge_arguments(self.pipe, args, pipeline_arguments, self.defaults)
+        spec = self._resolve()
+        arguments = merge_arguments(spec, args, pipeline_arguments, self.defaults)
         images = count_images(arguments)
         arguments.update(noise_arguments(arguments, seeds, images))
         limit = self.max_steps if max_steps is None else max_steps
         deciding = deciding_seeds(sample, seeds, decision_seeds)
         policy = condition_policy(self.policy, images, gamma, quality)
-        strength = start_time(self.pipe, arguments)
+        strength = start_time(spec, arguments)
         # A fixed list says itself where it starts.
         t_start = strength if policy.fixed_steps is None else None
+        # Wrong seeds and limits are reported before the text encoders run.
+        check_start(policy, images, deciding, t_start)
+        check_limits(policy, limit, self.stop_below)
 
         def make_stepper(device: str | torch.device | None) -> Stepper:
             return Stepper(
                 policy,
-                axis.solver,
+                spec.time_mapping.solver,
                 images=images,
                 max_steps=limit,
                 stop_below=self.stop_below,
@@ -134,11 +141,10 @@ class AdaptivePipeline:
                 device="cpu" if device is None else device,
             )
 
-        make_stepper(None)  # wrong limits or seeds are said before the text encoders run
-        guidance = feature_guidance(self.pipe, self.policy, arguments)
-        taps = (lambda: FeatureHooks(denoiser, guidance)) if self.policy.reads_features else None
-        guided = may_double(self.pipe, arguments)
-        with driven(self.pipe, denoiser, axis, make_stepper, taps, guided) as (scheduler, rows):
+        guidance = feature_guidance(spec.guidance, self.policy, arguments)
+        hooks = (lambda: FeatureHooks(spec.denoiser, guidance)) if self.policy.reads_features else None
+        guided = spec.guidance.may_double(arguments)
+        with driven(self.pipe, spec, make_stepper, hooks, guided) as (scheduler, rows):
             # The number of steps only sizes the progress bar.
             output = self.pipe(**arguments, num_inference_steps=told_steps(limit, strength))
         stepper = scheduler.stepper
@@ -152,6 +158,21 @@ class AdaptivePipeline:
             nsfw_content_detected=others.pop("nsfw_content_detected", None),
             others=others,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the spec, which belongs to the denoiser of the original."""
+        return {**vars(self), "spec": None}
+
+    def _resolve(self) -> PipelineSpec:
+        """The spec of the pipeline as it is now, with the solver of ``watch``."""
+        if self.spec is None:
+            spec = PipelineSpec.of(self.pipe, self.policy, self.solver)
+        else:
+            spec = self.spec.refreshed(self.pipe, self.policy, self.solver)
+        if self.watch is None:
+            return spec
+        mapping = replace(spec.time_mapping, solver=self.watch(spec.time_mapping.solver))
+        return replace(spec, time_mapping=mapping)
 
     def quality_for(self, mean_steps: float) -> float:
         """The ``quality`` at which the TPM takes that many steps on average.
@@ -169,6 +190,7 @@ def attach(
     max_steps: int | None = None,
     stop_below: float | None = None,
     defaults: Mapping[str, object] | None = None,
+    pipeline_defaults: Mapping[str, object] | None = None,
 ) -> AdaptivePipeline:
     """Joins a stock diffusers pipeline and a policy.
 
@@ -185,47 +207,34 @@ def attach(
         stop_below: a decided time below it becomes 0, in [0, 1); None is the policy's own, or 0.01. Fixed schedules
             ignore it.
         defaults: arguments of the pipeline's call for when the user does not give them.
+        pipeline_defaults: Arguments that the pipeline needs where neither the call, ``defaults`` nor the TPM's training
+            gives them.
 
     Raises:
         BackboneError: the pipeline cannot be driven.
         CheckpointError: the folder cannot be read, or its TPM belongs to another denoiser.
         ConfigError: the solver is unknown, or a limit is out of range.
     """
-    check_pipe(pipe)
-    here = pipe._execution_device  # a policy that is given is left where it is
-    chosen: Policy = load_policy(policy).to(here) if isinstance(policy, str | Path) else policy
-    trained = chosen.artifact if isinstance(chosen, TimePredictionModule) else None
+    if isinstance(policy, str | Path):
+        check_pipe(pipe)  # before anything is fetched
+        policy = load_policy(policy).to(pipe._execution_device)  # a policy that is given is left where it is
+    trained = trained_config(policy)
     solver = solver or (trained.solver if trained else "euler")
-    check_joined(pipe, chosen, solver)
+    spec = PipelineSpec.of(pipe, policy, solver)
     if max_steps is None:
         max_steps = trained.max_steps if trained else 28
     if stop_below is None:
         stop_below = trained.stop_below if trained else 0.01
-    check_limits(chosen, max_steps, stop_below)
+    check_limits(policy, max_steps, stop_below)
     # Another pipeline of the denoiser may know fewer arguments: the size of SD1.5's image-to-image is its picture's.
-    brought = Guidance.of(pipe).brought(trained.call_defaults) if trained else {}
-    call_defaults = {**brought, **(defaults or {})}
-    return AdaptivePipeline(pipe, chosen, solver, max_steps, stop_below, call_defaults)
+    brought = spec.guidance.brought(trained.call_defaults) if trained else {}
+    merged = {**backbone_defaults(pipeline_defaults or {}, policy), **brought, **(defaults or {})}
+    return AdaptivePipeline(pipe, policy, solver, max_steps, stop_below, merged, spec=spec)
 
 
-def check_joined(pipe: Any, policy: Policy, solver: str) -> TimeMapping:
-    """Refuses a pipeline, as it is now, that this policy cannot drive; what the pipeline makes of times.
-
-    Raises:
-        BackboneError: the pipeline cannot be driven.
-        CheckpointError: the TPM belongs to another denoiser.
-        ConfigError: the solver is unknown, or not one of the pipeline's path.
-    """
-    entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
-    trained = policy.artifact if isinstance(policy, TimePredictionModule) else None
-    if trained is not None:
-        check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
-    return make_time_mapping(own_scheduler(pipe), entry, solver)
-
-
-def feature_guidance(pipe: Any, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
+def feature_guidance(guidance: Guidance, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
     """w of this call, for a TPM that reads guided features; None for other policies and where nothing is guided."""
     if not isinstance(policy, TimePredictionModule) or policy.shape.features != "guided":
         return None
     # Some pipelines of a family cannot guide (FLUX.1 Fill): their features are those of guidance switched off.
-    return Guidance.of(pipe).scale(arguments)
+    return guidance.scale(arguments)

@@ -1,8 +1,10 @@
-"""What ``attach`` refuses: pipelines that no policy can drive, each in one sentence."""
+"""What ``attach`` finds out about a pipeline once, and the pipelines that no policy can drive."""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.cache_utils import CacheMixin
@@ -10,7 +12,14 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from tpdm.core.errors import BackboneError
-from tpdm.pipelines.registry import DenoiserSpec, find_denoiser, find_entry
+from tpdm.core.types import Policy
+from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.registry import DenoiserSpec, backbone_facts, find_denoiser, find_entry, token_width
+from tpdm.pipelines.scheduler import own_scheduler
+from tpdm.pipelines.time_mapping import TimeMapping, make_time_mapping
+from tpdm.policies.pretrained import check_backbone
+from tpdm.policies.pretrained_config import PretrainedConfig
+from tpdm.policies.tpm import TimePredictionModule
 
 # How the names of pipeline classes begin that use their network in a way of their own, and what that is. Classes that
 # derive from one of them are refused too.
@@ -38,6 +47,76 @@ REFUSED_PIPELINES = {
     "IF": "its network predicts a variance too",
     "Marigold": "it draws no image from a text",
 }
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """Everything that calls have to know of a pipeline; resolved once, and again only when the pipeline changed.
+
+    Attributes:
+        pipeline: Name of the pipeline's class.
+        denoiser: The network of its steps.
+        entry: Row of that network in ``registry.DENOISERS``.
+        signature: Arguments of the pipeline's call, with their defaults.
+        guidance: How the pipeline guides.
+        time_mapping: Solver, and what the pipeline is handed for a time.
+        sources: The objects from which all this was read. Another one of them needs another spec.
+    """
+
+    pipeline: str
+    denoiser: nn.Module
+    entry: DenoiserSpec
+    signature: inspect.Signature
+    guidance: Guidance
+    time_mapping: TimeMapping
+    sources: tuple[object, ...]
+
+    @classmethod
+    def of(cls, pipe: Any, policy: Policy | None = None, solver: str = "euler") -> PipelineSpec:
+        """Resolves a pipeline as it is now.
+
+        Args:
+            pipe: A diffusers pipeline.
+            policy: The policy that will drive it; a TPM has to be trained for its denoiser.
+            solver: A name in ``tpdm.core.solvers.SOLVERS``.
+
+        Raises:
+            BackboneError: The pipeline cannot be driven.
+            CheckpointError: The TPM belongs to another denoiser.
+            ConfigError: The solver is unknown, or does not fit the pipeline's path.
+        """
+        entry, denoiser = check_pipe(pipe), find_denoiser(pipe)
+        if (trained := trained_config(policy)) is not None:
+            check_backbone(trained, type(denoiser).__name__, token_width(denoiser), facts=backbone_facts(denoiser))
+        mapping = make_time_mapping(own_scheduler(pipe), entry, solver)
+        signature = inspect.signature(pipe.__call__)
+        sources = _sources(pipe, policy, solver)
+        return cls(type(pipe).__name__, denoiser, entry, signature, Guidance.of(pipe), mapping, sources)
+
+    def refreshed(self, pipe: Any, policy: Policy, solver: str) -> PipelineSpec:
+        """Returns this spec, or a new one if the pipeline, the policy or the solver was replaced.
+
+        Raises:
+            BackboneError: The pipeline can no longer be driven. ``of`` names the other errors.
+        """
+        sources = zip(self.sources, _sources(pipe, policy, solver), strict=True)
+        if any(before is not now for before, now in sources):
+            return PipelineSpec.of(pipe, policy, solver)
+        check_denoiser(self.denoiser)  # compiling and caching change a network in place
+        return self
+
+
+def trained_config(policy: Policy | None) -> PretrainedConfig | None:
+    """What a TPM was trained with; None for other policies, and for a TPM that comes from no folder."""
+    return policy.artifact if isinstance(policy, TimePredictionModule) else None
+
+
+def _sources(pipe: Any, policy: Policy | None, solver: str) -> tuple[object, ...]:
+    """What a spec depends on. diffusers replaces a configuration as a whole when one of its values changes."""
+    denoiser, scheduler = find_denoiser(pipe), own_scheduler(pipe)
+    other = getattr(pipe, "transformer_2", None)
+    configs = (pipe.config, denoiser.config, getattr(scheduler, "config", None))
+    return (type(pipe), denoiser, scheduler, other, *configs, policy, trained_config(policy), sys.intern(solver))
 
 
 def check_pipe(pipe: Any) -> DenoiserSpec:

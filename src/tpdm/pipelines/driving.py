@@ -19,9 +19,9 @@ from tpdm.core.errors import BackboneError
 from tpdm.core.stepper import Stepper
 from tpdm.core.types import Features
 from tpdm.pipelines.active_rows import ActiveRows, dependent_calls
+from tpdm.pipelines.compatibility import PipelineSpec
 from tpdm.pipelines.feature_hooks import FeatureHooks
 from tpdm.pipelines.scheduler import AdaptiveScheduler
-from tpdm.pipelines.time_mapping import TimeMapping
 
 
 class _Lock:
@@ -39,8 +39,7 @@ _LOCKS_CHANGE = threading.Lock()
 @contextmanager
 def driven(
     pipe: Any,
-    denoiser: nn.Module,
-    axis: TimeMapping,
+    spec: PipelineSpec,
     make_stepper: Callable[[str | torch.device | None], Stepper],
     make_taps: Callable[[], FeatureHooks] | None,
     guided: bool,
@@ -51,8 +50,7 @@ def driven(
 
     Args:
         pipe: the pipeline.
-        denoiser: of the pipeline.
-        axis: what the pipeline makes of times.
+        spec: what is resolved of the pipeline.
         make_stepper: (device) -> a stepper at its start.
         make_taps: () -> taps on the denoiser; None where the policy reads no features.
         guided: whether a call of the denoiser may hold an unconditional row beside the conditional one.
@@ -61,6 +59,7 @@ def driven(
         BackboneError: this thread drives the denoiser already, the scheduler was replaced during the call, or the
             denoiser failed once images had left the call.
     """
+    denoiser = spec.denoiser
     with _alone(denoiser), ExitStack() as stack:
         taps = None if make_taps is None else stack.enter_context(make_taps())
 
@@ -71,7 +70,7 @@ def driven(
             return len(scheduler.stepper.steps), scheduler.stepper.active_rows
 
         own = pipe.scheduler
-        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, axis, own)
+        scheduler = AdaptiveScheduler.driving(make_stepper, read_features, spec.time_mapping, own)
         rows = stack.enter_context(ActiveRows(denoiser, read_active, guided))
         stack.callback(setattr, pipe, "scheduler", own)
         pipe.scheduler = scheduler
@@ -87,12 +86,6 @@ def driven(
                 f"got a {type(pipe.scheduler).__name__} put into the pipeline during the call, expected the scheduler "
                 "to stay: replace it between two calls."
             )
-
-
-def own_scheduler(pipe: Any) -> Any:
-    """The scheduler of a pipeline, also while another thread drives it."""
-    scheduler = pipe.scheduler
-    return scheduler.stands_for if isinstance(scheduler, AdaptiveScheduler) else scheduler
 
 
 @contextmanager

@@ -119,6 +119,18 @@ class Guidance:
         there = any(arguments.get(name) is not None for name in (NEGATIVE, f"{NEGATIVE}_embeds"))
         return w is not None and w > self.entry.guided_above and (there or not self.entry.against_negative)
 
+    def is_doubled(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a denoiser call holds two rows for an image.
+
+        It does not where guidance makes two calls, or is a number that the denoiser gets.
+        """
+        return self.entry.guidance != "two_calls" and self.is_on(arguments)
+
+    def may_double(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a denoiser call may hold two rows for an image; True where the arguments do not tell."""
+        known = self.entry.guidance != "two_calls" and self.guides
+        return not known or self.is_doubled(arguments)
+
     def acts(self, name: str) -> bool:
         """Whether a scale of that name can change an image."""
         return (self.embeds and name == OWN) or (self.guides and name == self.entry.guidance_scale)
@@ -211,13 +223,13 @@ class Guidance:
         return (name.startswith("negative_") or name in SHAPERS) and _is_something(value)
 
 
-def settle(pipe: Any, arguments: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+def settle(guidance: Guidance | None, arguments: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call as its pipeline reads them, once nothing in them is without effect.
 
     A warning goes to the log, once for every sentence.
 
     Args:
-        pipe: the pipeline.
+        guidance: of the pipeline; None where its denoiser has no entry.
         arguments: of its call, with all defaults but its own.
         said: those of them that come from the user.
 
@@ -233,7 +245,6 @@ def settle(pipe: Any, arguments: Mapping[str, Any], said: Mapping[str, Any]) -> 
         # One for all prompts: some pipelines say so, others take it for that of the first.
         one = {k: v for k, v in found.items() if k.startswith(NEGATIVE) and isinstance(v, str)}
         found |= {name: [text] * len(prompt) for name, text in one.items()}
-    guidance = Guidance.find(pipe)
     if guidance is None:
         return found
     if warning := guidance.check(found, said):
@@ -244,9 +255,13 @@ def settle(pipe: Any, arguments: Mapping[str, Any], said: Mapping[str, Any]) -> 
 
 
 def named_scales(
-    pipe: Any, guidance_scale: float | None, true_cfg_scale: float | None
+    guidance: Guidance | None, guidance_scale: float | None, true_cfg_scale: float | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What users of ``sample`` and ``serve`` say of guidance, as the pipeline's call takes it.
+    """What users of ``sample``, ``serve`` and recipes say of guidance, as the pipeline's call takes it.
+
+    Args:
+        guidance: of the pipeline; None where its denoiser has no entry.
+        guidance_scale, true_cfg_scale: what they say; None leaves the pipeline's own.
 
     Returns:
         The scales under its names, and the default that they need: the empty negative prompt, or nothing.
@@ -254,7 +269,6 @@ def named_scales(
     Raises:
         ConfigError: both scales are given, and mean the same to it.
     """
-    guidance = Guidance.find(pipe)
     if guidance is None:
         scales = {OWN: guidance_scale, TRUE: true_cfg_scale}
         return {name: value for name, value in scales.items() if value is not None}, {}
@@ -280,19 +294,3 @@ def _is_something(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_is_something, value))
     return value is not None and (not isinstance(value, int | float) or value != 0)
-
-
-def is_doubled(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a denoiser call holds two rows for an image.
-
-    It does not where guidance makes two calls, or is a number that the denoiser gets.
-    """
-    guidance = Guidance.of(pipe)
-    return guidance.entry.guidance != "two_calls" and guidance.is_on(arguments)
-
-
-def may_double(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a denoiser call may hold two rows for an image; True where the arguments do not tell."""
-    guidance = Guidance.of(pipe)
-    known = guidance.entry.guidance != "two_calls" and guidance.guides
-    return not known or is_doubled(pipe, arguments)

@@ -225,3 +225,9 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         if not return_dict:
             return (sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=sample)
+
+
+def own_scheduler(pipe: Any) -> Any:
+    """The scheduler of a pipeline, also while another thread drives it."""
+    scheduler = pipe.scheduler
+    return scheduler.stands_for if isinstance(scheduler, AdaptiveScheduler) else scheduler

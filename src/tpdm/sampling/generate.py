@@ -99,12 +99,12 @@ def sample_to_folder(
 
     # Imported here, so that a wrong argument is refused before diffusers is imported.
     from tpdm.pipelines.compatibility import check_pictures
-    from tpdm.pipelines.guidance import named_scales
+    from tpdm.pipelines.guidance import Guidance, named_scales
     from tpdm.pipelines.loading.load import ALL, load_pipeline
     from tpdm.pipelines.truncation import over_long
 
     pipe = load_pipeline(backbone, dtype, device, ALL, variant)
-    named, negative = named_scales(pipe, **scales)
+    named, negative = named_scales(Guidance.find(pipe), **scales)
     given = {"num_inference_steps": steps, "gamma": gamma, "quality": quality}
     options = {**named, **{name: value for name, value in given.items() if value is not None}}
     check_pictures(pipe)
@@ -155,10 +155,8 @@ def _drawing(
     if tpm is None:
         return partial(_draw_stock, pipe, defaults), defaults
     from tpdm.pipelines.attach import attach
-    from tpdm.policies.pretrained import backbone_defaults, load_policy
 
-    policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
-    adaptive = attach(pipe, policy, max_steps=max_steps, defaults=backbone_defaults(defaults, policy))
+    adaptive = attach(pipe, tpm, max_steps=max_steps, pipeline_defaults=defaults)
     return adaptive, adaptive.defaults
 
 
@@ -168,13 +166,13 @@ def _draw_stock(pipe: Any, defaults: Mapping[str, Any], seeds: Sequence[int], **
     Raises:
         BackboneError: The pipeline has no such argument, or does not use it.
     """
-    from tpdm.pipelines.guidance import settle
+    from tpdm.pipelines.guidance import Guidance, settle
 
     known, options = inspect.signature(pipe.__call__).parameters, {**defaults, **arguments}
     # Pipelines with **kwargs would ignore unknown arguments.
     if unknown := [name for name in options if name not in known and "prompt" in known]:
         raise BackboneError(f"{type(pipe).__name__} has no argument {unknown[0]}. Remove it.")
-    options = settle(pipe, options, arguments)
+    options = settle(Guidance.find(pipe), options, arguments)
     # On the CPU, so that a seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     output = pipe(generator=generators, **options)

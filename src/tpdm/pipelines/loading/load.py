@@ -19,10 +19,10 @@ from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.core.file_errors import first_line
 from tpdm.core.io import expand
 from tpdm.core.progress import quiet_loading
-from tpdm.pipelines.guidance import Guidance
+from tpdm.pipelines.guidance import Guidance, named_scales
 from tpdm.pipelines.loading.components import load_components, meta_component, part_config
-from tpdm.pipelines.loading.download import local_folder, no_such_variant
 from tpdm.pipelines.loading.model_index import read_index
+from tpdm.pipelines.loading.weight_files import local_folder, no_such_variant
 from tpdm.pipelines.registry import DENOISER_ATTRIBUTES, DENOISERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -235,11 +235,8 @@ def guidance_arguments(backbone: BackboneConfig) -> dict[str, Any]:
     """
     scales = {"guidance_scale": backbone.guidance_scale, "true_cfg_scale": backbone.true_cfg_scale}
     given = {name: value for name, value in scales.items() if value is not None}
-    guidance = guidance_of(backbone.name_or_path) if given else None
-    if guidance is None:
-        return given
-    named = guidance.named(**scales)
-    return named | guidance.against(named)
+    named, avoided = named_scales(guidance_of(backbone.name_or_path) if given else None, **scales)
+    return named | avoided
 
 
 def pinned_arguments(pipe: Any, arguments: Mapping[str, Any], negatives: bool = False) -> dict[str, Any]:

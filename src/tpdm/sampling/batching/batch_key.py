@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpdm.pipelines.guidance import is_doubled
+from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.pipelines.token_grids import grid_of_image_shapes, grid_of_position_ids, grid_of_video
 
@@ -25,7 +25,7 @@ def batch_key(pipe: Any, arguments: Mapping[str, Any]) -> Hashable:
         pipe: Diffusers pipeline.
         arguments: Arguments of its call, with all defaults except those of the pipeline.
     """
-    return token_grid(pipe, arguments) or _size(pipe, arguments), is_doubled(pipe, arguments)
+    return token_grid(pipe, arguments) or _size(pipe, arguments), Guidance.of(pipe).is_doubled(arguments)
 
 
 def token_grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from tpdm.core.types import Policy
 from tpdm.pipelines.arguments import is_argument_error
 from tpdm.pipelines.attach import attach
 from tpdm.pipelines.compatibility import check_pictures
-from tpdm.policies.pretrained import backbone_defaults, load_policy
+from tpdm.policies.pretrained import load_policy
 from tpdm.sampling.batching.denoiser import Slot
 from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
 from tpdm.sampling.batching.pipeline import BatchedPipeline, StepInfo
@@ -72,15 +72,16 @@ def make_engine(
         TpdmError: The pipeline or the TPM cannot be loaded, they do not fit each other, or a scale has no effect.
     """
     from tpdm.pipelines.arguments import merge_arguments
-    from tpdm.pipelines.guidance import named_scales
+    from tpdm.pipelines.compatibility import PipelineSpec
+    from tpdm.pipelines.guidance import Guidance, named_scales
     from tpdm.pipelines.loading.load import ALL, call_defaults, load_pipeline
 
     limit_malloc_arenas()
     pipe = load_pipeline(backbone, dtype, device, ALL, variant)
     if not log_prompts:
         quiet_libraries()  # after loading: its warnings contain no prompts
-    scales, negative = named_scales(pipe, guidance_scale, true_cfg_scale)
-    merge_arguments(pipe, (), {"prompt": "a", **scales}, negative)  # raises if no request could use the scales
+    scales, negative = named_scales(Guidance.find(pipe), guidance_scale, true_cfg_scale)
+    merge_arguments(PipelineSpec.of(pipe), (), {"prompt": "a", **scales}, negative)  # raises if no request could use the scales
     return PipelineEngine(
         pipe,
         tpm,
@@ -116,9 +117,7 @@ class PipelineEngine:
         defaults, overrides = defaults or {}, overrides or {}
         check_pictures(pipe)
         policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
-        trained = None
-        if policy is not None:
-            trained = attach(pipe, policy, defaults={**backbone_defaults(defaults, policy), **overrides})
+        trained = None if policy is None else attach(pipe, policy, defaults=overrides, pipeline_defaults=defaults)
         defaults = {**defaults, **overrides}
         self._shared = BatchedPipeline(pipe, slots, scheduler=self)
         self._adapter = RequestAdapter(self._shared, trained, defaults)

@@ -89,7 +89,8 @@ class ModelCard:
     Attributes:
         id: Name of the model in requests.
         learned: Whether a TPM chooses the times. Else the pipeline's own schedule is used.
-        gamma_conditioned: Whether the TPM is gamma-conditioned and calibrated, so that requests can set ``gamma`` and ``quality``.
+        gamma_conditioned: Whether the TPM is gamma-conditioned and calibrated, so that requests can set ``gamma`` and
+            ``quality``.
         default_steps: Number of steps of the pipeline's own schedule.
         examples: Pairs (name, prompt), in order of difficulty.
         largest_side: Maximum length of a side in pixels. None if the model has no limit.
