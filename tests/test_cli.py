@@ -327,7 +327,7 @@ def test_the_stock_pipeline_is_not_asked_for_what_it_does_not_know(monkeypatch, 
         def __call__(self, prompt, generator, num_frames=81):
             pytest.fail("called")
 
-    for pipe, words in ((Pictures(), "got negative_prompt for Pictures, whose call"), (Videos(), "which makes videos")):
+    for pipe, words in ((Pictures(), "got negative_prompt for Pictures, whose call"), (Videos(), "generates videos")):
         monkeypatch.setattr(tpdm.pipelines.loading.load, "load_pipeline", lambda *names, pipe=pipe: pipe)
         with pytest.raises(BackboneError, match=words):
             sample_to_folder("a/b", None, [Prompt("a", "blur")], 0, tmp_path)

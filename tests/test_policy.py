@@ -326,7 +326,7 @@ def test_observe_refuses_what_does_not_fit() -> None:
         observe_with(pooled, D + 1, E, 8, 8)
     with pytest.raises(BackboneError, match="got features of widths"):
         observe_with(pooled, D, E - 1, 8, 8)
-    with pytest.raises(BackboneError, match="got no features"):
+    with pytest.raises(BackboneError, match="gave no features"):
         pooled.observe(None, torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long())
 
 

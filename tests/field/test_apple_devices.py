@@ -1,6 +1,6 @@
-"""Apple's devices have no float64, and no device mixes with the CPU: the same call there gives the same image.
+"""Apple's devices have no float64 and do not mix with the CPU. The same call gives the same image there.
 
-The device is pretended (``tests.support.pretended_mps``), with real pipelines on it.
+The device is simulated (``tests.support.pretended_mps``), with real pipelines on it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_a_tpm_decides_the_same(name, beside):
     assert logp_T.shape == replay.logp_T.shape
 
 
-def test_a_tpm_that_attach_loads_lies_where_the_pipeline_computes():
+def test_attach_loads_a_tpm_to_the_pipelines_device():
     pipe = load_pipeline("tinyworld", device="cpu")
     call = {"prompt": "red circle top", "seeds": [0], "output_type": "latent"}
     options: dict[str, Any] = {"max_steps": 2, "defaults": call_defaults("tinyworld")}
@@ -120,7 +120,7 @@ def test_the_pipelines_own_times(name):
         pipe.to("cpu")
 
 
-def test_prices_and_advantages_and_what_encoders_read():
+def test_step_penalties_advantages_and_token_limits():
     score_B, steps_B = torch.tensor([0.1, 0.5, 0.3, 0.9]), torch.tensor([3, 4, 5, 6])
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -138,7 +138,7 @@ def test_prices_and_advantages_and_what_encoders_read():
             assert torch.equal(one.cpu(), other)
 
 
-def test_the_pretended_device_refuses_what_a_real_one_refuses():
+def test_the_simulated_device_refuses_what_a_real_one_refuses():
     with pretended_mps() as device:
         x = torch.ones(2, dtype=torch.float32, device=device)
         with pytest.raises(TypeError, match="float64"):

@@ -1,8 +1,8 @@
-"""Calls inside ``torch.autocast``: the denoiser computes in halves as the caller wishes, our arithmetic stays fp32.
+"""Calls inside ``torch.autocast``: the denoiser computes in half precision, and tpdm's arithmetic stays fp32.
 
-A stock pipeline keeps its latents in fp32 there where its scheduler does. On the variance-preserving path ours returned
-them in the halves of the prediction, so that every step was rounded; updates of the TPM had gradients in halves, and
-rewards, which promise fp32, other scores.
+A stock pipeline keeps its latents in fp32 if its scheduler does. On the variance-preserving path, tpdm returned them in
+the dtype of the prediction and rounded every step. Gradients of the TPM and scores of rewards were in half precision
+too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def distance(images: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sampling_is_as_near_to_fp32_as_the_stock_pipeline_is(name):
+def test_sampling_is_as_close_to_fp32_as_the_stock_pipeline(name):
     if name == "Z-Image" and Version(diffusers.__version__) < Version("0.38"):
         pytest.skip("the stock pipeline of diffusers 0.37 fails inside autocast")
     pipe = stock_pipe(name)
@@ -70,7 +70,7 @@ def test_sampling_is_as_near_to_fp32_as_the_stock_pipeline_is(name):
 
 
 @pytest.mark.parametrize("name", ["SD3", "SD1.5"])
-def test_pictures_too(name):
+def test_decoded_images_are_as_close_to_fp32_as_those_of_the_stock_pipeline(name):
     pipe = stock_pipe(name)
     exact, _ = draw(pipe, name, output_type="pt")
     with torch.autocast(**HALVES):
@@ -80,7 +80,7 @@ def test_pictures_too(name):
 
 @pytest.mark.parametrize("name", ["SD3", "FLUX.1 dev", "SD1.5", "PixArt-Sigma, v-prediction"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_pipeline_in_halves_is_as_near_as_the_stock_one(name, dtype):
+def test_a_half_precision_pipeline_is_as_close_as_the_stock_one(name, dtype):
     exact, _ = draw(stock_pipe(name), name)
     pipe = copy.deepcopy(stock_pipe(name)).to(dtype)
     embeds = {k: v.to(dtype) for k, v in FAMILIES[name].text(2).items() if v.is_floating_point()}
@@ -89,13 +89,13 @@ def test_a_pipeline_in_halves_is_as_near_as_the_stock_one(name, dtype):
     assert distance(ours, exact) <= 1.05 * distance(stock, exact)
 
 
-def test_an_update_is_to_the_bit_what_it_is_without():
+def test_an_update_is_bit_equal_without_autocast():
     expected = learned()
     with torch.autocast(**HALVES):
         assert_same(learned(), expected)
 
 
-def test_scores_are_to_the_bit_what_they_are_without():
+def test_scores_are_bit_equal_without_autocast():
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = shipped_reward(images)
     with torch.autocast(**HALVES):
@@ -122,7 +122,7 @@ def test_steps_are_made_outside_of_it():
 
 
 @pytest.mark.parametrize(("asked", "said"), [("bf16", True), ("fp8", True), ("no", False), (None, False)])
-def test_mixed_precision_of_accelerate_is_said_to_change_nothing(asked, said, monkeypatch, caplog):
+def test_mixed_precision_of_accelerate_logs_that_it_has_no_effect(asked, said, monkeypatch, caplog):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if asked is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)

@@ -1,4 +1,4 @@
-"""Whatever a user changes on a pipeline between ``attach`` and a call counts in that call, or is refused.
+"""A change of the pipeline between ``attach`` and a call has effect in that call, or is refused.
 
 https://github.com/huggingface/diffusers/issues/7851, https://github.com/QwenLM/Qwen-Image/issues/236
 """
@@ -33,7 +33,7 @@ def call(name: str, **more: Any) -> dict[str, Any]:
 
 
 def changed(name: str, change: Any) -> None:
-    """The next call of what was attached before is that of what is attached after the change."""
+    """A call after the change equals a call of a pipeline that is attached after the change."""
     pipe = copy.deepcopy(tiny_pipe(name))
     fast = attach(pipe, TIMES)
     before = fast(**call(name), seeds=[0]).images
@@ -46,15 +46,15 @@ def changed(name: str, change: Any) -> None:
 @pytest.mark.parametrize(
     "options", [{"prediction_type": "v_prediction"}, {"beta_end": 0.02}, {"beta_schedule": "linear"}]
 )
-def test_another_diffusion_scheduler(options: dict[str, Any]) -> None:
+def test_another_diffusion_scheduler_is_used(options: dict[str, Any]) -> None:
     changed("SD1.5", lambda pipe: setattr(pipe, "scheduler", DDIMScheduler(**{**DIFFUSION, **options})))
 
 
-def test_a_flow_scheduler_with_other_timesteps() -> None:
+def test_a_flow_scheduler_with_other_timesteps_is_used() -> None:
     changed("SD3", lambda pipe: setattr(pipe, "scheduler", FlowMatchEulerDiscreteScheduler(500)))
 
 
-def test_another_denoiser() -> None:
+def test_another_denoiser_is_used() -> None:
     def swap(pipe: Any) -> None:
         pipe.transformer = copy.deepcopy(pipe.transformer)
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_another_denoiser() -> None:
     changed("SD3", swap)
 
 
-def test_an_adapter() -> None:
+def test_an_adapter_is_used() -> None:
     def adapt(pipe: Any) -> None:
         torch.manual_seed(0)
         pipe.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))

@@ -1,4 +1,4 @@
-"""What users put into their own machinery can be copied and sent to another process.
+"""Attached pipelines, TPMs, outputs and errors can be copied and sent to another process.
 
 ``copy.deepcopy`` and ``pickle`` of an attached pipeline were raw TypeErrors.
 https://github.com/huggingface/diffusers/issues/3327
@@ -44,7 +44,7 @@ def test_a_copy_makes_the_same_images(way: Callable[[Any], Any], name: str) -> N
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_tpm_is_copied_with_what_it_was_trained_for(way: Callable[[Any], Any]) -> None:
+def test_a_tpm_is_copied_with_its_settings(way: Callable[[Any], Any]) -> None:
     policy = TimePredictionModule(TPMConfig(6, 5, channels=8, grid=2), seed=3)
     twin = way(policy)
     assert twin.shape == policy.shape
@@ -59,7 +59,7 @@ def test_a_tpm_is_copied_with_what_it_was_trained_for(way: Callable[[Any], Any])
         QueueFull("full", 2.5),
     ],
 )
-def test_an_error_arrives_whole(error: TpdmError) -> None:
+def test_an_error_keeps_its_attributes(error: TpdmError) -> None:
     """Pools of processes send errors back by pickle."""
     for way in WAYS:
         twin = way(error)

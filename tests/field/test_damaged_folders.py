@@ -1,6 +1,6 @@
-"""A pipeline folder is damaged, incomplete or too new: one sentence that names the file, before weights are read.
+"""A damaged, incomplete or too new pipeline folder is refused with the name of the file, before weights are read.
 
-Users met the errors of three libraries, or a text encoder whose missing weights had become random.
+Users saw errors of three libraries, or a text encoder whose missing weights were random.
 https://github.com/huggingface/diffusers/issues/5520, https://github.com/lyogavin/airllm/issues/137
 """
 
@@ -39,7 +39,7 @@ Change = Callable[[Path], Any]
 
 @pytest.fixture(scope="module")
 def sd15(tmp_path_factory):
-    """With a safety checker, whose class is in neither library itself."""
+    """A folder with a safety checker, whose class is not at the top level of either library."""
     folder = tmp_path_factory.mktemp("sd15")
     pipe = make_speaking_pipe("SD1.5", folder / "letters")
     vision = {**SMALL, "image_size": 16, "patch_size": 8}
@@ -56,7 +56,7 @@ def copy(sd15, tmp_path):
 
 
 def refusal(load: Callable[..., Any], *args: Any, **options: Any) -> str:
-    with pytest.raises(BackboneError, match=r"^got .*, expected ") as caught:
+    with pytest.raises(BackboneError, match=r"^[^\n]+\. [A-Z][^\n]*\.$") as caught:
         load(*args, **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -85,7 +85,7 @@ def reshape(file: Path) -> None:
 
 
 def shard(file: Path) -> None:
-    """Two shards, of which the second is lost."""
+    """Two shards. The second one is missing."""
     first, second = (f"{file.stem}-0000{i}-of-00002.safetensors" for i in (1, 2))
     names = list(load_tensors(file)[0])
     places = {name: first if i else second for i, name in enumerate(names)}
@@ -112,7 +112,7 @@ def edit(old: str, new: str) -> Change:
         (shard, "-00002-of-00002.safetensors, which is not there"),
     ],
 )
-def test_weights_of_any_part(
+def test_damaged_weights_of_any_part_are_refused(
     file: str, change: Change, words: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(copy / file)
@@ -129,37 +129,45 @@ def test_weights_of_any_part(
 def test_missing_weights_are_not_made_up(file: str, lost: str, copy: Path) -> None:
     lose(lost)(copy / file)
     said = refusal(load_pipeline, copy, device="cpu")
-    assert f"got {copy / file} without " in said
+    assert f"{copy / file} does not contain " in said
     assert lost in said
 
 
 @pytest.mark.parametrize("file", [TEXT, UNET, VAE])
-def test_weights_of_another_shape(file: str, copy: Path) -> None:
+def test_weights_of_another_shape_are_refused(file: str, copy: Path) -> None:
     reshape(copy / file)
     said = refusal(load_pipeline, copy, device="cpu")
-    assert f"{min(load_tensors(copy / file)[0])} of shape [3, 5] in {copy / file}, expected [" in said
+    assert f"{min(load_tensors(copy / file)[0])} in {copy / file} has shape [3, 5]. It must be [" in said
 
 
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        (TEXT, Path.unlink, "with no weights"),
-        (UNET, rename(".bin"), "with diffusion_pytorch_model.bin alone, expected safetensors, for pickles are never"),
-        ("text_encoder/config.json", Path.unlink, "got no config.json in"),  # else that of another model is made up
+        (TEXT, Path.unlink, "has no weights"),
+        (
+            UNET,
+            rename(".bin"),
+            "has only diffusion_pytorch_model.bin. Weights must be safetensors",
+        ),
+        ("text_encoder/config.json", Path.unlink, "config.json is missing in"),  # else that of another model is made up
         ("unet/config.json", write(b"{"), "unet/config.json, which is no JSON ("),
         ("unet/config.json", write(b"[]"), "unet/config.json, which is no JSON object"),
-        ("scheduler/scheduler_config.json", Path.unlink, "got no scheduler_config.json in"),
+        ("scheduler/scheduler_config.json", Path.unlink, "scheduler_config.json is missing in"),
         ("scheduler/scheduler_config.json", write(POINTER), "scheduler_config.json, which is a git-lfs pointer"),
-        ("feature_extractor/preprocessor_config.json", Path.unlink, "got no preprocessor_config.json in"),
+        ("feature_extractor/preprocessor_config.json", Path.unlink, "preprocessor_config.json is missing in"),
         ("tokenizer/tokenizer_config.json", write(b"{"), "tokenizer_config.json, which is no JSON"),
         ("model_index.json", Path.unlink, "whose index diffusers cannot load"),
         ("model_index.json", write(b"not found"), "model_index.json, which is no JSON ("),
         ("model_index.json", write(b"[]"), "model_index.json, which is no JSON object"),
-        ("model_index.json", edit('"StableDiffusionPipeline"', '["mine", "Mine"]'), "with the class ['mine', 'Mine']"),
+        (
+            "model_index.json",
+            edit('"StableDiffusionPipeline"', '["mine", "Mine"]'),
+            "the pipeline class ['mine', 'Mine']",
+        ),
         ("model_index.json", edit('"stable_diffusion"', '"my_code"'), "code that comes with a model is never run"),
     ],
 )
-def test_a_file_of_any_kind(file: str, change: Change, words: str, copy: Path) -> None:
+def test_damaged_files_of_any_kind_are_refused(file: str, change: Change, words: str, copy: Path) -> None:
     change(copy / file)
     said = refusal(load_pipeline, copy, device="cpu")
     assert words in said
@@ -167,26 +175,28 @@ def test_a_file_of_any_kind(file: str, change: Change, words: str, copy: Path) -
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "scheduler", "feature_extractor"])
-def test_a_folder_that_was_not_fetched(part: str, copy: Path) -> None:
+def test_a_missing_part_folder_is_refused(part: str, copy: Path) -> None:
     shutil.rmtree(copy / part)
-    assert f"got no {part}/" in refusal(load_pipeline, copy, device="cpu")
+    assert f"{part}/" in refusal(load_pipeline, copy, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("old", "library"),
     [("StableDiffusionPipeline", diffusers), ("UNet2DConditionModel", diffusers), ("CLIPTextModel", transformers)],
 )
-def test_a_class_that_the_installed_libraries_lack(old: str, library: Any, copy: Path) -> None:
+def test_a_class_that_the_installed_libraries_lack_is_refused(old: str, library: Any, copy: Path) -> None:
     edit(old, "NextYearModel")(copy / "model_index.json")
     loads = [lambda place: load_pipeline(place, device="cpu"), pipeline_sizes]
     for load in loads[: 1 if old.endswith("Pipeline") else 2]:
         said = refusal(load, copy)
-        assert f"got the class NextYearModel of {'the' if old.endswith('Pipeline') else ''}" in said
+        assert f"NextYearModel is the class of {'the' if old.endswith('Pipeline') else ''}" in said
         assert f"{copy}/model_index.json, written by diffusers {diffusers.__version__}" in said
-        assert f"{library.__name__} {library.__version__} has: pip install -U {library.__name__}" in said
+        assert (
+            f"{library.__name__} {library.__version__} does not have it. Run pip install -U {library.__name__}" in said
+        )
 
 
-def test_a_part_that_needs_a_package(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_needs_a_package_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*_: Any, **__: Any) -> None:
         raise ImportError("\nCLIPTokenizer requires the X library but it was not found. Look at\nits page.")
 
@@ -195,7 +205,7 @@ def test_a_part_that_needs_a_package(copy: Path, monkeypatch: pytest.MonkeyPatch
     assert "needs a package that is not installed (CLIPTokenizer requires the X library but it was not found)" in said
 
 
-def test_too_little_memory_is_no_damage(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_error_is_not_reported_as_damage(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise MemoryError
 
@@ -210,16 +220,16 @@ def test_the_parts_that_are_left_out_may_be_damaged(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("reads", [read_pipeline_metadata, pipeline_sizes, pipeline_class])
-def test_what_reads_configurations_alone(reads: Callable[[Path], Any], copy: Path) -> None:
+def test_readers_of_configurations_report_damage(reads: Callable[[Path], Any], copy: Path) -> None:
     (copy / "vae/config.json").write_bytes(POINTER)
     if reads is not pipeline_class:
         assert f"{copy}/vae/config.json, which is a git-lfs pointer" in refusal(reads, copy)
     (copy / "model_index.json").write_text("{")
     assert "model_index.json, which is no JSON" in refusal(reads, copy)
-    assert "which is no folder" in refusal(reads, copy / "elsewhere")
+    assert "is not a folder" in refusal(reads, copy / "elsewhere")
 
 
-def test_files_of_a_part_beside_the_index(copy: Path) -> None:
+def test_files_of_a_part_may_be_next_to_the_index(copy: Path) -> None:
     for file in (copy / "text_encoder").iterdir():
         file.rename(copy / file.name)
     (copy / "text_encoder").rmdir()

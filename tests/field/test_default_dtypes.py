@@ -1,6 +1,6 @@
-"""A notebook or a library had called ``torch.set_default_dtype`` (or ``set_default_device``).
+"""``torch.set_default_dtype`` and ``set_default_device`` of a notebook or a library change nothing.
 
-Stock pipelines run as without. Here every call ended in "index_copy_(): self and source expected to have the same
+Stock pipelines work with them. With tpdm every call ended in "index_copy_(): self and source expected to have the same
 dtype", and a TPM could not be loaded. Seen in https://github.com/pytorch/pytorch/issues/138015.
 """
 
@@ -63,7 +63,7 @@ def default(dtype: torch.dtype = torch.float32, device: str | None = None) -> It
 
 @cache
 def call_of(name: str) -> dict[str, Any]:
-    """Of two images; its tensors are the user's own."""
+    """Arguments for two images, with tensors of the user."""
     return {**FAMILIES[name].text(2), **FAMILIES[name].arguments(), "seeds": [3, 4]}
 
 
@@ -76,7 +76,7 @@ def widths(name: str) -> tuple[int, int]:
 
 
 def sampling(name: str) -> list[Any]:
-    """Everything that a call says, with a fixed schedule and with a TPM that is built meanwhile."""
+    """All outputs of a call, with a fixed schedule and with a TPM that is built under the default."""
     policy = TimePredictionModule(
         TPMConfig(*widths(name), channels=8, grid=2, velocity_change=True, gamma_range=(0.9, 0.99))
     )
@@ -102,7 +102,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sampling(name):
+def test_sampling_does_not_depend_on_the_default_dtype(name):
     expected = sampling(name)
     for dtype in DTYPES[: 1 if "v-prediction" in name else 3]:  # the other prediction is another line of the solver
         with default(dtype):
@@ -139,7 +139,7 @@ def advantages() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_update(dtype):
+def test_an_update_does_not_depend_on_the_default_dtype(dtype):
     expected = learned()
     with default(dtype):
         assert_same(learned(), expected)
@@ -176,7 +176,9 @@ def shipped_weights(images_B3HW: torch.Tensor) -> list[Any]:
 @pytest.mark.parametrize(
     ("run", "dtypes"), [(shipped_reward, DTYPES), (shipped_engine, DTYPES[:1]), (shipped_weights, DTYPES[:1])]
 )
-def test_the_shipped_model(run: Callable[[torch.Tensor], list[Any]], dtypes: tuple[torch.dtype, ...]):
+def test_the_shipped_model_does_not_depend_on_the_default_dtype(
+    run: Callable[[torch.Tensor], list[Any]], dtypes: tuple[torch.dtype, ...]
+):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = run(images)
     for dtype in dtypes:
@@ -185,7 +187,7 @@ def test_the_shipped_model(run: Callable[[torch.Tensor], list[Any]], dtypes: tup
 
 
 @BY_TRANSFORMERS_4
-def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_whole_run_does_not_depend_on_the_default_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tpdm.training.initialization.CALIBRATION_PROMPTS", 2)
     pipe = tiny_pipeline(tmp_path)
     small: dict[str, dict[str, Any]] = {

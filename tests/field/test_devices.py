@@ -1,4 +1,4 @@
-"""A pipeline or a TPM is moved or cast between ``attach`` and a call, and devices come in other forms than a name."""
+"""A pipeline or a TPM is moved or cast between ``attach`` and a call, and devices are given in several forms."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_devices_in_all_their_forms():
 
 
 @pytest.mark.parametrize("device", ["meta", torch.device("meta"), "cuda:99", None, "nowhere"])
-def test_what_cannot_compute_here_is_refused_in_one_sentence(device):
+def test_an_unavailable_device_is_refused(device):
     for load in (load_pipeline, load_reward):
         with pytest.raises(ConfigError, match=rf"^device is '{device}', which cannot be used here .*$"):
             load("tinyworld", device=device)

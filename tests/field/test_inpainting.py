@@ -1,7 +1,7 @@
-"""Users inpaint and find noise in the area that was to be kept (https://github.com/huggingface/diffusers/issues/3880).
+"""Inpainting leaves no noise in the kept area (https://github.com/huggingface/diffusers/issues/3880).
 
-Inpainting pipelines bring the kept area to the noise of the next timestep, and leave it clean after the last one, which
-they know by the number of timesteps. With a policy that number is the cap, and each image ends when it ends.
+Inpainting pipelines add noise of the next timestep to the kept area, except after the last timestep. With a policy, the
+number of timesteps is only a maximum, and each image has its own last step.
 """
 
 import pytest
@@ -34,7 +34,7 @@ SEEDS = [0, 1]
 
 
 def pipe_and_call(case):
-    """The left half of two pictures is kept."""
+    """The left half of two images is kept."""
     name, _, more = case.partition(", ")
     pictures = torch.rand(2, 3, 24, 16, generator=torch.Generator().manual_seed(7))
     masks = torch.zeros(2, 1, 24, 16)
@@ -54,7 +54,7 @@ def pipe_and_call(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_kept_area_is_as_clean_as_the_stock_pipeline_leaves_it(case):
+def test_the_kept_area_has_as_little_noise_as_in_the_stock_pipeline(case):
     pipe, call = pipe_and_call(case)
     expected, times = stock(pipe, call, SEEDS, steps=2)
     for cap in (2, 28):
@@ -63,7 +63,7 @@ def test_the_kept_area_is_as_clean_as_the_stock_pipeline_leaves_it(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_image_that_ends_early_keeps_its_area_clean_while_others_go_on(case):
+def test_the_kept_area_of_a_finished_image_stays_without_noise(case):
     pipe, call = pipe_and_call(case)
     expected, times = stock(pipe, call, SEEDS, steps=2)
     output = attach(pipe, FixedSchedule([times, [1.0, 0.7, 0.3, 0.0]]))(**call, seeds=SEEDS)
@@ -73,15 +73,15 @@ def test_an_image_that_ends_early_keeps_its_area_clean_while_others_go_on(case):
 
 @pytest.mark.parametrize("case", ["SD1.5", "SDXL", "FLUX.1 dev, reference"])
 def test_a_weak_strength_under_a_low_cap_is_a_single_step(case):
-    """The pipelines take the strength off the number of steps, and refuse to run where none is left."""
+    """The pipelines multiply the number of steps by the strength, and refuse to run if none is left."""
     pipe, call = pipe_and_call(case)
     policy = FixedSchedule([0.2, 0.0])
     assert attach(pipe, policy, max_steps=1)(**{**call, "strength": 0.2}, seeds=SEEDS).steps == [1, 1]
 
 
-def test_a_strength_that_the_fixed_times_do_not_start_at_is_refused():
-    """SDXL's inpainting pipeline has a strength of 0.9999 unless it is told another."""
+def test_fixed_times_must_start_at_the_strength():
+    """SDXL's inpainting pipeline has a default strength of 0.9999."""
     pipe, call = pipe_and_call("SDXL")
     del call["strength"]
-    with pytest.raises(BackboneError, match=r"got a start at step 1 .* pass strength=1\.0"):
+    with pytest.raises(BackboneError, match=r"starts at step 1 .* pass strength=1\.0"):
         attach(pipe, FixedSchedule([1.0, 0.5, 0.0]))(**call, seeds=SEEDS)

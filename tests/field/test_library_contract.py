@@ -1,7 +1,7 @@
-"""What tpdm relies on inside diffusers, transformers and torch beyond their documentation, each thing in one row.
+"""Undocumented parts of diffusers, transformers and torch that tpdm uses, one row each.
 
-A new release that changes one of them fails here first, in a sentence that says what was relied on, by which module
-and why. Classes are looked at (signatures, source, tiny instances); nothing is computed.
+A new release that changes one of them fails here first. The message names the part, the module that uses it, and why.
+Only classes are inspected (signatures, source, tiny instances). Nothing is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BY_NAME = {"ids": lambda value: value.__name__}
 
 
 def relied_on(holds: bool, what: str, by: str, why: str) -> None:
-    """Fails with a sentence where something does not hold any more."""
+    """Fails with a message if the condition no longer holds."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "transformers", "torch"))
     assert holds, f"{what} no longer holds with {libraries}: tpdm.{by} relies on it, {why}"
 
@@ -45,7 +45,7 @@ def source(function: Any) -> str:
 
 
 def found(path: str) -> Any:
-    """What stands at ``module:name.name``; None where it does not."""
+    """The object at ``module:name.name``. None if it does not exist."""
     module, _, names = path.partition(":")
     try:
         value: Any = importlib.import_module(module)
@@ -139,7 +139,7 @@ def test_the_arguments_of_a_pipeline(cls, argument):
 
 
 @pytest.mark.parametrize("cls", PIPELINES, **BY_NAME)
-def test_the_number_of_pictures_and_the_guidance_of_a_pipeline(cls):
+def test_the_number_of_images_and_the_guidance_of_a_pipeline(cls):
     takes, entry = parameters(cls.__call__), find_entry(find_denoiser(tiny_pipe(PIPELINES[cls])))
     counts = {"num_images_per_prompt", "num_videos_per_prompt"} & takes
     relied_on(len(counts) == 1, f"one number of images in {cls.__name__}.__call__", "pipelines.arguments", "to count")
@@ -197,11 +197,11 @@ def test_the_arguments_of_a_denoiser(cls):
     lost = sorted(wanted - parameters(cls.forward))
     why = "because rows are cut and images are counted by these names"
     relied_on(not lost, f"{', '.join(lost)} of {cls.__name__}.forward", "pipelines.backbones.DENOISERS", why)
-    lost = sorted({*entry.told_apart_by, "in_channels"} - set(denoiser.config))
+    lost = sorted({*entry.distinguishing_config, "in_channels"} - set(denoiser.config))
     relied_on(not lost, f"{lost} of {cls.__name__}.config", "pipelines.backbones", "to tell models of a class apart")
 
 
-def test_every_row_of_the_table_is_looked_at():
+def test_every_row_of_the_table_is_checked():
     assert {cls.__name__ for cls in DENOISER_ATTRIBUTES} == set(DENOISERS)
     assert {cls.__name__ for cls in PIPELINES} == set(ENCODED)
 
@@ -305,8 +305,8 @@ def test_the_config_of_a_flow_scheduler(name):
     relied_on("num_train_timesteps" in scheduler.config, "num_train_timesteps", "pipelines.axis", "to scale times")
 
 
-def test_a_module_has_nothing_that_a_twin_would_miss():
-    """``shallow_clone`` copies these dictionaries of a module and shares all else."""
+def test_a_module_has_no_attribute_that_a_clone_would_miss():
+    """``shallow_clone`` copies these dictionaries of a module and shares everything else."""
     kept = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
     known = {"_parameters", "_buffers", "_modules"}
     new = {name for name in kept - known if "hook" not in name}

@@ -1,6 +1,6 @@
-"""What a pipeline says beside its images reaches the user.
+"""Output fields of a pipeline other than its images reach the user.
 
-A user's image came back black, because the safety checker had flagged it, and nothing said so.
+The safety checker flagged a user's image and made it black, without a message.
 https://github.com/huggingface/diffusers/issues/4906
 """
 
@@ -56,7 +56,7 @@ def defaults() -> dict[str, Any]:
     return {name: value for name, value in spoken_arguments("SD1.5").items() if name != "output_type"}
 
 
-def test_the_verdict_is_that_of_the_stock_pipeline(checked: Any) -> None:
+def test_flags_equal_those_of_the_stock_pipeline(checked: Any) -> None:
     generators = [torch.Generator().manual_seed(s) for s in (0, 1)]
     stock = checked(["abc", "zyx"], num_inference_steps=2, generator=generators, **arguments())
     out = attach(checked, TIMES)(["abc", "zyx"], seeds=[0, 1], **arguments())
@@ -64,7 +64,7 @@ def test_the_verdict_is_that_of_the_stock_pipeline(checked: Any) -> None:
     assert [int(np.asarray(image).max()) == 0 for image in out.images] == [False, True]
 
 
-def test_a_checker_that_comes_after_attach_is_heard(checked: Any) -> None:
+def test_a_checker_set_after_attach_is_used(checked: Any) -> None:
     pipe = copy.copy(checked)
     pipe.safety_checker = None
     fast = attach(pipe, TIMES)
@@ -74,7 +74,7 @@ def test_a_checker_that_comes_after_attach_is_heard(checked: Any) -> None:
 
 
 @pytest.mark.parametrize("tpm", [TIMES, None])
-def test_samples_jsonl_and_its_reader_say_it(
+def test_samples_jsonl_contains_the_flags(
     checked: Any, tpm: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *_, **__: checked)
@@ -86,7 +86,7 @@ def test_samples_jsonl_and_its_reader_say_it(
     assert told == lines
 
 
-def test_training_says_that_it_scores_black_images(checked: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_warns_about_black_images(checked: Any, caplog: pytest.LogCaptureFixture) -> None:
     sampler = PipelineSampler(attach(checked, TIMES), 4, defaults())
     with caplog.at_level(logging.WARNING):
         images = sampler(SampleRequest(["abc", "zyx"], [0, 1])).images_B3HW
@@ -95,7 +95,7 @@ def test_training_says_that_it_scores_black_images(checked: Any, caplog: pytest.
 
 
 def test_every_other_field_is_kept() -> None:
-    """Whatever a pipeline's output class holds."""
+    """All fields of a pipeline's output class are kept."""
     pipe, family = copy.copy(tiny_pipe("SD1.5")), FAMILIES["SD1.5"]
     cls = type(pipe)
 

@@ -1,6 +1,6 @@
-"""A model folder was fetched without its tokenizer's vocabulary, or without the tokenizer's folder.
+"""A model folder lacks its tokenizer's vocabulary, or the tokenizer's folder.
 
-transformers makes an empty tokenizer of it without a word, and every prompt then draws the same picture.
+transformers creates an empty tokenizer without a message. Every prompt then gives the same image.
 https://github.com/vllm-project/vllm/issues/4493
 """
 
@@ -59,7 +59,7 @@ def copy(sd3, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "cls"), FAMILIES)
-def test_the_last_tokenizer_of_each_family(family: str, cls: str | None, tmp_path: Path) -> None:
+def test_a_tokenizer_of_any_family_without_its_files_is_refused(family: str, cls: str | None, tmp_path: Path) -> None:
     make_speaking_pipe(family, tmp_path / "letters").save_pretrained(tmp_path / "pipe")
     load_pipeline(tmp_path / "pipe", device="cpu")  # a vocabulary of letters is one
     place = sorted((tmp_path / "pipe").glob("tokenizer*"))[-1]
@@ -82,17 +82,17 @@ def test_the_missing_files_are_named(copy: Path) -> None:
     assert refusal(copy).endswith("merges.txt and vocab.json.")
 
 
-def test_a_folder_that_was_not_fetched(copy: Path) -> None:
+def test_a_missing_tokenizer_folder_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer_2")
-    assert f"tokenizer_2 in {copy}" in refusal(copy).replace("/tokenizer_config.json", "")
+    assert f"tokenizer_2 is missing in {copy}" in refusal(copy).replace("/tokenizer_config.json", "")
 
 
-def test_without_its_settings_a_tokenizer_pads_to_a_length_of_its_own(copy: Path) -> None:
+def test_a_tokenizer_without_its_config_is_refused(copy: Path) -> None:
     (copy / "tokenizer/tokenizer_config.json").unlink()
-    assert f"got no tokenizer_config.json in {copy}/tokenizer" in refusal(copy)
+    assert f"tokenizer_config.json is missing in {copy}/tokenizer" in refusal(copy)
 
 
-def test_the_tokenizer_of_another_model(copy: Path) -> None:
+def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
     path = copy / "text_encoder/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "vocab_size": 49408}))
@@ -100,7 +100,7 @@ def test_the_tokenizer_of_another_model(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
-def test_half_a_vocabulary(file: str, copy: Path) -> None:
+def test_a_partial_vocabulary_is_refused(file: str, copy: Path) -> None:
     for path in (copy / "tokenizer").glob("tokenizer.json"):
         path.unlink()
     make_tokenizer(copy / "tokenizer")
@@ -111,7 +111,7 @@ def test_half_a_vocabulary(file: str, copy: Path) -> None:
     assert str(copy / "tokenizer") in refusal(copy)
 
 
-def test_a_package_that_reads_the_vocabulary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_that_reads_the_vocabulary_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers 5 asks for another one, which does not help."""
     monkeypatch.setattr(components, "distributions", lambda name: ["there"] if name == "protobuf" else [])
     for file in (copy / "tokenizer").iterdir():
@@ -124,7 +124,7 @@ def test_a_package_that_reads_the_vocabulary(copy: Path, monkeypatch: pytest.Mon
     assert said.endswith("pip install sentencepiece.") or "requires the SentencePiece library" in said
 
 
-def test_a_processor_has_its_tokenizer_inside(copy: Path) -> None:
+def test_the_tokenizer_of_a_processor_is_checked(copy: Path) -> None:
     empty = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(copy / "tokenizer"))
     index = read_index(copy)
     _check_tokenizer(index, "tokenizer", empty, ["text_encoder"])
@@ -141,7 +141,7 @@ def make_wide(copy: Path) -> Path:
     return copy / "wide"
 
 
-def test_where_the_vocabulary_of_the_model_is_not_known_texts_have_to_differ(copy: Path) -> None:
+def test_without_a_known_vocabulary_size_texts_must_differ(copy: Path) -> None:
     class Empty:
         def __call__(self, text, add_special_tokens):
             return SimpleNamespace(input_ids=[2] * len(text.split()))

@@ -1,6 +1,6 @@
-"""Users say outright what is the default, and are refused (https://github.com/vladmandic/sdnext/issues/2781).
+"""Explicit default values are accepted (https://github.com/vladmandic/sdnext/issues/2781).
 
-Tools fill in every option: lists where there are several control networks, ``eta=0.0`` where nothing is stochastic.
+Tools fill in every option: lists for several control networks, ``eta=0.0`` without stochastic steps.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def two_nets():
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
-def test_neutral_lists_of_several_control_networks_are_taken(two_nets, kind):
+def test_neutral_lists_of_several_control_networks_are_accepted(two_nets, kind):
     pipe, call = two_nets
     expected, times = stock(pipe, call, [0], steps=2)
     window = {"control_guidance_start": kind([0.0, 0.0]), "control_guidance_end": kind([1.0, 1.0])}
@@ -36,11 +36,11 @@ def test_neutral_lists_of_several_control_networks_are_taken(two_nets, kind):
 
 def test_a_list_is_refused_for_one_of_its_values(two_nets):
     pipe, call = two_nets
-    with pytest.raises(BackboneError, match=r"got control_guidance_end=\[1\.0, 0\.5\], expected 1 with a policy"):
+    with pytest.raises(BackboneError, match=r"control_guidance_end is \[1\.0, 0\.5\]\. It must be 1 with a policy"):
         attach(pipe, FIXED)(**call, control_guidance_end=[1.0, 0.5], seeds=[0])
 
 
-def test_an_option_that_asks_for_what_is_done_anyway_is_taken():
+def test_options_with_neutral_values_are_accepted():
     plain = attach(tiny_pipe("SDXL"), FIXED)(**call_of("SDXL", 1), seeds=[0])
     said = attach(tiny_pipe("SDXL"), FIXED)(**call_of("SDXL", 1), eta=0.0, denoising_end=1.0, seeds=[0])
     assert torch.equal(said.images, plain.images)
@@ -49,13 +49,13 @@ def test_an_option_that_asks_for_what_is_done_anyway_is_taken():
 @pytest.mark.parametrize(
     ("option", "match"),
     [
-        ({"num_images_per_prompt": [1, 2]}, r"got num_images_per_prompt=\[1, 2\], expected one whole number"),
-        ({"num_images_per_prompt": 0}, "got num_images_per_prompt=0, expected one whole number"),
-        ({"num_images_per_prompt": 1.5}, r"got num_images_per_prompt=1\.5, expected one whole number"),
+        ({"num_images_per_prompt": [1, 2]}, r"num_images_per_prompt is \[1, 2\]\. It must be one whole number"),
+        ({"num_images_per_prompt": 0}, r"num_images_per_prompt is 0\. It must be one whole number"),
+        ({"num_images_per_prompt": 1.5}, r"num_images_per_prompt is 1\.5\. It must be one whole number"),
         ({"max_steps": [2, 3]}, r"max_steps is \[2, 3\]. It must be a whole number of at least 1"),
         ({"max_steps": 2.5}, r"max_steps is 2\.5. It must be a whole number of at least 1"),
     ],
 )
-def test_a_list_where_one_number_counts_is_refused_in_a_sentence(option, match):
+def test_a_list_instead_of_one_number_is_refused(option, match):
     with pytest.raises(ConfigError, match=match):
         attach(tiny_pipe("SD3"), FIXED)(**{**call_of("SD3", 1), "seeds": [0], **option})

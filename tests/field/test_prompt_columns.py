@@ -1,8 +1,8 @@
-"""Columns of a prompt file that were dropped in silence.
+"""Columns of a prompt file are used, or named in a message.
 
-People gave files whose column of negative prompts was called ``negative_prompt`` or ``Negative``, or stood behind
-``prompt, `` in the header; the command ended well, and the negative prompts were nowhere. Public prompt sets call their
-column ``Prompt``, which was refused, and the command line could not name one.
+In users' files the column of negative prompts was called ``negative_prompt`` or ``Negative``, or followed ``prompt, ``
+in the header. The command succeeded without the negative prompts. Public prompt sets call their column ``Prompt``,
+which was refused, and the command line had no option to name it.
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/1027
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/5699
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/12158
@@ -73,46 +73,46 @@ def test_usual_names_are_read_in_every_format(tmp_path, caplog, kind, header):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
-def test_columns_that_are_not_used_are_named_once(tmp_path, caplog, kind):
+def test_unused_columns_are_logged_once(tmp_path, caplog, kind):
     path = write(tmp_path, kind, ("id", "Prompt", "avoid"), [("1", "a cat", "x"), ("2", "a dog", "y")])
     assert load_prompts(path) == [Prompt("a cat"), Prompt("a dog")]
-    said = f"{path}: reads column 'Prompt' as the prompt and no negative prompt; not used: id, avoid"
+    said = f"{path}: Reads column 'Prompt' as the prompt and no negative prompt. Unused columns: id, avoid."
     assert [record.getMessage() for record in caplog.records] == [said]
     caplog.clear()
     assert load_prompts(path, negative="Avoid") == [Prompt("a cat", "x"), Prompt("a dog", "y")]
-    assert caplog.text.strip().endswith("'avoid' as its negative prompt; not used: id")
+    assert caplog.text.strip().endswith("'avoid' as the negative prompt. Unused columns: id.")
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (("text", "caption"), "got the columns 'text' and 'caption', each of which may be the prompt"),
-        (("Prompt", "prompt"), "got the columns 'Prompt' and 'prompt', each of which may be the prompt"),
-        (("title", "negative"), "no column 'prompt', 'text' or 'caption', there are ['negative', 'title']"),
+        (("text", "caption"), "The columns 'text' and 'caption' may each be the prompt"),
+        (("Prompt", "prompt"), "The columns 'Prompt' and 'prompt' may each be the prompt"),
+        (("title", "negative"), "no column 'prompt', 'text' or 'caption'. The columns are ['negative', 'title']"),
     ],
 )
-def test_a_column_that_may_be_one_of_two_or_none_is_refused(tmp_path, kind, header, words):
+def test_ambiguous_or_missing_columns_are_refused(tmp_path, kind, header, words):
     assert words in refusal(write(tmp_path, kind, header))
 
 
 def test_two_columns_of_negative_prompts_are_refused_until_one_is_named(tmp_path):
     path = write(tmp_path, "csv", ("prompt", "negative", "Negative_Prompt"), [("a", "x", "y")])
-    assert "got the columns 'negative' and 'Negative_Prompt'" in refusal(path)
-    assert "name one (prompts.negative, --negative-column)" in refusal(path)
+    assert "The columns 'negative' and 'Negative_Prompt'" in refusal(path)
+    assert "Name it (prompts.negative, --negative-column)" in refusal(path)
     assert load_prompts(path, negative="negative prompt") == [Prompt("a", "y")]
 
 
-def test_the_exact_name_goes_before_those_that_differ_in_case(tmp_path):
+def test_the_exact_name_wins_over_names_that_differ_in_case(tmp_path):
     path = write(tmp_path, "csv", ("Prompt", "prompt", "PROMPT"), [("a", "b", "c")])
     assert load_prompts(path, column="prompt") == [Prompt("b")]
-    assert "got the columns 'Prompt' and 'prompt' and 'PROMPT'" in refusal(path, column="pRompt")
+    assert "The columns 'Prompt' and 'prompt' and 'PROMPT'" in refusal(path, column="pRompt")
 
 
-def test_a_column_called_prompt_goes_before_the_other_usual_names(tmp_path, caplog):
+def test_a_column_called_prompt_wins_over_the_other_usual_names(tmp_path, caplog):
     path = write(tmp_path, "csv", ("caption", "prompt"), [("a", "b")])
     assert load_prompts(path) == [Prompt("b")]
-    assert "not used: caption" in caplog.text
+    assert "Unused columns: caption" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_column_called_prompt_goes_before_the_other_usual_names(tmp_path, capl
         ("jsonl", '{"prompt": "a cat", "negative": " "}\n{"text": "a dog"}\n', [Prompt("a cat"), Prompt("a dog")]),
     ],
 )
-def test_what_spreadsheets_and_people_write(tmp_path, kind, text, prompts):
+def test_files_of_spreadsheets_are_read(tmp_path, kind, text, prompts):
     path = tmp_path / f"p.{kind}"
     path.write_bytes(text.encode("utf-8"))
     assert load_prompts(path) == prompts
@@ -140,13 +140,13 @@ def test_what_spreadsheets_and_people_write(tmp_path, kind, text, prompts):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prompt,prompt\na,b\n", "line 1: the column 'prompt' stands twice"),
-        ("prompt,id\na red, round thing,2\n", "line 2: more cells than the header has"),
-        ("prompt;negative\na;b\n", "there are ['prompt;negative']"),
-        ("prompt,negative\n,blurry\n", "line 2: got the empty prompt"),
+        ("prompt,prompt\na,b\n", "line 1: The column 'prompt' occurs twice"),
+        ("prompt,id\na red, round thing,2\n", "line 2: The row has more cells than the header"),
+        ("prompt;negative\na;b\n", "The columns are ['prompt;negative']"),
+        ("prompt,negative\n,blurry\n", "line 2: '' is an empty prompt"),
     ],
 )
-def test_tables_that_are_refused(tmp_path, text, words):
+def test_invalid_tables_are_refused(tmp_path, text, words):
     path = tmp_path / "p.csv"
     path.write_text(text, encoding="utf-8")
     assert words in refusal(path)
@@ -157,12 +157,12 @@ def test_a_column_of_plain_texts_is_refused(tmp_path, kind, text):
     path = tmp_path / f"p.{kind}"
     path.write_text(text, encoding="utf-8")
     for named in ({"column": "caption"}, {"negative": "avoid"}, {"column": "prompt", "negative": "avoid"}):
-        assert f"got a plain text, which has no column {list(named.values())[-1]!r}" in refusal(path, **named)
+        assert f"is a plain text and has no column {list(named.values())[-1]!r}" in refusal(path, **named)
     # Recipes of older runs say so, whatever they read.
     assert load_prompts(path, column="prompt") == [Prompt("one")]
 
 
-def test_other_processes_of_a_training_do_not_say_it_again(tmp_path, caplog, monkeypatch):
+def test_only_the_main_process_logs_unused_columns(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     load_prompts(write(tmp_path, "csv", ("id", "prompt"), [("1", "a")]))
     assert not caplog.records
@@ -170,7 +170,7 @@ def test_other_processes_of_a_training_do_not_say_it_again(tmp_path, caplog, mon
 
 @pytest.fixture
 def texts_of_calls(monkeypatch, tmp_path):
-    """What a stand-in for the pipeline is asked for; nothing is drawn."""
+    """Prompts of the calls of a pipeline that generates nothing."""
     seen = []
 
     def sample_to_folder(**options):
@@ -184,18 +184,18 @@ def sample(*words):
     return CliRunner().invoke(app, ["sample", *map(str, words)])
 
 
-def test_the_command_line_names_columns_and_a_limit(tmp_path, texts_of_calls):
+def test_the_command_line_sets_columns_and_a_limit(tmp_path, texts_of_calls):
     path = write(tmp_path, "csv", ("caption", "text", "avoid"), [("a", "b", "c"), ("a", "b", "c"), ("d", "e", "f")])
     answer = sample("--prompts", path)
     assert answer.exit_code == 2
-    assert "name one (prompts.column, --prompt-column)" in answer.output
+    assert "Name it (prompts.column, --prompt-column)" in answer.output
     options = ["--prompt-column", "caption", "--negative-column", "avoid", "--limit", 2]
     assert sample("--prompts", path, *options).exit_code == 0
     assert texts_of_calls == [("a", "c"), ("a", "c")]
 
 
 @pytest.mark.parametrize("option", ["--prompt-column", "--negative-column", "--limit"])
-def test_what_is_of_a_file_is_refused_without_one(texts_of_calls, option):
+def test_options_of_a_prompt_file_are_refused_without_one(texts_of_calls, option):
     answer = sample("--prompt", "a", option, "2")
     assert answer.exit_code == 2
     assert f"Error: {option} is 2 without --prompts." in answer.output
@@ -212,7 +212,7 @@ def test_a_recipe_reads_the_same_columns(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "count"), [("PartiPrompts.tsv", 1632), ("geneval.jsonl", 553)])
-def test_public_sets_are_read_as_they_are(tmp_path, caplog, name, count, texts_of_calls):
+def test_public_prompt_sets_are_read_unchanged(tmp_path, caplog, name, count, texts_of_calls):
     path = SETS / name
     if not path.is_file():
         pytest.skip("the sets are not here")
@@ -221,7 +221,7 @@ def test_public_sets_are_read_as_they_are(tmp_path, caplog, name, count, texts_o
     if path.suffix == ".tsv":
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
         assert [p.text for p in prompts] == [line.split("\t")[0].strip() for line in lines]
-        assert caplog.records[0].getMessage().endswith("no negative prompt; not used: Category, Challenge, Note")
+        assert caplog.records[0].getMessage().endswith("no negative prompt. Unused columns: Category, Challenge, Note.")
     assert sample("--prompts", path, "--limit", 3).exit_code == 0
     assert texts_of_calls == [(p.text, None) for p in prompts[:3]]
     recipe = make_recipe({"name": "a", **SECTIONS, "prompts": {"source": str(path)}})

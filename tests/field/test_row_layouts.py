@@ -1,7 +1,7 @@
-"""Pipelines whose network calls hold other rows than an unconditional and a conditional one.
+"""Pipelines whose denoiser calls contain other rows than unconditional and conditional ones.
 
-PAG pipelines were refused in the first step, which left the stock pipeline broken, or showed the policy perturbed rows
-as conditional ones. https://github.com/huggingface/diffusers/issues/8379
+PAG pipelines were refused in the first step, which left the stock pipeline broken, or perturbed rows were read as
+conditional ones. https://github.com/huggingface/diffusers/issues/8379
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pag_pipe(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", PAG)
-def test_pag_is_refused_at_attach_and_the_sentence_leads_on(name: str) -> None:
+def test_pag_is_refused_at_attach_with_an_alternative(name: str) -> None:
     pipe, family = pag_pipe(name), FAMILIES[name]
     with pytest.raises(BackboneError, match="enable_pag=False") as caught:
         attach(pipe, LookingPolicy())
@@ -51,14 +51,14 @@ def test_pag_is_refused_at_attach_and_the_sentence_leads_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("beginning", sorted(REFUSED_PIPELINES))
-def test_each_refused_class_is_one_of_diffusers(beginning: str) -> None:
-    """A name that leads nowhere would refuse nobody."""
+def test_each_refused_class_exists_in_diffusers(beginning: str) -> None:
+    """A wrong name would refuse no pipeline."""
     names = [*dir(diffusers), *dir(diffusers.pipelines.pag.pag_utils)]
     assert any(name.startswith(beginning) for name in names)
 
 
-def test_two_rows_without_guidance_are_not_taken_for_guidance() -> None:
-    """Whatever the class is called: an unguided call of two rows per image holds something else."""
+def test_two_rows_without_guidance_are_refused() -> None:
+    """An unguided call with two rows per image contains other rows, whatever the name of the class."""
     pipe, family = copy.copy(tiny_pipe("SD3")), FAMILIES["SD3"]
     cls = type(pipe)
 
@@ -69,5 +69,5 @@ def test_two_rows_without_guidance_are_not_taken_for_guidance() -> None:
 
     pipe.__class__ = Perturbed
     call = {**family.text(1), **family.arguments(guided=False)}
-    with pytest.raises(BackboneError, match="got 2 rows in a call of SD3Transformer2DModel for 1 images, expected 1:"):
+    with pytest.raises(BackboneError, match=r"SD3Transformer2DModel was called with 2 rows for 1 images\. .* 1\."):
         attach(pipe, LookingPolicy())(**call, seeds=[0])

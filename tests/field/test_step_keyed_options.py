@@ -1,7 +1,7 @@
-"""Users say for which part of the steps something acts, and it acts for all of them.
+"""Options that act for a fraction of the steps are refused, because the number of steps is not known in advance.
 
-The factor of a T2I adapter, GLIGEN's beta and diffusers' own cut-off callbacks count against the number of timesteps,
-which is the cap here (https://github.com/huggingface/diffusers/issues/5108, .../7761).
+The factor of a T2I adapter, GLIGEN's beta and diffusers' own cutoff callbacks count against the number of timesteps,
+which is a maximum here (https://github.com/huggingface/diffusers/issues/5108, .../7761).
 """
 
 import pytest
@@ -52,9 +52,9 @@ def with_adapter():
     return relative(StableDiffusionXLAdapterPipeline, "SDXL", adapter=adapter.eval(), unet=unet.eval())
 
 
-def test_a_t2i_adapter_acts_always_or_never():
+def test_a_t2i_adapter_acts_in_all_steps_or_in_none():
     pipe, call = with_adapter(), call_of("SDXL", 1, image=torch.rand(1, 3, 24, 16))
-    refused(pipe, {**call, "adapter_conditioning_factor": 0.5}, r"adapter_conditioning_factor=0\.5, expected 1 with")
+    refused(pipe, {**call, "adapter_conditioning_factor": 0.5}, r"adapter_conditioning_factor is 0\.5\. It must be 1")
     (always, times), (never, _) = (
         stock(pipe, {**call, "adapter_conditioning_factor": factor}, [0], steps=2) for factor in (1.0, 0.0)
     )
@@ -64,26 +64,30 @@ def test_a_t2i_adapter_acts_always_or_never():
         assert (driven.images - expected).abs().max().item() == 0.0
 
 
-def test_gligen_s_own_default_is_refused_too():
-    """It is 0.3: grounded for three tenths of the steps."""
+def test_the_default_of_gligen_is_refused():
+    """The default is 0.3: grounding acts for three tenths of the steps."""
     pipe = relative(StableDiffusionGLIGENPipeline, "SD1.5")
     call = call_of("SD1.5", 1, gligen_phrases=[], gligen_boxes=[])
-    refused(pipe, {**call, "gligen_scheduled_sampling_beta": 0.5}, r"gligen_scheduled_sampling_beta=0\.5, expected 1")
-    refused(pipe, call, r"gligen_scheduled_sampling_beta=0\.3 \(the pipeline's default\), expected 1 .* pass 1")
+    refused(pipe, {**call, "gligen_scheduled_sampling_beta": 0.5}, r"gligen_scheduled_sampling_beta is 0\.5\. .* be 1")
+    refused(pipe, call, r"gligen_scheduled_sampling_beta is 0\.3 \(the pipeline's default\)\. .* 1 .* Pass \w+=1\.")
 
 
 @pytest.mark.parametrize("name", CUTOFFS)
-def test_a_cut_after_a_part_of_the_steps_is_refused(name):
+def test_a_cutoff_step_ratio_is_refused(name):
     callback = CUTOFFS[name](cutoff_step_ratio=0.5)
     call = call_of(name, 1)
-    refused(tiny_pipe(name), {**call, "callback_on_step_end": callback}, r"cutoff_step_ratio=0\.5\), expected no part")
+    refused(
+        tiny_pipe(name),
+        {**call, "callback_on_step_end": callback},
+        r"cutoff_step_ratio of \w+ is 0\.5\. ",
+    )
     nested = MultiPipelineCallbacks([SDCFGCutoffCallback(1.0), IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.2)])
-    refused(tiny_pipe(name), {**call, "callback_on_step_end": nested}, "got IPAdapterScaleCutoffCallback")
+    refused(tiny_pipe(name), {**call, "callback_on_step_end": nested}, "of IPAdapterScaleCutoffCallback")
 
 
 @pytest.mark.parametrize("name", CUTOFFS)
 @pytest.mark.parametrize("cut", [{"cutoff_step_ratio": None, "cutoff_step_index": 1}, {"cutoff_step_ratio": 0.0}])
-def test_a_cut_after_a_step_is_that_of_the_stock_pipeline(name, cut):
+def test_a_cutoff_step_index_acts_as_in_the_stock_pipeline(name, cut):
     def call():
         return call_of(name, 1, callback_on_step_end=CUTOFFS[name](**cut))
 
@@ -93,7 +97,7 @@ def test_a_cut_after_a_step_is_that_of_the_stock_pipeline(name, cut):
     assert driven.nfe_rows == 4 + (2 if cut["cutoff_step_ratio"] is None else 1)
 
 
-def test_a_callback_of_one_s_own_runs():
+def test_a_custom_callback_runs():
     class Count(PipelineCallback):
         tensor_inputs = ("latents",)
 
@@ -106,7 +110,7 @@ def test_a_callback_of_one_s_own_runs():
     assert seen == [0, 1]
 
 
-def test_a_pipeline_that_ends_on_what_its_own_scheduler_predicts_is_refused_at_once():
+def test_a_latent_consistency_pipeline_is_refused_at_attach():
     pipe = relative(LatentConsistencyModelPipeline, "SD1.5")
-    with pytest.raises(BackboneError, match=r"got a LatentConsistencyModelPipeline, .*: it takes the last image"):
+    with pytest.raises(BackboneError, match=r"^LatentConsistencyModelPipeline .*It takes the last image"):
         attach(pipe, FIXED)

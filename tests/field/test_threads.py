@@ -1,6 +1,7 @@
-"""One pipeline and several threads: every image is right, and the pipe gets its own scheduler back.
+"""Several threads call one pipeline: every image is correct, and the pipe's own scheduler is restored.
 
-Web servers call one pipeline from a pool of threads. Images were wrong in silence, and the pipe kept our scheduler.
+Web servers call one pipeline from a pool of threads. Images were wrong without an error, and the pipe kept the
+scheduler of tpdm.
 https://github.com/huggingface/diffusers/issues/7851, https://github.com/QwenLM/Qwen-Image/issues/236
 """
 
@@ -28,7 +29,7 @@ def call(**more: Any) -> dict[str, Any]:
 
 
 def test_attached_calls_wait_for_each_other() -> None:
-    """Also those of two policies, and of two pipes that share the denoiser."""
+    """This includes calls of two policies, and of two pipes that share the denoiser."""
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     own, other = pipe.scheduler, type(pipe)(**pipe.components)
     other.set_progress_bar_config(disable=True)
@@ -53,7 +54,7 @@ class _Meeting:
         return {}
 
 
-def test_a_stock_call_of_another_thread_is_refused_and_harms_nobody() -> None:
+def test_a_stock_call_of_another_thread_is_refused_without_effect() -> None:
     pipe, meeting = copy.deepcopy(tiny_pipe("SD3")), _Meeting()
     own, fast = pipe.scheduler, attach(pipe, TIMES)
     alone = fast(**call(), seeds=[7]).images
@@ -61,7 +62,7 @@ def test_a_stock_call_of_another_thread_is_refused_and_harms_nobody() -> None:
         running = pool.submit(lambda: fast(**call(callback_on_step_end=meeting), seeds=[7]).images)
         assert meeting.inside.wait(30)
         try:
-            with pytest.raises(BackboneError, match="while another thread makes images with it"):
+            with pytest.raises(BackboneError, match="while another thread generates images with it"):
                 pipe(**call(), num_inference_steps=2)
             assert attach(pipe, TIMES).solver == "euler"  # reads the pipe's own scheduler
         finally:
@@ -78,7 +79,7 @@ def test_a_call_from_a_callback_is_refused_instead_of_waiting_for_itself() -> No
         fast(**call(), seeds=[1])
         return {}
 
-    with pytest.raises(BackboneError, match="do not call it from a callback"):
+    with pytest.raises(BackboneError, match="Do not call it from a callback"):
         fast(**call(callback_on_step_end=again), seeds=[0])
     assert pipe.scheduler is own
     assert fast(**call(), seeds=[0]).steps == [5]

@@ -1,8 +1,8 @@
-"""Versions of other packages below the floors of pyproject.toml, and what transformers 4 and 5 do not share.
+"""Packages older than the floors of pyproject.toml, and differences between transformers 4 and 5.
 
-``pip install`` keeps what a user has. Beside transformers 4, which most environments of this field hold, sampling from
-the embedded model ended in a raw ImportError about protobuf (its tokenizer was shipped in the form of transformers 5
-alone), and every CLIP reward in one about ``CLIPImageProcessorPil``. The kind is old, and public:
+``pip install`` keeps installed packages. With transformers 4, sampling from the embedded model ended in an ImportError
+about protobuf, because its tokenizer was shipped in the format of transformers 5 only. Every CLIP reward ended in one
+about ``CLIPImageProcessorPil``. A public report of the same kind:
 https://github.com/huggingface/diffusers/issues/3028.
 """
 
@@ -44,7 +44,7 @@ OLD = {"diffusers": "0.30.0", "transformers": "4.40.0", "numpy": "1.24.0"}
 
 @pytest.fixture
 def old(monkeypatch, tmp_path):
-    """A function that makes installed packages look old."""
+    """A function that makes installed packages appear old."""
 
     def pretend(*packages: str) -> Path:
         for name in packages:
@@ -70,7 +70,7 @@ def test_a_version_that_is_too_old_is_refused_in_one_sentence(room, package, old
     assert "\n" not in str(e.value)
 
 
-def test_the_command_line_says_it_too(old, tmp_path, monkeypatch):
+def test_the_command_line_reports_it_too(old, tmp_path, monkeypatch):
     old("transformers")
     for name in [name for name in sys.modules if name.startswith("tpdm.pipelines")]:
         monkeypatch.delitem(sys.modules, name)  # as in a new process
@@ -95,7 +95,7 @@ def test_a_development_version_counts_as_the_release_it_leads_to(monkeypatch):
     assert misfit("diffusers") is None
 
 
-def test_a_package_that_is_not_there_or_is_asked_nothing_of_is_no_misfit():
+def test_an_absent_or_unused_package_is_not_reported():
     check_versions("no-such-package")
     assert required("no-such-package") == ""
 
@@ -108,7 +108,7 @@ def test_pyproject_has_one_floor_for_each_package():
 
 
 def test_every_import_of_the_library_has_a_floor():
-    """What is imported is named in pyproject.toml, not merely brought along by another package."""
+    """Imported packages are named in pyproject.toml, and not only installed by another package."""
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
     # These are parts of what brings them, and move with it.
     other_names |= {"starlette": "fastapi", "pydantic_core": "pydantic", "tokenizers": "transformers"}
@@ -137,21 +137,21 @@ def test_a_torch_without_muon_builds_no_embedded_model(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_known_in_the_words_of_old_and_new_safetensors(tmp_path):
+def test_a_full_disk_is_recognized_with_old_and_new_safetensors(tmp_path):
     for words in ("I/O error: No space left (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"):
         with pytest.raises(TrainingError, match=r"The disk of .* is full"), translate_disk_full(tmp_path):
             raise SafetensorError(words)
 
 
-def test_a_package_that_others_are_too_old_for_is_told_in_one_sentence(monkeypatch, tmp_path):
+def test_a_package_too_new_for_another_one_is_reported(monkeypatch, tmp_path):
     """New pyarrow beside numpy 1: pip installs both, and the import fails."""
     monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))  # lacks every name
-    with pytest.raises(PromptError, match=r"got 'cannot import name .*: pip install -U 'tpdm\[data\]'\.$"):
+    with pytest.raises(PromptError, match=r"cannot import name .* Run pip install -U 'tpdm\[data\]'\.$"):
         next(read_parquet(tmp_path / "prompts.parquet", Columns("prompts.parquet")))
 
 
-def test_a_last_step_from_zero_to_zero_is_none():
-    """Z-Image's pipeline takes one in diffusers before 0.39: fixed lists of its own times were refused."""
+def test_a_last_step_from_zero_to_zero_is_dropped():
+    """Before diffusers 0.39, Z-Image's pipeline has such a step. Fixed schedules with its times were refused."""
     scheduler = SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0, 0.0]))
     assert flow_times(scheduler) == [1.0, 0.5, 0.0]
     assert FixedSchedule(flow_times(scheduler)).steps == 2

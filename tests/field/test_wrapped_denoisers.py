@@ -1,4 +1,4 @@
-"""A user put a wrapper around the denoiser and was told to write a table entry, which is no cure.
+"""The error for a wrapped denoiser explains how to unwrap it, instead of asking for a table entry.
 
 https://github.com/huggingface/diffusers/issues/10928
 """
@@ -28,7 +28,7 @@ class Wrapper(nn.Module):
 
 
 class Sharded(nn.Module):
-    """As FSDP keeps what it wraps."""
+    """Keeps the wrapped module like FSDP."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -43,14 +43,16 @@ def with_lora(denoiser: Any) -> Any:
 @pytest.mark.parametrize(
     ("wrap", "cure"),
     [
-        (with_lora, "set {0} = {0}.merge_and_unload(), or load the adapter with pipe.load_lora_weights."),
-        (nn.DataParallel, "set {0} = {0}.module."),
-        (nn.Sequential, "set {0} = {0}.get_submodule('0')."),
-        (Wrapper, "set {0} = {0}.get_submodule('parts.net')."),
-        (Sharded, "load the pipeline without that wrapper (tpdm train shares a denoiser with backbone.shard=true)."),
+        (with_lora, "Set {0} = {0}.merge_and_unload(), or load the adapter with pipe.load_lora_weights."),
+        (nn.DataParallel, "Set {0} = {0}.module."),
+        (nn.Sequential, "Set {0} = {0}.get_submodule('0')."),
+        (Wrapper, "Set {0} = {0}.get_submodule('parts.net')."),
+        (Sharded, "Load the pipeline without that wrapper (tpdm train shards a denoiser with backbone.shard=true)."),
     ],
 )
-def test_a_wrapper(wrap: Callable[[Any], Any], cure: str, family: str, place: str) -> None:
+def test_a_wrapped_denoiser_is_refused_with_a_remedy(
+    wrap: Callable[[Any], Any], cure: str, family: str, place: str
+) -> None:
     pipe = copy.deepcopy(tiny_pipe(family))
     name = place.removeprefix("pipe.")
     inner = getattr(pipe, name)
@@ -58,10 +60,10 @@ def test_a_wrapper(wrap: Callable[[Any], Any], cure: str, family: str, place: st
     with pytest.raises(BackboneError) as caught:
         attach(pipe, FixedSchedule([1.0, 0.0]))
     cls = type(inner).__name__
-    assert str(caught.value).endswith(f" around a {cls}, expected the {cls} itself: {cure.format(place)}")
+    assert str(caught.value).endswith(f" wraps a {cls}. The denoiser must be the {cls} itself. {cure.format(place)}")
 
 
-def test_the_cure_for_an_adapter_works() -> None:
+def test_the_remedy_for_an_adapter_works() -> None:
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     plain = attach(pipe, FixedSchedule([1.0, 0.0]))
     call = {**FAMILIES["SD3"].text(1), **FAMILIES["SD3"].arguments(), "seeds": [0]}
@@ -76,6 +78,6 @@ def test_the_cure_for_an_adapter_works() -> None:
     assert not torch.equal(before, after)
 
 
-def test_a_class_that_is_not_known_is_still_told_of_the_table() -> None:
-    with pytest.raises(BackboneError, match=r"add DENOISERS\['Linear'\]"):
+def test_the_error_for_an_unknown_wrapper_names_the_table() -> None:
+    with pytest.raises(BackboneError, match=r"Add DENOISERS\['Linear'\]"):
         find_entry(nn.Linear(2, 2))

@@ -31,12 +31,12 @@ def untouched(sd3):
 
 
 @pytest.mark.usefixtures("untouched")
-def test_the_pipe_is_given_back(sd3):
+def test_the_pipe_is_restored(sd3):
     attach(sd3, LookingPolicy())("a", seeds=[0], **CALL)
 
 
 @pytest.mark.usefixtures("untouched")
-def test_the_pipe_is_given_back_after_an_error(sd3):
+def test_the_pipe_is_restored_after_an_error(sd3):
     def fail(pipe, i, t, tensors):
         raise RuntimeError("stop here")
 
@@ -75,7 +75,7 @@ def test_an_interrupted_call_ends(sd3):
     assert output.steps == [1, 1]
 
 
-def test_the_cap_of_a_call_overrules_that_of_attach(sd3):
+def test_max_steps_of_a_call_overrides_that_of_attach(sd3):
     driven = attach(sd3, LookingPolicy(), max_steps=9, stop_below=0.0)
     assert driven("a", **CALL).steps == [9]
     output = driven("a", max_steps=3, record=True, **CALL)
@@ -84,7 +84,7 @@ def test_the_cap_of_a_call_overrules_that_of_attach(sd3):
     assert [step.counts for step in output.trajectories[0].steps] == [True, True, False]
 
 
-def test_a_record_is_kept_on_demand(sd3):
+def test_trajectories_are_recorded_on_demand(sd3):
     driven = attach(sd3, LookingPolicy())
     assert driven(["a", "b"], **CALL).trajectories is None
     output = driven(["a", "b"], record=True, sample=True, seeds=[1, 2], **CALL)
@@ -93,12 +93,12 @@ def test_a_record_is_kept_on_demand(sd3):
     assert output.trajectories[0].steps[0].observation.map_BCHW.shape == (1, 32, 1, 1)
 
 
-def test_images_are_pictures_by_default(sd3):
+def test_images_are_pil_images_by_default(sd3):
     (image,) = attach(sd3, FixedSchedule([1.0, 0.0]))("a", max_sequence_length=4).images
     assert image.size == (16, 16)
 
 
-def test_hooks_are_set_only_for_policies_that_look(sd3):
+def test_hooks_are_set_only_for_policies_that_read_features(sd3):
     hooked = []
 
     def look(pipe, i, t, tensors):
@@ -110,7 +110,7 @@ def test_hooks_are_set_only_for_policies_that_look(sd3):
     assert hooked == [False, True]
 
 
-def test_defaults_stand_in_for_what_is_not_given(sd3):
+def test_defaults_are_used_for_missing_arguments(sd3):
     driven = attach(sd3, FixedSchedule([1.0, 0.0]), defaults={**CALL, "guidance_scale": 1.0})
     assert driven("a").nfe_rows == 1
     assert driven("a", guidance_scale=3.0).nfe_rows == 2
@@ -120,34 +120,34 @@ def test_defaults_stand_in_for_what_is_not_given(sd3):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"num_inference_steps": 20}, BackboneError, "limit the number of steps with max_steps"),
-        ({"sigmas": [1.0, 0.5]}, BackboneError, "got sigmas"),
-        ({"timesteps": [900]}, BackboneError, "did you mean|see its __call__"),
+        ({"num_inference_steps": 20}, BackboneError, "Limit the number of steps with max_steps"),
+        ({"sigmas": [1.0, 0.5]}, BackboneError, "sigmas is"),
+        ({"timesteps": [900]}, BackboneError, "Did you mean|See its __call__|cannot use this argument"),
         ({"mu": 1.0}, BackboneError, "shifts a fixed schedule"),
         ({"skip_guidance_layers": [1]}, BackboneError, "skip-layer guidance"),
         ({"return_dict": False}, BackboneError, "AdaptiveOutput"),
-        ({"guidence_scale": 3.0}, BackboneError, "did you mean 'guidance_scale'"),
-        ({"seeds": [1, 2, 3]}, ConfigError, "3 seeds for 2 images"),
-        ({"seeds": [1, 2], "latents": torch.zeros(1)}, ConfigError, "both seeds and latents"),
-        ({"seeds": [1, 2], "generator": torch.Generator()}, ConfigError, "both seeds and generator"),
-        ({"sample": True}, ConfigError, "sample=True without seeds"),
-        ({"decision_seeds": [1]}, ConfigError, "expected sample=True"),
+        ({"guidence_scale": 3.0}, BackboneError, "Did you mean 'guidance_scale'"),
+        ({"seeds": [1, 2, 3]}, ConfigError, "length 3 for 2 images"),
+        ({"seeds": [1, 2], "latents": torch.zeros(1)}, ConfigError, "seeds and latents are both given"),
+        ({"seeds": [1, 2], "generator": torch.Generator()}, ConfigError, "seeds and generator are both given"),
+        ({"sample": True}, ConfigError, "sample is True without seeds"),
+        ({"decision_seeds": [1]}, ConfigError, "without sample=True"),
         ({"sample": True, "decision_seeds": [1, 2, 3]}, ConfigError, "3 seeds for 2 images"),
-        ({"prompt": None}, ConfigError, "neither prompt nor prompt_embeds"),
+        ({"prompt": None}, ConfigError, "needs prompt or prompt_embeds"),
         ({"prompt": []}, ConfigError, "empty list"),
         ({"max_steps": 1}, ConfigError, "pass max_steps=3"),
         ({"prompt": ["a", "b", "c"]}, ConfigError, "2 lists of times for 3 images"),
     ],
 )
-def test_options_that_cannot_work_are_refused(sd3, call, error, message):
+def test_unusable_options_are_refused(sd3, call, error, message):
     with pytest.raises(error, match=message):
         attach(sd3, FixedSchedule(TIMES))(**{"prompt": ["a", "b"], **call})
 
 
-def test_pipelines_that_cannot_work_are_refused(sd3):
-    with pytest.raises(BackboneError, match="object without a scheduler"):
+def test_unusable_pipelines_are_refused(sd3):
+    with pytest.raises(BackboneError, match="object has no scheduler"):
         attach(object(), FixedSchedule([1.0, 0.0]))
-    with pytest.raises(ConfigError, match="got solver 'heun'"):
+    with pytest.raises(ConfigError, match="solver is 'heun'"):
         attach(sd3, FixedSchedule([1.0, 0.0]), solver="heun")
     original = sd3.scheduler
     try:
@@ -182,7 +182,7 @@ class Adapted(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [Packed, Adapted, lambda layer: Adapted(Packed(layer))])
-def test_a_tpm_fits_a_denoiser_whatever_its_weights_are_kept_as(sd3, wrap):
+def test_a_tpm_fits_a_denoiser_with_quantized_or_adapted_weights(sd3, wrap):
     pipe = copy.copy(sd3)
     pipe.transformer = copy.deepcopy(sd3.transformer)
     widths = infer_feature_shapes(pipe, CALL)
@@ -197,8 +197,9 @@ def test_a_tpm_fits_a_denoiser_whatever_its_weights_are_kept_as(sd3, wrap):
         attach(pipe, policy)
 
 
-def test_what_calls_have_to_know_of_a_pipeline_is_resolved_once(sd3, monkeypatch):
+def test_the_pipeline_is_resolved_once(sd3, monkeypatch):
     attached = attach(copy.copy(sd3), FixedSchedule([1.0, 0.5, 0.0]), max_steps=3)
+    attached("a", seeds=[0], **CALL)
     assert attached._resolve() is attached.spec
     assert replace(attached, solver="ab2")._resolve() is not attached.spec
     assert replace(attached, policy=LookingPolicy())._resolve() is not attached.spec
@@ -207,7 +208,7 @@ def test_what_calls_have_to_know_of_a_pipeline_is_resolved_once(sd3, monkeypatch
         attached("a", seeds=[0], **CALL)
 
 
-def test_the_defaults_of_a_call_have_one_order(sd3):
+def test_defaults_have_one_precedence(sd3):
     policy = TimePredictionModule(TPMConfig(32, 32, channels=8, grid=2))
     policy.artifact = config_of(policy.shape, call_defaults={"guidance_scale": 2.0, "height": 32})
     weakest = {"guidance_scale": 1.0, "height": 16, "width": 16}

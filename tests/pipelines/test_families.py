@@ -1,4 +1,4 @@
-"""Every family of pipelines, on a tiny real one: the same promises for all."""
+"""Every family of pipelines, on a tiny instance with random weights: all give the same guarantees."""
 
 import inspect
 from itertools import pairwise
@@ -28,7 +28,7 @@ STEPS = [2, 4, 3]
 
 @pytest.fixture
 def rows_computed(request):
-    """Rows of every denoiser call, as its time embedder sees them."""
+    """Number of rows of every denoiser call, counted at its time embedder."""
     pipe = tiny_pipe(request.node.callspec.params["name"])
     denoiser, rows = find_denoiser(pipe), []
     entry = find_entry(denoiser)
@@ -61,7 +61,7 @@ def stock_flow(name, images):
 
 
 @pytest.mark.parametrize("name", FLOW_FAMILIES)
-def test_a_fixed_list_is_the_stock_scheduler(name):
+def test_a_fixed_schedule_equals_the_stock_scheduler(name):
     expected, times = stock_flow(name, 2)
     family = FAMILIES[name]
     output = attach(tiny_pipe(name), FixedSchedule(times))(**family.text(2), **family.arguments(), seeds=[0, 1])
@@ -72,7 +72,7 @@ def test_a_fixed_list_is_the_stock_scheduler(name):
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("name", VP_FAMILIES)
-def test_a_list_of_timesteps_is_the_stock_ddim(name, spacing):
+def test_a_list_of_timesteps_equals_the_stock_ddim(name, spacing):
     pipe, family = tiny_pipe(name), FAMILIES[name]
     own = pipe.scheduler
     pipe.scheduler = type(own).from_config(own.config, timestep_spacing=spacing, set_alpha_to_one=spacing == "trailing")
@@ -87,7 +87,7 @@ def test_a_list_of_timesteps_is_the_stock_ddim(name, spacing):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_three_schedules_in_one_batch_equal_the_three_alone(name, rows_computed):
+def test_three_schedules_in_one_batch_equal_three_single_runs(name, rows_computed):
     pipe, family = tiny_pipe(name), FAMILIES[name]
     text, call = family.text(3), family.arguments()
     together = attach(pipe, FixedSchedule(LISTS), max_steps=28)(**text, **call, seeds=[0, 1, 2])
@@ -140,7 +140,7 @@ def test_one_training_update(name):
 
 
 def look(name, guided, **more):
-    """What a policy sees in the first step, of two images."""
+    """Features of two images in the first step."""
     policy, family = LookingPolicy(), FAMILIES[name]
     call = {**family.text(2, guided), **family.arguments(guided), **more}
     attach(tiny_pipe(name), policy, max_steps=1)(**call, seeds=[0, 1])
@@ -148,7 +148,7 @@ def look(name, guided, **more):
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.guided])
-def test_only_conditional_rows_are_shown(name):
+def test_only_conditional_rows_reach_the_policy(name):
     guided, plain = look(name, True), look(name, False)
     for part in ("first_BDHW", "last_BDHW", "temb_BE"):
         scale = max(1.0, getattr(plain, part).abs().max().item())
@@ -156,7 +156,7 @@ def test_only_conditional_rows_are_shown(name):
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.guided])
-def test_guided_features_go_from_the_unconditional_to_the_conditional_rows_and_beyond(name, monkeypatch):
+def test_guided_features_extrapolate_from_unconditional_to_conditional_rows(name, monkeypatch):
     conditional, seen = look(name, True), []
     for w in (0.0, 1.0, 3.0):
         monkeypatch.setattr("tpdm.pipelines.attach.feature_guidance", lambda guidance, policy, arguments, w=w: w)
@@ -170,7 +170,7 @@ def test_guided_features_go_from_the_unconditional_to_the_conditional_rows_and_b
 
 
 def patch_sums(output, grid):
-    """What the denoiser predicts, summed over every patch: (B, ...) -> (B, H, W)."""
+    """Prediction of the denoiser, summed over every patch: (B, ...) -> (B, H, W)."""
     height, width = grid
     x = torch.stack(output).squeeze(2) if isinstance(output, list) else output
     if x.ndim == 3:
@@ -180,7 +180,7 @@ def patch_sums(output, grid):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_map_projects_to_the_prediction_place_by_place(name):
+def test_the_last_map_projects_to_the_prediction_token_by_token(name):
     """The final layer, applied to the map that a policy sees, gives the denoiser's own output, where it is."""
     pipe, outputs = tiny_pipe(name), []
     denoiser = find_denoiser(pipe)
@@ -226,7 +226,7 @@ def test_the_first_map_is_in_raster_order(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(name):
+def test_the_denoiser_receives_the_time_in_the_units_of_its_entry(name):
     pipe, family = tiny_pipe(name), FAMILIES[name]
     denoiser, fed = find_denoiser(pipe), []
     entry, parameters = find_entry(denoiser), list(inspect.signature(denoiser.forward).parameters)

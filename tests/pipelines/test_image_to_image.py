@@ -1,4 +1,4 @@
-"""Image-to-image and inpainting: the chain starts at the strength."""
+"""Image-to-image and inpainting start at the strength."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def pipe_and_call(case, images=2):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_fixed_list_from_the_strength_is_the_stock_scheduler(name):
+def test_a_fixed_schedule_from_the_strength_equals_the_stock_scheduler(name):
     pipe, call = pipe_and_call(name)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     expected = pipe(**call, num_inference_steps=5, generator=generators)[0]
@@ -88,7 +88,7 @@ def test_a_policy_starts_at_the_strength(name):
 @pytest.mark.parametrize("strength", [[0.6, 0.6], None, "0.6"])
 def test_a_strength_is_one_number(strength):
     pipe, call = pipe_and_call("SD3")
-    with pytest.raises(ConfigError, match=r"got strength=.*, expected one number in \(0, 1\] for all images"):
+    with pytest.raises(ConfigError, match=r"strength is .*\. It must be one number in \(0, 1\] for all images"):
         attach(pipe, LookingPolicy())(**{**call, "strength": strength}, seeds=[0, 1])
 
 
@@ -100,7 +100,7 @@ def test_a_single_step_goes_from_the_strength_to_the_image(name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_finished_images_keep_what_they_are(name):
+def test_finished_images_do_not_change(name):
     pipe, call = pipe_and_call(name)
     lists = [[0.6, 0.3, 0.0], [0.6, 0.5, 0.4, 0.2, 0.0]]
     together = attach(pipe, FixedSchedule(lists))(**call, seeds=[0, 1])
@@ -110,15 +110,15 @@ def test_finished_images_keep_what_they_are(name):
     torch.testing.assert_close(together.images[:1], alone.images, atol=1e-5, rtol=1e-5)
 
 
-def test_a_start_in_a_fixed_schedule_is_refused():
+def test_denoising_start_is_refused():
     """SDXL's refiner would take it for the strength."""
     pipe = StableDiffusionXLImg2ImgPipeline(**tiny_pipe("SDXL").components, add_watermarker=False)
     call = {**FAMILIES["SDXL"].text(1), "image": torch.zeros(1, 3, 24, 16), "output_type": "latent"}
-    with pytest.raises(BackboneError, match=r"got denoising_start=0\.6, expected no such argument with a policy"):
+    with pytest.raises(BackboneError, match=r"denoising_start is 0\.6\. A policy cannot use this argument"):
         attach(pipe, LookingPolicy())(**call, denoising_start=0.6, seeds=[0])
 
 
-def test_guided_features_of_a_pipeline_that_cannot_guide_are_its_own():
+def test_guided_features_of_a_pipeline_that_cannot_guide_are_conditional():
     """FLUX.1 Fill has no true_cfg_scale."""
     parts = {**tiny_pipe("FLUX.1 dev").components}
     config, channels = parts["transformer"].config, parts["transformer"].config.in_channels
@@ -141,7 +141,7 @@ def test_guided_features_of_a_pipeline_that_cannot_guide_are_its_own():
     assert times[0] == times[1]
 
 
-def test_a_tpm_brings_only_those_arguments_that_the_pipeline_knows():
+def test_only_arguments_that_the_pipeline_knows_come_from_training():
     """It was trained with a size, which SD1.5's image-to-image takes from the picture."""
     probe, (pipe, call) = LookingPolicy(), pipe_and_call("SD1.5", 1)
     attach(pipe, probe, max_steps=1)(**call)
@@ -156,5 +156,5 @@ def test_a_tpm_brings_only_those_arguments_that_the_pipeline_knows():
     output = driven(**call, seeds=[0])
     assert output.nfe_rows == 2 * output.steps[0]  # guided as in training
     for wrong in (lambda: driven(**call, **size), lambda: attach(pipe, policy, defaults=size)(**call)):
-        with pytest.raises(BackboneError, match="got argument 'height'"):
+        with pytest.raises(BackboneError, match="height is not an argument of"):
             wrong()

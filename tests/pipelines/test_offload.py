@@ -1,7 +1,7 @@
-"""Pipelines whose parts accelerate moves in and out, as diffusers' model and sequential offload set them up.
+"""Pipelines with model offload or sequential offload of diffusers.
 
-diffusers looks for an accelerator unless it is told a device: with the CPU in the place of the GPU its own calls set
-the hooks, and where a test needs to see them they are set here as it sets them.
+diffusers needs an accelerator unless a device is named. Here the CPU takes the place of the GPU, and diffusers' own
+calls set the hooks. Tests that inspect hooks set the same ones.
 """
 
 import copy
@@ -54,7 +54,7 @@ def sequential_offload(pipe):
 
 @pytest.mark.parametrize("set_hooks", [model_offload, sequential_offload])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_offloaded_pipeline_is_driven_as_any_other(name, set_hooks):
+def test_an_offloaded_pipeline_can_be_driven(name, set_hooks):
     plain, pipe = tiny_pipe(name), copy.deepcopy(tiny_pipe(name))
     widths = infer_feature_shapes(plain, {**FAMILIES[name].text(1), **FAMILIES[name].arguments(), "prompt": None})
     policy = TimePredictionModule(TPMConfig(widths.feature_channels, widths.temb_channels, channels=8, grid=2), seed=1)
@@ -69,7 +69,7 @@ def test_an_offloaded_pipeline_is_driven_as_any_other(name, set_hooks):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_that_are_nowhere_between_calls_are_not_asked_for_their_device(name):
+def test_sequential_offloading_does_not_read_the_device_of_weights(name):
     pipe = copy.deepcopy(tiny_pipe(name))
     sequential_offload(pipe)
     parameters = [p for module in modules_of(pipe).values() for p in module.parameters()]
@@ -81,7 +81,7 @@ def test_weights_that_are_nowhere_between_calls_are_not_asked_for_their_device(n
 
 
 @pytest.mark.parametrize("way", ["model", "sequential"])
-def test_a_rollout_of_an_offloaded_pipeline_is_that_of_a_whole_one(way, tmp_path, monkeypatch):
+def test_a_rollout_of_an_offloaded_pipeline_is_the_same(way, tmp_path, monkeypatch):
     make_tiny_sd3(tmp_path / "tokens").save_pretrained(tmp_path / "pipe")
     # diffusers names the first device of a kind, and accelerate takes cpu:0 and cpu for two.
     monkeypatch.setattr(
@@ -99,12 +99,12 @@ def test_a_rollout_of_an_offloaded_pipeline_is_that_of_a_whole_one(way, tmp_path
 
 
 @pytest.mark.parametrize("way", ["model", "sequential"])
-def test_the_cpu_has_nowhere_to_offload_to(way):
-    with pytest.raises(ConfigError, match=f"got backbone.offload={way} on the CPU, expected a GPU"):
+def test_offloading_on_the_cpu_is_refused(way):
+    with pytest.raises(ConfigError, match=f"backbone.offload is {way} on the CPU"):
         load_backbone(BackboneConfig(offload=way), "cpu")
 
 
-def test_images_at_different_times_cannot_share_what_comes_and_goes():
+def test_an_offloaded_pipeline_cannot_be_batched():
     values = {"name": "a", "rl": {"rollout": "continuous"}, "backbone": {"offload": "model"}}
     with pytest.raises(ConfigError, match=r"rl\.rollout continuous goes with backbone\.offload none, got model"):
         make_recipe(values)

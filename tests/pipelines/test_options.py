@@ -134,10 +134,10 @@ def test_a_fully_compiled_denoiser_without_hooks_is_refused():
     whole = copy.deepcopy(pipe.transformer)
     pipe.transformer.compile(backend="eager")
     for refused in (lambda: attach(pipe, LookingPolicy()), lambda: attached_before(**call_of("SD3"))):
-        with pytest.raises(BackboneError, match=r"compile_denoiser\(pipe\), or its blocks alone"):
+        with pytest.raises(BackboneError, match=r"compile_denoiser\(pipe\), or each of its blocks"):
             refused()
     pipe.transformer = torch.compile(whole, backend="eager")
-    with pytest.raises(BackboneError, match=r"compile_denoiser\(pipe\), or its blocks alone"):
+    with pytest.raises(BackboneError, match=r"compile_denoiser\(pipe\), or each of its blocks"):
         attach(pipe, LookingPolicy())
 
 
@@ -225,7 +225,7 @@ def test_finished_images_are_removed_from_the_control_inputs():
     uneven = attach(pipe, FixedSchedule([times, [1.0, 0.5, 0.0]]))(**call, seeds=[0, 1])
     assert uneven.nfe_rows == 2 * (4 + 2)
     torch.testing.assert_close(uneven.images[0], expected[0], atol=1e-5, rtol=0)
-    with pytest.raises(BackboneError, match=r"got control_guidance_end=0\.5"):
+    with pytest.raises(BackboneError, match=r"control_guidance_end is 0\.5"):
         attach(pipe, FixedSchedule(times))(**call, control_guidance_end=0.5)
 
 

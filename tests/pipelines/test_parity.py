@@ -1,4 +1,4 @@
-"""With the stock scheduler's own times, a driven pipeline is the stock pipeline: exactly."""
+"""A driven pipeline at the stock scheduler's times equals the stock pipeline bit by bit."""
 
 import pytest
 import torch

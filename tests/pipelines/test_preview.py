@@ -15,7 +15,7 @@ from tpdm.pipelines.vae import decode_preview
         ("PixArt-Sigma", (1, 4, 12, 8), (16, 24)),
     ],
 )
-def test_previews_are_small_pictures(name, latents, size):
+def test_previews_are_small_images(name, latents, size):
     width, height = FAMILIES[name].call["width"], FAMILIES[name].call["height"]
     image = decode_preview(tiny_pipe(name), torch.randn(latents), width, height)
     assert image is not None
@@ -33,5 +33,5 @@ def test_the_preview_of_finished_latents_is_the_image(sd3):
 
 
 @pytest.mark.parametrize("name", ["Qwen-Image", "Wan 2.1"])
-def test_latents_that_it_does_not_know_get_none(name):
+def test_unknown_latents_have_no_preview(name):
     assert decode_preview(tiny_pipe(name), torch.randn(1, 16, 8), None, None) is None

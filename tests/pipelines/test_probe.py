@@ -1,4 +1,4 @@
-"""What a pipeline says of itself: its own schedule, whatever its shift depends on."""
+"""``default_times``: a pipeline's own schedule, whatever its shift depends on."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tpdm.pipelines.probe import default_times
 
 
 @pytest.mark.parametrize("size", [16, 32])
-def test_the_default_schedule_is_the_one_of_a_whole_run(flux, size):
+def test_the_default_schedule_equals_that_of_a_full_run(flux, size):
     # FLUX shifts by the number of image tokens: no scheduler could tell on its own.
     call = {**text(1), "prompt": None, "height": size, "width": size, "output_type": "latent"}
     times = default_times(flux, 5, call)
@@ -17,7 +17,7 @@ def test_the_default_schedule_is_the_one_of_a_whole_run(flux, size):
     assert times[-1] == 0.0
 
 
-def test_asking_for_the_schedule_costs_one_evaluation_and_leaves_the_pipeline_as_it_was(sd3, monkeypatch):
+def test_default_times_costs_one_evaluation_and_restores_the_pipeline(sd3, monkeypatch):
     call = {"max_sequence_length": 4, "output_type": "latent"}
     calls = []
     handle = sd3.transformer.register_forward_hook(lambda *_: calls.append(1))

@@ -26,7 +26,7 @@ def make_scheduler(lists=((1.0, 0.5, 0.0), (1.0, 0.8, 0.4, 0.0)), max_steps=5):
     return scheduler
 
 
-def test_times_are_read_when_their_turn_comes():
+def test_times_are_decided_during_the_loop():
     scheduler = make_scheduler()
     x, seen = torch.zeros(2, 3), []
     assert len(scheduler.timesteps) == scheduler.stepper.max_steps == 5
@@ -47,7 +47,7 @@ def test_set_timesteps_starts_over():
     assert sample[:, 0].tolist() == pytest.approx([-0.5, -0.2])
 
 
-def test_only_the_present_can_be_read():
+def test_only_the_current_entry_can_be_read():
     timesteps = make_scheduler().timesteps
     assert timesteps[:] is timesteps
     assert timesteps[0:] is timesteps
@@ -56,18 +56,18 @@ def test_only_the_present_can_be_read():
     for index in (1, -1, slice(0, 2)):
         with pytest.raises(BackboneError, match="decided one by one"):
             timesteps[index]
-    with pytest.raises(BackboneError, match="got a start at step 2 of 5 with times that start at 1"):
+    with pytest.raises(BackboneError, match="starts at step 2 of 5, but the fixed times start at 1"):
         timesteps[2:]
 
 
-def test_of_a_single_step_the_first_entry_is_not_the_whole():
+def test_the_first_entry_of_a_single_step_differs_from_the_whole_slice():
     timesteps = make_scheduler([[1.0, 0.0]] * 2, max_steps=1).timesteps
     assert timesteps[:] is timesteps
     assert timesteps[0:] is timesteps
     assert timesteps[:1].tolist() == [1000]
 
 
-def test_image_times_tile_when_expanded():
+def test_per_sample_timesteps_repeat_when_expanded():
     times = torch.tensor([3.0, 4.0]).as_subclass(PerSampleTimesteps)
     assert times.expand(4).tolist() == [3, 4, 3, 4]
     assert type(times.expand(4)) is torch.Tensor
@@ -79,9 +79,9 @@ def test_a_loop_that_never_steps_ends_at_the_cap():
     assert len(list(make_scheduler().timesteps)) == 5
 
 
-def test_all_times_at_once_are_not_to_be_had():
+def test_timesteps_cannot_be_read_as_a_tensor():
     timesteps = make_scheduler().timesteps
-    with pytest.raises(BackboneError, match=r"got timesteps\.flip, expected a loop"):
+    with pytest.raises(BackboneError, match=r"timesteps\.flip does not exist.*Loop over"):
         timesteps.flip(0)
     with pytest.raises(BackboneError, match="decided one by one"):
         torch.tensor(timesteps)
@@ -90,14 +90,14 @@ def test_all_times_at_once_are_not_to_be_had():
 
 
 def test_a_second_loop_is_refused():
-    """Its times would be none, and its latents those of the beginning."""
+    """A second loop would have no times, and would start from the first latents."""
     scheduler = make_scheduler()
     scheduler.step(torch.ones(2, 3), 1000.0, torch.zeros(2, 3))
-    with pytest.raises(BackboneError, match="goes through its timesteps again"):
+    with pytest.raises(BackboneError, match="timesteps are iterated a second time"):
         list(scheduler.timesteps)
 
 
-def test_sigmas_are_those_of_now():
+def test_sigmas_are_those_of_the_current_times():
     """Wan's pipeline reads the sigma of its step, callbacks that of the next."""
     scheduler = make_scheduler()
     assert scheduler.sigmas[0].item() == 1.0
@@ -107,7 +107,7 @@ def test_sigmas_are_those_of_now():
         scheduler.sigmas[2]
 
 
-def test_a_pipeline_that_asks_another_scheduler_is_told_so():
+def test_a_pipeline_that_uses_another_scheduler_is_refused():
     axis = make_time_mapping(FlowMatchEulerDiscreteScheduler(), DENOISERS["SD3Transformer2DModel"], "euler")
     scheduler = AdaptiveScheduler.driving(lambda device: None, lambda stepper: None, axis)
     with pytest.raises(BackboneError, match=r"calls its denoiser before scheduler\.set_timesteps"):
@@ -124,8 +124,8 @@ def make_vp_scheduler(lists):
     return scheduler, axis
 
 
-def test_noise_is_that_of_the_time_that_is_meant():
-    """Of each image now, under the number that a pipeline was handed; of another time where a callback asks for one."""
+def test_scale_noise_uses_the_time_of_each_image():
+    """The current timestep stands for each image's own time. A callback may pass another timestep."""
     scheduler, axis = make_vp_scheduler([[1.0, 0.5, 0.0], [1.0, 0.8, 0.0]])
     picture, noise = torch.rand(2, 4, 3, 2), torch.randn(2, 4, 3, 2)
     scheduler.step(noise, 999.0, noise)

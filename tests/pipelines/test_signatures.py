@@ -1,7 +1,7 @@
-"""Every argument of every diffusers pipeline that can be attached is known here.
+"""Every argument of every diffusers pipeline that can be attached is classified here.
 
-A release of diffusers that brings a new one fails this test, and the one question to answer is: does it depend on the
-number or the index of steps? Then it goes into ``arguments.STEP_KEYED`` or ``arguments.REFUSED``; else it goes below.
+A diffusers release with a new argument fails this test. If the argument depends on the number or the index of steps,
+add it to ``arguments.STEP_KEYED`` or ``arguments.REFUSED``. Otherwise add it below.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""docs/pipelines.md says what the tests show: no more, no less."""
+"""The table of docs/pipelines.md lists exactly what the tests cover."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from tests.support.families import FAMILIES, tiny_pipe
 from tpdm.pipelines.registry import DENOISERS, find_denoiser, find_entry
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
-IN_ONE_BATCH = test_families.test_three_schedules_in_one_batch_equal_the_three_alone
+IN_ONE_BATCH = test_families.test_three_schedules_in_one_batch_equal_three_single_runs
 BEHIND = {
     "fixed list = stock": [
-        test_families.test_a_fixed_list_is_the_stock_scheduler,
-        test_families.test_a_list_of_timesteps_is_the_stock_ddim,
+        test_families.test_a_fixed_schedule_equals_the_stock_scheduler,
+        test_families.test_a_list_of_timesteps_equals_the_stock_ddim,
     ],
     "per image": [IN_ONE_BATCH],
     "early end": [IN_ONE_BATCH],
@@ -41,14 +41,14 @@ def test_every_family_and_every_entry_is_listed():
 
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row["family"])
-def test_every_tick_has_its_test(row):
+def test_every_check_mark_has_a_test(row):
     for column, tests in BEHIND.items():
         families = set().union(*(covered(test) for test in tests))
         assert row[column] == ("✓" if row["family"] in families else "")
 
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row["family"])
-def test_classes_and_path_are_those_of_the_pipeline(row):
+def test_classes_and_path_match_the_pipeline(row):
     pipe = tiny_pipe(row["family"])
     denoiser = find_denoiser(pipe)
     assert (type(pipe).__name__, type(denoiser).__name__) == (row["pipeline"], row["denoiser"])

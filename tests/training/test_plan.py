@@ -77,7 +77,7 @@ def test_offloaded_networks_stay_on_the_host_except_the_called_one():
 
 
 def test_a_missing_pipeline_is_refused():
-    with pytest.raises(BackboneError, match="which is no folder"):
+    with pytest.raises(BackboneError, match="is not a folder"):
         make_plan(Recipe(name="x", backbone=BackboneConfig(name_or_path="no/such/folder/here")))
 
 

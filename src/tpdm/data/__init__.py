@@ -1,1 +1,1 @@
-"""Prompts, and where they come from."""
+"""Prompts: files, tables and data sets that they are read from, and the held-out split."""

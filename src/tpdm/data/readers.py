@@ -1,4 +1,7 @@
-"""Entries of prompt files that the standard library reads: text, JSON lines, JSON, comma- or tab-separated tables."""
+"""Readers of prompt sources: text, JSON lines, JSON, CSV, TSV, parquet files, and data sets of the Hub.
+
+Each reader yields (position, entry) pairs. The position is for error messages.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Entries = Iterator[tuple[str, Any]]
 
 
 def undecodable_line(path: Path) -> int:
-    """Number of the first line that is not UTF-8; the decoder only counts bytes within its buffer."""
+    """Returns the number of the first line that is not UTF-8. The decoder's position is relative to its buffer."""
     with path.open("rb") as file:
         return next((number for number, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
 
@@ -43,7 +46,8 @@ def _read_json(file: TextIO, columns: Columns) -> Entries:
     values = _parse(file.read(), columns.source)
     if not isinstance(values, list):
         raise PromptError(
-            f"{columns.source}: expected an array of prompts, got {type(values).__name__}: put it in [ ]."
+            f"{columns.source}: The file contains one {type(values).__name__}. It must be an array of prompts. Put it "
+            "in [ ]."
         )
     return ((f"entry {number}", value) for number, value in enumerate(values, start=1))
 
@@ -52,18 +56,18 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise PromptError(f"{where}: is no JSON of prompts ({error}): correct it.") from error
+        raise PromptError(f"{where}: The text is not valid JSON ({error}). Correct it.") from error
 
 
 def _read_csv(file: TextIO, columns: Columns) -> Entries:
-    """Blanks behind commas are no part of the cells where the header has them, too: a quote may follow them."""
+    # If the header has blanks after its commas, those of the rows are not part of the cells. A quote may follow them.
     spaced = ", " in file.readline()
     file.seek(0)
     return _read_table(csv.reader(file, strict=True, skipinitialspace=spaced), columns)
 
 
 def _read_tsv(file: TextIO, columns: Columns) -> Entries:
-    """Quotes count where the whole file can be read with them: spreadsheets write them, most other tools do not."""
+    # Spreadsheets quote cells, most other tools do not. Quotes are read only if the whole file is valid with them.
     quoted = _is_quoted(file)
     reader = csv.reader(file, delimiter="\t", strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     return _read_table(reader, columns)
@@ -81,7 +85,7 @@ def _is_quoted(file: TextIO) -> bool:
 
 
 def _read_table(reader: Reader, columns: Columns) -> Entries:
-    """The used cells of each row, by the names of their columns; rows without any text are left out."""
+    """Yields the used cells of each row by column. Rows without any text are skipped."""
     try:
         rows = (row for row in reader if any(cell.strip() for cell in row))
         header = next(rows, None)
@@ -90,10 +94,10 @@ def _read_table(reader: Reader, columns: Columns) -> Entries:
         chosen = columns.choose(header, f"line {reader.line_num}")
         used = {name: header.index(name) for name in chosen if name is not None}
         for row in rows:
-            # Most often a comma in an unquoted prompt.
+            # The usual cause is a comma in an unquoted prompt.
             if any(cell.strip() for cell in row[len(header) :]):
                 raise PromptError(
-                    f"{columns.source}, line {reader.line_num}: more cells than the header has: quote the text."
+                    f"{columns.source}, line {reader.line_num}: The row has more cells than the header. Quote the text."
                 )
             yield (
                 f"line {reader.line_num}",
@@ -101,7 +105,7 @@ def _read_table(reader: Reader, columns: Columns) -> Entries:
             )
     except csv.Error as error:
         raise PromptError(
-            f"{columns.source}, line {reader.line_num}: is no valid table ({error}): correct it."
+            f"{columns.source}, line {reader.line_num}: The table is not valid ({error}). Correct it."
         ) from error
 
 
@@ -117,24 +121,24 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
 def read_parquet(path: Path, columns: Columns) -> Rows:
-    """(place, row) of every row of a parquet file.
+    """Yields (position, row) of every row of a parquet file.
 
     Args:
-        path: the file.
-        columns: that are read; all others, pictures for example, are left unread.
+        path: Path of the file.
+        columns: Columns to read. Others, such as images, are not read.
 
     Raises:
-        PromptError: pyarrow cannot be imported, the file is damaged, or it has no such column.
+        PromptError: pyarrow cannot be imported, the file is damaged, or a column is missing.
     """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:  # also one that is too new for another package
+    except ImportError as error:  # also raised if the package is too new for another one
         raise PromptError(_missing(str(path), error)) from error
     number = 0
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=_wanted(columns, file.schema_arrow.names)):
+            for batch in file.iter_batches(columns=_used(columns, file.schema_arrow.names)):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
@@ -143,27 +147,27 @@ def read_parquet(path: Path, columns: Columns) -> Rows:
 
 
 def read_hub(name: str, columns: Columns, subset: str | None = None, split: str = "train") -> Rows:
-    """(place, row) of every row of a data set of the hub, streamed: nothing beyond what is used is fetched.
+    """Yields (position, row) of every row of a data set of the Hub, streamed: unused rows are not fetched.
 
     Args:
         name: "owner/name", or a folder that ``datasets`` can read.
-        columns: see ``read_parquet``.
-        subset: of the data set (``datasets`` calls it name or configuration).
-        split: of the data set.
+        columns: Columns to read, as for ``read_parquet``.
+        subset: Subset of the data set, which ``datasets`` calls name or configuration. None uses the default.
+        split: Split of the data set, default "train".
 
     Raises:
-        PromptError: ``datasets`` cannot be imported, the data set cannot be had, or it has no such column.
+        PromptError: ``datasets`` cannot be imported, the data set cannot be read, or a column is missing.
     """
     source, number = f"hub:{name}", 0
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
-    except ImportError as error:  # also one that is too new for another package
+    except ImportError as error:  # also raised if the package is too new for another one
         raise PromptError(_missing(source, error)) from error
     try:
         rows = load_dataset(name, subset, split=split, streaming=True)
-        if rows.column_names is not None:  # some formats do not tell before they are read
-            rows = rows.select_columns(_wanted(columns, rows.column_names))
+        if rows.column_names is not None:  # some formats know their columns only after a row was read
+            rows = rows.select_columns(_used(columns, rows.column_names))
         for row in rows:
             number += 1
             yield f"row {number}", row
@@ -171,17 +175,17 @@ def read_hub(name: str, columns: Columns, subset: str | None = None, split: str 
         raise PromptError(_unreadable(source, number, error)) from error
 
 
-def _wanted(columns: Columns, names: Sequence[str]) -> list[str]:
+def _used(columns: Columns, names: Sequence[str]) -> list[str]:
     return [name for name in columns.choose(names) if name is not None]
 
 
 def _missing(source: str, error: ImportError) -> str:
-    found = f"no package {error.name}" if isinstance(error, ModuleNotFoundError) else f"'{_first_line(error)}'"
-    return f"{source}: got {found}, expected the packages of parquet files and data sets: pip install -U 'tpdm[data]'."
+    missing = f"Package {error.name} is missing" if isinstance(error, ModuleNotFoundError) else _first_line(error)
+    return f"{source}: {missing}. Parquet files and data sets need extra packages. Run pip install -U 'tpdm[data]'."
 
 
 def _unreadable(source: str, rows: int, error: Exception) -> str:
-    return f"{source}: cannot be read after {rows} rows ({_first_line(error)}): give another source."
+    return f"{source}: The source cannot be read after {rows} rows ({_first_line(error)}). Choose another source."
 
 
 def _first_line(error: Exception) -> str:

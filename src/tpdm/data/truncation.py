@@ -1,4 +1,4 @@
-"""Prompts that whoever reads them does not read to their end."""
+"""``Truncation``: prompts with more tokens than a text encoder or a reward reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Truncation:
-    """Prompts that are read in part.
+    """Number of prompts that exceed a token limit.
 
     Attributes:
-        reader: who reads them, in words.
-        tokens: read of each prompt, special tokens included.
-        prompts: how many have more.
+        reader: Description of the text encoder or reward.
+        tokens: Maximum number of tokens of a prompt, including special tokens.
+        prompts: Number of prompts that have more.
     """
 
     reader: str
@@ -26,7 +26,7 @@ class Truncation:
 
 
 def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
-    """How many prompts a transformers tokenizer turns into more than ``tokens`` tokens."""
+    """Returns the number of prompts for which a transformers tokenizer gives more than ``tokens`` tokens."""
     if not prompts:
         return 0
     ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
@@ -34,11 +34,16 @@ def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
 
 
 def tell(readers: Sequence[Truncation], prompts: int) -> None:
-    """A warning in the log for each reader that does not read some of so many prompts to their end."""
+    """Logs a warning for each reader that truncates prompts.
+
+    Args:
+        readers: Truncated prompts of each reader.
+        prompts: Number of all prompts.
+    """
     for reader in readers:
         if reader.prompts:
             logger.warning(
-                "%d of %d prompts have more than the %d tokens that %s reads; the rest of them is not seen",
+                "%d of %d prompts have more than the %d tokens that %s reads. The rest of them is ignored.",
                 reader.prompts,
                 prompts,
                 reader.tokens,

@@ -1,4 +1,4 @@
-"""The only place that knows diffusers pipelines: hooks, the lazy scheduler, and the call that joins them."""
+"""Diffusers pipelines driven by a policy: ``attach``, the scheduler, the hooks, the table of denoisers, loading."""
 
 from tpdm.core.versions import check_versions
 

@@ -1,4 +1,4 @@
-"""Finished images leave the denoiser call: their rows are cut out before it and zero after it."""
+"""``ActiveRows``: denoiser calls without the rows of finished images."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from tpdm.pipelines.time_mapping import PerSampleTimesteps
 
 
 class ActiveRows:
-    """While its ``with`` block lasts, the denoiser computes rows of active images only.
+    """Context manager in which the denoiser computes rows of active images only.
 
-    A call holds one row per image, or two under one-call guidance (all unconditional rows, then all
-    conditional ones, or the reverse). Every tensor argument with that many rows, also inside lists and
-    dictionaries, is cut, and so are the lists of the entry and times per image. As long as all images are active,
-    calls pass through untouched.
+    A call has one row per image, or two with one-call guidance (all unconditional rows, then all conditional ones, or
+    the reverse). Rows of finished images are removed from every tensor argument with that number of rows, including
+    tensors inside lists and dictionaries, from the lists named in the entry, and from times per image. The output has
+    zeros in their place. While all images are active, calls do not change.
 
     Args:
-        denoiser: the network, of a class in ``backbones.DENOISERS``.
+        denoiser: Network of a class in ``registry.DENOISERS``.
         read_active: () -> (number of images B, positions of the active ones, ascending and not empty).
-        guided: whether the pipeline guides; where it does not, a call has one row per image.
+        guided: Whether the pipeline guides. Without guidance a call has one row per image.
 
     Attributes:
-        rows_per_call: rows computed by each denoiser call, in order.
-        failed_cut: whether the newest call did not come back, and some of its rows were cut out.
+        rows_per_call: Number of rows computed by each denoiser call, in order.
+        failed_cut: Whether the last call raised an error after some of its rows were removed.
     """
 
     def __init__(
         self, denoiser: nn.Module, read_active: Callable[[], tuple[int, list[int]]], guided: bool = True
     ) -> None:
         self.denoiser, self.entry, self._read_active = denoiser, find_entry(denoiser), read_active
-        self._most = 2 if guided else 1
+        self._max_copies = 2 if guided else 1
         self.rows_per_call: list[int] = []
         self._handles: list[Any] = []
         self._cut: tuple[list[int], int] | None = None
@@ -45,7 +45,7 @@ class ActiveRows:
         self.failed_cut = False
 
     def __enter__(self) -> ActiveRows:
-        # prepend: the taps' own pre-hook, set on the same module, then sees the call as it is computed.
+        # prepend: the pre-hook of FeatureHooks on the same module then sees the call as it is computed.
         self._handles = [
             self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
             self.denoiser.register_forward_hook(self._after),
@@ -65,11 +65,11 @@ class ActiveRows:
         check_thread(self._thread)
         bound = bind_arguments(denoiser, args, kwargs)
         full, (images, active) = len(bound.arguments[self.entry.sample]), self._read_active()
-        if full not in (images, self._most * images):
-            expected = images if self._most == 1 else f"{images} or {2 * images}"
+        if full not in (images, self._max_copies * images):
+            expected = images if self._max_copies == 1 else f"{images} or {2 * images}"
             raise BackboneError(
-                f"got {full} rows in a call of {type(denoiser).__name__} for {images} images, expected {expected}: "
-                "this pipeline batches its calls in a way that cannot be driven."
+                f"{type(denoiser).__name__} was called with {full} rows for {images} images. It must be {expected}. "
+                "A pipeline that batches its calls in another way cannot be driven."
             )
         copies = full // images
         self.rows_per_call.append(copies * len(active))
@@ -80,7 +80,7 @@ class ActiveRows:
         self._cut, self.failed_cut = (rows, full), True
         for name, value in bound.arguments.items():
             if name in self.entry.listed:
-                # Qwen's pipeline lists shapes per prompt, which may be fewer.
+                # Qwen's pipeline lists shapes per prompt. There may be fewer of them.
                 cut = isinstance(value, list) and len(value) == full
                 bound.arguments[name] = [value[row] for row in rows] if cut else value
             elif name not in self.entry.unbatched:
@@ -97,38 +97,38 @@ class ActiveRows:
         return map_leaves(output, Tensor, lambda t: _put_back(t, rows, full, denoiser))
 
 
-def dependent_calls(denoiser: nn.Module, found: str) -> BackboneError:
-    """The error of a network that goes wrong once images have left its calls.
+def dependent_calls(denoiser: nn.Module, problem: str) -> BackboneError:
+    """Returns the error for a network that fails after images have left its calls.
 
     Args:
-        denoiser: the network.
-        found: what went wrong, in words.
+        denoiser: The network.
+        problem: What it returned or raised.
     """
     return BackboneError(
-        f"got {found} from {type(denoiser).__name__} once images had left the call, expected a network whose calls do "
-        "not depend on each other: switch off what keeps things between calls, such as a cache that counts them."
+        f"{type(denoiser).__name__} returned {problem} after finished images had left its call. Its calls must not "
+        "depend on each other. Switch off whatever stores state between calls, such as a cache that counts them."
     )
 
 
 def check_thread(driver: int) -> None:
-    """Refuses a call from another thread than the one that drives the pipeline.
+    """Refuses a call from any thread except the one that drives the pipeline.
 
     Args:
-        driver: identifier of the thread that does.
+        driver: Identifier of the driving thread.
 
     Raises:
-        BackboneError: this is another one.
+        BackboneError: The current thread is another one.
     """
     if threading.get_ident() != driver:
         raise BackboneError(
-            "got a call of a pipeline while another thread makes images with it, expected one after the other: call "
-            "what tpdm.attach returned, which waits, or give each thread a copy.deepcopy of the pipeline."
+            "The pipeline was called while another thread generates images with it. Calls must follow each other. Call "
+            "the object that tpdm.attach returned, which waits, or give each thread a copy.deepcopy of the pipeline."
         )
 
 
 def _take(tensor: Tensor, rows: list[int], full: int, active: list[int], images: int) -> Tensor:
     if isinstance(tensor, PerSampleTimesteps) and len(tensor) == images:
-        # UNets get one time per image even when guidance doubles the rows, and tile it themselves.
+        # UNets take one time per image even if guidance doubles the rows, and repeat it themselves.
         return tensor[_index(active, tensor)]
     if tensor.ndim == 0 or tensor.shape[0] != full:
         return tensor
@@ -140,7 +140,7 @@ def _put_back(tensor: Tensor, rows: list[int], full: int, denoiser: nn.Module) -
     if tensor.ndim == 0:
         return tensor
     if tensor.shape[0] != len(rows):
-        raise dependent_calls(denoiser, f"{tensor.shape[0]} rows for {len(rows)}")
+        raise dependent_calls(denoiser, f"{tensor.shape[0]} rows instead of {len(rows)}")
     return tensor.new_zeros(full, *tensor.shape[1:]).index_copy(0, _index(rows, tensor), tensor)
 
 
@@ -149,19 +149,24 @@ def _index(rows: list[int], like: Tensor) -> Tensor:
 
 
 def _put_back_list(items: list[Tensor], rows: list[int], full: int) -> list[Tensor]:
-    """The computed rows' tensors among zeros; the list then has ``full`` elements."""
-    whole = [torch.zeros_like(items[0]) for _ in range(full)]
+    """Returns a list of ``full`` tensors: the computed rows, and zeros elsewhere."""
+    padded = [torch.zeros_like(items[0]) for _ in range(full)]
     for row, item in zip(rows, items, strict=True):
-        whole[row] = item
-    return whole
+        padded[row] = item
+    return padded
 
 
 def map_leaves(value: Any, leaf: type, change: Callable[[Any], Any]) -> Any:
-    """Applies ``change`` to the parts of type ``leaf`` of nested tuples, lists and mappings; the containers are new."""
+    """Applies ``change`` to every value of type ``leaf`` in nested tuples, lists and mappings. The containers are new.
+
+    Example:
+        >>> map_leaves({"a": [1, 2.0]}, int, lambda x: x + 1)
+        {'a': [2, 2.0]}
+    """
     if isinstance(value, leaf):
         return change(value)
     if isinstance(value, Mapping):
-        # Covers diffusers' output classes too: they are mappings built from keywords.
+        # diffusers' output classes are mappings built from keywords.
         items = {k: map_leaves(v, leaf, change) for k, v in value.items()}
         return items if type(value) is dict else type(value)(**items)
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a call of an adaptive pipeline may say: pipeline arguments checked, images counted, noise seeded."""
+"""Arguments of a call of an adaptive pipeline: checked, merged with the defaults, and completed with seeded noise."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tpdm.core.errors import BackboneError, ConfigError
 from tpdm.pipelines.compatibility import PipelineSpec
 from tpdm.pipelines.guidance import settle
 
-DECIDED = "the policy decides the times; limit the number of steps with max_steps"
+DECIDED = "The policy decides the times. Limit the number of steps with max_steps."
 
+# Argument -> why a policy cannot use it, and what to do.
 REFUSED: dict[str, str] = {
     "num_inference_steps": DECIDED,
     "sigmas": DECIDED,
     "timesteps": DECIDED,
-    "mu": "it shifts a fixed schedule, and the policy decides the times; leave it out",
-    "denoising_end": "it cuts a fixed schedule short; leave it out",
-    "denoising_start": "it enters a fixed schedule half-way; say with strength where the chain starts",
-    "eta": "a driven chain adds no noise between its steps; leave it out",
-    "skip_guidance_layers": "it is keyed on the index of a fixed schedule; leave skip-layer guidance out",
-    "return_dict": "the call always returns an AdaptiveOutput; leave it out",
+    "mu": "It shifts a fixed schedule, and the policy decides the times. Leave it out.",
+    "denoising_end": "It ends a fixed schedule early. Leave it out.",
+    "denoising_start": "It starts in the middle of a fixed schedule. Set the start with strength instead.",
+    "eta": "A driven pipeline adds no noise between its steps. Leave it out.",
+    "skip_guidance_layers": "It depends on step indices of a fixed schedule. Leave skip-layer guidance out.",
+    "return_dict": "The call always returns an AdaptiveOutput. Leave it out.",
 }
 
-# Their values that ask for what is done anyway.
+# Values of those arguments that change nothing.
 NEUTRAL: dict[str, float] = {"eta": 0.0, "denoising_end": 1.0}
 
-
-# Option -> its values that mean the same at any number of steps: always, or never.
+# Options that count in steps of a fixed schedule, and their values that mean the same at any number of steps.
 STEP_KEYED: dict[str, tuple[float, ...]] = {
     "cfg_trunc_ratio": (1.0,),
     "cfg_truncation": (1.0,),
@@ -44,97 +44,104 @@ STEP_KEYED: dict[str, tuple[float, ...]] = {
     "adapter_conditioning_factor": (1.0, 0.0),
     "gligen_scheduled_sampling_beta": (1.0, 0.0),
 }
-# None keeps Z-Image's pipelines from reading all times before the first step.
-TOLD: dict[str, None] = {"cfg_truncation": None}
+# Values passed to the pipeline instead. None keeps Z-Image's pipelines from reading all times before the first step.
+PASSED_INSTEAD: dict[str, None] = {"cfg_truncation": None}
 
 
 def merge_arguments(
     spec: PipelineSpec, args: tuple[Any, ...], arguments: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of one pipeline call by name: the user's, else the defaults.
+    """Returns the arguments of one pipeline call by name: the user's, or else the defaults.
 
-    None, where the user gives it, goes behind a default of ``attach`` and before one of the pipeline.
+    If the user gives None, a default of ``attach`` replaces it. A default of the pipeline does not.
+
+    Args:
+        spec: Spec of the pipeline.
+        args: Positional arguments of the call.
+        arguments: Named arguments of the call.
+        defaults: Arguments for which the call gives no value.
 
     Raises:
-        BackboneError: an argument is unknown to this pipeline, cannot go with a policy, or would have no effect.
+        BackboneError: The pipeline does not know an argument, a policy cannot use it, or it has no effect.
     """
     for name in [*arguments, *defaults]:
         if name not in spec.signature.parameters:
-            raise BackboneError(
-                f"got argument {name!r}, expected one of {spec.pipeline}'s own arguments: {meant(spec, name)}"
-            )
+            raise BackboneError(f"{name} is not an argument of {spec.pipeline}. {_suggestion(spec, name)}")
     try:
         given = spec.signature.bind_partial(*args, **arguments).arguments
     except TypeError as error:
-        raise BackboneError(f"got arguments that {spec.pipeline} cannot take: {error}.") from error
+        raise BackboneError(f"{spec.pipeline} cannot take these arguments: {error}. Correct the call.") from error
     merged = {**given, **defaults, **{k: v for k, v in given.items() if v is not None}}
     for name, reason in REFUSED.items():
         value = merged.pop(name, None)
         if value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
             value = given.get(name, defaults.get(name))
-            raise BackboneError(f"got {name}={value!r}, expected no such argument with a policy: {reason}.")
-    return settle(spec.guidance, merged | without_step_keys(merged, spec.signature.parameters), given)
+            raise BackboneError(f"{name} is {value!r}. A policy cannot use this argument. {reason}")
+    return settle(spec.guidance, merged | step_keyed_arguments(merged, spec.signature.parameters), given)
 
 
-def without_step_keys(merged: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """What the pipeline is told of options that are keyed on the index of a step: values that are not.
+def step_keyed_arguments(merged: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Returns the step-keyed options of a pipeline with values that mean the same at any number of steps.
 
     Args:
-        merged: arguments of the call, with all defaults but the pipeline's.
-        parameters: of the pipeline's call.
+        merged: Arguments of the call, with all defaults except the pipeline's own.
+        parameters: Parameters of the pipeline's call.
 
     Raises:
-        BackboneError: an option, or one of its list, has another value, be it the pipeline's own default.
+        BackboneError: An option, or a number in its list, has another value. It may be the pipeline's own default.
     """
-    told: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
     for name, neutral in STEP_KEYED.items():
         if name not in parameters:
             continue
         given = merged.get(name)
-        said = _plain(parameters[name].default if given is None else given)
-        if not all(value in (None, *neutral) for value in _numbers(said)):
-            whose = " (the pipeline's default)" if given is None else ""
+        value = _plain(parameters[name].default if given is None else given)
+        if not all(number in (None, *neutral) for number in _numbers(value)):
+            source = " (the pipeline's default)" if given is None else ""
             raise BackboneError(
-                f"got {name}={said!r}{whose}, expected {neutral[0]:g} with a policy: it is keyed on the steps of a "
-                f"fixed schedule; pass {neutral[0]:g}."
+                f"{name} is {value!r}{source}. It must be {neutral[0]:g} with a policy, because it depends on the "
+                f"number of steps. Pass {name}={neutral[0]:g}."
             )
-        told[name] = TOLD.get(name, neutral[0] if said is None else said)
+        passed[name] = PASSED_INSTEAD.get(name, neutral[0] if value is None else value)
     _check_callback(merged.get("callback_on_step_end"))
-    return told
+    return passed
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
-    """Images (or videos) that a call makes: prompts x images per prompt.
+    """Returns the number of images (or videos) of a call: prompts x images per prompt.
 
     Raises:
-        ConfigError: neither a prompt nor prompt embeddings are given, the list of prompts is empty, or the images per
-            prompt are no whole number.
+        ConfigError: There is neither a prompt nor embeddings, or the images per prompt are not a whole number.
+
+    Example:
+        >>> count_images({"prompt": ["a cat", "a dog"], "num_images_per_prompt": 3})
+        6
     """
     prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
     if prompt is None and embeds is None:
-        raise ConfigError("got neither prompt nor prompt_embeds, expected one of them: pass prompt='...'.")
-    listed: Any = embeds if prompt is None else prompt
-    prompts = 1 if isinstance(prompt, str) else len(listed)
-    if prompts == 0:
-        raise ConfigError("got an empty list of prompts, expected at least one: pass prompt='...'.")
+        raise ConfigError("prompt is missing. The call needs prompt or prompt_embeds. Pass prompt='...'.")
+    prompts: Any = embeds if prompt is None else prompt
+    images = 1 if isinstance(prompt, str) else len(prompts)
+    if images == 0:
+        raise ConfigError("prompt is an empty list. It must contain at least one prompt. Pass prompt='...'.")
     for name in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
         per_prompt = arguments.get(name)
         if per_prompt is None:
             continue
         if not isinstance(per_prompt, Integral) or per_prompt < 1:
             raise ConfigError(
-                f"got {name}={per_prompt!r}, expected one whole number of at least 1 for all prompts: repeat a prompt "
+                f"{name} is {per_prompt!r}. It must be one whole number of at least 1 for all prompts. Repeat a prompt "
                 "in the list for more images of it."
             )
-        prompts *= int(per_prompt)
-    return prompts
+        images *= int(per_prompt)
+    return images
 
 
 def start_time(spec: PipelineSpec, arguments: Mapping[str, Any]) -> float | None:
-    """Where the chain starts: the strength of an image-to-image pipeline; None (pure noise) where there is none.
+    """Returns the time at which the images start: the strength of an image-to-image call. None is pure noise.
 
     Raises:
-        ConfigError: the strength is no number.
+        ConfigError: The strength is not a number.
     """
     parameter = spec.signature.parameters.get("strength")
     if parameter is None:
@@ -142,92 +149,94 @@ def start_time(spec: PipelineSpec, arguments: Mapping[str, Any]) -> float | None
     strength = arguments.get("strength", parameter.default)
     if not isinstance(strength, Real):
         raise ConfigError(
-            f"got strength={strength!r}, expected one number in (0, 1] for all images: call once for each strength."
+            f"strength is {strength!r}. It must be one number in (0, 1] for all images. Call once for each strength."
         )
     return float(strength)
 
 
-def told_steps(limit: int, strength: float | None) -> int:
-    """The number of steps that a pipeline is told; what it is really asked for is ``limit`` steps at most.
+def requested_steps(limit: int, strength: float | None) -> int:
+    """Returns the ``num_inference_steps`` at which a pipeline makes at least ``limit`` steps.
 
-    Pipelines take the part that a strength leaves out off it, and refuse to run where nothing is left.
+    Image-to-image pipelines subtract the part that a strength leaves out, and do not run if nothing is left.
 
     Args:
-        limit: the cap.
-        strength: of an image-to-image call; None where there is none.
+        limit: Maximum number of steps, >= 1.
+        strength: Strength of an image-to-image call. None for other calls.
+
+    Example:
+        >>> requested_steps(28, None), requested_steps(3, 0.6)
+        (28, 5)
     """
     steps = limit
     if strength is not None and 0.0 < strength < 1.0:
         steps = math.ceil(limit / strength)
         steps += int(steps * strength) < limit  # rounding
-    return max(steps, 2)  # at 1, PixArt-Alpha asks its scheduler for what distilled models need
+    return max(steps, 2)  # at 1, PixArt-Alpha expects the scheduler of a distilled model
 
 
 def noise_arguments(
     arguments: Mapping[str, Any], seeds: Sequence[int] | None, images: int
 ) -> dict[str, list[torch.Generator]]:
-    """``generator=[...]``, one per image, so that an image depends on its seed and not on its batch.
+    """Returns ``generator=[...]``, one per image, so that an image depends on its seed and not on its batch.
 
     Raises:
-        ConfigError: the number of seeds is wrong, one is no integer, or the call also gives latents or generators.
+        ConfigError: The seeds are not one integer per image, or the call also gives latents or generators.
     """
     if seeds is None:
         return {}
     if isinstance(seeds, Number):
-        raise ConfigError(f"got seeds={seeds}, expected one integer per image: pass seeds=[{seeds}].")
+        raise ConfigError(f"seeds is {seeds}. It must be a list with one integer per image. Pass seeds=[{seeds}].")
     if broken := [seed for seed in seeds if int(seed) != seed]:
-        raise ConfigError(f"got the seed {broken[0]!r}, expected one integer per image: give whole numbers.")
+        raise ConfigError(f"seeds contains {broken[0]!r}. It must contain one integer per image. Use whole numbers.")
     if len(seeds) != images:
         raise ConfigError(
-            f"got {len(seeds)} seeds for {images} images, expected one integer per image (prompts x images "
-            "per prompt): give that many."
+            f"seeds has length {len(seeds)} for {images} images. It must contain one integer per image (prompts x "
+            f"images per prompt). Pass {images} seeds."
         )
     for name in ("latents", "generator"):
         if arguments.get(name) is not None:
             raise ConfigError(
-                f"got both seeds and {name}, expected one source of noise: pass decision_seeds instead "
-                "of seeds if only the sampled decisions need them."
+                f"seeds and {name} are both given. Only one of them can be the source of noise. Pass decision_seeds "
+                "instead of seeds if only the sampled decisions need them."
             )
-    # On the CPU whatever the device: the same seed is the same noise everywhere.
+    # Generators on the CPU give the same noise on every device.
     return {"generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
 
 
 def deciding_seeds(
     sample: bool, seeds: Sequence[int] | None, decision_seeds: Sequence[int] | None
 ) -> Sequence[int] | None:
-    """Seeds of sampled decisions, None for the mode.
+    """Returns the seeds of sampled decisions. None uses the policy's mode.
 
     Raises:
-        ConfigError: sampling without seeds, or seeds without sampling.
+        ConfigError: ``sample`` is set without seeds, or decision seeds are given without it.
     """
     if not sample:
         if decision_seeds is not None:
-            raise ConfigError("got decision_seeds without sampling, expected sample=True: pass both or neither.")
+            raise ConfigError("decision_seeds is given without sample=True. Decisions need both. Pass both or neither.")
         return None
     deciding = seeds if decision_seeds is None else decision_seeds
     if deciding is None:
-        raise ConfigError("got sample=True without seeds, expected one integer per image: pass seeds=[...].")
+        raise ConfigError("sample is True without seeds. Sampling needs one integer per image. Pass seeds=[...].")
     return deciding
 
 
 def is_argument_error(error: ValueError, pipe: Any) -> bool:
-    """Whether a pipeline says so of the arguments of its call, and not a tokenizer, an encoder or a decoder of its own.
+    """Whether a pipeline raised an error about the arguments of its call, and not one from inside its parts.
 
     Args:
-        error: that its call raised.
-        pipe: whose class checks arguments in ``check_inputs``, or in its call itself (Z-Image).
+        error: Error that the call raised.
+        pipe: Pipeline whose class checks arguments in ``check_inputs``, or in its call itself (Z-Image).
     """
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     call = inspect.unwrap(type(pipe).__call__).__code__
     return codes[-1] is call or any(code.co_name == "check_inputs" for code in codes)
 
 
-SEEDS = "seeds=[...], one integer per image"
+SEEDS, STEPS = "seeds=[...], one integer per image", "max_steps, because the policy decides the times"
 
-STEPS = "max_steps, for the policy decides the times"
-
-# Words of other libraries and of the command line, and what they are in a call of an adaptive pipeline.
-MEANT = {
+# Names in other libraries and in the command line, and what to use in a call of an adaptive pipeline.
+SUGGESTIONS = {
     "seed": SEEDS,
     "generators": "generator",
     "steps": STEPS,
@@ -244,47 +253,41 @@ MEANT = {
 GUIDANCE = ("cfg", "cfg_scale", "guidance", "guidance_scale", "true_cfg_scale", "true_cfg", "scale")
 
 
-def meant(spec: PipelineSpec, name: str) -> str:
-    """The end of a sentence about an argument that the pipeline does not know.
-
-    Args:
-        spec: of the pipeline.
-        name: of the argument.
-    """
+def _suggestion(spec: PipelineSpec, name: str) -> str:
+    """A sentence that names the argument that was probably meant."""
     names = list(spec.signature.parameters)
     scale = spec.entry.guidance_scale
-    found = (scale if scale in names else None) if name in GUIDANCE else MEANT.get(name)
-    near = difflib.get_close_matches(name, names, n=1)
-    if found is None and not near:
-        return "see its __call__ for the names"
-    likely = found or near[0]
-    return f"did you mean {repr(likely) if likely.isidentifier() else likely}?"
+    likely = (scale if scale in names else None) if name in GUIDANCE else SUGGESTIONS.get(name)
+    likely = likely or next(iter(difflib.get_close_matches(name, names, n=1)), None)
+    if likely is None:
+        return "See its __call__ for the names."
+    return f"Did you mean {repr(likely) if likely.isidentifier() else likely}?"
 
 
 def _check_callback(callback: Any) -> None:
-    """Refuses diffusers' callbacks that end something after a part of the steps; an index of a step is one here too."""
+    """Refuses diffusers' callbacks that end something after a fraction of the steps. A step index is allowed."""
     if isinstance(callback, MultiPipelineCallbacks):
-        for one in callback.callbacks:
-            _check_callback(one)
+        for each in callback.callbacks:
+            _check_callback(each)
     elif isinstance(callback, PipelineCallback):
         ratio = getattr(callback, "config", {}).get("cutoff_step_ratio")
         if ratio not in (None, 0.0, 1.0):
             raise BackboneError(
-                f"got {type(callback).__name__}(cutoff_step_ratio={ratio:g}), expected no part of the steps with a "
-                "policy, which does not know their number: pass cutoff_step_index, or a callback that reads the time."
+                f"cutoff_step_ratio of {type(callback).__name__} is {ratio:g}. A policy does not know the number of "
+                "steps in advance. Pass cutoff_step_index, or a callback that reads the time."
             )
 
 
 def _plain(value: Any) -> Any:
-    """A tuple, an array or a tensor as a list, which several control networks want; other values as they are."""
+    """A tuple, an array or a tensor as a list, which several control networks need. Other values are returned."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _numbers(value: Any) -> Iterator[Any]:
-    """The numbers in a list of lists, or the one number."""
+    """The numbers in nested lists, or a single number."""
     if isinstance(value, list):
-        for one in value:
-            yield from _numbers(one)
+        for item in value:
+            yield from _numbers(item)
     else:
         yield value

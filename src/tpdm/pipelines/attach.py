@@ -1,4 +1,4 @@
-"""``attach(pipe, policy)``: the stock pipeline, called as before, with its times decided by a policy."""
+"""``attach``: a stock diffusers pipeline whose denoising times a policy decides."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tpdm.pipelines.arguments import (
     deciding_seeds,
     merge_arguments,
     noise_arguments,
+    requested_steps,
     start_time,
-    told_steps,
 )
 from tpdm.pipelines.compatibility import PipelineSpec, check_pipe, trained_config
 from tpdm.pipelines.driving import driven
@@ -32,17 +32,21 @@ from tpdm.policies.tpm import TimePredictionModule
 
 @dataclass(frozen=True)
 class AdaptiveOutput:
-    """What a call returns.
+    """Images of one call, and how many steps each of them took.
 
     Attributes:
-        images: as the pipeline makes them (list of PIL images, array or tensor, by ``output_type``).
-        steps: network evaluations of each image.
-        times: times of each image from its start to 0.0, one more than its steps.
-        trajectories: the record of each image; None unless ``record=True``.
-        nfe_rows: denoiser rows computed in all; guidance takes two per image and step.
-        nsfw_content_detected: of each image, whether the pipeline's safety checker flagged it and made it black; None
-            where there is no checker.
-        others: what else the pipeline's output holds, by name.
+        images: Output of the pipeline: PIL images, an array or a tensor, as ``output_type`` says.
+        steps: Number of denoiser evaluations of each image.
+        times: Times of each image, from its start down to 0.0. There is one more than steps.
+        trajectories: Recorded steps of each image, for training. None without ``record=True``.
+        nfe_rows: Number of denoiser rows computed in all. Guidance takes two per image and step.
+        nsfw_content_detected: Whether the safety checker flagged each image and made it black. None without a checker.
+        others: Other fields of the pipeline's output, by name.
+
+    Example:
+        >>> output = AdaptiveOutput(images=["image"], steps=[2], times=[[1.0, 0.4, 0.0]], trajectories=None, nfe_rows=4)
+        >>> output.steps, output.times[0][-1]
+        ([2], 0.0)
     """
 
     images: Any
@@ -56,20 +60,27 @@ class AdaptiveOutput:
 
 @dataclass(frozen=True)
 class AdaptivePipeline:
-    """A pipeline with a policy; made by ``attach``. Each call borrows the pipe and gives it back as it was.
+    """A pipeline and the policy that decides its times. Create it with ``attach``.
 
-    What may change on the pipe is read in every call: its scheduler, denoiser, adapters, dtype and device. Calls from
-    several threads wait for each other. Copies (``copy.deepcopy``, ``pickle``) have a pipe of their own.
+    A call borrows the pipe and restores it afterwards. You may replace the pipe's scheduler, denoiser, adapters, dtype
+    or device between two calls. Calls from several threads wait for each other. Copies (``copy.deepcopy``, ``pickle``)
+    have their own pipe.
 
     Attributes:
-        pipe: the stock pipeline.
-        policy: decides the times.
-        solver: name in ``tpdm.core.solvers.SOLVERS``.
-        max_steps: cap of a call that names none.
-        stop_below: a decided time below it becomes 0.
-        defaults: arguments of the pipeline's call where the user gives none.
-        watch: (solver) -> what steps in its place, for those who look at every step; None leaves it.
-        spec: What ``attach`` resolved of the pipe; None resolves it in every call, as copies do.
+        pipe: Stock pipeline.
+        policy: Policy that decides the times.
+        solver: Name in ``tpdm.core.solvers.SOLVERS``.
+        max_steps: Maximum number of steps of a call that gives none, >= 1.
+        stop_below: A decided time below it becomes 0, in [0, 1).
+        defaults: Arguments of the pipeline's call that are used if the call gives none.
+        watch: Function that wraps the solver of a call, to observe every step. None leaves the solver as it is.
+        spec: What ``attach`` resolved of the pipe. If it is None, as in copies, every call resolves it.
+
+    Example:
+        >>> import tpdm
+        >>> fast = tpdm.attach(tpdm.load_pipeline("tinyworld"), "tinyworld")  # doctest: +SKIP
+        >>> fast("red circle top", seeds=[0], quality=0.5).steps  # doctest: +SKIP
+        [8]
     """
 
     pipe: Any
@@ -95,24 +106,34 @@ class AdaptivePipeline:
     ) -> AdaptiveOutput:
         """Generates images.
 
+        An argument of the pipeline has the first of these values that is there: the one of this call, the one of
+        ``attach``, the one that the TPM was trained with, the pipeline's own default.
+
         Args:
-            args: passed on to the pipeline (the prompt).
-            seeds: one integer per image (prompts x images per prompt), the seed of its initial noise.
-            decision_seeds: one integer per image for ``sample=True``; None takes ``seeds``. Give them with
-                equal ``seeds`` (or with ``latents``) for different schedules on the same noise.
-            sample: sample the decisions instead of taking the policy's mode.
-            record: keep what replay needs, in ``trajectories``; an image at the cap then jumps to its end, as training
-                wants it, instead of landing in equal steps.
-            max_steps: at most so many steps, instead of the value of ``attach``.
-            gamma: price of a step for a TPM with a dial, one number or one per image; lower means fewer steps.
-            quality: the dial from 0 (fewest steps) to 1 (most), one number or one per image, instead of gamma. With
-                neither, the TPM's own gamma.
-            pipeline_arguments: of the stock pipeline, unchanged.
+            args: Positional arguments of the pipeline (the prompt).
+            seeds: Seed of each image's initial noise, one integer per image (prompts x images per prompt).
+            decision_seeds: Seed of each image's decisions, for ``sample=True``. None uses ``seeds``. With equal
+                ``seeds`` (or ``latents``) they give different schedules for the same noise.
+            sample: Whether to sample the decisions. By default the policy's mode is used.
+            record: Whether to record ``trajectories``. A recorded image that reaches the cap jumps to its end, as
+                training needs it. Other images spread their last steps evenly.
+            max_steps: Maximum number of steps, >= 1. None uses the value of ``attach``.
+            gamma: Price of a step for a gamma-conditioned TPM, one number or one per image. A lower gamma takes fewer
+                steps. None uses the TPM's own.
+            quality: Quality setting in [0, 1], one number or one per image, instead of gamma. 0 takes the fewest steps.
+            pipeline_arguments: Arguments of the stock pipeline, unchanged.
+
+        Returns:
+            The images, with the steps and times of each.
 
         Raises:
-            BackboneError: an argument that this pipeline does not know, that cannot go with a policy, or that would
-                have no effect: a scale that the pipeline does not use, a negative prompt where it does not guide.
-            ConfigError: seeds that do not fit, or a dial that is not there or is set outside its range.
+            BackboneError: The pipeline does not know an argument, a policy cannot use it, or it has no effect: a scale
+                that the pipeline ignores, a negative prompt without guidance.
+            ConfigError: Seeds do not fit the images, or gamma or quality is not available or out of range.
+
+        Example:
+            >>> output = fast(["red circle top", "blue ring"], seeds=[0, 1], max_steps=12)  # doctest: +SKIP
+            >>> output.images[1].save("ring.png")  # doctest: +SKIP
         """
         spec = self._resolve()
         arguments = merge_arguments(spec, args, pipeline_arguments, self.defaults)
@@ -122,7 +143,7 @@ class AdaptivePipeline:
         deciding = deciding_seeds(sample, seeds, decision_seeds)
         policy = condition_policy(self.policy, images, gamma, quality)
         strength = start_time(spec, arguments)
-        # A fixed list says itself where it starts.
+        # A fixed schedule contains its start.
         t_start = strength if policy.fixed_steps is None else None
         # Wrong seeds and limits are reported before the text encoders run.
         check_start(policy, images, deciding, t_start)
@@ -145,12 +166,12 @@ class AdaptivePipeline:
         hooks = (lambda: FeatureHooks(spec.denoiser, guidance)) if self.policy.reads_features else None
         guided = spec.guidance.may_double(arguments)
         with driven(self.pipe, spec, make_stepper, hooks, guided) as (scheduler, rows):
-            # The number of steps only sizes the progress bar.
-            output = self.pipe(**arguments, num_inference_steps=told_steps(limit, strength))
+            # The number of steps only sets the length of the progress bar.
+            output = self.pipe(**arguments, num_inference_steps=requested_steps(limit, strength))
         stepper = scheduler.stepper
         others = dict(list(output.items())[1:])
         return AdaptiveOutput(
-            images=output[0],  # the field is called frames where they are videos
+            images=output[0],  # pipelines of videos call the field frames
             steps=stepper.steps,
             times=stepper.times,
             trajectories=stepper.trajectories() if record else None,
@@ -160,11 +181,11 @@ class AdaptivePipeline:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the spec, which belongs to the denoiser of the original."""
+        """State for copies, without the spec: it refers to the denoiser of the original."""
         return {**vars(self), "spec": None}
 
     def _resolve(self) -> PipelineSpec:
-        """The spec of the pipeline as it is now, with the solver of ``watch``."""
+        """Returns the spec of the pipeline as it is now, with the solver that ``watch`` wrapped."""
         if self.spec is None:
             spec = PipelineSpec.of(self.pipe, self.policy, self.solver)
         else:
@@ -175,9 +196,19 @@ class AdaptivePipeline:
         return replace(spec, time_mapping=mapping)
 
     def quality_for(self, mean_steps: float) -> float:
-        """The ``quality`` at which the TPM takes that many steps on average.
+        """Returns the ``quality`` at which the TPM takes a given number of steps on average.
 
-        See ``tpdm.policies.conditioned.quality_for``.
+        Args:
+            mean_steps: Mean number of steps per image, >= 1.
+
+        Returns:
+            A quality in [0, 1].
+
+        Raises:
+            ConfigError: The policy has no calibrated gamma range.
+
+        Example:
+            >>> fast("red circle top", quality=fast.quality_for(7))  # doctest: +SKIP
         """
         return quality_for(self.policy, mean_steps)
 
@@ -192,32 +223,44 @@ def attach(
     defaults: Mapping[str, object] | None = None,
     pipeline_defaults: Mapping[str, object] | None = None,
 ) -> AdaptivePipeline:
-    """Joins a stock diffusers pipeline and a policy.
+    """Attaches a policy to a stock diffusers pipeline.
+
+    A trained TPM comes with the settings of its training: solver, limits, and arguments of the pipeline's call such as
+    the guidance scale. Arguments that this pipeline does not know are left out. Values given here or in a call take
+    precedence.
 
     Args:
-        pipe: a pipeline with a scheduler and a denoiser of a class in ``backbones.DENOISERS``; left as it is.
-        policy: the policy, or the folder or hub id of a trained one, which is loaded to where the pipeline computes. A
-            trained one brings what it was trained with: solver, limits, and arguments of the pipeline's call such as
-            the guidance scale, as far as this pipeline knows them. What is given here, or in a call, goes first. A TPM
-            computes where it lies, in fp32; the pipeline may lie elsewhere, or be moved or cast later.
-        solver: a name in ``tpdm.core.solvers.SOLVERS``; None is the policy's own, or "euler". For models that predict
-            eps or v, "euler" is DDIM and "dpmpp_2m" DPM-Solver++ 2M on their path, and there is no other.
-        max_steps: no image takes more steps, at least 1, and those that near it land in equal ones; None is the
-            policy's own, or 28.
-        stop_below: a decided time below it becomes 0, in [0, 1); None is the policy's own, or 0.01. Fixed schedules
-            ignore it.
-        defaults: arguments of the pipeline's call for when the user does not give them.
-        pipeline_defaults: Arguments that the pipeline needs where neither the call, ``defaults`` nor the TPM's training
-            gives them.
+        pipe: Pipeline with a scheduler and a denoiser of a class in ``registry.DENOISERS``. It is not modified.
+        policy: Policy, or folder or Hub id of a trained TPM. A TPM that is loaded here runs on the pipeline's device
+            in fp32. One that is given stays where it is. The pipeline may be on another device, and you
+            may move or cast it later.
+        solver: Name in ``tpdm.core.solvers.SOLVERS``. None uses the policy's own, or "euler". For models that predict
+            eps or v, "euler" is DDIM and "dpmpp_2m" is DPM-Solver++ 2M. No other solver fits them.
+        max_steps: Maximum number of steps of an image, >= 1. An image that comes near it spreads its last steps evenly.
+            None uses the policy's own, or 28.
+        stop_below: A decided time below it becomes 0, in [0, 1). Fixed schedules ignore it. None uses the policy's own,
+            or 0.01.
+        defaults: Arguments of the pipeline's call that are used if the call gives none.
+        pipeline_defaults: Arguments that are used if neither the call, ``defaults`` nor the TPM's training gives them.
+
+    Returns:
+        A callable that takes the pipeline's own arguments.
 
     Raises:
-        BackboneError: the pipeline cannot be driven.
-        CheckpointError: the folder cannot be read, or its TPM belongs to another denoiser.
-        ConfigError: the solver is unknown, or a limit is out of range.
+        BackboneError: The pipeline cannot be driven.
+        CheckpointError: The folder cannot be read, or its TPM belongs to another denoiser.
+        ConfigError: The solver is unknown, or a limit is out of range.
+
+    Example:
+        >>> from tpdm import attach, load_pipeline
+        >>> from tpdm.policies.fixed import FixedSchedule
+        >>> pipe = load_pipeline("tinyworld", device="cpu")  # doctest: +SKIP
+        >>> attach(pipe, FixedSchedule([1.0, 0.5, 0.0]))("red circle top", seeds=[0]).steps  # doctest: +SKIP
+        [2]
     """
     if isinstance(policy, str | Path):
         check_pipe(pipe)  # before anything is fetched
-        policy = load_policy(policy).to(pipe._execution_device)  # a policy that is given is left where it is
+        policy = load_policy(policy).to(pipe._execution_device)
     trained = trained_config(policy)
     solver = solver or (trained.solver if trained else "euler")
     spec = PipelineSpec.of(pipe, policy, solver)
@@ -226,15 +269,21 @@ def attach(
     if stop_below is None:
         stop_below = trained.stop_below if trained else 0.01
     check_limits(policy, max_steps, stop_below)
-    # Another pipeline of the denoiser may know fewer arguments: the size of SD1.5's image-to-image is its picture's.
-    brought = spec.guidance.brought(trained.call_defaults) if trained else {}
-    merged = {**backbone_defaults(pipeline_defaults or {}, policy), **brought, **(defaults or {})}
+    # Another pipeline of the denoiser may know fewer arguments: SD1.5's image-to-image takes the size of its image.
+    from_training = spec.guidance.usable(trained.call_defaults) if trained else {}
+    merged = {**backbone_defaults(pipeline_defaults or {}, policy), **from_training, **(defaults or {})}
     return AdaptivePipeline(pipe, policy, solver, max_steps, stop_below, merged, spec=spec)
 
 
 def feature_guidance(guidance: Guidance, policy: Policy, arguments: Mapping[str, Any]) -> float | None:
-    """w of this call, for a TPM that reads guided features; None for other policies and where nothing is guided."""
+    """Returns the scale w at which a TPM combines features; None if it reads conditional features only.
+
+    Args:
+        guidance: How the pipeline guides.
+        policy: Policy of the call.
+        arguments: Arguments of the pipeline's call, with all defaults except the pipeline's own.
+    """
     if not isinstance(policy, TimePredictionModule) or policy.shape.features != "guided":
         return None
-    # Some pipelines of a family cannot guide (FLUX.1 Fill): their features are those of guidance switched off.
+    # Some pipelines of a family cannot guide (FLUX.1 Fill). They give features without guidance.
     return guidance.scale(arguments)

@@ -1,4 +1,4 @@
-"""What ``attach`` finds out about a pipeline once, and the pipelines that no policy can drive."""
+"""``PipelineSpec``: what ``attach`` resolves of a pipeline, and checks for pipelines that no policy can drive."""
 
 from __future__ import annotations
 
@@ -21,37 +21,41 @@ from tpdm.policies.pretrained import check_backbone
 from tpdm.policies.pretrained_config import PretrainedConfig
 from tpdm.policies.tpm import TimePredictionModule
 
-# How the names of pipeline classes begin that use their network in a way of their own, and what that is. Classes that
-# derive from one of them are refused too.
+# Beginning of a pipeline class's name -> why a policy cannot drive it. Derived classes are refused too.
 REFUSED_PIPELINES = {
-    "PAGMixin": "it puts perturbed rows into the network's calls; take the class without PAG, which "
-    "AutoPipelineForText2Image.from_pipe(pipe, enable_pag=False) gives",
-    "StableDiffusionInstructPix2Pix": "it computes three rows for each image",
-    "StableDiffusionXLInstructPix2Pix": "it computes three rows for each image",
-    "SemanticStableDiffusion": "it computes a row for each edit",
-    "StableDiffusionSAG": "it calls its network on images that it degraded between two steps",
-    "StableDiffusionPanorama": "it calls its network for each part of the image",
-    "StableDiffusionAttendAndExcite": "it changes latents by gradients between two steps",
-    "StableDiffusionPix2PixZero": "it changes latents by gradients between two steps",
-    "StableDiffusionParadigms": "it computes several steps of one chain at once",
-    "StableDiffusionDiffEdit": "it inverts an image on a fixed schedule",
-    "CycleDiffusion": "it inverts an image on a fixed schedule",
-    "StableDiffusionLatentUpscale": "it reads the sigmas of a fixed schedule",
-    "TextToVideoZero": "it moves images forward in time between two steps",
-    "StableDiffusionPipelineSafe": "it computes a row for a safety concept",
-    "LEditsPP": "it goes through the schedule on which it inverted an image",
-    "LatentConsistencyModel": "it takes the last image from what its own scheduler predicts",
-    "SanaSprint": "it takes the last image from what its own scheduler predicts",
-    "VisualClozePipeline": "it runs two chains",
-    "Kandinsky": "its network predicts a variance too",
-    "IF": "its network predicts a variance too",
-    "Marigold": "it draws no image from a text",
+    "PAGMixin": "It adds perturbed rows to the calls of its network. Use the class without PAG: "
+    "AutoPipelineForText2Image.from_pipe(pipe, enable_pag=False)",
+    "StableDiffusionInstructPix2Pix": "It computes three rows for each image",
+    "StableDiffusionXLInstructPix2Pix": "It computes three rows for each image",
+    "SemanticStableDiffusion": "It computes a row for each edit",
+    "StableDiffusionSAG": "It calls its network on images that it degraded between two steps",
+    "StableDiffusionPanorama": "It calls its network for each part of the image",
+    "StableDiffusionAttendAndExcite": "It changes latents by gradients between two steps",
+    "StableDiffusionPix2PixZero": "It changes latents by gradients between two steps",
+    "StableDiffusionParadigms": "It computes several steps of one image at once",
+    "StableDiffusionDiffEdit": "It inverts an image on a fixed schedule",
+    "CycleDiffusion": "It inverts an image on a fixed schedule",
+    "StableDiffusionLatentUpscale": "It reads the sigmas of a fixed schedule",
+    "TextToVideoZero": "It moves images forward in time between two steps",
+    "StableDiffusionPipelineSafe": "It computes a row for a safety concept",
+    "LEditsPP": "It follows the schedule on which it inverted an image",
+    "LatentConsistencyModel": "It takes the last image from a prediction of its own scheduler",
+    "SanaSprint": "It takes the last image from a prediction of its own scheduler",
+    "VisualClozePipeline": "It runs two denoising loops",
+    "Kandinsky": "Its network also predicts a variance",
+    "IF": "Its network also predicts a variance",
+    "Marigold": "It does not generate images from a prompt",
 }
+
+
+CONFIG_KEYS = ("boundary_ratio", "expand_timesteps", "is_distilled")  # of a pipeline, which its spec depends on
 
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """Everything that calls have to know of a pipeline; resolved once, and again only when the pipeline changed.
+    """Everything that a call needs to know about a pipeline. ``attach`` resolves it once.
+
+    A call resolves it again only if the pipeline, the policy or the solver was replaced.
 
     Attributes:
         pipeline: Name of the pipeline's class.
@@ -59,8 +63,8 @@ class PipelineSpec:
         entry: Row of that network in ``registry.DENOISERS``.
         signature: Arguments of the pipeline's call, with their defaults.
         guidance: How the pipeline guides.
-        time_mapping: Solver, and what the pipeline is handed for a time.
-        sources: The objects from which all this was read. Another one of them needs another spec.
+        time_mapping: Solver, and conversions between times and the pipeline's timesteps.
+        sources: Objects that this was read from. If one of them is replaced, the spec is out of date.
     """
 
     pipeline: str
@@ -76,9 +80,9 @@ class PipelineSpec:
         """Resolves a pipeline as it is now.
 
         Args:
-            pipe: A diffusers pipeline.
-            policy: The policy that will drive it; a TPM has to be trained for its denoiser.
-            solver: A name in ``tpdm.core.solvers.SOLVERS``.
+            pipe: Diffusers pipeline.
+            policy: Policy that will drive it. A TPM must be trained for its denoiser.
+            solver: Name in ``tpdm.core.solvers.SOLVERS``.
 
         Raises:
             BackboneError: The pipeline cannot be driven.
@@ -107,96 +111,98 @@ class PipelineSpec:
 
 
 def trained_config(policy: Policy | None) -> PretrainedConfig | None:
-    """What a TPM was trained with; None for other policies, and for a TPM that comes from no folder."""
+    """Returns the settings that a TPM was trained with. None for other policies, and for a TPM without a folder."""
     return policy.artifact if isinstance(policy, TimePredictionModule) else None
 
 
 def _sources(pipe: Any, policy: Policy | None, solver: str) -> tuple[object, ...]:
-    """What a spec depends on. diffusers replaces a configuration as a whole when one of its values changes."""
+    """Objects that a spec depends on. diffusers replaces the whole configuration if one of its values changes.
+
+    A driven call sets the scheduler, which replaces the configuration of the pipe. So its values are compared.
+    """
     denoiser, scheduler = find_denoiser(pipe), own_scheduler(pipe)
     other = getattr(pipe, "transformer_2", None)
-    configs = (pipe.config, denoiser.config, getattr(scheduler, "config", None))
+    configs = (denoiser.config, getattr(scheduler, "config", None), *map(pipe.config.get, CONFIG_KEYS))
     return (type(pipe), denoiser, scheduler, other, *configs, policy, trained_config(policy), sys.intern(solver))
 
 
 def check_pipe(pipe: Any) -> DenoiserSpec:
-    """The entry of the pipeline's denoiser.
+    """Returns the row of the pipeline's denoiser, if a policy can drive the pipeline.
 
     Raises:
-        BackboneError: no scheduler, a class of ``REFUSED_PIPELINES``, no denoiser, an unknown one, one that is
-            compiled whole or caches between its steps, or a chain that is split by the time.
+        BackboneError: The pipeline has no scheduler, is of a class in ``REFUSED_PIPELINES``, has no denoiser or an
+            unknown one, has one that is compiled as a whole or caches between steps, or splits the times.
     """
     if getattr(pipe, "scheduler", None) is None:
         raise BackboneError(
-            f"got {type(pipe).__name__} without a scheduler, expected a text-to-image DiffusionPipeline such as "
-            "StableDiffusion3Pipeline: load one with tpdm.pipelines.loading.load."
+            f"{type(pipe).__name__} has no scheduler. It must be a text-to-image DiffusionPipeline such as "
+            "StableDiffusion3Pipeline. Load one with tpdm.load_pipeline."
         )
     for cls in type(pipe).__mro__:
         for name, reason in REFUSED_PIPELINES.items():
             if cls.__name__.startswith(name):
                 raise BackboneError(
-                    f"got a {type(pipe).__name__}, expected a pipeline whose steps call the network, with one row "
-                    f"per image or an unconditional and a conditional one: {reason}."
+                    f"{type(pipe).__name__} cannot be driven. {reason}. Use a pipeline that calls its network once or "
+                    "twice per step, with one row per image or with unconditional and conditional rows."
                 )
     denoiser = find_denoiser(pipe)
     check_denoiser(denoiser)
     entry = find_entry(denoiser)
     if getattr(pipe, "transformer_2", None) is not None or pipe.config.get("boundary_ratio") is not None:
         raise BackboneError(
-            f"got {type(pipe).__name__} with two experts that share the chain (transformer_2), expected one denoiser "
-            "for all times: use Wan 2.1, or another model with a single one."
+            f"{type(pipe).__name__} has two experts, each for a part of the times (transformer_2). It must have one "
+            "denoiser for all times. Use Wan 2.1, or another model with a single one."
         )
     if pipe.config.get("expand_timesteps"):
         raise BackboneError(
-            f"got {type(pipe).__name__} with one time per token (expand_timesteps), expected one time per image: use "
-            "Wan 2.1, or another model that takes one."
+            f"{type(pipe).__name__} uses one time per token (expand_timesteps). It must use one time per image. Use "
+            "Wan 2.1, or another model that does."
         )
     return entry
 
 
 def check_denoiser(denoiser: nn.Module) -> None:
-    """Refuses a denoiser whose calls do not stand alone: both can be switched on after ``attach``.
+    """Refuses a denoiser whose calls depend on each other. Both causes can be switched on after ``attach``.
 
-    What is compiled in one call keeps the hooks of that call. What is cached of one step has rows of images that have
-    left the call by the next, and is skipped by the count of steps or by one time for all.
+    A denoiser that is compiled in one call keeps the hooks of that call. A cache contains rows of images that are no
+    longer in the next call, and skips steps by their count or by one time for all images.
 
     Raises:
-        BackboneError: it was compiled whole, or caches between its steps.
+        BackboneError: The denoiser is compiled as a whole, or caches between steps.
     """
     if is_compiled_module(denoiser) or denoiser._compiled_call_impl is not None:
         raise BackboneError(
-            f"got a {type(denoiser).__name__} that is compiled as a whole, expected one whose hooks run in every call: "
-            "compile an uncompiled one with tpdm.pipelines.feature_hooks.compile_denoiser(pipe), or its blocks alone, "
-            "with block.compile() for each."
+            f"{type(denoiser).__name__} is compiled as a whole. Its hooks must run in every call. Compile an "
+            "uncompiled one with tpdm.compile_denoiser(pipe), or each of its blocks with block.compile()."
         )
     if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
         raise BackboneError(
-            f"got a {type(denoiser).__name__} that caches between steps, expected one that computes each of them, for "
-            "images leave the call at steps of their own: disable_cache() first."
+            f"{type(denoiser).__name__} caches between steps. It must compute each step, because images finish at "
+            "different steps. Call its disable_cache() first."
         )
 
 
 def check_pictures(pipe: Any) -> None:
-    """Refuses a pipeline of videos, where pictures are saved, sent or scored.
+    """Refuses a pipeline of videos. Commands, rewards and the server take images only.
 
     Raises:
-        BackboneError: it makes videos.
+        BackboneError: The pipeline generates videos.
     """
     if "num_frames" in inspect.signature(pipe.__call__).parameters:
         raise BackboneError(
-            f"got {type(pipe).__name__}, which makes videos, expected a pipeline of pictures: call it through "
-            "tpdm.attach, or choose another."
+            f"{type(pipe).__name__} generates videos. A pipeline of images is needed here. Call it through tpdm.attach "
+            "in Python, or choose another pipeline."
         )
 
 
 def check_shared(pipe: Any) -> None:
-    """Refuses a pipeline whose parts move during a call, which several calls at once would mix up.
+    """Refuses a pipeline whose parts move between devices during a call, because several calls run at once.
 
     Raises:
-        BackboneError: its parts are offloaded.
+        BackboneError: Its parts are offloaded.
     """
     if getattr(pipe, "_all_hooks", None) or pipe.hf_device_map is not None:
         raise BackboneError(
-            f"got a {type(pipe).__name__} whose parts are offloaded or spread over devices, expected all of it on one "
-            "device, for several images are made at once: leave offloading out."
+            f"{type(pipe).__name__} is offloaded or spread over devices. All of it must be on one device, because "
+            "several calls run at once. Do not offload it."
         )

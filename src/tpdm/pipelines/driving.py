@@ -1,7 +1,7 @@
-"""One call of a pipeline that a policy drives: nobody else uses its network meanwhile, and the pipe is given back.
+"""``driven``: one call of a pipeline under a policy, with exclusive use of its denoiser.
 
-During such a call the pipe has another scheduler, and its denoiser has hooks. So calls of one denoiser wait for each
-other, and a stock call from another thread, which would meet both, is refused.
+During the call the pipe has another scheduler and its denoiser has hooks. So driven calls of one denoiser wait for each
+other. A stock call from another thread is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tpdm.pipelines.scheduler import AdaptiveScheduler
 
 
 class _Lock:
-    """Of one denoiser; knows which thread holds it."""
+    """Lock of one denoiser, with the thread that holds it."""
 
     def __init__(self) -> None:
         self.mutex = threading.Lock()
@@ -41,30 +41,30 @@ def driven(
     pipe: Any,
     spec: PipelineSpec,
     make_stepper: Callable[[str | torch.device | None], Stepper],
-    make_taps: Callable[[], FeatureHooks] | None,
+    make_hooks: Callable[[], FeatureHooks] | None,
     guided: bool,
 ) -> Iterator[tuple[AdaptiveScheduler, ActiveRows]]:
-    """Scheduler and hooks of one call; the pipe gets its own scheduler back whatever happens.
+    """Sets the scheduler and the hooks of one call, and always restores the pipe's own scheduler.
 
     Waits while another thread drives the denoiser.
 
     Args:
-        pipe: the pipeline.
-        spec: what is resolved of the pipeline.
-        make_stepper: (device) -> a stepper at its start.
-        make_taps: () -> taps on the denoiser; None where the policy reads no features.
-        guided: whether a call of the denoiser may hold an unconditional row beside the conditional one.
+        pipe: The pipeline.
+        spec: Spec of the pipeline.
+        make_stepper: (device) -> stepper at its start.
+        make_hooks: () -> feature hooks on the denoiser. None if the policy reads no features.
+        guided: Whether a call of the denoiser may contain unconditional rows in addition to conditional ones.
 
     Raises:
-        BackboneError: this thread drives the denoiser already, the scheduler was replaced during the call, or the
-            denoiser failed once images had left the call.
+        BackboneError: This thread already drives the denoiser, the scheduler was replaced during the call, or the
+            denoiser failed after images had left the call.
     """
     denoiser = spec.denoiser
     with _alone(denoiser), ExitStack() as stack:
-        taps = None if make_taps is None else stack.enter_context(make_taps())
+        hooks = None if make_hooks is None else stack.enter_context(make_hooks())
 
         def read_features(stepper: Stepper) -> Features | None:
-            return None if taps is None else taps.features(len(stepper.active_rows))
+            return None if hooks is None else hooks.features(len(stepper.active_rows))
 
         def read_active() -> tuple[int, list[int]]:
             return len(scheduler.stepper.steps), scheduler.stepper.active_rows
@@ -83,8 +83,8 @@ def driven(
             raise dependent_calls(denoiser, f"an error ({reason})") from error
         if pipe.scheduler is not scheduler:
             raise BackboneError(
-                f"got a {type(pipe.scheduler).__name__} put into the pipeline during the call, expected the scheduler "
-                "to stay: replace it between two calls."
+                f"A {type(pipe.scheduler).__name__} was put into the pipeline during the call. The scheduler must stay "
+                "the same. Replace it between two calls."
             )
 
 
@@ -93,14 +93,14 @@ def _alone(denoiser: nn.Module) -> Iterator[None]:
     """Waits for other threads that drive this network.
 
     Raises:
-        BackboneError: this thread drives it already.
+        BackboneError: This thread already drives it.
     """
     with _LOCKS_CHANGE:
         lock = _LOCKS.setdefault(denoiser, _Lock())
     if lock.thread == threading.get_ident():
         raise BackboneError(
-            f"got a call of a pipeline whose {type(denoiser).__name__} makes other images in the same thread, expected "
-            "one call after the other: do not call it from a callback."
+            f"The pipeline was called while the same thread generates images with its {type(denoiser).__name__}. Calls "
+            "must follow each other. Do not call it from a callback."
         )
     with lock.mutex:
         lock.thread = threading.get_ident()

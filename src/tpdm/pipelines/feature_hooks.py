@@ -1,8 +1,4 @@
-"""A denoiser compiled whole, with the places where a policy looks inside the graph.
-
-What is compiled in one call keeps the hooks of that call. So the hooks inside the denoiser are set once, before it is
-compiled, and stay; those around it are set for each call as ever, and run outside the graph.
-"""
+"""Hooks that read a denoiser's features, and ``compile_denoiser``, which keeps them inside a compiled graph."""
 
 from __future__ import annotations
 
@@ -22,10 +18,10 @@ from tpdm.pipelines.time_mapping import PerSampleTimesteps
 
 
 class CompiledCapture:
-    """What the hooks saw in the newest call.
+    """Outputs that the hooks captured in the last call.
 
     Attributes:
-        first, last, temb: as ``DenoiserSpec`` names them, and as the modules gave them.
+        first, last, temb: Values of the modules of the same name in ``DenoiserSpec``.
     """
 
     def __init__(self) -> None:
@@ -34,12 +30,12 @@ class CompiledCapture:
         self.temb: Any = None
 
 
-_HELD: WeakKeyDictionary[nn.Module, CompiledCapture] = WeakKeyDictionary()
+_CAPTURES: WeakKeyDictionary[nn.Module, CompiledCapture] = WeakKeyDictionary()
 
 
 def get_compiled_capture(denoiser: nn.Module) -> CompiledCapture | None:
-    """What a denoiser that was compiled by ``compile_denoiser`` shows; None for any other."""
-    return _HELD.get(denoiser)
+    """Returns the capture of a denoiser that ``compile_denoiser`` compiled. None for any other."""
+    return _CAPTURES.get(denoiser)
 
 
 def compile_denoiser(
@@ -49,36 +45,43 @@ def compile_denoiser(
     dynamic: bool | None = None,
     fullgraph: bool = True,
 ) -> None:
-    """``torch.compile`` of the whole denoiser of a pipeline, in place, so that policies can still look into it.
+    """Compiles the whole denoiser of a pipeline in place, so that policies can still read its features.
 
-    Each number of active images is a shape of its own: with ``dynamic=None`` torch compiles once more, for any number,
-    when it sees the second one.
+    A graph keeps the hooks that were set when it was compiled. So the hooks inside the denoiser are set once, before
+    compilation. Hooks around the denoiser are set for each call and run outside the graph.
+
+    Each number of active images is another shape. With ``dynamic=None``, torch compiles a second time, for any number,
+    at the second shape.
 
     Args:
-        pipe: a pipeline that ``attach`` accepts. Load its LoRA weights before.
-        backend, mode, dynamic, fullgraph: as in ``torch.compile``. Modes with CUDA graphs are not offered: they reuse
-            the memory that features lie in.
+        pipe: Pipeline that ``attach`` accepts. Load its LoRA weights first.
+        backend, mode, dynamic, fullgraph: Options of ``torch.compile``. Modes with CUDA graphs are not available,
+            because they reuse the memory of the features.
 
     Raises:
-        BackboneError: the pipeline cannot be driven, or its denoiser is compiled already.
+        BackboneError: The pipeline cannot be driven, or its denoiser is already compiled.
+
+    Example:
+        >>> compile_denoiser(pipe)  # doctest: +SKIP
+        >>> fast = tpdm.attach(pipe, "runs/demo/train/best")  # doctest: +SKIP
     """
     check_pipe(pipe)
     denoiser = find_denoiser(pipe)
-    if denoiser in _HELD:
+    if denoiser in _CAPTURES:
         return
-    entry, held = find_entry(denoiser), CompiledCapture()
+    entry, capture = find_entry(denoiser), CompiledCapture()
 
     def keep_first(module: nn.Module, args: Any, output: Any) -> None:
-        held.first = output
+        capture.first = output
 
     def keep_last(module: nn.Module, args: Any) -> None:
-        held.last = args[0]
+        capture.last = args[0]
 
     def keep_temb(module: nn.Module, args: Any, output: Any) -> None:
-        held.temb = output
+        capture.temb = output
 
     def plain_times(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # One time per row, which UNets would make of them inside the graph, where their class is not known.
+        # UNets would expand times inside the graph, where their tensor class is not known.
         bound = bind_arguments(module, args, kwargs)
         rows = len(bound.arguments[entry.sample])
         for name, value in bound.arguments.items():
@@ -91,18 +94,18 @@ def compile_denoiser(
     denoiser.get_submodule(entry.last).register_forward_pre_hook(keep_last)
     denoiser.get_submodule(entry.temb).register_forward_hook(keep_temb)
     denoiser.forward = torch.compile(denoiser.forward, backend=backend, mode=mode, dynamic=dynamic, fullgraph=fullgraph)
-    _HELD[denoiser] = held
+    _CAPTURES[denoiser] = capture
 
 
 @dataclass
 class _Capture:
-    """What the hooks saw during one denoiser call.
+    """Values captured during one denoiser call.
 
     Attributes:
-        rows: of the call.
+        rows: Number of rows of the call.
         grid: (H, W) of its image tokens.
-        last_start_B: where they start in ``last``; None is 0.
-        first, last, temb: as the modules gave them.
+        last_start_B: Position of each row's first image token in ``last``. None is 0.
+        first, last, temb: Values of the modules.
     """
 
     rows: int
@@ -114,14 +117,14 @@ class _Capture:
 
 
 class FeatureHooks:
-    """Sets hooks while its ``with`` block lasts, and hands out what the step's denoiser calls computed.
+    """Context manager that captures the features of each step's denoiser calls.
 
     Args:
-        denoiser: the network, of a class in ``backbones.DENOISERS``.
-        guidance: w, for features u + w (c - u) where the pipeline guides; None reads conditional rows alone.
+        denoiser: Network of a class in ``registry.DENOISERS``.
+        guidance: Scale w of features u + w (c - u), if the pipeline guides. None reads conditional rows only.
 
     Raises:
-        BackboneError: the class is unknown.
+        BackboneError: The class is unknown.
     """
 
     def __init__(self, denoiser: nn.Module, guidance: float | None = None) -> None:
@@ -130,13 +133,15 @@ class FeatureHooks:
         self._handles: list[Any] = []
 
     def __enter__(self) -> FeatureHooks:
-        entry, held = self.entry, get_compiled_capture(self.denoiser)
-        # Found before the first hook is set: a path that leads nowhere leaves none behind.
+        entry, compiled = self.entry, get_compiled_capture(self.denoiser)
+        # All modules are looked up before the first hook is set, so that a wrong path leaves no hooks.
         first, last, temb = (self.denoiser.get_submodule(path) for path in (entry.first, entry.last, entry.temb))
         self._handles = [self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
-        if held is not None:
-            take = self.denoiser.register_forward_hook(lambda *_: self._keep(held.first, held.last, held.temb))
-            self._handles.append(take)
+        if compiled is not None:
+            copy = self.denoiser.register_forward_hook(
+                lambda *_: self._keep(compiled.first, compiled.last, compiled.temb)
+            )
+            self._handles.append(copy)
             return self
         self._handles += [
             first.register_forward_hook(lambda _m, _a, out: self._keep(first=out)),
@@ -153,36 +158,36 @@ class FeatureHooks:
         self._handles, self._calls = [], []
 
     def features(self, images: int) -> Features:
-        """Features of the step just computed, one row per image; forgets them.
+        """Returns the features of the last step, one row per image, and clears them.
 
         Args:
-            images: active images, B; under one-call guidance the captures hold 2B rows.
+            images: Number of active images, B. With one-call guidance the captures have 2B rows.
 
         Returns:
             Maps (B, D, H, W) and temb (B, E), in the denoiser's dtype.
 
         Raises:
-            BackboneError: the hooks saw no call, or an unexpected number of rows or tokens.
+            BackboneError: The hooks captured no call, or a wrong number of rows or tokens.
         """
         calls, self._calls = self._calls or [_Capture(0, (0, 0), None)], []
-        # With two calls per step the conditional one comes first, with one call it is the only one.
+        # With two calls per step the conditional one is first.
         needed = calls if self.guidance is not None else calls[:1]
         kinds = zip(*(self._maps(call) for call in needed), strict=True)
         first, last, temb = (self._rows(tensors, images) for tensors in kinds)
         return Features(first_BDHW=first, last_BDHW=last, temb_BE=temb)
 
     def _maps(self, call: _Capture) -> tuple[Tensor, Tensor, Tensor]:
-        """First and last map and the time embedding of all rows of a call."""
+        """Returns the first map, the last map and the time embedding of all rows of a call."""
         if call.first is None or call.last is None or call.temb is None:
             raise BackboneError(
-                f"got no features from {type(self.denoiser).__name__}, expected its hooks to run in every "
-                "step: if a part of it is compiled that holds them, compile its blocks alone."
+                f"{type(self.denoiser).__name__} gave no features. Its hooks must run in every step. If a part of it "
+                "is compiled, compile only its blocks."
             )
         first = _as_map(call.first, call.rows, call.grid, None)
         return first, _as_map(call.last, call.rows, call.grid, call.last_start_B), call.temb
 
     def _rows(self, calls: tuple[Tensor, ...], images: int) -> Tensor:
-        """One row per image: the conditional one, or both combined as the prediction is."""
+        """Returns one row per image: the conditional one, or both combined like the prediction."""
         conditional = self._half(calls[0], images, conditional=True)
         if self.guidance is None:
             return conditional
@@ -199,8 +204,8 @@ class FeatureHooks:
             return rows
         if rows.shape[0] != 2 * images or self.entry.guidance == "two_calls":
             raise BackboneError(
-                f"got {rows.shape[0]} rows in a call of {type(self.denoiser).__name__} for {images} active "
-                f"images, expected {images}, or twice that under guidance: correct the DenoiserSpec's guidance."
+                f"{type(self.denoiser).__name__} was called with {rows.shape[0]} rows for {images} active images. It "
+                f"must be {images}, or twice that with guidance. Correct guidance of its DenoiserSpec."
             )
         second = conditional == (self.entry.guidance == "uncond_cond")
         return rows[images:] if second else rows[:images]
@@ -221,13 +226,13 @@ class FeatureHooks:
 
 
 def _as_map(value: Tensor, rows: int, grid: tuple[int, int], start_B: Tensor | None) -> Tensor:
-    """What a module saw as a map (B, D, H, W); a view, unless tokens start at different places.
+    """Returns a module's value as a map (B, D, H, W). It is a view if all rows' tokens start at the same position.
 
     Args:
-        value: a map (B, D, ..., W), raster tokens (B, N, D), or those of all rows in one list (B N, D).
-        rows: B.
+        value: A map (B, D, ..., W), raster tokens (B, N, D), or the tokens of all rows in one list (B N, D).
+        rows: Number of rows B.
         grid: (H, W).
-        start_B: position of each row's first image token, int64; None is 0.
+        start_B: Position of each row's first image token, int64. None is 0.
     """
     (height, width), tokens_BND = grid, value
     if value.ndim > 3:
@@ -237,8 +242,8 @@ def _as_map(value: Tensor, rows: int, grid: tuple[int, int], start_B: Tensor | N
     start = 0 if start_B is None else int(start_B.max())
     if tokens_BND.shape[1] < start + height * width:
         raise BackboneError(
-            f"got {tokens_BND.shape[1]} tokens for a grid of {height} x {width} from token {start} on, expected at "
-            f"least {start + height * width}: the grid rule of this denoiser's DenoiserSpec does not fit."
+            f"The grid is {height} x {width} from token {start} on, but there are {tokens_BND.shape[1]} tokens. There "
+            f"must be at least {start + height * width}. Correct grid of this denoiser's DenoiserSpec."
         )
     if start_B is None:
         tokens_BND = tokens_BND[:, : height * width]

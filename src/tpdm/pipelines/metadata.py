@@ -1,4 +1,4 @@
-"""What a pipeline does where its caller says nothing, from its configuration files alone."""
+"""Defaults and sizes of a pipeline, read from its configuration files without loading weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tpdm.pipelines.registry import DENOISER_ATTRIBUTES, find_entry, token_width
 
 @dataclass(frozen=True)
 class PipelineMetadata:
-    """What a call of a pipeline does where the caller says nothing, and what it cannot do.
+    """Defaults and limits of a pipeline's calls.
 
     Attributes:
-        steps: of its own schedule.
-        largest_side: pixels, where the denoiser's table of positions ends; None where it has no end.
+        steps: Default number of steps of the stock schedule.
+        largest_side: Largest image side in pixels that the denoiser's position table covers. None without a limit.
     """
 
     steps: int
@@ -28,31 +28,35 @@ class PipelineMetadata:
 
 
 def read_pipeline_metadata(name_or_path: str | Path) -> PipelineMetadata:
-    """The facts of "tinyworld", of a pipeline folder or of a Hub name, from its configuration files.
+    """Reads the metadata of "tinyworld", of a pipeline folder or of a Hub repository.
 
     Raises:
-        BackboneError: there is no such pipeline, a configuration file of it is missing or damaged, or the installed
-            diffusers lacks a class of it.
+        BackboneError: The pipeline does not exist, a configuration file is missing or damaged, or the installed
+            diffusers lacks one of its classes.
+
+    Example:
+        >>> read_pipeline_metadata("tinyworld").steps
+        28
     """
     index = read_index(pipeline_folder(name_or_path), name_or_path)
     present = [name for name in (*DENOISER_ATTRIBUTES, "vae") if name in index.parts]
     configs = [part_config(index, name) for name in present]
     known = {key: value for config in configs for key, value in config.items()}
     positions, blocks = known.get("pos_embed_max_size"), known.get("block_out_channels")
-    # Each block of the autoencoder but the last halves the picture.
+    # Each block of the autoencoder except the last one halves the image.
     largest = positions * known["patch_size"] * 2 ** (len(blocks) - 1) if positions and blocks else None
     return PipelineMetadata(index.default_steps(), largest)
 
 
 @dataclass(frozen=True)
 class PipelineSizes:
-    """What a plan needs to know of a pipeline.
+    """Sizes of a pipeline for a training plan.
 
     Attributes:
-        networks: by their names in the pipeline, with shapes and without numbers.
-        denoiser: name of the one that is the denoiser.
-        feature_channels: width of the tokens that leave its last block.
-        temb_channels: width of its time embedder, which is nearly always that of the embedding.
+        networks: Networks by their names in the pipeline, on the meta device.
+        denoiser: Name of the denoiser.
+        feature_channels: Width of the tokens that leave its last block.
+        temb_channels: Width of its time embedder, which nearly always is the width of the embedding.
     """
 
     networks: dict[str, nn.Module]
@@ -67,17 +71,17 @@ class PipelineSizes:
 
 
 def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
-    """Sizes of "tinyworld", of a pipeline folder, or of a Hub name (whose small configuration files are fetched).
+    """Reads the sizes of "tinyworld", of a pipeline folder, or of a Hub repository (only small files are fetched).
 
     Raises:
-        BackboneError: there is no such pipeline, or no denoiser in it that tpdm knows.
+        BackboneError: The pipeline does not exist, or tpdm does not know its denoiser.
     """
     networks = meta_networks(name_or_path)
     denoiser = next((name for name in DENOISER_ATTRIBUTES if name in networks), None)
     if denoiser is None:
         raise BackboneError(
-            f"got the parts {', '.join(networks) or 'none'} in {str(name_or_path)!r}, expected one called "
-            f"{' or '.join(DENOISER_ATTRIBUTES)}: give a text-to-image pipeline."
+            f"{str(name_or_path)!r} has no {' or '.join(DENOISER_ATTRIBUTES)} among its networks "
+            f"({', '.join(networks) or 'none'}). A text-to-image pipeline needs one. Choose another pipeline."
         )
     network = networks[denoiser]
     entry = find_entry(network)
@@ -91,10 +95,10 @@ def pipeline_sizes(name_or_path: str | Path) -> PipelineSizes:
 
 
 def meta_networks(name_or_path: str | Path) -> dict[str, nn.Module]:
-    """Every network of a pipeline on the meta device, by its name there.
+    """Returns every network of a pipeline on the meta device, by its name in the pipeline.
 
     Raises:
-        BackboneError: there is no such pipeline, or the installed libraries lack a class of it.
+        BackboneError: The pipeline does not exist, or the installed libraries lack one of its classes.
     """
     index = read_index(pipeline_folder(name_or_path), name_or_path)
     networks = {name: meta_component(index, name) for name in index.parts}

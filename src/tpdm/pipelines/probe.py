@@ -1,4 +1,4 @@
-"""What a denoiser's features look like, found out by one evaluation."""
+"""Properties of a pipeline that one evaluation shows: feature shapes, and its own schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tpdm.pipelines.time_mapping import flow_times, vp_times
 
 @dataclass(frozen=True)
 class FeatureWidths:
-    """Widths of the features, and the token grid at the size that was called for."""
+    """Widths of the features, and the token grid (H, W) of the call's image size."""
 
     feature_channels: int
     temb_channels: int
@@ -25,7 +25,7 @@ class FeatureWidths:
 
 
 class _Probe(Policy):
-    """A policy that looks once and jumps to t = 0."""
+    """Policy that records the shapes of the first features and jumps to t = 0."""
 
     reads_features = True
 
@@ -51,22 +51,21 @@ class _Probe(Policy):
 
 
 def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[float]:
-    """The pipeline's own schedule of so many steps, from its first time down to 0.0.
+    """Returns the pipeline's own schedule, from its first time down to 0.0.
 
-    Asked of the pipeline itself, which is stopped after its first step: only it knows how its shift depends on the
-    size of the image. The schedule of a diffusion model depends on nothing but its scheduler, which is asked alone.
+    A flow pipeline shifts its schedule by the size of the image, so it runs here and is stopped after its first step.
+    The schedule of a diffusion model depends only on its scheduler.
 
     Args:
-        pipe: a pipeline that ``attach`` accepts.
-        steps: network evaluations.
-        arguments: of its call (height, width ...).
+        pipe: Pipeline that ``attach`` accepts.
+        steps: Number of steps, >= 1.
+        arguments: Arguments of its call (height, width ...).
     """
-
     if find_entry(find_denoiser(pipe)).path == "vp":
         return vp_times(pipe.scheduler, steps)
 
     def stop(pipe: Any, index: int, timestep: Tensor, values: dict[str, Any]) -> dict[str, Any]:
-        pipe._interrupt = True  # diffusers' documented way
+        pipe._interrupt = True  # documented way of diffusers
         return {}
 
     call = {"prompt": "a", "output_type": "latent", **arguments}
@@ -75,14 +74,14 @@ def default_times(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> list[f
 
 
 def infer_feature_shapes(pipe: Any, arguments: Mapping[str, Any]) -> FeatureWidths:
-    """Runs one step of the pipeline without decoding and reports the features a TPM would read.
+    """Runs one step of the pipeline without decoding, and returns the shapes of the features.
 
     Args:
-        pipe: a pipeline that ``attach`` accepts.
-        arguments: of its call (guidance_scale, height, width ...); they may replace the prompt "a".
+        pipe: Pipeline that ``attach`` accepts.
+        arguments: Arguments of its call (guidance_scale, height, width ...). They may replace the prompt "a".
 
     Raises:
-        BackboneError: the pipeline cannot be driven.
+        BackboneError: The pipeline cannot be driven.
     """
     probe = _Probe()
     attach(pipe, probe, max_steps=1)(**{"prompt": "a", "seeds": [0], "output_type": "latent", **arguments})

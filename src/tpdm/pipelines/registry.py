@@ -1,4 +1,4 @@
-"""What tpdm knows of each denoiser class: one row of a table, and no code of its own."""
+"""The table of denoiser classes: each row says how to drive one class, without code of its own."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ DENOISER_ATTRIBUTES = ("transformer", "unet")
 
 @dataclass(frozen=True)
 class DenoiserSpec:
-    """What tpdm has to know of one denoiser class.
+    """How to drive one denoiser class, and where to read its features.
 
     Attributes:
-        first: module path whose output is what enters the first block: tokens (B, N, D), the tokens of all rows in
-            one list (B N, D), or a map (B, D, ..., W).
-        last: module path whose first input is what leaves the last block: tokens (B, N, D) or a map (B, D, ..., W).
-        temb: module path whose output is the time embedding, (B, E).
-        grid: (arguments of a denoiser call, denoiser) -> (H, W) of its raster image tokens; tokens after those
-            (padding, text, reference images) are cut.
-        time_scale, time_offset: the denoiser is fed ``time_scale * t + time_offset``.
-        guidance: how conditional rows are told from unconditional ones. "uncond_cond": one call on
-            [uncond, cond]; "cond_uncond": the reverse; "two_calls": the conditional call comes first.
-        guidance_scale: the pipeline's argument that is w in u + w (c - u).
-        guided_above: pipelines guide where w is above it.
-        against_negative: they guide only where they are given a negative prompt; an empty one is given.
-        asked: the pipeline's argument that users of ``tpdm sample``, of a server and of recipes mean by guidance scale,
-            where the denoiser is told none as a number.
-        temb_index: element of the temb module's output, where that is a tuple.
-        sample: argument that holds the latents, a tensor or a list; its length is the number of rows.
-        unbatched: tensor arguments whose dimension 0 is never rows (position ids).
-        listed: arguments that are lists with one element per row.
-        last_start: (arguments, denoiser) -> position (B,) of each row's first image token in ``last``; None is 0.
+        first: Module path whose output enters the first block: tokens (B, N, D), the tokens of all rows in one list
+            (B N, D), or a map (B, D, ..., W).
+        last: Module path whose first input leaves the last block: tokens (B, N, D) or a map (B, D, ..., W).
+        temb: Module path whose output is the time embedding, (B, E).
+        grid: (arguments of a denoiser call, denoiser) -> (H, W) of its image tokens in raster order. Tokens after those
+            (padding, text, reference images) are cut off.
+        time_scale, time_offset: The denoiser receives ``time_scale * t + time_offset``.
+        guidance: Order of conditional and unconditional rows. "uncond_cond": one call on [uncond, cond]. "cond_uncond":
+            one call on [cond, uncond]. "two_calls": two calls, the conditional one first.
+        guidance_scale: Argument of the pipeline that is w in u + w (c - u).
+        guided_above: Pipelines guide if w is greater, default 1.0.
+        against_negative: Whether they guide only with a negative prompt. An empty one is enough.
+        user_scale: Argument of the pipeline that the guidance scale of ``tpdm sample``, servers and recipes sets.
+            Denoisers that receive the scale as a number use ``guidance_scale`` instead.
+        temb_index: Element of the temb module's output, if that is a tuple.
+        sample: Argument that contains the latents, a tensor or a list. Its length is the number of rows.
+        unbatched: Tensor arguments whose dimension 0 is never rows (position ids).
+        listed: Arguments that are lists with one element per row.
+        last_start: (arguments, denoiser) -> position (B,) of each row's first image token in ``last``. None is 0.
         path: "flow" (velocity) or "vp" (eps or v on the variance-preserving path of the scheduler's betas).
-        told_apart_by: values of its config that differ between models of this class whose widths are the same.
+        distinguishing_config: Configuration keys that differ between models of this class with equal widths.
     """
 
     first: str
@@ -62,7 +62,7 @@ class DenoiserSpec:
     guidance_scale: str = "guidance_scale"
     guided_above: float = 1.0
     against_negative: bool = False
-    asked: str = "guidance_scale"
+    user_scale: str = "guidance_scale"
     time_offset: float = 0.0
     temb_index: int | None = None
     sample: str = "hidden_states"
@@ -70,7 +70,7 @@ class DenoiserSpec:
     listed: frozenset[str] = frozenset()
     last_start: Starts | None = None
     path: Literal["flow", "vp"] = "flow"
-    told_apart_by: tuple[str, ...] = ()
+    distinguishing_config: tuple[str, ...] = ()
 
 
 DENOISERS: dict[str, DenoiserSpec] = {
@@ -106,7 +106,7 @@ DENOISERS: dict[str, DenoiserSpec] = {
         guidance="two_calls",
         guidance_scale="true_cfg_scale",
         against_negative=True,
-        asked="true_cfg_scale",
+        user_scale="true_cfg_scale",
         listed=frozenset({"img_shapes"}),
     ),
     "SanaTransformer2DModel": DenoiserSpec(
@@ -170,71 +170,76 @@ DENOISERS: dict[str, DenoiserSpec] = {
         time_offset=-1.0,
         guidance="uncond_cond",
         sample="sample",
-        told_apart_by=("cross_attention_dim", "addition_embed_type"),  # SD1.5, SD2 and SDXL
+        distinguishing_config=("cross_attention_dim", "addition_embed_type"),  # SD1.5, SD2 and SDXL
         path="vp",
     ),
 }
 
 
 def find_denoiser(pipe: Any) -> nn.Module:
-    """The network that a pipeline calls in every step: its transformer or its UNet.
+    """Returns the network that a pipeline calls in every step: its transformer or its UNet.
 
     Raises:
-        BackboneError: it has neither.
+        BackboneError: The pipeline has neither.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> find_denoiser(SimpleNamespace(transformer=nn.Linear(2, 2)))
+        Linear(in_features=2, out_features=2, bias=True)
     """
     for name in DENOISER_ATTRIBUTES:
         denoiser: nn.Module | None = getattr(pipe, name, None)
         if denoiser is not None:
             return denoiser
     raise BackboneError(
-        f"got {type(pipe).__name__} without a transformer or unet, expected a text-to-image DiffusionPipeline such as "
-        "StableDiffusion3Pipeline: load one with tpdm.pipelines.loading.load."
+        f"{type(pipe).__name__} has no transformer or unet. It must be a text-to-image DiffusionPipeline such as "
+        "StableDiffusion3Pipeline. Load one with tpdm.load_pipeline."
     )
 
 
 def find_entry(denoiser: nn.Module) -> DenoiserSpec:
-    """The entry of the denoiser's class, or of the nearest parent class that has one.
+    """Returns the row of a denoiser's class, or of the nearest parent class that has one.
 
     Raises:
-        BackboneError: there is none.
+        BackboneError: No class has a row.
     """
     for cls in type(denoiser).__mro__:
         if cls.__name__ in DENOISERS:
             return DENOISERS[cls.__name__]
     name = type(denoiser).__name__
     if inner := _wrapped(denoiser):
-        raise BackboneError(f"got a {name} around {inner}.")
+        raise BackboneError(f"{name} wraps {inner}")
     raise BackboneError(
-        f"got denoiser class {name}, expected one of {', '.join(DENOISERS)}: add DENOISERS[{name!r}] = DenoiserSpec("
-        "first=<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
-        "guidance=...) to tpdm.pipelines.registry, or set it from your own code (docs/pipelines.md)."
+        f"{name} is not a known denoiser class. Known ones are {', '.join(DENOISERS)}. Add DENOISERS[{name!r}] = "
+        "DenoiserSpec(first=<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
+        "guidance=...) to tpdm.pipelines.registry, or set it in your own code (docs/pipelines.md)."
     )
 
 
 def _wrapped(denoiser: nn.Module) -> str | None:
-    """The known denoiser inside a wrapper, what is expected instead and how to get there; None where there is none.
+    """Describes the known denoiser inside a wrapper and how to use it. Returns None if there is none.
 
-    Wrappers stay: what they do is in calls of their own, and hooks of a policy on what is inside may never run.
+    tpdm does not unwrap it: the wrapper acts in its own calls, and hooks on the inner network may never run.
     """
-    found = [(path, type(module).__name__) for path, module in denoiser.named_modules() if path]
-    inside = next(((path, name) for path, name in found if name in DENOISERS), None)
-    if inside is None:
+    classes = [(path, type(module).__name__) for path, module in denoiser.named_modules() if path]
+    inner = next(((path, name) for path, name in classes if name in DENOISERS), None)
+    if inner is None:
         return None
-    path, name = inside
+    path, name = inner
     place = "pipe.unet" if "UNet" in name else "pipe.transformer"
     if hasattr(denoiser, "merge_and_unload"):  # peft's models
-        cure = f"set {place} = {place}.merge_and_unload(), or load the adapter with pipe.load_lora_weights"
-    elif path.startswith("_"):  # FSDP's, whose inside is no network of its own
-        cure = "load the pipeline without that wrapper (tpdm train shares a denoiser with backbone.shard=true)"
+        remedy = f"Set {place} = {place}.merge_and_unload(), or load the adapter with pipe.load_lora_weights."
+    elif path.startswith("_"):  # FSDP, whose inner module cannot be used alone
+        remedy = "Load the pipeline without that wrapper (tpdm train shards a denoiser with backbone.shard=true)."
     else:
-        cure = f"set {place} = {place}." + (path if path.isidentifier() else f"get_submodule({path!r})")
-    return f"a {name}, expected the {name} itself: {cure}"
+        remedy = f"Set {place} = {place}." + (path if path.isidentifier() else f"get_submodule({path!r})") + "."
+    return f"a {name}. The denoiser must be the {name} itself. {remedy}"
 
 
 def token_width(denoiser: nn.Module) -> int:
-    """Channels of what enters the module called ``last``, whatever its weights are kept as.
+    """Returns the number of channels that enter the module called ``last``.
 
-    Quantised weights are packed, so their shape says nothing; an adapter (LoRA) wraps the layer that knows.
+    It works for quantized weights, whose packed shape differs, and for adapters (LoRA), which wrap the layer.
     """
     last = denoiser.get_submodule(find_entry(denoiser).last)
     for module in last.modules():
@@ -246,22 +251,22 @@ def token_width(denoiser: nn.Module) -> int:
 
 
 def backbone_facts(denoiser: nn.Module) -> dict[str, Any]:
-    """What tells a denoiser from others of its class and widths, as JSON keeps it."""
+    """Returns the configuration values that distinguish a denoiser from others of its class and widths, as in JSON."""
     config: Any = denoiser.config
-    values = {name: config[name] for name in find_entry(denoiser).told_apart_by}
+    values = {name: config[name] for name in find_entry(denoiser).distinguishing_config}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def bind_arguments(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """Arguments of a denoiser call by name, however they were passed."""
+    """Returns the arguments of a denoiser call by name, whether they were passed by name or by position."""
     return forward_signature(denoiser).bind(*args, **kwargs)
 
 
 def forward_signature(denoiser: nn.Module) -> inspect.Signature:
-    """The arguments of a denoiser's calls, also where somebody wrapped its ``forward`` and lost their names.
+    """Returns the signature of a denoiser's calls, even if a wrapper of ``forward`` lost the names.
 
     Raises:
-        BackboneError: neither it nor its class knows the argument that holds the latents.
+        BackboneError: Neither ``forward`` nor the class has the argument that contains the latents.
     """
     signature = inspect.signature(denoiser.forward)
     if all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in signature.parameters.values()):
@@ -275,6 +280,6 @@ def forward_signature(denoiser: nn.Module) -> inspect.Signature:
             if sample in plain.parameters:
                 return plain.replace(parameters=list(plain.parameters.values())[1:])  # without self
     raise BackboneError(
-        f"got a {type(denoiser).__name__} whose forward takes {signature} and no {sample!r}, expected the arguments of "
-        "its class: wrap it with functools.wraps(original)."
+        f"forward of {type(denoiser).__name__} takes {signature} and no {sample!r}. It must have the arguments of its "
+        "class. Wrap it with functools.wraps(original)."
     )

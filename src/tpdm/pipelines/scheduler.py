@@ -1,7 +1,7 @@
-"""The scheduler that lets an unmodified pipeline run a policy: it hands out times as they are decided.
+"""The scheduler with which an unmodified pipeline follows a policy.
 
 Every diffusers pipeline loops ``for i, t in enumerate(scheduler.timesteps)``, calls its denoiser, then
-``scheduler.step``. So the timesteps are a lazy sequence, and ``step`` is a thin shell around the stepper.
+``scheduler.step``. So the timesteps are a lazy sequence, and ``step`` calls the stepper.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tpdm.pipelines.time_mapping import PerSampleTimesteps, TimeMapping
 
 
 class LazyTimesteps:
-    """The timesteps, or the sigmas, that a pipeline reads: each is known when its turn comes.
+    """The timesteps, or the sigmas, of a pipeline. An entry exists only while its step runs.
 
-    Their number is the cap. Past and future entries do not exist: only the whole slice, which image-to-image pipelines
-    call by the index where the strength begins, its first entry (1,), and the current index. Inpainting hands that
-    on to ``scale_noise``, which knows the time of each image; so it is one number here, the latest.
+    The length is the maximum number of steps. A pipeline may read the whole slice, which image-to-image pipelines start
+    at the index of the strength, the first entry (1,), and the current index. Inpainting passes the current entry to
+    ``scale_noise``, which uses the time of each image. So the entry is one number, the latest time.
 
     Args:
-        scheduler: whose stepper knows the times.
-        now: () -> the current entry, one number per image.
+        scheduler: Scheduler whose stepper has the times.
+        now: () -> current entry, one number per image.
     """
 
     def __init__(self, scheduler: AdaptiveScheduler, now: Callable[[], Tensor]) -> None:
@@ -47,17 +47,17 @@ class LazyTimesteps:
         if name.startswith("_") or not hasattr(Tensor, name):
             raise AttributeError(name)
         raise BackboneError(
-            f"got timesteps.{name}, expected a loop over timesteps: times are decided one by one, so a pipeline or a "
-            "callback that takes them for a tensor cannot be driven."
+            f"timesteps.{name} does not exist. Times are decided one by one, so a pipeline or a callback that reads "
+            "timesteps as a tensor cannot be driven. Loop over timesteps instead."
         )
 
     def __iter__(self) -> Iterator[Tensor]:
         if max(self._scheduler.stepper.steps) > 0:
             raise BackboneError(
-                "got a pipeline that goes through its timesteps again, expected one denoising loop, for each time is "
-                "decided once: call this pipeline without tpdm."
+                "timesteps are iterated a second time. A driven pipeline must have one denoising loop, because each "
+                "time is decided once. Call this pipeline without tpdm."
             )
-        # Bounded by the cap, not by `done` alone: an interrupted pipeline goes on iterating without stepping.
+        # Bounded by the cap as well as by `done`: an interrupted pipeline continues to iterate without stepping.
         for _ in range(len(self)):
             if self._scheduler.stepper.done:
                 return
@@ -69,35 +69,35 @@ class LazyTimesteps:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             late = now == 0 and all(times[0] < 1.0 for times in stepper.times)
-            if index.stop == 1:  # the first entry, also where there is no other: whoever wants all names no end
+            if index.stop == 1:  # the first entry, even if it is the only one: the whole slice has no end
                 if (start, step, now) == (0, 1, 0):
                     return self._now().as_subclass(Tensor)[:1]
             elif (stop, step) == (len(self), 1) and (start == 0 or late):
                 return self
             elif (stop, step, now) == (len(self), 1, 0):
                 raise BackboneError(
-                    f"got a start at step {start} of {stop} with times that start at 1, expected times that start at "
-                    "the strength: leave out those above it, or pass strength=1.0."
+                    f"The pipeline starts at step {start} of {stop}, but the fixed times start at 1. They must start "
+                    "at the strength. Leave out the times above it, or pass strength=1.0."
                 )
         elif index == now:
             return self._now().as_subclass(Tensor).amax()
         raise BackboneError(
-            f"got timesteps[{index}] in step {now}, expected [{now}] or [:]: times are decided one by one, "
-            "so a pipeline that looks ahead or starts in the middle cannot be driven."
+            f"timesteps[{index}] does not exist in step {now}. Times are decided one by one, so only [{now}] and [:] "
+            "can be read. A pipeline that looks ahead or starts in the middle cannot be driven."
         )
 
 
 class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
-    """Hands out per-image times and asks the stepper. Make it with ``AdaptiveScheduler.driving``.
+    """Scheduler with one time per image, which its stepper decides. Create it with ``AdaptiveScheduler.driving``.
 
-    It stands in for the schedulers of flow and of diffusion pipelines alike: the solver that knows the path is the
-    stepper's, and diffusion pipelines need no more of a scheduler than ``init_noise_sigma`` and ``scale_model_input``,
-    which the variance-preserving path leaves at 1.
+    It replaces the schedulers of both flow and diffusion pipelines. The solver of the stepper integrates the path.
+    Diffusion pipelines also need ``init_noise_sigma`` and ``scale_model_input``. The variance-preserving path does not
+    scale.
     """
 
     init_noise_sigma = 1.0
-    stands_for: Any
-    _axis: TimeMapping
+    replaces: Any
+    _mapping: TimeMapping
     _thread: int
     _make_stepper: Callable[[str | torch.device | None], Stepper]
     _read_features: Callable[[Stepper], Features | None]
@@ -106,15 +106,15 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
 
     @property
     def stepper(self) -> Stepper:
-        """Of the chain that runs, from ``set_timesteps`` on.
+        """Stepper of the running call, after ``set_timesteps``.
 
         Raises:
-            BackboneError: the pipeline calls its denoiser without having asked for timesteps.
+            BackboneError: The pipeline calls its denoiser before ``set_timesteps``.
         """
         if self._stepper is None:
             raise BackboneError(
-                "got a pipeline that calls its denoiser before scheduler.set_timesteps, expected one that asks its own "
-                "scheduler for times: attach to the pipeline inside it that does."
+                "The pipeline calls its denoiser before scheduler.set_timesteps. A driven pipeline must ask its own "
+                "scheduler for times. Attach to the inner pipeline that does."
             )
         return self._stepper
 
@@ -123,19 +123,19 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         cls,
         make_stepper: Callable[[str | torch.device | None], Stepper],
         read_features: Callable[[Stepper], Features | None],
-        axis: TimeMapping,
-        stands_for: Any = None,
+        mapping: TimeMapping,
+        replaces: Any = None,
     ) -> AdaptiveScheduler:
-        """Makes the scheduler of one pipeline call.
+        """Creates the scheduler of one pipeline call.
 
         Args:
-            make_stepper: (device) -> a stepper at its start; called by ``set_timesteps``.
-            read_features: (stepper) -> features of its active images, or None; called in every step.
-            axis: what the pipeline makes of times.
-            stands_for: the scheduler that the pipeline has otherwise.
+            make_stepper: (device) -> stepper at its start. ``set_timesteps`` calls it.
+            read_features: (stepper) -> features of its active images, or None. Every step calls it.
+            mapping: Conversions between times and the pipeline's timesteps.
+            replaces: The pipeline's own scheduler.
         """
-        scheduler: AdaptiveScheduler = cls(num_train_timesteps=axis.train_timesteps)
-        scheduler._axis, scheduler.stands_for = axis, stands_for
+        scheduler: AdaptiveScheduler = cls(num_train_timesteps=mapping.train_timesteps)
+        scheduler._mapping, scheduler.replaces = mapping, replaces
         scheduler._thread = threading.get_ident()
         scheduler._make_stepper, scheduler._read_features = make_stepper, read_features
         return scheduler
@@ -148,55 +148,55 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
         mu: float | None = None,
         timesteps: list[float] | None = None,
     ) -> None:
-        """Starts over. Only the device counts: pipelines always pass a schedule, but the policy decides.
+        """Starts the stepper. Only the device is used: pipelines always pass a schedule, but the policy decides.
 
         Raises:
-            BackboneError: another thread calls the pipeline.
+            BackboneError: Another thread calls the pipeline.
         """
         check_thread(self._thread)
         self._stepper, self._stepped = self._make_stepper(device), None
         self.num_inference_steps = self.stepper.max_steps
         self.timesteps = LazyTimesteps(self, self.time_now)
-        self.sigmas = LazyTimesteps(self, lambda: self._axis.sigma(self.stepper.t_B))
+        self.sigmas = LazyTimesteps(self, lambda: self._mapping.sigma(self.stepper.t_B))
         self._step_index = None
         self._begin_index = None
 
     def time_now(self) -> Tensor:
-        """What the pipeline is handed for the time of every image, (B,) fp32; num_train_timesteps * t on the flow."""
-        times: Tensor = self._axis.timesteps(self.stepper.t_B).as_subclass(PerSampleTimesteps)
+        """Returns the pipeline's timestep of every image, (B,) fp32. It is num_train_timesteps * t on the flow path."""
+        times: Tensor = self._mapping.timesteps(self.stepper.t_B).as_subclass(PerSampleTimesteps)
         return times
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The latents as they are: on both paths the network reads them unscaled."""
+        """Returns the latents unchanged: networks of both paths read them unscaled."""
         return sample
 
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of images brought to a time; how image-to-image begins, and inpainting keeps what it keeps.
+        """Returns latents of images with the noise of a time, for image-to-image and inpainting.
 
-        An image that is finished gets no noise: on the variance-preserving path some is left at t = 0, which the stock
-        pipeline never adds, for it knows its last step.
+        A finished image gets no noise. The variance-preserving path has some at t = 0, which the stock pipeline does
+        not add after its last step.
 
         Args:
-            sample: latents of B images.
-            timestep: as the pipeline was handed it, which stands for the time of each image; others are taken at their
-                word.
-            noise: as sample.
+            sample: Latents of B images.
+            timestep: Current timestep of the pipeline, which is replaced by the time of each image. Any other timestep
+                is used as it is.
+            noise: Noise of the same shape as sample.
         """
         assert noise is not None
         t_B = self._times_of(timestep).to(sample.device)
-        return torch.where(rows(t_B, sample) > 0, self._axis.noised(sample, noise, t_B), sample)
+        return torch.where(rows(t_B, sample) > 0, self._mapping.noised(sample, noise, t_B), sample)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``scale_noise`` under the name that diffusion pipelines know."""
+        """Calls ``scale_noise``. Diffusion pipelines use this name."""
         return self.scale_noise(original_samples, timesteps, noise)
 
     def _times_of(self, timestep: float | Tensor) -> Tensor:
-        """Those of the images now, if what is handed in is among theirs; else what a callback asks for."""
+        """The images' current times if the timesteps are the current ones. Otherwise the times of the timesteps."""
         now_B = self.time_now().as_subclass(Tensor)
-        asked_N = torch.as_tensor(timestep, dtype=now_B.dtype, device=now_B.device).flatten()
-        # Pipelines round them, to whole numbers or to bf16.
-        near_NB = (asked_N[:, None] - now_B).abs() < 0.005 * self._axis.train_timesteps
-        return self.stepper.t_B if near_NB.any(1).all() else self._axis.time(asked_N)
+        given_N = torch.as_tensor(timestep, dtype=now_B.dtype, device=now_B.device).flatten()
+        # Pipelines round timesteps to whole numbers or to bf16.
+        near_NB = (given_N[:, None] - now_B).abs() < 0.005 * self._mapping.train_timesteps
+        return self.stepper.t_B if near_NB.any(1).all() else self._mapping.time(given_N)
 
     def step(
         self,
@@ -207,14 +207,14 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
     ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple[Tensor]:
         """Advances every active image by one step of its own length.
 
-        What the pipeline does to latents between steps is done to those of finished images too, once more in each
-        step of the others; it starts again from where their last step left them, so that it counts once.
+        A pipeline may change latents between steps. It changes those of finished images again in each later step. Their
+        rows are reset to the result of their last step, so that the change counts once.
 
         Args:
-            model_output: guided prediction (velocity, eps or v), B rows.
-            timestep: ignored; the stepper knows the times it handed out.
-            sample: latents, B rows.
-            return_dict: whether to wrap the result as diffusers does.
+            model_output: Guided prediction (velocity, eps or v), B rows.
+            timestep: Ignored. The stepper has the times.
+            sample: Latents, B rows.
+            return_dict: Whether to wrap the result as diffusers does.
         """
         check_thread(self._thread)
         stepper, features = self.stepper, self._read_features(self.stepper)
@@ -228,6 +228,6 @@ class AdaptiveScheduler(FlowMatchEulerDiscreteScheduler):
 
 
 def own_scheduler(pipe: Any) -> Any:
-    """The scheduler of a pipeline, also while another thread drives it."""
+    """Returns the pipeline's own scheduler, even while another thread drives the pipeline."""
     scheduler = pipe.scheduler
-    return scheduler.stands_for if isinstance(scheduler, AdaptiveScheduler) else scheduler
+    return scheduler.replaces if isinstance(scheduler, AdaptiveScheduler) else scheduler

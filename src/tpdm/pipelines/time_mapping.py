@@ -1,4 +1,4 @@
-"""How the policy's times meet a pipeline: which path it runs on, its solver, and what it is handed for a time."""
+"""``TimeMapping``: the path and solver of a pipeline, and conversions between times and its timesteps."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from tpdm.core.paths import PREDICTIONS, VPPath, flow_interpolate, vp_path
 from tpdm.core.solvers import SOLVERS, VP_SOLVERS, Solver
 from tpdm.pipelines.registry import DenoiserSpec
 
-# Scheduler options that make the path another one, and what the network may predict on it, the usual first.
+# Scheduler options that change the path.
 OPTIONS = {"flow": ("stochastic_sampling", "invert_sigmas"), "vp": ("clip_sample", "thresholding")}
 
+# What the network may predict on each path, the usual one first.
 PREDICTED = {"flow": ("flow_prediction",), "vp": PREDICTIONS}
 
 
 @dataclass(frozen=True)
 class TimeMapping:
-    """What one pipeline makes of times t in (0, 1].
+    """Conversions of times t in (0, 1] for one pipeline.
 
     Attributes:
-        solver: integrates the network's output along the path.
-        timesteps: t (B,) -> what the pipeline is handed, fp32 (B,): T t on the flow path, T t - 1 on the
-            variance-preserving one (``VPPath.timestep``).
-        time: what the pipeline is handed -> t, fp32 (B,).
-        sigma: t (B,) -> what diffusers' schedulers of this path call sigma, fp32 (B,).
-        noised: (image latents, noise, t (B,)) -> the latents at t, where a chain starts from an image.
-        train_timesteps: T.
+        solver: Solver that integrates the network's output along the path.
+        timesteps: t (B,) -> timesteps of the pipeline, fp32 (B,): T t on the flow path, T t - 1 on the
+            variance-preserving path (``VPPath.timestep``).
+        time: Timesteps of the pipeline -> t, fp32 (B,).
+        sigma: t (B,) -> sigma of diffusers' schedulers of this path, fp32 (B,).
+        noised: (image latents, noise, t (B,)) -> latents at t, for calls that start from an image.
+        train_timesteps: Number of training timesteps T.
     """
 
     solver: Solver
@@ -44,27 +45,27 @@ class TimeMapping:
 
 
 def make_time_mapping(scheduler: Any, entry: DenoiserSpec, solver: str) -> TimeMapping:
-    """The axis of a pipeline with this scheduler.
+    """Returns the time mapping of a pipeline with this scheduler.
 
     Args:
-        scheduler: of the pipeline; only its config is read, so any scheduler that fits the model will do.
-        entry: of its denoiser.
-        solver: a name in ``tpdm.core.solvers.SOLVERS``.
+        scheduler: Scheduler of the pipeline. Only its configuration is read, so any one that fits the model works.
+        entry: Row of its denoiser.
+        solver: Name in ``tpdm.core.solvers.SOLVERS``.
 
     Raises:
-        ConfigError: the solver is unknown, or not one of this path.
-        BackboneError: the scheduler's options do not describe a deterministic path.
+        ConfigError: The solver is unknown, or does not fit this path.
+        BackboneError: The scheduler's options do not describe a deterministic path.
     """
     solvers = tuple(SOLVERS) if entry.path == "flow" else tuple(VP_SOLVERS)
     if solver not in solvers:
         raise ConfigError(
-            f"got solver {solver!r}, expected one of {', '.join(solvers)} for this model: choose one of them."
+            f"solver is {solver!r}. It must be one of {', '.join(solvers)} for this model. Choose one of them."
         )
     for option in OPTIONS[entry.path]:
         if scheduler.config.get(option):
             raise BackboneError(
-                f"got a scheduler with {option}=True, expected a deterministic path from t = 1 to 0: "
-                "set the option to False."
+                f"{option}=True is set in the scheduler. The path from t = 1 to 0 must be deterministic. Set {option} "
+                "to False."
             )
     prediction = _prediction(scheduler, entry)
     steps: int = scheduler.config.num_train_timesteps
@@ -79,31 +80,36 @@ def make_time_mapping(scheduler: Any, entry: DenoiserSpec, solver: str) -> TimeM
 
 
 def path_of_scheduler(scheduler: Any) -> VPPath:
-    """The variance-preserving path of a scheduler's betas; DDIM reads them as every other scheduler does.
+    """Returns the variance-preserving path of a scheduler's betas, read by DDIM.
 
     Raises:
-        ConfigError: the noise reaches infinity (rescaled betas), where eps says nothing of the image.
+        ConfigError: The noise reaches infinity (rescaled betas). There eps does not depend on the image.
     """
-    with torch.device("cpu"):  # it makes its betas on torch's default device
+    with torch.device("cpu"):  # DDIM creates its betas on torch's default device
         ddim = DDIMScheduler.from_config(dict(scheduler.config))
     return vp_path(ddim.alphas_cumprod, final=float(ddim.final_alpha_cumprod))
 
 
 def flow_times(scheduler: Any) -> list[float]:
-    """The schedule that a flow scheduler was last set to, from its first time down to 0.0.
+    """Returns the current schedule of a flow scheduler, from its first time down to 0.0.
 
-    Z-Image ends with a step from 0 to 0 in diffusers before 0.39: it changes nothing, and is left out.
+    Before diffusers 0.39, Z-Image ends with a step from 0 to 0. It changes nothing and is removed.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> flow_times(SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0, 0.0])))
+        [1.0, 0.5, 0.0]
     """
     times: list[float] = scheduler.sigmas.tolist()
     return times[: times.index(0.0) + 1] if 0.0 in times else times
 
 
 def vp_times(scheduler: Any, steps: int) -> list[float]:
-    """A diffusion scheduler's own schedule as times: (timestep + 1) / T of each, then 0.0."""
+    """Returns a diffusion scheduler's own schedule as times: (timestep + 1) / T of each, then 0.0."""
     fresh = type(scheduler).from_config(scheduler.config)
     fresh.set_timesteps(steps)
     timesteps = torch.as_tensor(fresh.timesteps, dtype=torch.float64, device="cpu")
-    timesteps = timesteps.unique().flip(0)  # second-order ones repeat them
+    timesteps = timesteps.unique().flip(0)  # second-order schedulers repeat timesteps
     return [*path_of_scheduler(scheduler).time_of_timestep(timesteps).tolist(), 0.0]
 
 
@@ -121,20 +127,25 @@ def _prediction(scheduler: Any, entry: DenoiserSpec) -> str:
     prediction: str = scheduler.config.get("prediction_type", expected[0])
     if prediction not in expected or (entry.path == "vp" and "beta_start" not in scheduler.config):
         raise BackboneError(
-            f"got {type(scheduler).__name__} (prediction_type={prediction!r}), expected a scheduler of "
-            f"{' or '.join(expected)} for this denoiser class: give the pipeline the scheduler of its model."
+            f"{type(scheduler).__name__} has prediction_type={prediction!r}. This denoiser class needs a scheduler of "
+            f"{' or '.join(expected)}. Use the scheduler of the pipeline's own model."
         )
     return prediction
 
 
 class PerSampleTimesteps(Tensor):
-    """One time per image, (B,). Behaves as a tensor, except that expanding to a multiple of B rows tiles it.
+    """A tensor (B,) with one time per image, which ``expand`` repeats for a multiple of B rows.
 
-    Pipelines write ``t.expand(rows)``: with one time per image and guidance in one call, rows is 2B.
+    Pipelines write ``t.expand(rows)``. With one time per image and one-call guidance, rows is 2B.
     """
 
     def expand(self, *sizes: Any) -> Tensor:  # type: ignore[override]
-        """``expand(k * B)`` repeats the B times k times over; anything else is the usual expand."""
+        """Repeats the B times k times for ``expand(k * B)``. Any other expand is the usual one.
+
+        Example:
+            >>> torch.tensor([1.0, 0.5]).as_subclass(PerSampleTimesteps).expand(4)
+            tensor([1.0000, 0.5000, 1.0000, 0.5000])
+        """
         plain = self.as_subclass(Tensor)
         if len(sizes) == 1 and isinstance(sizes[0], int) and plain.ndim == 1 and sizes[0] % len(plain) == 0:
             return plain.repeat(sizes[0] // len(plain))

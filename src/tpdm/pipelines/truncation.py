@@ -1,4 +1,4 @@
-"""How much of a prompt a pipeline's text encoders read."""
+"""Token limits of a pipeline's text encoders, and prompts that exceed them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformers import CLIPTokenizer
 
 from tpdm.data.truncation import Truncation, count_over_long
 
-_NO_LIMIT = 10**6  # tokenizers that know of no limit say 10**30
+_NO_LIMIT = 10**6  # tokenizers without a limit report 10**30
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A text encoder with an end.
+    """A text encoder with a token limit.
 
     Attributes:
-        name: in words.
-        tokenizer: its own.
-        tokens: that it reads of each prompt, special ones included.
+        name: Description for messages.
+        tokenizer: Its tokenizer.
+        tokens: Maximum number of tokens of a prompt, including special tokens.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Reader:
 
 
 def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> list[Truncation]:
-    """How many prompts have more tokens than each text encoder of a pipeline reads.
+    """Counts the prompts that have more tokens than each text encoder of a pipeline reads.
 
-    Words that a pipeline puts around the prompt (Qwen-Image's template) are not counted.
+    A template around the prompt (Qwen-Image) is not counted.
 
     Args:
-        pipe: a diffusers pipeline; its components called ``tokenizer...`` are asked.
-        arguments: of its call; ``max_sequence_length`` caps every encoder but CLIP, whose cap is its own.
-        prompts: to be read.
+        pipe: Diffusers pipeline. Its components named ``tokenizer...`` are used.
+        arguments: Arguments of its call. ``max_sequence_length`` limits every encoder except CLIP.
+        prompts: Prompts to count.
     """
     return [
         Truncation(reader.name, reader.tokens, count_over_long(reader.tokenizer, reader.tokens, prompts))
@@ -46,13 +46,13 @@ def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -
 
 
 def readers(pipe: Any, arguments: Mapping[str, Any]) -> list[Reader]:
-    """The text encoders of a pipeline that do not read every prompt to its end.
+    """Returns the text encoders of a pipeline that have a token limit.
 
     Args:
-        pipe: as ``over_long`` takes it.
-        arguments: as ``over_long`` takes them.
+        pipe: Diffusers pipeline.
+        arguments: Arguments of its call, as for ``over_long``.
     """
-    found = []
+    limited = []
     for name, tokenizer in pipe.components.items():
         if not name.startswith("tokenizer") or tokenizer is None:
             continue
@@ -61,8 +61,8 @@ def readers(pipe: Any, arguments: Mapping[str, Any]) -> list[Reader]:
             limits.append(_max_sequence_length(pipe, arguments))
         tokens = min(limits)
         if tokens < _NO_LIMIT:
-            found.append(Reader(f"{name} of the pipeline", tokenizer, tokens))
-    return found
+            limited.append(Reader(f"{name} of the pipeline", tokenizer, tokens))
+    return limited
 
 
 def _max_sequence_length(pipe: Any, arguments: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Pictures decoded a few at a time: the decoder's activations, not the denoiser's, are what 1024 pixels cost most."""
+"""VAE decoding in slices, which limits its memory, and small previews of latents."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def decoding_in_slices(pipe: Any, size: int | None) -> Iterator[None]:
-    """While it lasts, ``pipe.vae.decode`` decodes at most ``size`` images at once.
+    """Context manager in which ``pipe.vae.decode`` decodes at most ``size`` images at once.
 
-    The pipeline's own code around it (scaling, unpacking) runs on the whole batch as ever. diffusers'
-    ``vae.enable_slicing()`` is the same for one image at a time.
+    At 1024 pixels the activations of the decoder need more memory than those of the denoiser. The pipeline's own code
+    around decoding (scaling, unpacking) runs on the whole batch. diffusers' ``vae.enable_slicing()`` is the same for
+    one image at a time.
 
     Args:
-        pipe: a pipeline with or without a VAE.
-        size: None decodes all at once.
+        pipe: Pipeline with or without a VAE.
+        size: Maximum number of images per call, >= 1. None decodes all at once.
     """
     vae = getattr(pipe, "vae", None)
     if vae is None or size is None:
         yield
         return
-    whole = vae.decode
+    decode_batch = vae.decode
 
     def decode(z: Tensor, return_dict: bool = True, **options: Any) -> Any:
-        parts = [whole(part, return_dict=False, **options)[0] for part in z.split(size)]
+        parts = [decode_batch(part, return_dict=False, **options)[0] for part in z.split(size)]
         sample = torch.cat(parts)
         if not return_dict:
             return (sample,)
@@ -49,22 +50,22 @@ def decoding_in_slices(pipe: Any, size: int | None) -> Iterator[None]:
         del vae.decode
 
 
-SIDE = 32  # latents are pooled to it, which decodes in milliseconds whatever the size of the image
+SIDE = 32  # latents are pooled to this side, so that decoding takes milliseconds at any image size
 
 
 @torch.no_grad()
 def decode_preview(pipe: Any, latents: Tensor, width: int | None, height: int | None) -> Image | None:
-    """A picture of one image's latents, at most 32 latents wide and high.
+    """Decodes a small preview of one image's latents, at most 32 latents wide and high.
 
-    Where the pipeline has a safety checker, it is the picture that the checker leaves.
+    If the pipeline has a safety checker, it is applied to the preview.
 
     Args:
-        pipe: their pipeline.
+        pipe: Pipeline of the latents.
         latents: (1, C, H, W), or FLUX.1's packed (1, N, C).
-        width, height: of the image in pixels; None is the pipeline's own.
+        width, height: Size of the image in pixels. None is the pipeline's default.
 
     Returns:
-        None where the latents are of another kind, or the decoder has to change its dtype.
+        The preview. None if the latents have another layout, or the decoder has to change its dtype.
     """
     if not isinstance(pipe.vae, AutoencoderKL) or (pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast):
         return None
@@ -78,7 +79,7 @@ def decode_preview(pipe: Any, latents: Tensor, width: int | None, height: int | 
     small = average_pool(latents.float(), sides) / config.scaling_factor + (config.shift_factor or 0.0)
     pixels = pipe.vae.decode(small.to(pipe.vae.dtype), return_dict=False)[0]
     flagged = False
-    if getattr(pipe, "safety_checker", None) is not None:  # as the pipeline treats its image at the end
+    if getattr(pipe, "safety_checker", None) is not None:  # as in the pipeline itself
         pixels, (flagged,) = pipe.run_safety_checker(pixels, pixels.device, pixels.dtype)
     denormalize = [False] if flagged else None
     image: Image = pipe.image_processor.postprocess(pixels.float(), output_type="pil", do_denormalize=denormalize)[0]

@@ -159,7 +159,7 @@ def pretrained_config(
     facts: dict[str, Any],
 ) -> PretrainedConfig:
     """The configuration that is saved with a trained policy."""
-    denoiser, guidance = find_denoiser(pipe), arguments.get(Guidance.of(pipe).asked)
+    denoiser, guidance = find_denoiser(pipe), arguments.get(Guidance.of(pipe).user_scale)
     return PretrainedConfig(
         shape=policy.shape,
         backbone_class=type(denoiser).__name__,

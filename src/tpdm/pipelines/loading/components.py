@@ -1,7 +1,7 @@
-"""The parts of a pipeline, each loaded by itself, so that a sentence can name the file that is to blame.
+"""Loads the parts of a pipeline one by one, so that an error can name the damaged file.
 
-The libraries load some parts without their files: weights that are missing become random, a tokenizer without its
-vocabulary becomes an empty one, a configuration that is not there the default one. Here all of that is refused.
+The libraries load some parts even without their files: they make up missing weights, vocabularies and configurations.
+Here each of these is an error.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ _CONFIGS = {
 def load_components(
     index: PipelineIndex, names: Sequence[str], dtype: torch.dtype, variant: str | None
 ) -> dict[str, Any]:
-    """Parts of a pipeline on the CPU, by name. What costs no time is looked at before the first weight is read.
+    """Loads parts of a pipeline to the CPU. All quick checks run before the first weight is read.
 
     Args:
-        index: of a folder.
-        names: of the parts.
-        dtype: of the networks' weights.
-        variant: of the weights, for parts that have it; the others come plain, as in diffusers.
+        index: Index of a pipeline folder.
+        names: Names of the parts.
+        dtype: dtype of the networks' weights.
+        variant: Variant of the weight files. Parts without it use their plain files, as in diffusers.
+
+    Returns:
+        The parts by name.
 
     Raises:
-        BackboneError: files are missing or damaged, or the installed libraries lack a class.
+        BackboneError: Files are missing or damaged, or the installed libraries lack a class.
     """
     from diffusers.utils import logging
 
@@ -49,9 +52,9 @@ def load_components(
         place = _place(index, name)
         _check_there(place, name, "config.json")
         if not (weights := _weights(place, variant)):
-            raise BackboneError(f"got {place} with {missing_weights(path.name for path in place.iterdir())}.")
-        if said := first_fault([place / "config.json", *weights]):
-            raise BackboneError(f"got {said}, expected a whole file: fetch it again.")
+            raise BackboneError(f"{place} has {missing_weights(path.name for path in place.iterdir())}")
+        if fault := first_fault([place / "config.json", *weights]):
+            raise BackboneError(_unusable(fault))
     parts = {name: _load(index, name, variant) for name in names if name not in networks}
     for name, part in parts.items():
         _check_tokenizer(index, name, part, networks)
@@ -61,7 +64,7 @@ def load_components(
 
 
 def _load(index: PipelineIndex, name: str, variant: str | None, dtype: torch.dtype | None = None) -> Any:
-    """One part; ``dtype`` is that of a network, and None for any other."""
+    """Loads one part. ``dtype`` is that of a network, and None for other parts."""
     from diffusers import ModelMixin
 
     cls, place = index.part_class(name), _place(index, name)
@@ -72,27 +75,27 @@ def _load(index: PipelineIndex, name: str, variant: str | None, dtype: torch.dty
     if variant in variants(path.name for path in place.iterdir()):
         options["variant"] = variant
     try:
-        found = cls.from_pretrained(place, **options)
+        loaded = cls.from_pretrained(place, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file may fail in any of four libraries, one of which raises Exception
-        raise BackboneError(_said(index, name, variant, error)) from error
+        raise BackboneError(_explain(index, name, variant, error)) from error
     if dtype is None:
-        return found
-    network, info = found
+        return loaded
+    network, info = loaded
     if missing := sorted(info["missing_keys"]):
         files = _weights(place, variant)
         where = f"{files[0]}" if len(files) == 1 else f"the {len(files)} weight files of {place}"
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise BackboneError(f"got {where} without {some}, expected every weight of the part: fetch it again.")
+        raise BackboneError(f"{where} does not contain {some}. Every weight of the part is needed. Fetch it again.")
     return network
 
 
 def part_config(index: PipelineIndex, name: str) -> Any:
-    """The configuration of a network: a mapping of diffusers, or an object of transformers.
+    """Returns the configuration of a network: a mapping of diffusers, or an object of transformers.
 
     Raises:
-        BackboneError: it is missing or damaged, or the installed libraries lack the class of the network.
+        BackboneError: The file is missing or damaged, or the installed libraries lack the class of the network.
     """
     from diffusers import ModelMixin
 
@@ -105,18 +108,16 @@ def part_config(index: PipelineIndex, name: str) -> Any:
         read = cls.load_config if issubclass(cls, ModelMixin) else cls.config_class.from_pretrained
         return read(place, **where)
     except (OSError, ValueError, TypeError) as error:
-        said = None if where else first_fault([Path(place) / "config.json"])
-        raise BackboneError(
-            f"got {said or f'no usable config.json of {name} in {place} ({first_line(error)})'}, expected a whole one: "
-            "fetch it again."
-        ) from error
+        fault = None if where else first_fault([Path(place) / "config.json"])
+        problem = f"config.json of {name} in {place}, which cannot be read ({first_line(error)})"
+        raise BackboneError(_unusable(fault or problem)) from error
 
 
 def meta_component(index: PipelineIndex, name: str) -> nn.Module | None:
-    """A network of a pipeline with its shapes and without its numbers; None for what is no network.
+    """Returns a network of a pipeline on the meta device. None if the part is not a network.
 
     Raises:
-        BackboneError: as ``part_config``.
+        BackboneError: See ``part_config``.
     """
     cls = index.part_class(name)
     if not issubclass(cls, nn.Module):
@@ -128,13 +129,13 @@ def meta_component(index: PipelineIndex, name: str) -> nn.Module | None:
 
 
 def _check_tokenizer(index: PipelineIndex, name: str, part: Any, networks: Sequence[str]) -> None:
-    """Refuses a tokenizer without its files, to which all prompts look alike, or one of another text encoder.
+    """Refuses a tokenizer without its files, which cannot distinguish prompts, or one of another text encoder.
 
     Args:
-        index: of the pipeline.
-        name: of the part.
-        part: a tokenizer, a processor that has one, or something else.
-        networks: that are loaded; a tokenizer whose text encoder is not among them is not used.
+        index: Index of the pipeline.
+        name: Name of the part.
+        part: A tokenizer, a processor that contains one, or any other part.
+        networks: Names of the loaded networks. A tokenizer is not checked if its text encoder is not among them.
     """
     tokenizer = getattr(part, "tokenizer", part)
     kinds = getattr(tokenizer, "vocab_files_names", None)
@@ -143,23 +144,23 @@ def _check_tokenizer(index: PipelineIndex, name: str, part: Any, networks: Seque
         return
     place = _place(index, name)
     _check_there(place, name, "tokenizer_config.json")
-    said = vocabulary_fault(tokenizer, getattr(part_config(index, encoder).get_text_config(), "vocab_size", None))
+    fault = vocabulary_fault(tokenizer, getattr(part_config(index, encoder).get_text_config(), "vocab_size", None))
     empty = [path.name for path in place.iterdir() if path.name in kinds.values() and not path.stat().st_size]
-    if said or empty:
+    if fault or empty:
         raise BackboneError(
-            f"got {place} with a {type(tokenizer).__name__} that {said or f'has an empty {empty[0]}'}, expected its "
-            f"own vocabulary, without which prompts look alike: fetch {vocabulary_files(kinds)}."
+            f"{place} has a {type(tokenizer).__name__} that {fault or f'has an empty {empty[0]}'}. It needs its own "
+            f"vocabulary to distinguish prompts. Fetch {vocabulary_files(kinds)}."
         )
 
 
 def _place(index: PipelineIndex, name: str) -> Path:
-    """Where the files of a part are: some repositories hold those of one part beside the index."""
+    """Folder with the files of a part. Some repositories have those of one part next to the index."""
     folder = Path(index.place)
     return folder / name if (folder / name).is_dir() else folder
 
 
 def _weights(place: Path, variant: str | None) -> list[Path]:
-    """The weight files of a part that are read: those of the variant, where it has any."""
+    """Weight files of a part that are read: those of the variant if there are any."""
     by_variant: dict[str | None, list[Path]] = {}
     for path in sorted(place.iterdir()):
         by_variant.setdefault(variant_of(path.name), []).append(path)
@@ -169,47 +170,52 @@ def _weights(place: Path, variant: str | None) -> list[Path]:
 def _check_there(place: Path, name: str, file: str) -> None:
     if not (place / file).is_file():
         missing = file if place.name == name else f"{name}/{file}"
-        raise BackboneError(f"got no {missing} in {place}, expected all files of {name}: fetch them again.")
+        raise BackboneError(f"{missing} is missing in {place}. All files of {name} are needed. Fetch them again.")
 
 
-def _said(index: PipelineIndex, name: str, variant: str | None, error: Exception) -> str:
-    """Why a part cannot be loaded, with the file that is to blame where one shows."""
+def _unusable(fault: str) -> str:
+    """The error for a file, described as "FILE, which ..."."""
+    return f"Cannot use {fault}. A complete file is needed. Fetch it again."
+
+
+def _explain(index: PipelineIndex, name: str, variant: str | None, error: Exception) -> str:
+    """Explains why a part cannot be loaded, with the damaged file if it can be found."""
     cls, place, line = index.part_class(name), _place(index, name), first_line(error).split(". ")[0]
     files = sorted(path for path in place.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
-    if said := first_fault(path for path in files if variant_of(path.name) is None):
-        return f"got {said}, expected a whole file: fetch it again."
+    if fault := first_fault(path for path in files if variant_of(path.name) is None):
+        return _unusable(fault)
     if isinstance(error, ImportError):
-        return f"got {name} in {place}, which needs a package that is not installed ({line}), expected it: install it."
-    if issubclass(cls, nn.Module) and (said := _misshapen(index, name, _weights(place, variant))):
-        return f"got {said} as its config.json says: fetch both again."
+        return f"{name} in {place} needs a package that is not installed ({line}). Install that package."
+    if issubclass(cls, nn.Module) and (fault := _misshapen(index, name, _weights(place, variant))):
+        return f"{fault} according to its config.json. Fetch both again."
     if name in _CONFIGS:
         _check_there(place, name, _CONFIGS[name])
     kinds = getattr(cls, "vocab_files_names", None)
     if kinds and not any((place / file).is_file() for file in kinds.values()):
-        return f"got no vocabulary of {name} in {place}, expected one: fetch {vocabulary_files(kinds)}."
+        return f"{name} in {place} has no vocabulary. It needs one. Fetch {vocabulary_files(kinds)}."
     alone = [path.name for path in files if path.suffix == ".model" and not (place / "tokenizer.json").exists()]
     lacking = " ".join(name for name in ("sentencepiece", "protobuf") if not any(distributions(name=name)))
     if alone and lacking:  # transformers would ask for tiktoken, which does not help
-        return f"got {place}/{alone[0]}, expected the packages that read it: pip install {lacking}."
+        return f"{place}/{alone[0]} cannot be read without a package. Install it: pip install {lacking}."
     return (
-        f"got {place}, which cannot be loaded as the {cls.__name__} of {name} ({line}), expected its whole files: "
-        "fetch them again."
+        f"{place} cannot be loaded as the {cls.__name__} of {name} ({line}). Its files must be complete. Fetch them "
+        "again."
     )
 
 
 def _misshapen(index: PipelineIndex, name: str, weights: Sequence[Path]) -> str | None:
-    """The first weight of another shape than the network has, in words."""
+    """Describes the first weight whose shape differs from the network's. None if all shapes are the same."""
     from safetensors import safe_open
 
     network = meta_component(index, name)
     assert network is not None
-    wanted = {key: list(value.shape) for key, value in network.state_dict().items()}
+    expected = {key: list(value.shape) for key, value in network.state_dict().items()}
     for path in weights:
-        if path.suffix != ".safetensors":  # the list of the shards
+        if path.suffix != ".safetensors":  # the index of the shards
             continue
         with safe_open(str(path), framework="pt") as file:
-            for key in sorted(wanted.keys() & set(file.keys())):
+            for key in sorted(expected.keys() & set(file.keys())):
                 shape = file.get_slice(key).get_shape()
-                if shape != wanted[key]:
-                    return f"{key} of shape {shape} in {path}, expected {wanted[key]}"
+                if shape != expected[key]:
+                    return f"{key} in {path} has shape {shape}. It must be {expected[key]}"
     return None

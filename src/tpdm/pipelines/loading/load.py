@@ -1,4 +1,4 @@
-"""Loading a pipeline by name or folder."""
+"""Loads pipelines by name or folder, and reads the arguments of their calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from tpdm.pipelines.registry import DENOISER_ATTRIBUTES, DENOISERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
 TrainingComponents = Literal["all", "text encoders", "all but text encoders"]
 ALL: TrainingComponents = "all"
 TEXT_ENCODERS: TrainingComponents = "text encoders"
@@ -41,25 +40,37 @@ def load_pipeline(
     parts: TrainingComponents = "all",
     variant: str | None = None,
 ) -> Any:
-    """The embedded pipeline, or a diffusers one from a folder or the Hub. Only safetensors weights are read.
+    """Loads a diffusers pipeline, and checks that every file of it is complete.
+
+    diffusers makes up some parts whose files are missing. Here a missing or damaged file is an error that names it.
+    Only safetensors weights are read.
 
     Args:
-        name_or_path: "tinyworld", a folder written by ``save_pretrained``, or a Hub name "owner/model".
-        dtype: "fp32", "bf16" or "fp16".
-        device: "auto" (CUDA, then Apple's, then the CPU) or a torch device.
-        parts: networks to load; the others are None, as where a pipeline comes without them (for "text encoders" the
-            denoiser is there with its shapes and no weights). Tokenizers always come.
-        variant: of the weight files, as diffusers calls them: "fp16" reads ``model.fp16.safetensors``. It says which
-            files are read, and ``dtype`` what they become.
+        name_or_path: "tinyworld" (the embedded model), a folder written by ``save_pretrained``, or a Hub name
+            "owner/model".
+        dtype: dtype of the networks: "fp32", "bf16" or "fp16". Default "fp32".
+        device: A torch device, or "auto" for CUDA, then Apple's, then the CPU.
+        parts: Networks to load. The others are None, except that "text encoders" keeps the shapes of the denoiser.
+            Tokenizers are always loaded.
+        variant: Variant of the weight files: "fp16" reads ``model.fp16.safetensors``. It selects files, while ``dtype``
+            is what they are converted to. None reads the plain files.
+
+    Returns:
+        The pipeline on the device.
 
     Raises:
-        BackboneError: there is no such pipeline, a file of it is missing or damaged, or the installed libraries lack a
-            class of it.
-        ConfigError: the dtype is unknown, or the device is not there.
+        BackboneError: The pipeline does not exist, a file is missing or damaged, or the installed libraries lack one of
+            its classes.
+        ConfigError: The dtype is unknown, or the device is not available.
+
+    Example:
+        >>> pipe = load_pipeline("tinyworld", device="cpu")  # doctest: +SKIP
+        >>> type(pipe).__name__  # doctest: +SKIP
+        'StableDiffusion3Pipeline'
     """
     name_or_path = expand(name_or_path)
     if dtype not in DTYPES:
-        raise ConfigError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}: choose one of them.")
+        raise ConfigError(f"dtype is {dtype!r}. It must be one of {', '.join(DTYPES)}. Choose one of them.")
     device = resolve_device(device)
     builtin = find_builtin(name_or_path)
     if builtin is not None:
@@ -76,35 +87,35 @@ def load_pipeline(
     if parts != "text encoders":
         return pipe.to(device)
     for name in [n for n, part in pipe.components.items() if n.startswith("text_encoder") and part is not None]:
-        getattr(pipe, name).to(device)  # the denoiser is shapes alone, which go nowhere
+        getattr(pipe, name).to(device)  # the denoiser has shapes only and stays on the meta device
     return pipe
 
 
 def load_backbone(backbone: BackboneConfig, device: str, parts: TrainingComponents = "all") -> Any:
-    """The pipeline of a recipe, its networks where the recipe wants them; to be sharded, they are still on the CPU.
+    """Loads the pipeline of a recipe. Networks that will be sharded or offloaded stay on the CPU.
 
     Args:
-        backbone: of the recipe.
-        device: on which it computes.
-        parts: as for ``load_pipeline``.
+        backbone: Section of the recipe.
+        device: Device on which the pipeline computes.
+        parts: Networks to load, as for ``load_pipeline``.
 
     Raises:
-        BackboneError: there is no such pipeline, or it cannot be loaded.
-        ConfigError: it is to be offloaded, and there is no GPU to come back to.
+        BackboneError: The pipeline does not exist, or cannot be loaded.
+        ConfigError: It is offloaded without a GPU.
     """
     if backbone.offload != "none" and torch.device(device).type == "cpu":
         raise ConfigError(
-            f"got backbone.offload={backbone.offload} on the CPU, expected a GPU that networks are brought to when "
-            "they are called; set backbone.offload=none, or backbone.device to a GPU"
+            f"backbone.offload is {backbone.offload} on the CPU. Offloading moves networks to a GPU when they are "
+            "called. Set backbone.offload=none, or backbone.device to a GPU."
         )
-    waits = backbone.shard or backbone.offload != "none"
-    pipe = load_pipeline(backbone.name_or_path, backbone.dtype, "cpu" if waits else device, parts, backbone.variant)
+    on_cpu = backbone.shard or backbone.offload != "none"
+    pipe = load_pipeline(backbone.name_or_path, backbone.dtype, "cpu" if on_cpu else device, parts, backbone.variant)
     offload(pipe, backbone.offload, device)
     return pipe
 
 
 def offload(pipe: Any, way: Literal["none", "model", "sequential"], device: str) -> None:
-    """Networks come to the device when they are called: each as a ``model``, or layer by layer (``sequential``)."""
+    """Moves networks to the device only while they run: a whole ``model``, or layer by layer (``sequential``)."""
     if way == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif way == "sequential":
@@ -114,43 +125,49 @@ def offload(pipe: Any, way: Literal["none", "model", "sequential"], device: str)
 def from_pretrained(
     name_or_path: str | Path, dtype: torch.dtype, parts: TrainingComponents = "all", variant: str | None = None
 ) -> Any:
-    """Any diffusers pipeline, on the CPU; parts that were saved as None stay None.
+    """Loads a diffusers pipeline to the CPU. Parts that were saved as None stay None.
+
+    Args:
+        name_or_path: Folder or Hub name.
+        dtype: dtype of the networks.
+        parts: Networks to load, as for ``load_pipeline``.
+        variant: Variant of the weight files, as for ``load_pipeline``.
 
     Raises:
-        BackboneError: there is no such pipeline, or a part of it cannot be loaded whole.
+        BackboneError: The pipeline does not exist, or a part of it cannot be loaded completely.
     """
     import diffusers
 
     index = read_index(name_or_path)
-    takes = inspect.signature(index.pipeline_class().__init__).parameters
+    known = inspect.signature(index.pipeline_class().__init__).parameters
     left_out = [name for name in index.parts if _is_left_out(name, parts)]
-    wanted = [name for name in index.parts if name in takes and name not in left_out]
-    for name in wanted:
-        index.part_class(name)  # one that is not there is known before anything is fetched
+    to_load = [name for name in index.parts if name in known and name not in left_out]
+    for name in to_load:
+        index.part_class(name)  # a missing class is reported before anything is downloaded
     folder = local_folder(index, left_out, variant)
-    # A part that was saved as None (SD3 without T5) is found missing unless it is passed as None again.
+    # diffusers misses a part that was saved as None (SD3 without T5) unless None is passed.
     given: dict[str, Any] = dict.fromkeys([*index.empty, *left_out])
     if parts == "text encoders":
-        # Some pipelines ask the denoiser for the width of what they encode.
+        # Some pipelines read the width of embeddings from the denoiser.
         shapes = {name: meta_component(index, name) for name in left_out if name in DENOISER_ATTRIBUTES}
-        # diffusers' own `to` warns.
+        # `to` of diffusers warns.
         given |= {name: torch.nn.Module.to(network, dtype) for name, network in shapes.items() if network is not None}
-    given |= load_components(replace(index, place=folder), wanted, dtype, variant)
+    given |= load_components(replace(index, place=folder), to_load, dtype, variant)
     try:
-        with _putting_together():
+        with _quiet_assembly():
             pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **given)
     except (OSError, ValueError) as error:
         raise BackboneError(
-            f"got {str(name_or_path)!r}, whose parts diffusers cannot put together ({first_line(error)}), expected a "
-            "whole pipeline: fetch it again."
+            f"diffusers cannot assemble the parts of {str(name_or_path)!r} ({first_line(error)}). The pipeline must be "
+            "complete. Fetch it again."
         ) from error
     pipe.register_to_config(_name_or_path=str(name_or_path))
     return pipe
 
 
 @contextmanager
-def _putting_together() -> Iterator[None]:
-    """Without diffusers' bar of parts, all of which are loaded, nor its warning that it cannot check some of them."""
+def _quiet_assembly() -> Iterator[None]:
+    """Hides diffusers' progress bar, since all parts are loaded, and its warning that it cannot check some of them."""
     from diffusers.utils import logging as diffusers_logging
 
     def is_news(record: logging.LogRecord) -> bool:
@@ -175,46 +192,55 @@ def _is_left_out(name: str, parts: TrainingComponents) -> bool:
 
 
 def pipeline_folder(name_or_path: str | Path) -> str | Path:
-    """Where diffusers finds the pipeline: the folder of the embedded one, any other name as it is."""
+    """Returns the folder of an embedded pipeline. Any other name is returned with variables expanded."""
     builtin = find_builtin(name_or_path)
     return expand(name_or_path) if builtin is None else builtin.WEIGHTS / "pipeline"
 
 
 def pipeline_class(name_or_path: str | Path) -> str:
-    """Name of the pipeline's class, from its index alone.
+    """Returns the name of the pipeline's class, read from its index.
 
     Raises:
-        BackboneError: there is no such pipeline.
+        BackboneError: The pipeline does not exist.
+
+    Example:
+        >>> pipeline_class("tinyworld")
+        'StableDiffusion3Pipeline'
     """
     return read_index(pipeline_folder(name_or_path), name_or_path).class_name
 
 
 def call_defaults(name_or_path: str | Path) -> dict[str, Any]:
-    """Arguments of the pipeline's call that this backbone wants where the user gives none."""
+    """Returns arguments of the pipeline's call that this backbone needs if the user gives none.
+
+    Example:
+        >>> call_defaults("tinyworld")["guidance_scale"], call_defaults("owner/model")
+        (1.0, {})
+    """
     builtin = find_builtin(name_or_path)
     return {} if builtin is None else dict(builtin.CALL_DEFAULTS)
 
 
 def pipeline_arguments(backbone: BackboneConfig) -> dict[str, Any]:
-    """Arguments of every pipeline call of a recipe: the backbone's defaults, then the recipe's wishes.
+    """Returns the arguments of every pipeline call of a recipe: those of the recipe, or else the backbone's defaults.
 
     Raises:
-        BackboneError: there is no such pipeline.
-        ConfigError: both scales of guidance are given, and mean the same to it.
+        BackboneError: The pipeline does not exist.
+        ConfigError: Both guidance scales are given, and set the same argument.
     """
     sizes = {"height": backbone.height, "width": backbone.width}
-    wishes = {name: value for name, value in sizes.items() if value is not None}
-    return call_defaults(backbone.name_or_path) | wishes | guidance_arguments(backbone)
+    given = {name: value for name, value in sizes.items() if value is not None}
+    return call_defaults(backbone.name_or_path) | given | guidance_arguments(backbone)
 
 
 def guidance_of(name_or_path: str | Path) -> Guidance | None:
-    """How "tinyworld", a pipeline folder or a Hub name guides, from its configuration files alone.
+    """Returns the guidance of "tinyworld", of a pipeline folder or of a Hub repository, read from its configuration.
 
     Returns:
-        None where its denoiser has no entry.
+        The guidance. None if the denoiser has no entry.
 
     Raises:
-        BackboneError: there is no such pipeline, or the installed diffusers lacks a class of it.
+        BackboneError: The pipeline does not exist, or the installed diffusers lacks one of its classes.
     """
     index = read_index(pipeline_folder(name_or_path), name_or_path)
     part = next((name for name in DENOISER_ATTRIBUTES if name in index.parts), None)
@@ -227,11 +253,11 @@ def guidance_of(name_or_path: str | Path) -> Guidance | None:
 
 
 def guidance_arguments(backbone: BackboneConfig) -> dict[str, Any]:
-    """The scales of a recipe under the names of its pipeline's call, and the empty negative prompt that they need.
+    """Returns the guidance scales of a recipe as arguments of its pipeline's call, with a negative prompt if needed.
 
     Raises:
-        BackboneError: there is no such pipeline.
-        ConfigError: both scales are given, and mean the same to it.
+        BackboneError: The pipeline does not exist.
+        ConfigError: Both scales are given, and set the same argument.
     """
     scales = {"guidance_scale": backbone.guidance_scale, "true_cfg_scale": backbone.true_cfg_scale}
     given = {name: value for name, value in scales.items() if value is not None}
@@ -240,14 +266,14 @@ def guidance_arguments(backbone: BackboneConfig) -> dict[str, Any]:
 
 
 def pinned_arguments(pipe: Any, arguments: Mapping[str, Any], negatives: bool = False) -> dict[str, Any]:
-    """The arguments of a call with the guidance that it had: the pipeline's own default where none is given.
+    """Returns the arguments of a training's calls with explicit guidance, including the pipeline's default.
 
-    What a TPM was trained with must not follow a later version's default.
+    A saved TPM must not depend on defaults of a later version.
 
     Args:
-        pipe: the pipeline.
-        arguments: of every call.
-        negatives: whether every image had a negative prompt besides, which may have been empty.
+        pipe: The pipeline.
+        arguments: Arguments of every call.
+        negatives: Whether every image also had a negative prompt, possibly an empty one.
     """
     guidance = Guidance.find(pipe)
     return dict(arguments) if guidance is None else guidance.pinned(arguments, negatives)

@@ -1,4 +1,4 @@
-"""The files of a pipeline: fetched from the Hub, and which weight files a part of it has, by their names."""
+"""Files of a pipeline: downloads from the Hub, and the kinds of weight files by their names."""
 
 from __future__ import annotations
 
@@ -20,47 +20,58 @@ _WEIGHTS = re.compile(
 
 
 def variant_of(name: str) -> str | None:
-    """The variant that a weight file belongs to; "" for a plain one, None for what is no safetensors of weights."""
-    found = _WEIGHTS.fullmatch(name)
-    return (found["variant"] or found["listed"] or "") if found and found["kind"] == "safetensors" else None
+    """Returns the variant of a weight file. It is "" for a plain one, and None for a file without safetensors weights.
+
+    Example:
+        >>> variant_of("model.fp16.safetensors"), variant_of("model.safetensors"), variant_of("config.json")
+        ('fp16', '', None)
+    """
+    match = _WEIGHTS.fullmatch(name)
+    return (match["variant"] or match["listed"] or "") if match and match["kind"] == "safetensors" else None
 
 
 def variants(names: Iterable[str]) -> list[str]:
-    """The variants among weight files, sorted."""
+    """Returns the variants among weight files, sorted."""
     return sorted({variant for name in names if (variant := variant_of(name))})
 
 
 def has_plain(names: Iterable[str]) -> bool:
-    """Whether there are weights that are read where no variant is asked for."""
+    """Whether there are plain weights, which are read without a variant."""
     return any(variant_of(name) == "" for name in names)
 
 
 def missing_weights(names: Iterable[str]) -> str:
-    """What a part has in place of plain safetensors weights, what it should have, and what to do, in words.
+    """Describes what a part has instead of plain safetensors weights, and what to do. It completes "PART has ...".
 
     Args:
-        names: of the files of its folder.
+        names: Names of the files in the part's folder.
     """
     names = sorted(names)
-    if there := variants(names):
+    if available := variants(names):
+        first = available[0]
         return (
-            f"weights of the variant {' and '.join(there)} alone, expected the variant to be named: pass "
-            f"variant={there[0]!r} (--variant {there[0]}, backbone.variant={there[0]})"
+            f"only weights of the variant {' and '.join(available)}. A variant must be named. Pass variant={first!r} "
+            f"(--variant {first}, backbone.variant={first})."
         )
-    pickles = [name for name in names if (found := _WEIGHTS.fullmatch(name)) and found["kind"] == "bin"]
+    pickles = [name for name in names if (match := _WEIGHTS.fullmatch(name)) and match["kind"] == "bin"]
     if pickles:
         return (
-            f"{pickles[0]} alone, expected safetensors, for pickles are never loaded: take a revision or a copy that "
-            "has them, or write one with diffusers' save_pretrained"
+            f"only {pickles[0]}. Weights must be safetensors, because pickles are never loaded. Use a revision or a "
+            "copy that has them, or write one with save_pretrained of diffusers."
         )
-    return "no weights, expected safetensors: fetch them"
+    return "no weights. Weights must be safetensors. Fetch them."
 
 
 def local_folder(index: PipelineIndex, left_out: Iterable[str], variant: str | None) -> Path:
-    """The folder of a pipeline, fetched from the Hub where it is not here, without what is left out.
+    """Returns the folder of a pipeline, after a download from the Hub if it is not a folder.
+
+    Args:
+        index: Index of the pipeline.
+        left_out: Names of parts that are not downloaded.
+        variant: Variant of the weight files. None uses the plain ones.
 
     Raises:
-        BackboneError: it cannot be fetched, or has no such variant.
+        BackboneError: The download fails, or there is no such variant.
     """
     import diffusers
 
@@ -71,38 +82,36 @@ def local_folder(index: PipelineIndex, left_out: Iterable[str], variant: str | N
                 index.place, use_safetensors=True, variant=variant, **dict.fromkeys(left_out)
             )
         except Exception as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
-            raise BackboneError(_said_of_hub(index, variant, error)) from error
+            raise BackboneError(_explain_download(index, variant, error)) from error
         folder = Path(fetched)
-    there = variants(path.name for name in index.parts for path in (folder / name).glob("*.safetensors"))
-    if variant is not None and variant not in there:
-        raise BackboneError(no_such_variant(index.place, variant, there))
+    available = variants(path.name for name in index.parts for path in (folder / name).glob("*.safetensors"))
+    if variant is not None and variant not in available:
+        raise BackboneError(no_such_variant(index.place, variant, available))
     return folder
 
 
-def no_such_variant(place: str | Path, variant: str, there: list[str]) -> str:
-    """The sentence on a variant that is not among those that are there."""
-    return (
-        f"got variant {variant!r} for {str(place)!r}, expected "
-        f"{'one of ' + ', '.join(there) if there else 'none, for it has no variants'}: correct it or leave it out."
-    )
+def no_such_variant(place: str | Path, variant: str, available: list[str]) -> str:
+    """Returns the error for a variant that a pipeline does not have."""
+    allowed = f"It must be one of {', '.join(available)}" if available else "This pipeline has no variants"
+    return f"variant is {variant!r} for {str(place)!r}. {allowed}. Correct it or leave it out."
 
 
-def _said_of_hub(index: PipelineIndex, variant: str | None, error: Exception) -> str:
-    """Why a pipeline cannot be fetched: by the names of its files, where the Hub tells them."""
+def _explain_download(index: PipelineIndex, variant: str | None, error: Exception) -> str:
+    """Explains why a download failed, from the names of the files if the Hub lists them."""
     from huggingface_hub import HfApi
 
     try:
         files = [name.split("/") for name in HfApi().list_repo_files(str(index.place))]
-    except Exception:  # out of reach: the first error says so
+    except Exception:  # the Hub cannot be reached, as the first error says
         files = []
     weights = {part: [path[1] for path in files if len(path) == 2 and path[0] == part] for part in index.parts}
-    there = variants(name for names in weights.values() for name in names)
-    if variant is not None and files and variant not in there:
-        return no_such_variant(index.place, variant, there)
+    available = variants(name for names in weights.values() for name in names)
+    if variant is not None and files and variant not in available:
+        return no_such_variant(index.place, variant, available)
     for part, names in weights.items():
         if "config.json" in names and variant is None and not has_plain(names):
-            return f"got {part} of {str(index.place)!r} with {missing_weights(names)}."
+            return f"{part} of {str(index.place)!r} has {missing_weights(names)}"
     return (
-        f"got {str(index.place)!r}, which cannot be fetched from the Hub ({first_line(error)}), expected a pipeline "
-        "with safetensors weights: check the name and the network."
+        f"{str(index.place)!r} cannot be downloaded from the Hub ({first_line(error)}). It must be a pipeline with "
+        "safetensors weights. Check the name and the network connection."
     )

@@ -1,7 +1,7 @@
-"""Arguments by the names that other libraries give them.
+"""Errors for argument names of other libraries suggest the right name.
 
-``seed=0`` was refused with a near name of the pipeline's own, and nothing led to ``seeds``; ``cfg`` and ``steps``
-likewise.
+For ``seed=0`` the error suggested a similar name of the pipeline instead of ``seeds``. The same was true of ``cfg`` and
+``steps``.
 https://github.com/huggingface/diffusers/issues/10928
 """
 
@@ -18,21 +18,21 @@ from tpdm.policies.fixed import FixedSchedule
 @pytest.mark.parametrize(
     ("name", "option", "words"),
     [
-        ("SD3", {"seed": 0}, "did you mean seeds=[...], one integer per image?"),
-        ("SD3", {"seeds": 0}, "got seeds=0, expected one integer per image: pass seeds=[0]."),
-        ("SD3", {"seeds": [1.5]}, "got the seed 1.5, expected one integer per image"),
-        ("SD3", {"generators": []}, "did you mean 'generator'?"),
-        ("SD3", {"steps": 8}, "did you mean max_steps, for the policy decides the times?"),
-        ("SD3", {"num_inference_steps": 8}, "limit the number of steps with max_steps"),
-        ("SD3", {"cfg": 3}, "did you mean 'guidance_scale'?"),
-        ("SD3", {"guidance": 3}, "did you mean 'guidance_scale'?"),
-        ("Qwen-Image", {"cfg_scale": 3}, "did you mean 'true_cfg_scale'?"),
-        ("SD3", {"negative": "blurry"}, "did you mean 'negative_prompt'?"),
-        ("SD3", {"heigth": 32}, "did you mean 'height'?"),
-        ("SD3", {"zzzz": 1}, "see its __call__ for the names"),
+        ("SD3", {"seed": 0}, "Did you mean seeds=[...], one integer per image?"),
+        ("SD3", {"seeds": 0}, "seeds is 0. It must be a list with one integer per image. Pass seeds=[0]."),
+        ("SD3", {"seeds": [1.5]}, "seeds contains 1.5. It must contain one integer per image"),
+        ("SD3", {"generators": []}, "Did you mean 'generator'?"),
+        ("SD3", {"steps": 8}, "Did you mean max_steps, because the policy decides the times?"),
+        ("SD3", {"num_inference_steps": 8}, "Limit the number of steps with max_steps"),
+        ("SD3", {"cfg": 3}, "Did you mean 'guidance_scale'?"),
+        ("SD3", {"guidance": 3}, "Did you mean 'guidance_scale'?"),
+        ("Qwen-Image", {"cfg_scale": 3}, "Did you mean 'true_cfg_scale'?"),
+        ("SD3", {"negative": "blurry"}, "Did you mean 'negative_prompt'?"),
+        ("SD3", {"heigth": 32}, "Did you mean 'height'?"),
+        ("SD3", {"zzzz": 1}, "See its __call__ for the names"),
     ],
 )
-def test_the_sentence_leads_to_the_right_name(name, option, words):
+def test_the_error_suggests_the_right_argument(name, option, words):
     family = FAMILIES[name]
     with pytest.raises(TpdmError) as caught:
         attach(tiny_pipe(name), FixedSchedule([1.0, 0.0]))(**family.text(1), **{**family.arguments(), **option})
@@ -54,14 +54,14 @@ def test_the_sentence_leads_to_the_right_name(name, option, words):
         ("serve --model a/b", ["--backbone"]),
     ],
 )
-def test_an_unknown_option_leads_to_the_right_one(command, names):
+def test_the_error_suggests_the_right_option(command, names):
     answer = CliRunner().invoke(app, command.split())
     assert answer.exit_code == 2
     assert f"No such option: {command.split()[1]}" in answer.output
     assert all(name in answer.output.partition("No such option")[2] for name in names)
 
 
-def test_other_commands_are_not_led_to_what_they_do_not_have():
+def test_options_of_other_commands_are_not_suggested():
     answer = CliRunner().invoke(app, ["watch", "--model", "a/b"])
     assert answer.exit_code == 2
     assert "--backbone" not in answer.output

@@ -33,7 +33,7 @@ def seen_by_policy(pipe, **call):
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_maps_have_the_true_layout(sd3, flux, family):
+def test_maps_have_the_layout_of_the_image(sd3, flux, family):
     pipe, call = (sd3, {"prompt": ["a", "b"], **CALL}) if family == "sd3" else (flux, text(2))
     entry = find_entry(pipe.transformer)
     first, last = (pipe.transformer.get_submodule(path) for path in (entry.first, entry.last))
@@ -52,7 +52,7 @@ def test_maps_have_the_true_layout(sd3, flux, family):
             assert torch.equal(map_BDHW, positions(6, 4).float().expand(2, 32, 6, 4))
 
 
-def test_the_patch_grid_is_where_the_latents_are(sd3):
+def test_the_patch_grid_matches_the_latents(sd3):
     """A latent that is marked in one corner changes the first map in that corner only."""
     latents = torch.zeros(1, 4, 12, 8)
     marked = latents.clone()
@@ -64,7 +64,7 @@ def test_the_patch_grid_is_where_the_latents_are(sd3):
     assert changed.nonzero().tolist() == [[5, 1]]
 
 
-def test_only_conditional_rows_are_handed_out(sd3):
+def test_only_conditional_rows_are_returned(sd3):
     call = {"prompt": ["a", "b"], "latents": torch.randn(2, 4, 8, 8), **CALL}
     guided = seen_by_policy(sd3, guidance_scale=4.0, negative_prompt=["no", "never"], **call)[0]
     plain = seen_by_policy(sd3, guidance_scale=1.0, **call)[0]
@@ -72,7 +72,7 @@ def test_only_conditional_rows_are_handed_out(sd3):
         torch.testing.assert_close(getattr(guided, name), getattr(plain, name), atol=2e-6, rtol=0)
 
 
-def test_only_the_conditional_call_is_handed_out(flux):
+def test_only_the_conditional_call_is_returned(flux):
     call = {**text(2), "latents": torch.randn(2, 16, 16), "height": 16, "width": 16, "output_type": "latent"}
     negative = {f"negative_{name}": value for name, value in text(2, seed=1).items()}
     guided = seen_by_policy(flux, **call, **negative, true_cfg_scale=3.0)[0]
@@ -82,7 +82,7 @@ def test_only_the_conditional_call_is_handed_out(flux):
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(sd3, flux, family):
+def test_the_denoiser_receives_the_time_in_the_units_of_its_entry(sd3, flux, family):
     pipe, call = (sd3, {"prompt": "a", **CALL}) if family == "sd3" else (flux, text(1))
     fed = []
     handle = pipe.transformer.register_forward_pre_hook(
@@ -94,27 +94,27 @@ def test_the_denoiser_is_fed_the_time_in_the_units_of_its_entry(sd3, flux, famil
     assert fed == pytest.approx([scale * t for t in output.times[0][:-1]])
 
 
-def test_an_unknown_denoiser_is_told_how_to_join():
+def test_the_error_for_an_unknown_denoiser_shows_how_to_add_it():
     with pytest.raises(
-        BackboneError, match=r"class Linear, expected one of .*add DENOISERS\['Linear'\] = DenoiserSpec"
+        BackboneError, match=r"^Linear is not a known denoiser class.*Add DENOISERS\['Linear'\] = DenoiserSpec"
     ):
         FeatureHooks(nn.Linear(2, 2))
 
 
-def test_a_subclass_is_its_parent(sd3):
+def test_a_subclass_uses_the_entry_of_its_parent(sd3):
     class Mine(type(sd3.transformer)):
         pass
 
     assert find_entry(Mine.__new__(Mine)) is DENOISERS["SD3Transformer2DModel"]
 
 
-def test_hooks_that_saw_nothing_are_said(sd3):
-    with FeatureHooks(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile its blocks alone"):
+def test_hooks_without_a_call_raise_an_error(sd3):
+    with FeatureHooks(sd3.transformer) as taps, pytest.raises(BackboneError, match="compile only its blocks"):
         taps.features(1)
 
 
 @pytest.mark.parametrize("place", ["first", "last", "temb"])
-def test_an_entry_that_leads_nowhere_leaves_no_hook(sd3, monkeypatch, place):
+def test_a_wrong_module_path_leaves_no_hooks(sd3, monkeypatch, place):
     entry = replace(DENOISERS["SD3Transformer2DModel"], **{place: "nowhere"})
     monkeypatch.setitem(DENOISERS, "SD3Transformer2DModel", entry)
     with pytest.raises(AttributeError, match="nowhere"):

@@ -25,7 +25,7 @@ def drive(monkeypatch, call, images, active):
     return output, denoiser.given, rows.rows_per_call
 
 
-def test_guided_rows_positional_and_nested_arguments_are_cut(monkeypatch):
+def test_rows_of_guided_positional_and_nested_arguments_are_removed(monkeypatch):
     x, t = torch.randn(6, 4), torch.arange(6.0)
     extras = {"list": [torch.arange(6), torch.arange(5)], "scale": 0.5}
     output, given, counted = drive(monkeypatch, lambda d: d(x, t, extras=extras), 3, [0, 2])
@@ -40,7 +40,7 @@ def test_guided_rows_positional_and_nested_arguments_are_cut(monkeypatch):
     assert extras["list"][0].shape == (6,)  # the pipeline's own arguments are left alone
 
 
-def test_all_active_is_untouched(monkeypatch):
+def test_calls_do_not_change_while_all_images_are_active(monkeypatch):
     x, t = torch.randn(2, 4), torch.arange(2.0)
     output, given, counted = drive(monkeypatch, lambda d: d(x, timestep=t, scale=1.0), 2, [0, 1])
     assert given["hidden_states"] is x
@@ -48,7 +48,7 @@ def test_all_active_is_untouched(monkeypatch):
     assert torch.equal(output, x + t[:, None])
 
 
-def test_outputs_of_a_class_and_position_ids(sd3):
+def test_output_classes_and_position_ids_are_supported(sd3):
     x, kwargs = (
         torch.randn(4, 4, 8, 8),
         {

@@ -1,4 +1,4 @@
-"""Prompts that are not read to their end are counted, and said once."""
+"""Truncated prompts are counted and logged once."""
 
 import logging
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ def sd3(tmp_path_factory):
     return make_tiny_sd3(tmp_path_factory.mktemp("sd3"))
 
 
-def test_every_text_encoder_counts(sd3):
+def test_every_text_encoder_is_checked(sd3):
     """The letters' tokenizer reads twelve tokens, two of them the special ones."""
     prompts = ["abcdefghij", "abcdefghijk", "a" * 5000]
     expected = [Truncation(f"{name} of the pipeline", 12, 2) for name in ("tokenizer", "tokenizer_2")]
@@ -38,20 +38,20 @@ class Other:
         return SimpleNamespace(input_ids=[text.split() for text in texts])
 
 
-def test_the_argument_caps_other_encoders(sd3, monkeypatch):
+def test_max_sequence_length_limits_other_encoders(sd3, monkeypatch):
     monkeypatch.setattr(type(sd3), "components", {"tokenizer_3": Other()})
     prompts = ["a b c", "a b c d", "a " * 300]
     assert over_long(sd3, {"max_sequence_length": 3}, prompts) == [Truncation("tokenizer_3 of the pipeline", 3, 2)]
     assert over_long(sd3, {}, prompts) == [Truncation("tokenizer_3 of the pipeline", 256, 1)]  # SD3's own default
 
 
-def test_it_is_said_once_for_each_reader(caplog):
+def test_each_text_encoder_is_logged_once(caplog):
     pipe, reward = load_pipeline("tinyworld", device="cpu"), load_reward("tinyworld")
     with caplog.at_level(logging.WARNING):
         warn_over_long(pipe, call_defaults("tinyworld"), reward, ["red circle", "red circle " * 500])
     readers = ("tokenizer of the pipeline", "tokenizer_2 of the pipeline", "reward 'tinyworld'")
     assert [record.getMessage() for record in caplog.records] == [
-        f"1 of 2 prompts have more than the 32 tokens that {reader} reads; the rest of them is not seen"
+        f"1 of 2 prompts have more than the 32 tokens that {reader} reads. The rest of them is ignored."
         for reader in readers
     ]
     caplog.clear()

@@ -1,4 +1,4 @@
-"""Which errors of a pipeline are its word on what it was asked for."""
+"""``is_argument_error``: errors about the arguments of a call, and errors inside a pipeline."""
 
 import pytest
 
@@ -9,14 +9,14 @@ ODD = {"height": 17, "width": 17}
 
 
 @pytest.mark.parametrize("name", ["SD3", "Z-Image", "SD1.5", "Sana"])
-def test_a_size_that_cannot_be_is_refused(name):
+def test_an_invalid_size_is_an_argument_error(name):
     family, pipe = FAMILIES[name], tiny_pipe(name)
     with pytest.raises(ValueError, match="divisible") as caught:
         pipe(**family.text(1), **{**family.arguments(), **ODD})
     assert is_argument_error(caught.value, pipe)
 
 
-def test_what_goes_wrong_inside_is_not():
+def test_an_error_inside_the_denoiser_is_not_an_argument_error():
     pipe, family = tiny_pipe("SD3"), FAMILIES["SD3"]
 
     def fail(*args):

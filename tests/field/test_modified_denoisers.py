@@ -1,7 +1,7 @@
-"""Denoisers that other tools have touched: they work, or one sentence says why not.
+"""Denoisers that other tools have modified work, or are refused with the reason.
 
-A helper that wraps ``forward`` without ``functools.wraps`` led to ``KeyError: 'sample'``; a cache that counts calls, to
-an error about sizes of tensors. https://github.com/vllm-project/vllm-omni/issues/2240
+A helper that wraps ``forward`` without ``functools.wraps`` led to ``KeyError: 'sample'``. A cache that counts calls led
+to an error about tensor sizes. https://github.com/vllm-project/vllm-omni/issues/2240
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ def test_a_wrapped_forward_is_served_too() -> None:
     assert torch.allclose(served, alone, atol=1e-5)
 
 
-def test_a_forward_of_other_arguments_is_one_sentence() -> None:
+def test_a_forward_with_other_arguments_is_refused() -> None:
     class SD3Transformer2DModel(torch.nn.Module):
-        """Of the name that the table knows, and nothing else."""
+        """A class with a known name only."""
 
         def forward(self, *x: torch.Tensor) -> torch.Tensor:
             return x[0]
 
-    with pytest.raises(BackboneError, match="no 'hidden_states', expected the arguments of its class") as caught:
+    with pytest.raises(BackboneError, match=r"no 'hidden_states'\. It must have the arguments of its class") as caught:
         forward_signature(SD3Transformer2DModel())
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kept_first", [0, 1])
-def test_a_cache_that_counts_calls_is_one_sentence(kept_first: int) -> None:
-    """Whether it meets other rows inside the network, or hands out too many at its end."""
+def test_a_cache_that_counts_calls_is_refused(kept_first: int) -> None:
+    """The cache meets other rows inside the network, or returns too many rows at its end."""
     pipe, kept = copy.deepcopy(tiny_pipe("FLUX.1 dev")), []  # type: ignore[var-annotated]
     block = pipe.transformer.transformer_blocks[0]
     original = block.forward
@@ -92,8 +92,8 @@ def test_a_cache_that_counts_calls_is_one_sentence(kept_first: int) -> None:
     assert pipe.scheduler is own
 
 
-def test_the_network_s_own_errors_stay_what_they_are() -> None:
-    """Before any image has left the call, and where memory is short."""
+def test_errors_of_the_network_are_not_changed() -> None:
+    """Errors before any image has left the call, and out-of-memory errors."""
     pipe = copy.deepcopy(tiny_pipe("SD3"))
     for error in (RuntimeError("mine"), torch.OutOfMemoryError("memory")):
 
