@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOORS := .venv-floors
 
-.PHONY: help setup demo test test-fast coverage test-floors test-replicas lint bench clean
+.PHONY: help setup demo docs test test-fast coverage test-floors test-replicas lint bench clean
 
 help:
 	@echo "make demo   train a TPM on the embedded model and write runs/demo/report.html"
+	@echo "make docs   the documentation as a site in build/site, with links checked"
 	@echo "make test   lint, types and tests"
 	@echo "make test-fast   tests that are not marked slow, without lint and types"
 	@echo "make coverage   all tests, with a report of the lines that ran"
@@ -28,6 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/tpdm demo
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
-"""What the documentation shows is run as it stands there: Python blocks, and every `tpdm` command."""
+"""The documentation: its Python blocks, commands and notebooks run, and the site builds without a broken link."""
 
+import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -16,16 +18,21 @@ from safetensors.torch import save_file
 
 from tests.support.processes import Process, run_python
 from tests.support.release import make_checkpoint
+from tpdm import __all__ as PUBLIC
+from tpdm.config.recipe import Recipe
 from tpdm.serving.http.metrics import COUNTERS, GAUGES
 from tpdm.serving.http.protocol import GenerationRequest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SERVING = ROOT / "docs" / "guides" / "serve.md"
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
+DECISIONS = sorted((DOCS / "decisions").glob("0*.md"))
+SERVING = DOCS / "how-to" / "serve.md"
 HUB = "MAPLE-WestLake-AIGC/TPDM"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Their commands are run with a smaller model.
-TRAINING = ("train.md", "evaluate.md", "rewards.md")
+TRAINING = ("how-to/train.md", "how-to/quality.md", "how-to/evaluate.md", "how-to/rewards.md")
 # Commands that take minutes to hours, or answer for ever; what they do is tested elsewhere at small size.
 LONG = (
     "tpdm demo",
@@ -35,12 +42,17 @@ LONG = (
 )
 
 
+def place(page: Path) -> str:
+    """How the tests name a page: its path in docs, or that of the README."""
+    return (page.relative_to(DOCS) if page.is_relative_to(DOCS) else page.relative_to(ROOT)).as_posix()
+
+
 def blocks(language: str) -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for lang, body in FENCE.findall(page.read_text(encoding="utf-8")):
             if lang == language:
-                found.append((page.name, body))
+                found.append((place(page), body))
     return found
 
 
@@ -56,7 +68,7 @@ def commands() -> list[tuple[str, str]]:
     return [(page, line) for page, line in lasting if line not in LONG]
 
 
-@pytest.mark.parametrize(("page", "body"), [block for block in blocks("python") if block[0] != SERVING.name])
+@pytest.mark.parametrize(("page", "body"), [block for block in blocks("python") if block[0] != place(SERVING)])
 def test_python_blocks_run(page, body, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "src" / "tpdm" / "config" / "recipes")
     run = run_python(["-c", body], tmp_path, small="train(" in body)
@@ -137,8 +149,8 @@ def test_the_serving_guide(guide):
     assert ran == 3 or shutil.which("curl") is None
 
 
-def test_the_serving_guide_names_every_metric_and_field():
-    words = set(re.findall(r"\w+", SERVING.read_text(encoding="utf-8")))
+def test_the_http_reference_names_every_metric_and_field():
+    words = set(re.findall(r"\w+", (DOCS / "reference" / "http.md").read_text(encoding="utf-8")))
     assert set(GenerationRequest.model_fields) <= words
     shown = {*GAUGES, *(f"{name}_total" for name in COUNTERS), "tpdm_image_steps", "tpdm_image_seconds"}
     assert shown <= words
@@ -152,3 +164,81 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    run = run_python(["-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder], ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def page_of(site, name):
+    return (site / name / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_site_has_a_page_for_every_page_and_notebook(site):
+    for page in (*DOCS.rglob("*.md"), *NOTEBOOKS):
+        name = page.relative_to(DOCS).with_suffix("").as_posix().removesuffix("index")
+        assert (site / name / "index.html").is_file(), name
+
+
+def test_every_public_name_is_in_the_reference(site):
+    anchors = set(re.findall(r' id="tpdm\.(\w+)"', page_of(site, "reference/python")))
+    assert set(PUBLIC) <= anchors
+
+
+def test_every_recipe_key_is_in_the_reference(site):
+    rows = re.findall(r"<td><code>(\w+)</code></td>", page_of(site, "reference/recipe"))
+    recipe = Recipe(name="any")
+    for section, value in vars(recipe).items():
+        keys = vars(value) if hasattr(value, "__dataclass_fields__") else {section: value}
+        assert set(keys) <= set(rows), section
+
+
+def test_every_command_is_in_the_reference(site):
+    page = page_of(site, "reference/command-line")
+    for command in {line.split()[1] for _, line in commands()} | {"demo", "reward serve", "tinyworld build"}:
+        assert f"Usage: tpdm {command}" in page, command
+
+
+def test_names_in_the_docs_can_be_imported():
+    for page in PAGES:
+        for name in set(re.findall(r"`(tpdm(?:\.\w+)+)`", page.read_text(encoding="utf-8"))):
+            assert importable(name), f"{page.name} names {name}"
+
+
+def importable(name):
+    """Whether it is a module, or a name in one."""
+    try:
+        return pkgutil.resolve_name(name) is not None
+    except (AttributeError, ImportError):
+        return False
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.name[:4])
+def test_a_decision_is_one_short_page(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 40
+    assert lines[0].startswith(f"# {page.name[:4]}. ")
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## Status",
+        "## Context",
+        "## Decision",
+        "## Consequences",
+    ]
+    assert re.match(r"(Accepted|Superseded by \[\d{4}\].*), \d{4}-\d\d-\d\d\.$", lines[4])
+    assert f"]({page.name})" in (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    assert any("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
+    run = run_python([DOCS / "hooks" / "execute.py", "--check", notebook], small=True)
+    assert run.returncode == 0, run.stderr

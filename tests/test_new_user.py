@@ -1,4 +1,4 @@
-"""The way of docs/guides/train.md from its first line to its last, as someone goes it who has never been there."""
+"""The way of docs/how-to/train.md from its first line to its last, as someone goes it who has never been there."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def test_interrupted_twice_watched_resumed_evaluated_published_and_loaded(tmp_pa
 
 
 def test_the_guide_leads_through_all_of_it():
-    guide = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
     places = [guide.index(f"tpdm {command} ") for command in ("train", "watch", "eval", "inspect", "push", "sample")]
     assert places == sorted(places)
     assert re.search(r"Ctrl-C", guide)

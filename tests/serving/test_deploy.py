@@ -20,7 +20,7 @@ from tpdm.serving.http.settings import Limits
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-GUIDE = ROOT / "docs" / "guides" / "deploy.md"
+GUIDE = ROOT / "docs" / "how-to" / "deploy.md"
 PATH, TOKEN = "/v1/images/generations", "s3cret"
 
 

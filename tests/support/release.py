@@ -1,4 +1,4 @@
-"""The published TPM and its sampling loop, written from method.md alone: what a converted checkpoint must equal."""
+"""The published TPM and its sampling loop, written from the paper and the facts of docs/explanation/method.md."""
 
 from __future__ import annotations
 

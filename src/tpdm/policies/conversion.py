@@ -1,7 +1,7 @@
 """The published TPM checkpoint as an artifact folder.
 
 The release trains one agent that holds the TPM and the frozen backbone; its files name the TPM's tensors
-``agent_model.time_predictor.*``, or ``time_predictor.*`` where the agent was unwrapped (method.md, section 3).
+``agent_model.time_predictor.*``, or ``time_predictor.*`` where the agent was unwrapped (docs/explanation/method.md).
 """
 
 from __future__ import annotations

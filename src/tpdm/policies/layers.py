@@ -19,7 +19,7 @@ OUTLIER_BOUND = 8.0  # features are clamped at this multiple of their token's me
 
 
 def fold_tokens(map_BDHW: Tensor) -> Tensor:
-    """Folds a true map into the published one, which is NOT the true layout (method.md, section 3).
+    """Folds a true map into the published one, which is NOT the true layout (docs/explanation/method.md).
 
     The raster list of tokens is read as (H/2, W/2, 2, 2) blocks, as if four consecutive tokens were a 2 x 2
     block: token n = 4 (i W/2 + j) + 2 p + q goes to row 2i + p, column 2j + q.
@@ -135,7 +135,7 @@ class TimeAdaptiveNorm(nn.Module):
     """Group norm with one group, then shift and scale from the time: norm(x) (1 + scale) + shift.
 
     The linear layer gives the shift in its first half and the scale in its second, as the release's does
-    (method.md, section 3).
+    (docs/explanation/method.md).
 
     Args:
         channels: C of the map.

@@ -81,7 +81,9 @@ def make_engine(
     if not log_prompts:
         quiet_libraries()  # after loading: its warnings contain no prompts
     scales, negative = named_scales(Guidance.find(pipe), guidance_scale, true_cfg_scale)
-    merge_arguments(PipelineSpec.of(pipe), (), {"prompt": "a", **scales}, negative)  # raises if no request could use the scales
+    merge_arguments(
+        PipelineSpec.of(pipe), (), {"prompt": "a", **scales}, negative
+    )  # raises if no request could use the scales
     return PipelineEngine(
         pipe,
         tpm,
