@@ -28,9 +28,9 @@ def documented() -> tuple[set[str], ...]:
     sections = DOCUMENT.read_text(encoding="utf-8").split("\n## ")
     titles = (
         "In both kinds of rows",
-        "In train rows alone",
+        "In train rows only",
         "With a composite reward",
-        "With a dial",
+        "With a range of gammas",
         "With held-out judges",
     )
     bodies = [next(s for s in sections if s.startswith(title + "\n")) for title in titles]
