@@ -46,6 +46,7 @@ def move_links(text: str, source: str, place: str) -> str:
             path = f"docs/{PAGES[path]}"
         elif not path.startswith("docs/") or (ROOT / path).is_dir():
             return words if (ROOT / path).exists() else link[0]
+        path = re.sub(r"\.ipynb$", ".md", path)  # docs/hooks/notebooks.py makes a page of it
         relative = posixpath.relpath(path.removeprefix("docs/"), posixpath.dirname(place) or ".")
         return f"{mark}[{words}]({relative}{anchor})"
 

@@ -24,7 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def convert(path: Path) -> tuple[str, dict[str, bytes]]:
     """Markdown of a notebook, and its pictures by their names."""
-    lines = [f"*This page is the notebook [{path.name}]({path.name}).*"]
+    lines = [f'*This page is the notebook <a href="../{path.name}" download>{path.name}</a>.*']
     images: dict[str, bytes] = {}
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     for cell in cells:
