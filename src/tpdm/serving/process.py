@@ -46,9 +46,10 @@ def limit_malloc_arenas() -> bool:
     """Makes all threads of this process share two malloc arenas of glibc.
 
     By default glibc uses up to eight arenas per core, and memory that is freed in one arena is not used by the others.
-    With a thread per image, the resident memory grows for thousands of images (docs/decisions/0053-two-malloc-arenas.md). The large tensors are
-    allocated by few threads at a time, so threads do not wait for an arena. Call the function before threads start.
-    The environment variable ``MALLOC_ARENA_MAX`` takes precedence.
+    With a thread per image, the resident memory grows for thousands of images
+    (docs/decisions/0053-two-malloc-arenas.md). The large tensors are allocated by few threads at a time, so threads do
+    not wait for an arena. Call the function before threads start. The environment variable ``MALLOC_ARENA_MAX`` takes
+    precedence.
 
     Returns:
         Whether the limit was set. False with another C library, or if the environment variable is set.
