@@ -18,5 +18,5 @@ def test_auto_is_the_best_one_and_others_stay_what_they_are():
 def test_one_that_is_not_there(name):
     with pytest.raises(ConfigError, match=rf"device is '{name}', which cannot be used here \(.+\)\. It must be"):
         resolve_device(name)
-    with pytest.raises(ConfigError, match="got device"):
+    with pytest.raises(ConfigError, match="device is"):
         reward_device(RewardConfig(device=name or "nowhere"), "cpu")

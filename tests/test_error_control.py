@@ -26,12 +26,12 @@ def test_a_straight_flow_takes_the_longest_steps():
     assert run(EASY, 1e-3).steps == [1 + 2] * 64
 
 
-def test_a_smaller_tolerance_costs_steps_with_its_root():
+def test_steps_grow_with_the_inverse_root_of_the_tolerance():
     coarse, fine = (sum(run(HARD, tolerance).steps) / 64 for tolerance in (4e-3, 1e-3))
     assert 1.5 < fine / coarse < 2.5
 
 
-def test_each_image_goes_its_own_way():
+def test_images_are_independent():
     stepper = run(HARD, 2e-3)
     assert len(set(stepper.steps)) > 1
     alone = Stepper(ErrorControlled(2e-3), Euler(), images=1, max_steps=200, stop_below=0.0)
@@ -41,14 +41,14 @@ def test_each_image_goes_its_own_way():
     assert alone.times[0] == pytest.approx(stepper.times[5], abs=1e-5)
 
 
-def test_steps_keep_their_bounds():
+def test_steps_are_within_their_limits():
     for times in run(HARD, 1e-7, images=4).times:
         assert times[1] == pytest.approx(1 - FIRST)
         assert all(SHORTEST - 1e-6 <= a - b <= LONGEST or b == 0 for a, b in pairwise(times))
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_tolerance_that_is_none_is_refused(tolerance):
+def test_an_invalid_tolerance_raises(tolerance):
     with pytest.raises(ConfigError, match="above 0"):
         ErrorControlled(tolerance)
 

@@ -94,17 +94,17 @@ def test_fold_puts_every_token_where_the_formula_says(h: int, w: int, d: int) ->
 
 @pytest.mark.parametrize("size", [(5, 4), (4, 5)])
 def test_fold_refuses_odd_sides(size: tuple[int, int]) -> None:
-    with pytest.raises(BackboneError, match="expected even sides"):
+    with pytest.raises(BackboneError, match="needs even sides"):
         fold_tokens(torch.zeros(1, 1, *size))
 
 
-def test_it_is_a_policy() -> None:
+def test_the_tpm_is_a_policy() -> None:
     policy: Policy = TimePredictionModule(SMALL)
     assert policy.reads_features
     assert not TimePredictionModule(TPMConfig(D, E, time_only=True)).reads_features
 
 
-def test_observation_is_of_fixed_size_and_replay_keeps_it_in_half_precision() -> None:
+def test_observation_has_a_fixed_size_and_is_stored_in_half_precision() -> None:
     policy = TimePredictionModule(SMALL)
     read = seen(policy, H=20, W=6)
     assert read.map_BCHW is not None
@@ -128,7 +128,7 @@ def test_any_resolution_gives_an_action(H: int, W: int, B: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_features_may_come_in_half_precision(dtype: torch.dtype) -> None:
+def test_features_can_be_half_precision(dtype: torch.dtype) -> None:
     policy = TimePredictionModule(SMALL)
     x = torch.randn(2, D, 6, 6).to(dtype)
     o = policy.observe(
@@ -173,7 +173,7 @@ def test_initial_policy_is_the_published_beta_for_every_input() -> None:
     assert 1 + b_B.exp() == pytest.approx(3.72, rel=0.4)
 
 
-def test_initial_weights_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     one, two, other = TimePredictionModule(SMALL, 1), TimePredictionModule(SMALL, 1), TimePredictionModule(SMALL, 2)
@@ -223,7 +223,7 @@ def test_a_draw_depends_on_seed_and_decision_index() -> None:
     assert len({draw(1, 0), draw(1, 1), draw(2, 0)}) == 3
 
 
-def test_time_only_sees_nothing_but_the_time() -> None:
+def test_time_only_reads_only_the_time() -> None:
     policy = perturbed(TimePredictionModule(TPMConfig(D, E, channels=16, time_only=True)))
     o = seen(policy)
     assert o.map_BCHW is None
@@ -259,7 +259,7 @@ def test_gradient_reaches_every_parameter(shape: TPMConfig) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_normalisation_survives_outlier_channels_and_scale() -> None:
+def test_normalization_handles_outlier_channels_and_scale() -> None:
     x = torch.randn(2, 1536, 3, 3)
     assert torch.allclose(normalize(x), normalize(1000 * x), atol=1e-5)
     x[:, 7] = 1000.0
@@ -277,7 +277,7 @@ def test_autocast_does_not_touch_a_decision() -> None:
         assert torch.equal(policy.propose(o, [1, 2, 3, 4]).action_B, plain.action_B)
 
 
-def test_building_one_leaves_the_global_generator_alone() -> None:
+def test_creating_a_tpm_keeps_the_global_generator() -> None:
     before = torch.random.get_rng_state()
     TimePredictionModule(SMALL, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -306,7 +306,7 @@ for user in USERS if names is modern else USERS[:2]:
 """
 
 
-def test_full_precision_gives_back_the_users_settings() -> None:
+def test_full_precision_restores_the_users_settings() -> None:
     """In its own process, since TF32 settings of two kinds stay mixed up in torch for good."""
     script = f"USERS = {USERS!r}\n{SCRIPT}"
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
@@ -317,54 +317,56 @@ def observe_with(policy: TimePredictionModule, d: int, e: int, H: int, W: int) -
     return policy.observe(Features(x, x, torch.zeros(1, e)), torch.ones(1), torch.zeros(1).long(), torch.zeros(1))
 
 
-def test_observe_refuses_what_does_not_fit() -> None:
+def test_observe_raises_for_features_that_do_not_fit() -> None:
     folded = TimePredictionModule(TPMConfig(D, E, channels=16, layout="release", token_grid=(64, 64)))
-    with pytest.raises(BackboneError, match=r"got a token grid of \(32, 64\), expected \(64, 64\)"):
+    with pytest.raises(
+        BackboneError, match=r"token grid is \(32, 64\)\. This TPM of the release layout was trained for \(64, 64\)"
+    ):
         observe_with(folded, D, E, 32, 64)
     pooled = TimePredictionModule(SMALL)
-    with pytest.raises(BackboneError, match="got features of widths"):
+    with pytest.raises(BackboneError, match="features have widths"):
         observe_with(pooled, D + 1, E, 8, 8)
-    with pytest.raises(BackboneError, match="got features of widths"):
+    with pytest.raises(BackboneError, match="features have widths"):
         observe_with(pooled, D, E - 1, 8, 8)
-    with pytest.raises(BackboneError, match="gave no features"):
+    with pytest.raises(BackboneError, match="features is None"):
         pooled.observe(None, torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_propose_refuses_features_that_are_no_numbers(bad: float) -> None:
+def test_propose_raises_for_features_that_are_not_finite(bad: float) -> None:
     policy = TimePredictionModule(SMALL)
     o = seen(policy)
     assert o.temb_BE is not None
     o.temb_BE[1, 0] = bad
-    with pytest.raises(BackboneError, match="got NaN or infinity"):
+    with pytest.raises(BackboneError, match="returned NaN or infinity"):
         policy.propose(o, None)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": 0}, "got channels = 0"),
-        ({"layout": "flat"}, "got layout 'flat'"),
-        ({"storage": "int8"}, "got storage 'int8'"),
-        ({"layout": "release", "time_only": True}, "got time_only with layout"),
-        ({"layout": "release", "init_times": (1.0, 0.0)}, "got init_times with layout"),
-        ({"init_times": (1.0, 0.5)}, "expected times that fall"),
-        ({"init_times": (1.0, 0.5, 0.5, 0.0)}, "expected times that fall"),
-        ({"init_times": (0.0,)}, "expected times that fall"),
-        ({"init_times": (1.5, 0.0)}, "expected times that fall"),
-        ({"token_grid": (4, 4)}, "got token_grid with layout"),
-        ({"feature_maps": "first"}, "got feature_maps 'first'"),
-        ({"layout": "release", "feature_maps": "last"}, "got velocity_change or feature_maps"),
-        ({"layout": "release", "velocity_change": True}, "got velocity_change or"),
-        ({"time_only": True, "velocity_change": True}, "got velocity_change with time_only"),
+        ({"channels": 0}, "channels is 0"),
+        ({"layout": "flat"}, "layout is 'flat'"),
+        ({"storage": "int8"}, "storage is 'int8'"),
+        ({"layout": "release", "time_only": True}, "layout is 'release', but time_only is set"),
+        ({"layout": "release", "init_times": (1.0, 0.0)}, "layout is 'release', but init_times is set"),
+        ({"init_times": (1.0, 0.5)}, "Times must fall strictly"),
+        ({"init_times": (1.0, 0.5, 0.5, 0.0)}, "Times must fall strictly"),
+        ({"init_times": (0.0,)}, "Times must fall strictly"),
+        ({"init_times": (1.5, 0.0)}, "Times must fall strictly"),
+        ({"token_grid": (4, 4)}, "token_grid is set with layout"),
+        ({"feature_maps": "first"}, "feature_maps is 'first'"),
+        ({"layout": "release", "feature_maps": "last"}, "layout is 'release', but feature_maps"),
+        ({"layout": "release", "velocity_change": True}, "layout is 'release', but velocity_change"),
+        ({"time_only": True, "velocity_change": True}, "velocity_change and time_only are both set"),
     ],
 )
-def test_shape_refuses_nonsense(change: dict, message: str) -> None:
+def test_invalid_shapes_raise(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TPMConfig(D, E, **change)
 
 
-def test_calibration_takes_out_what_all_images_share() -> None:
+def test_calibration_removes_what_all_images_share() -> None:
     """An offset common to all images is invisible afterwards, and what differs between them is seen in full."""
     policy = perturbed(TimePredictionModule(SMALL))
     o = seen(policy, B=32)
@@ -380,7 +382,7 @@ def test_calibration_takes_out_what_all_images_share() -> None:
     assert torch.allclose(again(moved)[0], policy(shared)[0], atol=5e-2)
 
 
-def test_scoring_leaves_the_observation_as_it_was() -> None:
+def test_scoring_does_not_change_the_observation() -> None:
     policy = perturbed(TimePredictionModule(SMALL))
     observation = seen(policy)
     policy.calibrate(observation)
@@ -392,7 +394,7 @@ def test_scoring_leaves_the_observation_as_it_was() -> None:
         assert torch.equal(again, once)
 
 
-def test_calibration_takes_the_time_out_of_the_embedding_and_leaves_the_prompt() -> None:
+def test_calibration_removes_the_time_from_the_embedding_and_keeps_the_prompt() -> None:
     g = torch.Generator().manual_seed(1)
     prompt_BE, t_B = 0.05 * torch.randn(64, E, generator=g).repeat(8, 1), torch.rand(512, generator=g) * 0.9 + 0.05
     waves_BE = torch.sin(torch.arange(1, E + 1) * t_B[:, None])
@@ -412,7 +414,7 @@ def test_the_basis_over_times_sums_to_one_and_follows_a_line(times: list[float],
     assert torch.allclose(basis_BR @ torch.linspace(0, 1, knots), torch.tensor(times), atol=1e-5)
 
 
-def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
+def test_calibration_skips_other_layouts_and_is_not_trained() -> None:
     for shape in (TPMConfig(D, E, layout="release"), TPMConfig(D, E, time_only=True)):
         policy = TimePredictionModule(shape)
         before = {k: v.clone() for k, v in policy.state_dict().items()}
@@ -422,7 +424,7 @@ def test_calibration_leaves_other_layouts_alone_and_is_not_trained() -> None:
     assert not names & {"map_mean", "map_std", "temb_time", "temb_std"}
 
 
-def test_a_feature_that_never_varies_is_not_blown_up() -> None:
+def test_a_constant_feature_is_not_magnified() -> None:
     policy = TimePredictionModule(SMALL)
     o = seen(policy)
     flat = Observation(torch.ones_like(o.map_BCHW), torch.ones_like(o.temb_BE), o.t_B, o.index_B, o.row_B)
@@ -432,7 +434,7 @@ def test_a_feature_that_never_varies_is_not_blown_up() -> None:
     assert (policy(near)[0] - policy(flat)[0]).abs().max() < 0.1
 
 
-def test_of_the_last_map_alone_the_first_one_is_not_seen() -> None:
+def test_with_maps_last_the_first_map_has_no_effect() -> None:
     policy = TimePredictionModule(dataclasses.replace(SMALL, feature_maps="last"))
     x, y, temb = torch.randn(2, D, 6, 6), torch.randn(2, D, 6, 6), torch.randn(2, E)
     clock = (torch.full((2,), 0.5), torch.zeros(2).long(), torch.arange(2))
@@ -448,7 +450,7 @@ def with_change(policy: TimePredictionModule, change_B: torch.Tensor | None) -> 
     return dataclasses.replace(o, change_B=change_B)
 
 
-def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
+def test_the_change_is_compared_with_the_usual_one_at_the_same_time() -> None:
     """A factor common to all images is invisible after calibration; twice the usual change is not."""
     policy = perturbed(TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True)))
     o = with_change(policy, None)
@@ -462,18 +464,18 @@ def test_the_change_is_read_beside_the_usual_one_at_the_same_time() -> None:
     assert (twice - level).abs().mean() > 0.01
 
 
-def test_calibration_on_chains_of_one_step_knows_no_change_and_stays_finite() -> None:
+def test_calibration_on_images_of_one_step_stays_finite() -> None:
     policy = TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True))
     policy.calibrate(with_change(policy, torch.zeros(256)))
     assert torch.isfinite(policy(with_change(policy, torch.ones(256)))[0]).all()
 
 
-def test_no_change_is_known_at_the_first_evaluation() -> None:
+def test_the_first_evaluation_has_no_change() -> None:
     policy = TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True))
     x, clock = torch.randn(2, D, 6, 6), (torch.ones(2), torch.zeros(2).long(), torch.arange(2))
     o = policy.observe(Features(x, x, torch.randn(2, E)), *clock)
     assert o.change_B is not None
     assert o.change_B.tolist() == [0.0, 0.0]
     assert torch.isfinite(policy(o)[0]).all()
-    with pytest.raises(BackboneError, match="got no change of the prediction"):
+    with pytest.raises(BackboneError, match="change_B is missing"):
         policy(dataclasses.replace(o, change_B=None))

@@ -33,18 +33,18 @@ def test_times_are_those_of_the_list_in_fp32():
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ([], "no times"),
+        ([], "times is empty"),
         ([1.0], "at least two"),
         ([1.1, 0.0], r"in \(0, 1\]"),
         ([float("nan"), 0.0], r"in \(0, 1\]"),
-        ([1.0, 0.5], "append 0.0"),
+        ([1.0, 0.5], "Append 0.0"),
         ([1.0, 0.5, 0.5, 0.0], r"times\[2\]"),
         ([1.0, float("nan"), 0.0], r"times\[1\]"),
         ([1.0, -0.5, 0.0], r"times\[2\]"),
-        ([[1.0, 0.0], [0.5, 0.6, 0.0]], r"times\[1\] = 0.6"),
+        ([[1.0, 0.0], [0.5, 0.6, 0.0]], r"times\[1\] is 0.6"),
     ],
 )
-def test_bad_lists_are_refused(times, message):
+def test_bad_schedules_raise(times, message):
     with pytest.raises(ConfigError, match=message):
         FixedSchedule(times)
 

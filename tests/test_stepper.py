@@ -40,7 +40,7 @@ def features(rows):
     return Features(maps, maps + 1, torch.randn(rows, 4))
 
 
-def test_lists_are_followed_to_the_end_whatever_stop_below():
+def test_fixed_schedules_ignore_stop_below():
     lists = [[1.0, 0.0], [1.0, 0.6, 0.001, 0.0005, 0.0], [0.9, 0.2, 0.0]]
     stepper = Stepper(FixedSchedule(lists), EULER, images=3, stop_below=0.5)
     x = run(stepper, torch.randn(3, 2, 4, 4))
@@ -95,7 +95,7 @@ class Creeping(Halving):
     share = 0.99
 
 
-def test_a_chain_that_nears_its_cap_lands_in_equal_steps():
+def test_near_the_cap_images_end_in_equal_steps():
     stepper = Stepper(Creeping(), EULER, images=1, max_steps=12, stop_below=0.01)
     run(stepper, torch.randn(1, 3))
     (times,) = stepper.times
@@ -104,7 +104,7 @@ def test_a_chain_that_nears_its_cap_lands_in_equal_steps():
     assert times == torch.tensor(times, dtype=torch.float32).tolist()  # what the solver saw, to the bit
 
 
-def test_training_overrules_the_last_step_alone():
+def test_recording_overrules_only_the_last_step():
     stepper = Stepper(Creeping(), EULER, images=1, max_steps=12, stop_below=0.01, record=True)
     run(stepper, torch.randn(1, 3))
     (trajectory,) = stepper.trajectories()
@@ -112,13 +112,13 @@ def test_training_overrules_the_last_step_alone():
     assert [step.counts for step in trajectory.steps] == [True] * 11 + [False]
 
 
-def test_a_chain_that_lands_by_itself_is_left_alone():
+def test_an_image_that_ends_before_the_cap_is_not_overruled():
     stepper = Stepper(Halving(), EULER, images=1, max_steps=12, stop_below=0.001)
     run(stepper, torch.randn(1, 3))
     assert stepper.times == [[0.5**i for i in range(10)] + [0.0]]
 
 
-def test_a_fixed_list_is_followed_to_its_end():
+def test_a_fixed_schedule_is_followed_to_its_end():
     times = [1.0, 0.95, 0.9, 0.8, 0.0]
     stepper = Stepper(FixedSchedule([times]), EULER, images=1, max_steps=4)
     run(stepper, torch.randn(1, 3))
@@ -131,7 +131,7 @@ def test_a_stop_at_the_cap_still_counts():
     assert [step.counts for step in stepper.trajectories()[0].steps] == [True, True]
 
 
-def test_policies_see_active_rows_only_and_records_are_per_image():
+def test_policies_read_only_active_rows_and_records_are_per_image():
     stepper = Stepper(LookingPolicy(), EULER, images=3, max_steps=4, seeds=[5, 6, 5], record=True, stop_below=0.35)
     x, shown = torch.randn(3, 2), []
     while not stepper.done:
@@ -198,7 +198,7 @@ def test_a_broken_policy_is_named():
         ({"max_steps": 2}, "Pass max_steps=3"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_raise(options, message):
     options = {"images": 2, **options}
     with pytest.raises(ConfigError, match=message):
         Stepper(FixedSchedule([1.0, 0.5, 0.2, 0.0]), EULER, **options)
@@ -210,7 +210,7 @@ def test_a_later_start():
     assert stepper.times == [[0.5, 0.0]]
 
 
-def test_misuse_is_refused():
+def test_misuse_raises():
     stepper = Stepper(FixedSchedule([1.0, 0.0]), EULER, images=1)
     with pytest.raises(TpdmError, match="same shape with 1 rows"):
         stepper.advance(torch.zeros(2, 3), torch.zeros(2, 3), None)
@@ -223,7 +223,7 @@ def test_misuse_is_refused():
         Stepper(LookingPolicy(), EULER, images=1).advance(torch.zeros(1, 3), torch.zeros(1, 3), features(2))
 
 
-def test_a_recorded_decision_is_taken_from_what_replay_keeps_and_others_in_full():
+def test_recorded_decisions_use_the_stored_observation_and_others_fp32():
     policy = TimePredictionModule(TPMConfig(4, 4, channels=8, grid=2))
     seen = features(2)
 

@@ -23,13 +23,13 @@ NUMBERS = st.one_of(st.integers(0, 9), st.integers(0, 2**70))
 PARTS = st.lists(NUMBERS, max_size=6).map(tuple)
 
 
-def test_seeds_that_results_follow_from_are_fixed_for_ever():
+def test_seeds_of_published_results_never_change():
     assert {parts: derive_seed(*parts) for parts in FIXED} == FIXED
     assert stream_generator(3, Stream.PROMPTS, 1).integers(2**40) == 1070139389405
     assert stream_generator(3, Stream.GAMMAS, 9).integers(2**40) == 418751597396
 
 
-def test_no_two_streams_have_one_number():
+def test_streams_have_different_numbers():
     assert len(Stream) == len(Stream.__members__)  # a second name of a number would be an alias
     assert sorted(Stream) == list(range(len(Stream)))
 
@@ -45,7 +45,7 @@ def test_other_parts_give_another_seed(one, other):
     assert (derive_seed(*one) == derive_seed(*other)) is (one == other)
 
 
-def test_seeds_of_one_run_are_apart():
+def test_seeds_of_one_run_are_distinct():
     image = [(stream, n, p, k) for stream in (0, 1) for n in range(4) for p in range(4) for k in range(4)]
     places = [*image, *((2, i) for i in range(64)), (4,), *((7, i, n) for i in range(64) for n in (0, 1))]
     tests = [(5, part, i) for part in (0, 1) for i in range(64)]
@@ -54,12 +54,12 @@ def test_seeds_of_one_run_are_apart():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_numpy_alone_does_not_tell_them_apart():
+def test_numpy_alone_gives_equal_seeds():
     """Why: should numpy change that, the hash is not needed any more."""
     states = [np.random.SeedSequence(parts).generate_state(2).tolist() for parts in ((3, 4), (3, 4, 0, 0))]
     assert states[0] == states[1]
 
 
-def test_a_negative_number_is_refused():
+def test_a_negative_part_raises():
     with pytest.raises(ValueError, match="negative"):
         derive_seed(3, -1)

@@ -69,7 +69,7 @@ def broken(rule: Callable[[str], Iterator[str]]) -> dict[str, list[str]]:
     return {name: lines for name, lines in found.items() if lines}
 
 
-def test_every_tensor_says_its_dtype_and_its_device():
+def test_every_tensor_is_created_with_dtype_and_device():
     found = broken(backbone_defaults)
     assert set(found) == set(EXEMPT), found
 

@@ -39,7 +39,7 @@ def test_raw_outputs_are_limited_but_their_gradient_is_not_lost():
     assert (a_B.grad > 0).all()
 
 
-def test_a_broken_network_shows_as_nan():
+def test_a_broken_network_gives_nan():
     params = beta.beta_params(torch.tensor([float("nan"), float("inf")]), torch.zeros(2))
     assert params.alpha_B.isnan().all()
 
@@ -64,7 +64,7 @@ def test_log_prob_and_entropy_match_torch_in_fp64(a, b, action):
 
 @quick
 @given(RAW, RAW, RAW, RAW)
-def test_kl_matches_torch_and_is_zero_only_at_home(a, b, c, d):
+def test_kl_matches_torch_and_is_zero_only_for_equal_parameters(a, b, c, d):
     n = min(map(len, (a, b, c, d)))
     p, q = params_of(a[:n], b[:n]), params_of(c[:n], d[:n])
     kl_B = beta.kl(p, q)

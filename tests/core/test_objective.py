@@ -21,7 +21,7 @@ def test_leave_one_out_by_hand():
 
 @quick
 @given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 1000), st.floats(-5, 5))
-def test_advantages_centre_each_prompt_and_ignore_its_level(p, k, seed, level):
+def test_advantages_center_each_prompt_and_ignore_its_level(p, k, seed, level):
     reward_PK = torch.randn(p, k, generator=torch.Generator().manual_seed(seed))
     advantage_PK = objective.rloo_advantages(reward_PK)
     torch.testing.assert_close(advantage_PK.sum(1), torch.zeros(p), rtol=0, atol=1e-5)
@@ -30,7 +30,7 @@ def test_advantages_centre_each_prompt_and_ignore_its_level(p, k, seed, level):
     assert batch_PK.std(correction=0).item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_in_group_normalisation_each_prompt_is_heard_alike_down_to_a_floor():
+def test_group_normalization_gives_prompts_equal_weight_down_to_a_floor():
     shape_K = torch.tensor([0.0, 1.0, 2.0, 5.0])
     reward_PK = torch.stack([0.1 * shape_K, 1.0 * shape_K, 1e-5 * shape_K])
     loud, louder, silent = objective.rloo_advantages(reward_PK, "group")
@@ -39,7 +39,7 @@ def test_in_group_normalisation_each_prompt_is_heard_alike_down_to_a_floor():
     assert silent.abs().max() < 1e-3  # far below the floor: it stays small
 
 
-def test_over_the_dial_both_ends_are_heard_alike_whatever_their_spread():
+def test_gamma_normalization_gives_both_ends_equal_weight():
     generator = torch.Generator().manual_seed(0)
     place_P = torch.linspace(-1, 1, 40)
     reward_PK = torch.randn(40, 8, generator=generator) * torch.exp(-1.5 * place_P)[:, None]  # 20 times from end to end
@@ -51,13 +51,13 @@ def test_over_the_dial_both_ends_are_heard_alike_whatever_their_spread():
     torch.testing.assert_close(twice_PK, advantage_PK)
 
 
-def test_without_a_dial_its_divisor_is_that_of_the_batch():
+def test_gamma_normalization_without_a_gamma_range_is_batch_normalization():
     reward_PK = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     found_PK, batch_PK = (objective.rloo_advantages(reward_PK, how) for how in ("gamma", "batch"))
     assert torch.equal(found_PK, batch_PK)
 
 
-def test_a_scale_of_all_rewards_changes_no_normalised_advantage():
+def test_scaling_all_rewards_keeps_normalized_advantages():
     reward_PK = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     for how in ("batch", "group"):
         small, large = (objective.rloo_advantages(c * reward_PK, how) for c in (0.01, 100.0))
@@ -110,7 +110,7 @@ def test_any_shape_gives_the_same_loss():
     torch.testing.assert_close(objective.clipped_objective(log_ratio_PK, advantage_PK, 0.1)[0], flat)
 
 
-def test_a_wild_ratio_stays_finite():
+def test_an_extreme_ratio_stays_finite():
     log_ratio_B = torch.tensor([500.0, -500.0], requires_grad=True)
     loss, seen = objective.clipped_objective(log_ratio_B, torch.tensor([-1.0, 1.0]), 0.2)
     loss.backward()
@@ -135,6 +135,6 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         (lambda: objective.clipped_objective(ONE, ONE, 0.0), "clip"),
     ],
 )
-def test_bad_arguments_are_refused_with_a_sentence(call, word):
+def test_bad_arguments_raise(call, word):
     with pytest.raises(ConfigError, match=word):
         call()

@@ -74,7 +74,7 @@ def path() -> VPPath:
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, "ddim", "vp_dpmpp_2m"])
-def test_resting_images_keep_x_and_state(name, path):
+def test_inactive_images_keep_x_and_state(name, path):
     solver, x = all_solvers(path)[name], noise(4, 3, 2, 2)
     t_B, t_next_B = torch.ones(4), torch.full((4,), 0.6)
     x, state = solver.step(x, noise(4, 3, 2, 2, seed=1), t_B, t_next_B, solver.init(x))
@@ -92,7 +92,7 @@ def test_resting_images_keep_x_and_state(name, path):
 
 @pytest.mark.parametrize("name", [*SOLVERS, "ddim", "vp_dpmpp_2m"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_step_from_noise_to_image_is_finite_and_lands_on_x0(name, dtype, path):
+def test_one_step_from_noise_to_image_is_finite_and_equals_x0(name, dtype, path):
     solver, x = all_solvers(path)[name], noise(2, 3, 4, 4, dtype=dtype)
     v = noise(2, 3, 4, 4, seed=1, dtype=dtype)
     one_B = torch.ones(2)

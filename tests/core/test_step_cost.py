@@ -52,7 +52,7 @@ def test_steps_cost_something_strictly():
     assert (objective.additive_reward(-score_B, steps_B, 0.02).diff() < 0).all()
 
 
-def test_without_offset_a_negative_score_pays_for_steps():
+def test_without_offset_a_negative_score_rewards_steps():
     """The flaw of eq. (9) that the offset mends."""
     score_B, steps_B = torch.full((2,), -1.0), torch.tensor([4, 20])
     fewer, longer = objective.discounted_reward(score_B, steps_B, 0.97)

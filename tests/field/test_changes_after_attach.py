@@ -87,7 +87,7 @@ def test_a_denoiser_of_another_class_is_refused_in_the_next_call() -> None:
     policy.artifact = config_of(policy.shape)
     fast = attach(pipe, policy)
     pipe.transformer = copy.deepcopy(tiny_pipe("Sana").transformer)
-    with pytest.raises(CheckpointError, match="got the denoiser SanaTransformer2DModel"):
+    with pytest.raises(CheckpointError, match="denoiser is SanaTransformer2DModel"):
         fast(**call("SD3"), seeds=[0])
 
 

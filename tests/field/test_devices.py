@@ -46,7 +46,7 @@ def test_a_tpm_stays_in_fp32_or_is_refused_before_anything_runs(change):
     policy = TimePredictionModule(TPMConfig(*widths("SD3"), channels=8, grid=2))
     attached = attach(tiny_pipe("SD3"), policy)
     getattr(policy, change)()
-    with pytest.raises(ConfigError, match=r"got a TPM in torch\.\w+, expected torch.float32.*\.to\(device\) alone"):
+    with pytest.raises(ConfigError, match=r"The TPM is in torch\.\w+. It must be torch.float32.*\.to\(device\) only"):
         attached(**{**call_of("SD3"), "height": -1})  # of which the pipeline would say something else
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.test_artifact import FOLDED, POOLED, config_of
+from tests.test_artefact import FOLDED, POOLED, config_of
 from tpdm.core.errors import CheckpointError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.policies.hub.inspect import inspect_tpm
@@ -49,7 +49,7 @@ def first_format(folder: Path, shape: TPMConfig) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shape", [POOLED, FOLDED])
-def test_the_norm_gives_the_bits_that_it_gave(tmp_path: Path, shape: TPMConfig) -> None:
+def test_the_norm_gives_the_same_bits_as_before(tmp_path: Path, shape: TPMConfig) -> None:
     tensors = first_format(tmp_path / "tpm", shape)
     g = torch.Generator().manual_seed(2)
     C = shape.channels
@@ -75,7 +75,7 @@ def test_saved_again_it_is_of_the_newest_format_and_the_same(tmp_path: Path) -> 
     assert inspect_tpm(tmp_path / "old").problems == ()
 
 
-def test_damaged_weights_are_refused_as_ever(tmp_path: Path) -> None:
+def test_damaged_weights_raise_as_before(tmp_path: Path) -> None:
     tensors = first_format(tmp_path / "tpm", POOLED)
     for value, words in ((torch.tensor(1.0), "got 'norm1.linear.bias' as"), (None, "got no tensor")):
         changed = {k: v for k, v in tensors.items() if k != "norm1.linear.bias"}
@@ -86,11 +86,11 @@ def test_damaged_weights_are_refused_as_ever(tmp_path: Path) -> None:
             from_pretrained(tmp_path / "tpm")
 
 
-def test_a_checkpoint_converted_by_an_earlier_version_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_converted_by_an_earlier_version_raises(tmp_path: Path) -> None:
     first_format(tmp_path / "tpm", FOLDED)
     path = tmp_path / "tpm" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"trained": {"converted_from": "sd3.safetensors"}}))
-    with pytest.raises(CheckpointError, match="run tpdm convert again") as caught:
+    with pytest.raises(CheckpointError, match="Run tpdm convert again") as caught:
         from_pretrained(tmp_path / "tpm")
     assert "\n" not in str(caught.value)
 

@@ -42,7 +42,7 @@ def to_map(tokens_BND: Tensor, side: int) -> Tensor:
 
 
 @golden
-def test_alpha_and_beta_of_the_release_come_out(tmp_path: Path) -> None:
+def test_alpha_and_beta_equal_those_of_the_release(tmp_path: Path) -> None:
     with safe_open(str(GOLDEN), framework="pt") as file:
         assert file.metadata()["rows"] == "unconditional rows first, then conditional"
         w = float(file.metadata()["guidance_scale"])
@@ -59,7 +59,7 @@ def test_alpha_and_beta_of_the_release_come_out(tmp_path: Path) -> None:
 
 
 @golden
-def test_a_truncated_file_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_truncated_file_raises_and_writes_nothing(tmp_path: Path) -> None:
     short = tmp_path / "short.safetensors"
     short.write_bytes(GOLDEN.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="is cut short or damaged") as caught:

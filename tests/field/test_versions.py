@@ -132,7 +132,7 @@ def test_the_embedded_tokenizers_are_there_for_transformers_4_and_5(place):
 
 def test_a_torch_without_muon_builds_no_embedded_model(monkeypatch, tmp_path):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ConfigError, match=r"without Muon, expected torch>=2\.9: pip install -U torch\.$"):
+    with pytest.raises(ConfigError, match=r"has no Muon\. It must be torch>=2\.9\. Run pip install -U torch\.$"):
         build(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -15,7 +15,7 @@ from tpdm.policies.pretrained import load_policy
 from tpdm.tinyworld.builtin import WEIGHTS
 
 
-def test_a_published_folder_is_loaded_and_sound(run, tmp_path):
+def test_a_published_folder_loads_and_is_intact(run, tmp_path):
     target = publish_to_folder(run / "best", tmp_path / "new" / "published", draw_curves=training_curves)
     assert target == tmp_path / "new" / "published"
     names = {p.name for p in target.iterdir()}
@@ -32,7 +32,7 @@ def test_a_published_folder_is_loaded_and_sound(run, tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["published"]
 
 
-def test_an_older_one_is_replaced_and_anything_else_refused(run, tmp_path):
+def test_an_older_tpm_is_replaced_and_other_targets_raise(run, tmp_path):
     target = publish_to_folder(run / "best", tmp_path / "published")
     (target / "README.md").write_text("old", encoding="utf-8")
     publish_to_folder(run / "last", target)
@@ -40,10 +40,10 @@ def test_an_older_one_is_replaced_and_anything_else_refused(run, tmp_path):
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="which holds no TPM, expected a new folder"):
+    with pytest.raises(CheckpointError, match=r"contains no TPM\. The target must be a new folder"):
         publish_to_folder(run / "best", other)
     assert [p.name for p in other.iterdir()] == ["chapter.txt"]
-    with pytest.raises(CheckpointError, match="as source and target"):
+    with pytest.raises(CheckpointError, match="source and target are both"):
         publish_to_folder(target, target)
 
 
@@ -53,24 +53,24 @@ def test_a_folder_of_another_model_is_kept(run, tmp_path):
     shutil.copytree(WEIGHTS / "pipeline" / "transformer", model)
     before = {p.name: p.read_bytes() for p in model.iterdir()}
     assert "config.json" in before
-    with pytest.raises(CheckpointError, match="which holds no TPM, expected a new folder"):
+    with pytest.raises(CheckpointError, match=r"contains no TPM\. The target must be a new folder"):
         publish_to_folder(run / "best", model)
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "samples/0000.png", "steps.png/0000.png"])
-def test_what_lies_beside_a_tpm_is_not_deleted(run, tmp_path, name):
+def test_files_next_to_a_tpm_are_not_deleted(run, tmp_path, name):
     target = tmp_path / "mine"
     shutil.copytree(run / "best", target)
     (target / name).parent.mkdir(exist_ok=True)
     (target / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=f"with '{name.split('/')[0]}', which would be deleted") as caught:
+    with pytest.raises(CheckpointError, match=f"contains '{name.split('/')[0]}', which would be deleted") as caught:
         publish_to_folder(run / "last", target)
     assert "\n" not in str(caught.value)
     assert (target / name).read_text(encoding="utf-8") == "mine"
 
 
-def test_a_failure_half_way_leaves_the_older_one(run, tmp_path, monkeypatch):
+def test_a_failure_during_publishing_keeps_the_older_tpm(run, tmp_path, monkeypatch):
     target = publish_to_folder(run / "best", tmp_path / "published")
     before = {p.name: p.read_bytes() for p in target.iterdir()}
 
@@ -84,7 +84,7 @@ def test_a_failure_half_way_leaves_the_older_one(run, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["published"]
 
 
-def test_unsound_weights_are_not_handed_on(run, tmp_path):
+def test_damaged_weights_are_not_published(run, tmp_path):
     shutil.copytree(run / "best", tmp_path / "tpm")
     weights = tmp_path / "tpm" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -129,9 +129,9 @@ def test_the_hub_gets_the_same_files(run, monkeypatch):
     assert b"# my-tpm" in files["README.md"]
 
 
-def test_a_refusal_of_the_hub_is_one_sentence(run, monkeypatch):
+def test_a_refusal_of_the_hub_is_one_line(run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(PermissionError("401\nno token")))
-    with pytest.raises(CheckpointError, match=r"refusal of the hub for 'me/t' \(PermissionError: 401\).*hf auth login"):
+    with pytest.raises(CheckpointError, match=r"hub refused to write 'me/t' \(PermissionError: 401\).*hf auth login"):
         push_to_hub(run / "best", "me/t")
-    with pytest.raises(CheckpointError, match="expected owner/name"):
+    with pytest.raises(CheckpointError, match="must be owner/name"):
         push_to_hub(run / "best", "runs/best/too/deep")

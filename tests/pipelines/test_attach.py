@@ -135,7 +135,7 @@ def test_defaults_are_used_for_missing_arguments(sd3):
         ({"sample": True, "decision_seeds": [1, 2, 3]}, ConfigError, "3 seeds for 2 images"),
         ({"prompt": None}, ConfigError, "needs prompt or prompt_embeds"),
         ({"prompt": []}, ConfigError, "empty list"),
-        ({"max_steps": 1}, ConfigError, "pass max_steps=3"),
+        ({"max_steps": 1}, ConfigError, "Pass max_steps=3"),
         ({"prompt": ["a", "b", "c"]}, ConfigError, "2 lists of times for 3 images"),
     ],
 )

@@ -48,9 +48,9 @@ def test_it_learns_and_logs(tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_a_loss_that_is_nan_stops_with_advice(tmp_path):
+def test_a_loss_that_is_nan_raises(tmp_path):
     net = make_net()
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         fit("net", net, lambda _: net(torch.full((1, 4), torch.nan)).mean(), FitPlan(steps=5, lr=1e-2), tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Pure tensor mathematics: paths, grids, solvers, the Beta policy, the objective."""
+"""Types, paths, solvers and the stepper, and what all packages use: errors, files, devices and seeds."""

@@ -1,1 +1,1 @@
-"""Policies: what decides the times of an image."""
+"""Policies: the TPM, fixed schedules and error control, and how TPMs are saved and loaded."""

@@ -1,4 +1,4 @@
-"""The dial in use: which gamma each image of a call is made for, and the policy that knows it."""
+"""Gamma conditioning of one pipeline call: the gamma of each image, from ``gamma`` or ``quality``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tpdm.policies.tpm import TimePredictionModule
 
 @dataclass(frozen=True)
 class ConditionedPolicy(Policy):
-    """A TPM with a dial, set for every image of a call: a :class:`tpdm.core.types.Policy`.
+    """A gamma-conditioned TPM with the gamma of each image of a call.
 
     Attributes:
-        predictor: the TPM.
-        gamma_B: of each image of the call, fp32.
+        predictor: The TPM.
+        gamma_B: Gamma of each image of the call, fp32.
     """
 
     predictor: TimePredictionModule
@@ -28,12 +28,12 @@ class ConditionedPolicy(Policy):
 
     @property
     def reads_features(self) -> bool:
-        """As the TPM does."""
+        """As for the TPM."""
         return self.predictor.reads_features
 
     @property
     def reads_change(self) -> bool:
-        """As the TPM does."""
+        """As for the TPM."""
         return self.predictor.reads_change
 
     def observe(
@@ -44,16 +44,16 @@ class ConditionedPolicy(Policy):
         row_B: Tensor,
         change_B: Tensor | None = None,
     ) -> Observation:
-        """What the TPM sees, and the gamma of each image."""
+        """Return the observation of the TPM, with the gamma of each image."""
         seen = self.predictor.observe(features, t_B, index_B, row_B, change_B)
         return replace(seen, gamma_B=self.gamma_B.to(t_B.device)[row_B])
 
     def quantize_for_storage(self, observation: Observation) -> Observation:
-        """As the TPM does; the gammas stay fp32."""
+        """As for the TPM. Gammas stay fp32."""
         return self.predictor.quantize_for_storage(observation)
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """As the TPM does."""
+        """As for the TPM."""
         return self.predictor.propose(observation, seeds)
 
 
@@ -63,62 +63,68 @@ def condition_policy(
     gamma: float | Sequence[float] | None = None,
     quality: float | Sequence[float] | None = None,
 ) -> Policy:
-    """The policy of one call.
+    """Create the policy of one call.
 
     Args:
-        policy: any.
-        images: B of the call.
-        gamma: one number for all or one per image, within the range of the TPM.
-        quality: the same in [0, 1], by the TPM's calibration.
+        policy: Any policy.
+        images: Number of images B of the call.
+        gamma: One gamma for all images, or one per image, within the range of the TPM.
+        quality: One quality setting in [0, 1] for all images, or one per image, converted by the TPM's calibration.
 
     Returns:
-        The policy as it is where it has no dial and none is asked for; without gamma and quality a TPM with a dial
-        gets the gamma of its artifact.
+        A gamma-conditioned TPM with the gammas of the images. Without gamma and quality it uses the gamma of its saved
+        config. A policy that is not gamma-conditioned is returned unchanged.
 
     Raises:
-        ConfigError: there is no dial to set, both are given, the number of values does not fit, or one is out of range;
-            or the TPM is in half precision.
+        ConfigError: The policy is not gamma-conditioned but gamma or quality is given, both are given, the number of
+            values does not fit, a value is out of range, or the TPM is in half precision.
+
+    Example:
+        >>> from tpdm.policies.tpm_config import TPMConfig
+        >>> policy = TimePredictionModule(TPMConfig(6, 5, gamma_range=(0.9, 0.99)))
+        >>> condition_policy(policy, images=2, gamma=0.95).gamma_B
+        tensor([0.9500, 0.9500])
     """
     if isinstance(policy, TimePredictionModule):
         policy.check_precision()
-    dial = policy.shape.gamma_range if isinstance(policy, TimePredictionModule) else None
-    if not isinstance(policy, TimePredictionModule) or dial is None:
+    gamma_range = policy.shape.gamma_range if isinstance(policy, TimePredictionModule) else None
+    if not isinstance(policy, TimePredictionModule) or gamma_range is None:
         for name, value in (("gamma", gamma), ("quality", quality)):
             if value is not None:
                 raise ConfigError(
-                    f"got {name}={value}, but this policy has no dial: leave {name} out, or train a TPM with "
-                    "reward.gamma_range."
+                    f"{name} is {value}, but this policy is not gamma-conditioned. Leave {name} out, or train a TPM "
+                    "with reward.gamma_range."
                 )
         return policy
     if gamma is not None and quality is not None:
-        raise ConfigError(f"got both gamma={gamma} and quality={quality}, expected at most one: leave one out.")
+        raise ConfigError(f"gamma is {gamma} and quality is {quality}. At most one may be given. Leave one out.")
     gammas = _per_image("gamma", gamma, images) if gamma is not None else _by_quality(policy, quality, images)
     for value in gammas:
-        if not dial[0] <= value <= dial[1]:
+        if not gamma_range[0] <= value <= gamma_range[1]:
             raise ConfigError(
-                f"got gamma={value:g}, expected {dial[0]:g} to {dial[1]:g} as this TPM was trained for: correct it."
+                f"gamma is {value:g}. This TPM was trained for {gamma_range[0]:g} to {gamma_range[1]:g}. Correct it."
             )
     return ConditionedPolicy(policy, torch.tensor(gammas, dtype=torch.float32, device="cpu"))
 
 
 def quality_for(policy: Policy, mean_steps: float) -> float:
-    """The quality at which a TPM with a dial takes so many steps on average, as its validation measured them.
+    """Return the quality setting at which a TPM takes a mean number of steps, as its validation measured them.
 
     Args:
-        policy: a TPM with a calibrated dial.
-        mean_steps: above 0; beyond the dial's reach its nearer end is given.
+        policy: A gamma-conditioned TPM with a calibration.
+        mean_steps: Mean number of steps, > 0. Numbers outside the calibration give the nearer end.
 
     Raises:
-        ConfigError: there is no calibrated dial, or the number is not above 0.
+        ConfigError: The policy has no calibration, or the number is not above 0.
     """
     artifact = policy.artifact if isinstance(policy, TimePredictionModule) else None
     if artifact is None or artifact.gamma_steps is None:
         raise ConfigError(
-            f"got {mean_steps:g} mean steps for a policy without a calibrated dial, expected a TPM that was trained "
-            "with reward.gamma_range: use one."
+            f"mean_steps is {mean_steps:g}, but this policy has no calibration. It must be a TPM that was trained with "
+            "reward.gamma_range. Use one."
         )
     if not mean_steps > 0:
-        raise ConfigError(f"got {mean_steps:g} mean steps, expected a number above 0: correct it.")
+        raise ConfigError(f"mean_steps is {mean_steps:g}. It must be above 0. Try mean_steps=8.")
     return steps_to_quality(mean_steps, [steps for _, steps in artifact.gamma_steps])
 
 
@@ -126,10 +132,10 @@ def _by_quality(policy: TimePredictionModule, quality: float | Sequence[float] |
     artifact = policy.artifact
     if quality is None:
         if artifact is None:
-            raise ConfigError("got a TPM with a dial and no gamma, expected one: pass gamma or quality.")
+            raise ConfigError("gamma is missing. This TPM is gamma-conditioned and needs one. Pass gamma or quality.")
         return [artifact.gamma] * images
     if artifact is None or artifact.gamma_steps is None:
-        raise ConfigError(f"got quality={quality} for a TPM whose dial is not calibrated: pass gamma instead.")
+        raise ConfigError(f"quality is {quality}, but this TPM is not calibrated. Pass gamma instead.")
     gammas, steps = zip(*artifact.gamma_steps, strict=True)
     return [quality_to_gamma(q, gammas, steps) for q in _per_image("quality", quality, images)]
 
@@ -137,5 +143,7 @@ def _by_quality(policy: TimePredictionModule, quality: float | Sequence[float] |
 def _per_image(name: str, value: float | Sequence[float], images: int) -> list[float]:
     values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * images
     if len(values) != images:
-        raise ConfigError(f"got {len(values)} values of {name} for {images} images, expected one for all or one each.")
+        raise ConfigError(
+            f"{name} has {len(values)} values for {images} images. Pass one for all images, or one per image."
+        )
     return values

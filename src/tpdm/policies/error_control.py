@@ -1,4 +1,4 @@
-"""Classical error control as a policy: each step as long as the local error allows, estimated from two evaluations."""
+"""Classical error control as a policy. Two evaluations estimate the local error, which sets the length of a step."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from torch import Tensor
 from tpdm.core.errors import ConfigError
 from tpdm.core.types import Decision, Features, Observation, Policy
 
-LONGEST, SHORTEST = 0.5, 0.01  # of a step, in t
-FIRST = 0.05  # step before anything is known of the change
+LONGEST, SHORTEST = 0.5, 0.01  # limits of a step, in t
+FIRST = 0.05  # first step, before the change is known
 
 
 class ErrorControlled(Policy):
-    """Chooses the step at which the local error of Euler's method would be a tolerance.
+    """Chooses the step at which the local error of Euler's method equals a tolerance.
 
-    One Euler step of length h errs by h^2 / 2 |dv/dt|; the change of the velocity between the last two evaluations
-    estimates |dv/dt| at no cost. So h = sqrt(2 tolerance / |dv/dt|): what an embedded pair of first and second order
-    would choose (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4), without its rejected steps.
+    The error of an Euler step of length h is h^2 / 2 |dv/dt|. The change of the velocity between the last two
+    evaluations estimates |dv/dt| without further evaluations. So h = sqrt(2 tolerance / |dv/dt|). An embedded pair of
+    first and second order would choose the same step (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations
+    I, II.4). This policy rejects no steps.
 
     Args:
-        tolerance: root mean square error allowed per step, in the unit of the latents, > 0.
+        tolerance: Root mean square error allowed per step, in the unit of the latents, > 0.
 
     Raises:
-        ConfigError: a tolerance that is not above 0.
+        ConfigError: The tolerance is not above 0.
+
+    Example:
+        >>> policy, row_B = ErrorControlled(tolerance=0.01), torch.zeros(1, dtype=torch.int64)
+        >>> observation = policy.observe(None, torch.ones(1), row_B, row_B, torch.tensor([0.5]))
+        >>> policy.propose(observation, None).t_next_B
+        tensor([0.8000])
     """
 
     reads_change = True
 
     def __init__(self, tolerance: float) -> None:
         if not 0 < tolerance < float("inf"):
-            raise ConfigError(f"got tolerance {tolerance:g}, expected a number above 0; correct it.")
+            raise ConfigError(f"tolerance is {tolerance:g}. It must be a number above 0. Try tolerance=0.002.")
         self.tolerance = tolerance
 
     def observe(
@@ -43,11 +50,11 @@ class ErrorControlled(Policy):
         row_B: Tensor,
         change_B: Tensor | None = None,
     ) -> Observation:
-        """The clock, and how fast the velocity changes; nothing is known of that at first."""
+        """Keep the times, and the speed at which the velocity changes. See :meth:`tpdm.core.types.Policy.observe`."""
         return Observation(None, None, t_B.float(), index_B, row_B, change_B=change_B)
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """t - h, at least 0; the log-probability is 0."""
+        """Return t - h, at least 0, with log-probability 0."""
         t_B = observation.t_B
         if observation.change_B is None:
             h_B = torch.full_like(t_B, FIRST)

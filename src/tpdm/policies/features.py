@@ -1,4 +1,4 @@
-"""From a denoiser's features to what a TPM reads: checked against its shape, and pooled or folded."""
+"""Reduction of a denoiser's features to what a TPM reads: checked, then pooled or folded."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from tpdm.policies.tpm_config import TPMConfig
 
 
 def reduce_features(shape: TPMConfig, features: Features | None) -> tuple[Tensor, Tensor]:
-    """What a TPM of this shape reads of one evaluation, fp32.
+    """Reduce the features of one evaluation to what a TPM reads.
 
     Args:
-        shape: of the TPM.
-        features: of B images.
+        shape: Architecture of the TPM.
+        features: Features of B images.
 
     Returns:
-        Map (B, 2D, S, S) for "pooled" whatever the resolution, (B, 2D, H, W) for "release", half as many channels for
-        ``maps="last"``; time embedding (B, E).
+        (map, time embedding), fp32. The map is (B, 2D, S, S) for "pooled" at every resolution, and (B, 2D, H, W) for
+        "release". ``maps="last"`` halves the channels. The time embedding is (B, E).
 
     Raises:
-        BackboneError: no features, other widths than the TPM's, or a token grid it was not trained for.
+        BackboneError: There are no features, their widths differ from the TPM's, or the TPM was not trained for the
+            token grid.
+
+    Example:
+        >>> from tpdm.policies.tpm_config import TPMConfig
+        >>> features = Features(torch.rand(1, 6, 4, 4), torch.rand(1, 6, 4, 4), torch.rand(1, 5))
+        >>> [x.shape for x in reduce_features(TPMConfig(6, 5, grid=2), features)]
+        [torch.Size([1, 12, 2, 2]), torch.Size([1, 5])]
     """
     features = check_features(shape, features)
     first = [features.first_BDHW] if shape.feature_maps == "first_last" else []
@@ -39,24 +46,27 @@ def reduce_features(shape: TPMConfig, features: Features | None) -> tuple[Tensor
 
 
 def check_features(shape: TPMConfig, features: Features | None) -> Features:
-    """The features, which fit the TPM.
+    """Return the features if they fit the TPM.
 
     Raises:
-        BackboneError: as ``reduce_features``.
+        BackboneError: As for :func:`reduce_features`.
     """
     if features is None:
-        raise BackboneError("got no features, expected those of the denoiser; attach the pipeline with its hooks on.")
+        raise BackboneError(
+            "features is None. The TPM reads features of the denoiser. Use the pipeline through tpdm.attach."
+        )
     got = (features.first_BDHW.shape[1], features.last_BDHW.shape[1], features.temb_BE.shape[-1])
     expected = (shape.feature_channels, shape.feature_channels, shape.temb_channels)
     if got != expected:
         raise BackboneError(
-            f"got features of widths {got} (first, last, temb), expected {expected}; load a TPM"
-            " trained for this denoiser."
+            f"The features have widths {got} (first, last, temb). The TPM reads {expected}. Load a TPM that was "
+            "trained for this denoiser."
         )
     grid = tuple(features.first_BDHW.shape[2:])
     if shape.token_grid is not None and grid != tuple(shape.token_grid):
         raise BackboneError(
-            f"got a token grid of {grid}, expected {shape.token_grid} as in this TPM of the release layout's training;"
-            " use its image size or a pooled TPM."
+            f"The token grid is {grid}. This TPM of the release layout was trained for {shape.token_grid}. Use "
+            "its image size, or a "
+            "pooled TPM."
         )
     return features

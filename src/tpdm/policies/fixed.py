@@ -1,4 +1,4 @@
-"""Fixed schedules as policies, so that every baseline runs the same path as a learned schedule."""
+"""Fixed schedules as policies, so that baselines run the same code as learned schedules."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from tpdm.core.types import Decision, Features, Observation, Policy
 
 
 class FixedSchedule(Policy):
-    """One list of times for all images, or one list per image; decides without looking.
+    """Runs one list of times for all images, or one list per image.
 
-    A list is t_0 > t_1 > ... > t_N = 0 with t_0 in (0, 1]: N steps. The stepper never cuts a list: its stop
-    threshold is ignored, and a list longer than ``max_steps`` is refused.
+    A list is t_0 > t_1 > ... > t_N = 0 with t_0 in (0, 1], which makes N steps. The stepper never cuts a list. It
+    ignores the stop threshold, and a list longer than ``max_steps`` is an error.
 
     Args:
-        times: the list, or a sequence of lists (of any lengths), one per image of the call.
+        times: One list of times, or one list per image of the call. Lists may differ in length.
 
     Raises:
-        ConfigError: a list does not start in (0, 1], fall strictly (in fp32), or end at 0.
+        ConfigError: A list does not start in (0, 1], does not fall strictly (in fp32), or does not end at 0.
+
+    Example:
+        >>> schedule = FixedSchedule([1.0, 0.75, 0.5, 0.0])
+        >>> schedule.steps, schedule.lists
+        (3, [[1.0, 0.75, 0.5, 0.0]])
     """
 
     def __init__(self, times: Sequence[float] | Sequence[Sequence[float]]) -> None:
         if not times:
-            raise ConfigError("got no times, expected at least one list such as [1.0, 0.5, 0.0].")
+            raise ConfigError("times is empty. It must be a list of times, or one list per image. Try [1.0, 0.5, 0.0].")
         nested = [row for row in times if isinstance(row, Sequence)]
         single = [t for t in times if not isinstance(t, Sequence)]
         self._rows = [_checked(row) for row in ([single] if single else nested)]
@@ -38,7 +43,7 @@ class FixedSchedule(Policy):
 
     @property
     def lists(self) -> list[list[float]]:
-        """The lists, one per image, or a single one for all; values as rounded to fp32."""
+        """One list for all images, or one list per image, as rounded to fp32."""
         return [row[:] for row in self._rows]
 
     @property
@@ -48,19 +53,22 @@ class FixedSchedule(Policy):
 
     @property
     def fixed_steps(self) -> int:
-        """As ``steps``: a list is never cut."""
+        """Number of steps of the longest list. A list is never cut."""
         return self.steps
 
     def initial_times(self, images: int) -> Tensor:
-        """t_0 of each of ``images`` images, fp32 (B,).
+        """Return t_0 of each image, fp32 (B,).
+
+        Args:
+            images: Number of images B of the call.
 
         Raises:
-            ConfigError: there is one list per image, but for another number of images.
+            ConfigError: There is one list per image, for another number of images.
         """
         if len(self._rows) not in (1, images):
             raise ConfigError(
-                f"got {len(self._rows)} lists of times for {images} images, expected one list for all or one "
-                "per image: match the lists to prompts x images per prompt."
+                f"There are {len(self._rows)} lists of times for {images} images. There must be one list for all, or "
+                "one per image. The number of images is prompts x images per prompt."
             )
         return self._table_RT[:, 0].expand(images).clone()
 
@@ -72,11 +80,11 @@ class FixedSchedule(Policy):
         row_B: Tensor,
         change_B: Tensor | None = None,
     ) -> Observation:
-        """Keeps the clock only; the features are not read."""
+        """Keep times, indices and rows. Features are not read. See :meth:`tpdm.core.types.Policy.observe`."""
         return Observation(map_BCHW=None, temb_BE=None, t_B=t_B, index_B=index_B, row_B=row_B)
 
     def propose(self, observation: Observation, seeds: Sequence[int] | None) -> Decision:
-        """The next entry of each image's list; the action is the ratio of the two times, its log-prob 0."""
+        """Return the next time of each image's list. The action is t_next / t, with log-probability 0."""
         table_RT = self._table_RT.to(observation.t_B.device)
         row_B = observation.row_B if len(self._rows) > 1 else torch.zeros_like(observation.row_B)
         t_next_B = table_RT[row_B, (observation.index_B + 1).clamp(max=self.steps)]
@@ -84,18 +92,18 @@ class FixedSchedule(Policy):
 
 
 def _checked(times: Sequence[float]) -> list[float]:
-    """The list as fp32 values, or a ConfigError that says which rule it breaks."""
+    """Return the list as fp32 values, or raise a ConfigError."""
     row: list[float] = torch.tensor([float(t) for t in times], dtype=torch.float32, device="cpu").tolist()
     if len(row) < 2 or not 0.0 < row[0] <= 1.0:
         raise ConfigError(
-            f"got times {list(times)}, expected at least two with the first in (0, 1]: start at 1.0 (noise)."
+            f"times is {list(times)}. It must have at least two times, and the first must be in (0, 1]. Start at 1.0, "
+            "which is noise."
         )
     if row[-1] != 0.0:
-        raise ConfigError(f"got times that end at {row[-1]:g}, expected 0.0: append 0.0, the finished image.")
+        raise ConfigError(f"times ends at {row[-1]:g}. It must end at 0.0, which is the finished image. Append 0.0.")
     for i, (t, t_next) in enumerate(pairwise(row)):
         if not t_next < t:
             raise ConfigError(
-                f"got times[{i + 1}] = {t_next:g} after {t:g}, expected strictly decreasing times: "
-                "sort the list and drop repetitions."
+                f"times[{i + 1}] is {t_next:g} after {t:g}. Times must fall strictly. Sort them and drop repetitions."
             )
     return row

@@ -1,7 +1,8 @@
-"""The dial: one TPM for a range of gamma, told which one by a number that is linear in the log of a step's price.
+"""Gamma conditioning: one TPM for a range of gamma, and quality settings in [0, 1] for users.
 
-Eq. (9) with gamma near 1 prices a step at about (1 - gamma) / 2 of the score, so that equal moves of the dial change
-that price by equal factors. -1 is the low end of the range (few steps), +1 the high one.
+The TPM reads the position of gamma in its range, which is linear in the log of a step's price. Eq. (9) with gamma
+near 1 prices a step at about (1 - gamma) / 2 of the score, so that equal moves of the position change the price by
+equal factors. -1 is the low end of the range (few steps), +1 the high end.
 """
 
 from __future__ import annotations
@@ -14,75 +15,117 @@ from torch import Tensor
 
 from tpdm.core.errors import ConfigError
 
-MIN_RISE = 1e-3  # steps between neighbours of a calibration: what was measured flat or falling is read as level
+MIN_RISE = 1e-3  # steps between neighbors of a calibration that were measured as equal or falling
 
 
 def check_range(low: float, high: float) -> None:
-    """Refuses a range that is none.
+    """Check a range of gamma.
 
     Raises:
-        ConfigError: not 0 < low < high < 1.
+        ConfigError: 0 < low < high < 1 does not hold.
+
+    Example:
+        >>> check_range(0.9, 0.99)
     """
     if not 0.0 < low < high < 1.0:
-        raise ConfigError(f"got gammas from {low:g} to {high:g}, expected 0 < low < high < 1; correct the range.")
+        raise ConfigError(f"gamma_range is {low:g} to {high:g}. It must satisfy 0 < low < high < 1. Try 0.9 to 0.998.")
 
 
 def gamma_position(gamma_B: Tensor, low: float, high: float) -> Tensor:
-    """Where gammas stand between the ends: -1 at ``low``, +1 at ``high``; fp32, the shape of ``gamma_B``."""
+    """Convert gammas to positions in the range.
+
+    Args:
+        gamma_B: Gammas in [low, high].
+        low: Low end of the range, > 0.
+        high: High end of the range, < 1.
+
+    Returns:
+        Positions from -1 at ``low`` to +1 at ``high``, fp32, shape of ``gamma_B``.
+
+    Example:
+        >>> gamma_position(torch.tensor([0.9, 0.99, 0.999]), 0.9, 0.999)
+        tensor([-1.0000, -0.0000,  1.0000])
+    """
     price_B = torch.log1p(-gamma_B.float())
     first, last = math.log1p(-low), math.log1p(-high)
     return 2.0 * (price_B - first) / (last - first) - 1.0
 
 
 def gamma_at(share: float, low: float, high: float) -> float:
-    """The gamma at a share of the way from ``low`` (0) to ``high`` (1)."""
+    """Return the gamma at a share of the way from ``low`` (0) to ``high`` (1), in log price.
+
+    Example:
+        >>> round(gamma_at(0.5, 0.9, 0.999), 6)
+        0.99
+    """
     if share in (0.0, 1.0):
-        return (low, high)[int(share)]  # exactly: a rounded end would lie outside the range
+        return (low, high)[int(share)]  # exactly, because a rounded end would be outside the range
     return -math.expm1(math.log1p(-low) + share * (math.log1p(-high) - math.log1p(-low)))
 
 
 def spread_gammas(count: int, low: float, high: float, offset: float = 0.5) -> list[float]:
-    """``count`` gammas, one in each equal part of the range; ``offset`` in [0, 1) is the place within the part."""
+    """Return one gamma from each of ``count`` equal parts of the range, in log price.
+
+    Args:
+        count: Number of gammas, >= 1.
+        low: Low end of the range.
+        high: High end of the range.
+        offset: Position within a part, in [0, 1).
+
+    Example:
+        >>> [round(gamma, 4) for gamma in spread_gammas(2, 0.9, 0.999)]
+        [0.9684, 0.9968]
+    """
     return [gamma_at((i + offset) / count, low, high) for i in range(count)]
 
 
 def quality_to_gamma(quality: float, gammas: Sequence[float], mean_steps: Sequence[float]) -> float:
-    """The gamma whose mean number of steps lies at a share of the way, in ratios, between the fewest and the most.
+    """Convert a quality setting to a gamma.
 
-    Quality 0 is the first gamma and 1 the last; halfway between 4 and 16 steps are 8.
+    Quality 0 is the first gamma and 1 the last. Between them, mean steps change by equal ratios: halfway between 4 and
+    16 steps are 8.
 
     Args:
-        quality: in [0, 1].
-        gammas: rising, at least two, as calibrated.
-        mean_steps: that were measured at them.
+        quality: Quality setting in [0, 1].
+        gammas: Calibrated gammas, rising, at least two.
+        mean_steps: Mean steps that were measured at these gammas.
 
     Raises:
-        ConfigError: the quality lies outside.
+        ConfigError: ``quality`` is out of range, or there are fewer than two gammas.
+
+    Example:
+        >>> gammas, mean_steps = [0.9, 0.99, 0.999], [4.0, 8.0, 16.0]
+        >>> round(quality_to_gamma(0.5, gammas, mean_steps), 6)
+        0.99
     """
     if not 0.0 <= quality <= 1.0:
-        raise ConfigError(f"got quality {quality:g}, expected a number from 0 (fewest steps) to 1 (most); correct it.")
+        raise ConfigError(f"quality is {quality:g}. It must be from 0 (fewest steps) to 1 (most steps). Correct it.")
     rising = _rising(mean_steps)
-    wanted = rising[0] * (rising[-1] / rising[0]) ** quality
+    target = rising[0] * (rising[-1] / rising[0]) ** quality
     for i in range(len(gammas) - 1):
-        if wanted <= rising[i + 1] or i == len(gammas) - 2:
-            share = (wanted - rising[i]) / (rising[i + 1] - rising[i])
+        if target <= rising[i + 1] or i == len(gammas) - 2:
+            share = (target - rising[i]) / (rising[i + 1] - rising[i])
             return gamma_at(min(max(share, 0.0), 1.0), gammas[i], gammas[i + 1])
-    raise ConfigError(f"got {len(gammas)} calibrated gammas, expected at least two; calibrate the dial again.")
+    raise ConfigError(f"There are {len(gammas)} calibrated gammas. There must be at least two. Train the TPM again.")
 
 
-def steps_to_quality(wanted: float, mean_steps: Sequence[float]) -> float:
-    """The quality at which the calibration expects so many steps on average; the nearer end beyond its reach.
+def steps_to_quality(steps: float, mean_steps: Sequence[float]) -> float:
+    """Convert a mean number of steps to a quality setting.
 
     Args:
-        wanted: mean number of steps, above 0.
-        mean_steps: of the calibrated gammas, which rise; at least two.
+        steps: Mean number of steps, > 0. Numbers outside the calibration give the nearer end.
+        mean_steps: Mean steps of the calibrated gammas, rising, at least two.
+
+    Example:
+        >>> steps_to_quality(8.0, [4.0, 8.0, 16.0]), steps_to_quality(100.0, [4.0, 8.0, 16.0])
+        (0.5, 1.0)
     """
     rising = _rising(mean_steps)
-    return min(max(math.log(wanted / rising[0]) / math.log(rising[-1] / rising[0]), 0.0), 1.0)
+    return min(max(math.log(steps / rising[0]) / math.log(rising[-1] / rising[0]), 0.0), 1.0)
 
 
 def _rising(mean_steps: Sequence[float]) -> list[float]:
     rising: list[float] = []
-    for steps in mean_steps:
-        rising.append(max(steps, rising[-1] + MIN_RISE) if rising else steps)
+    for measured in mean_steps:
+        rising.append(max(measured, rising[-1] + MIN_RISE) if rising else measured)
     return rising

@@ -1,4 +1,4 @@
-"""A trained TPM as a folder: model.safetensors and config.json, strict in what it reads, never pickle."""
+"""Saving and loading of TPMs: a folder with model.safetensors and config.json, which are read strictly."""
 
 from __future__ import annotations
 
@@ -27,28 +27,44 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_pretrained(policy: TimePredictionModule, config: PretrainedConfig, folder: str | Path) -> Path:
-    """Writes the folder whole: both files are finished beside it, then the folder changes places by renaming.
+    """Write a TPM to a folder, so that readers see the old or the new files and never a mix.
 
     Other files of an existing folder (a README, samples) are kept.
 
+    Args:
+        policy: TPM to save.
+        config: Its config, with ``shape=policy.shape``.
+        folder: Folder to write. Missing parent folders are created.
+
+    Returns:
+        The absolute path of the folder.
+
     Raises:
-        CheckpointError: the config does not describe this policy, or holds something JSON cannot.
+        CheckpointError: The config does not describe this TPM, contains a value that JSON does not support, or
+            ``folder`` is a file.
+
+    Example:
+        >>> policy, config = from_pretrained("tinyworld")
+        >>> save_pretrained(policy, config, "my-tpm").name
+        'my-tpm'
+        >>> load_policy("my-tpm").shape == policy.shape
+        True
     """
     if config.shape != policy.shape:
-        raise CheckpointError("got a config of another shape than the policy's, expected policy.shape; use that one.")
-    # Without what is empty, the file is as older versions wrote it, and read it.
+        raise CheckpointError("config.shape is not the shape of the policy. Both must be the same. Use policy.shape.")
+    # Without empty values, the file is as older versions wrote it, and they can read it.
     current = dataclasses.replace(config, format_version=FORMAT_VERSION)
     values = {k: v for k, v in dataclasses.asdict(current).items() if v or k not in OPTIONAL}
     try:
         text = json.dumps(values, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"got a config that JSON cannot hold ({error}), expected plain values; correct it."
+            f"The config has a value that JSON does not support ({error}). All values must be plain. Correct it."
         ) from None
     parse_config(text, "the config")
     folder = Path(expand(folder)).resolve()
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"got the file {folder}, expected a folder to save the TPM in; choose another path.")
+        raise CheckpointError(f"{folder} is a file. A TPM is saved in a folder. Choose another path.")
     with replaced_folder(folder, keep_others=True) as new:
         save_tensors(new / WEIGHTS, policy.state_dict(), {"format": "pt"})
         write_json(new / CONFIG, values)
@@ -56,15 +72,19 @@ def save_pretrained(policy: TimePredictionModule, config: PretrainedConfig, fold
 
 
 def resolve_path(name: str | Path, revision: str | None = None, also: Sequence[str] = ()) -> Path:
-    """The local folder of a path, of the shipped TPM ("tinyworld"), or of a hub id (downloaded on first use).
+    """Find the local folder of a TPM. A TPM on the hub is downloaded on first use.
 
     Args:
-        name: of the TPM.
-        revision: branch, tag or commit on the hub.
-        also: files to download beside weights and config, where there are such.
+        name: Folder, name of the TPM that comes with tpdm ("tinyworld"), or hub id "owner/name".
+        revision: Branch, tag or commit on the hub. None is the default branch.
+        also: Names of further files to download, if they exist.
 
     Raises:
-        CheckpointError: there is no such folder, here or on the hub.
+        CheckpointError: There is no such folder, here or on the hub.
+
+    Example:
+        >>> sorted(path.name for path in resolve_path("tinyworld").iterdir())
+        ['config.json', 'model.safetensors']
     """
     name = expand(name)
     builtin = find_builtin(name)
@@ -74,56 +94,67 @@ def resolve_path(name: str | Path, revision: str | None = None, also: Sequence[s
     if folder.is_dir():
         return folder
     if isinstance(name, Path) or not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"got {str(name)!r}, expected a folder or a hub id such as org/name; correct the path.")
+        raise CheckpointError(
+            f"There is no folder {str(name)!r}. A TPM is a folder or a hub id such as owner/name. Correct it."
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, *also]))
-    except Exception as error:  # the hub raises a dozen unrelated types: its own, httpx's, OSError, ValueError
+    except Exception as error:  # the hub raises many unrelated types: its own, httpx's, OSError, ValueError
         raise CheckpointError(
-            f"got {name!r}, which is no folder here and cannot be had from the hub ({type(error).__name__}),"
-            " expected a trained TPM; correct the name or check the network."
+            f"{name!r} is no folder here and cannot be downloaded from the hub ({type(error).__name__}). It must be a "
+            "trained TPM. Correct the name, or check the network."
         ) from error
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """``config.json`` of a folder.
+    """Read ``config.json`` of a TPM's folder.
 
     Raises:
-        CheckpointError: missing, unreadable, or not as it was written.
+        CheckpointError: The file is missing, unreadable or invalid.
+
+    Example:
+        >>> read_config(resolve_path("tinyworld")).backbone_class
+        'SD3Transformer2DModel'
     """
     path = folder / CONFIG
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"got no readable {path} ({type(error).__name__}), expected a folder written by save_pretrained;"
-            " correct the path."
+            f"{path} cannot be read ({type(error).__name__}). The folder must be one that save_pretrained wrote. "
+            "Correct the path."
         ) from None
     return parse_config(text, str(path))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, on the CPU.
+    """Read the tensors of a TPM's folder, on the CPU.
 
     Raises:
-        CheckpointError: missing, damaged, or a pickle.
+        CheckpointError: The file is missing, damaged or a pickle.
     """
     path = folder / WEIGHTS
     if not path.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        found = f"only {pickles[0]}" if pickles else "none"
-        raise CheckpointError(f"got {found} in {folder}, expected {WEIGHTS}; save the TPM again with save_pretrained.")
-    if said := fault(path):
-        raise CheckpointError(f"got {path}, which {said}, expected whole safetensors; fetch it again.")
+        but = f", only {pickles[0]}" if pickles else ""
+        raise CheckpointError(f"{folder} has no {WEIGHTS}{but}. It must. Save the TPM again with save_pretrained.")
+    if clause := fault(path):
+        raise CheckpointError(f"{path} {clause}. It must be whole safetensors. Download it again.")
     return load_tensors(path)[0]
 
 
 def load_state_dict_strict(policy: TimePredictionModule, tensors: dict[str, Tensor], where: str | Path) -> None:
-    """Loads weights where names, shapes and dtypes match exactly and every value is finite.
+    """Load weights. Names, shapes and dtypes must match exactly, and every value must be finite.
+
+    Args:
+        policy: TPM that gets the weights.
+        tensors: Weights by name.
+        where: Where they come from, for messages.
 
     Raises:
-        CheckpointError: naming the first tensor that does not fit.
+        CheckpointError: A tensor does not fit. The message names the first one.
     """
     expected = policy.state_dict()
     for problem, names in (
@@ -132,49 +163,58 @@ def load_state_dict_strict(policy: TimePredictionModule, tensors: dict[str, Tens
     ):
         if names:
             raise CheckpointError(
-                f"got {problem} tensor {min(names)!r} in {where}, expected those of its shape; use the matching config."
+                f"{where} has {problem} tensor {min(names)!r}. Names must be those of the config's shape. Use the "
+                "matching config."
             )
     for name, tensor in tensors.items():
-        want = expected[name]
-        if tensor.shape != want.shape or tensor.dtype != want.dtype:
+        target = expected[name]
+        if tensor.shape != target.shape or tensor.dtype != target.dtype:
             raise CheckpointError(
-                f"got {name!r} as {tensor.dtype} {tuple(tensor.shape)} in {where}, expected {want.dtype}"
-                f" {tuple(want.shape)}; use the matching config."
+                f"{name!r} in {where} is {tensor.dtype} {tuple(tensor.shape)}. It must be {target.dtype} "
+                f"{tuple(target.shape)}. Use the matching config."
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"got NaN or infinity in {name!r} of {where}, expected numbers; take an earlier save."
+                f"{name!r} in {where} contains NaN or infinity. All numbers must be finite. Use an earlier checkpoint."
             )
     policy.load_state_dict(tensors)
 
 
 def load_weights(policy: TimePredictionModule, config: PretrainedConfig, folder: Path) -> None:
-    """Loads the weights of a folder as its config says that they are kept.
+    """Load the weights of a folder in the format that its config names.
 
     Args:
-        policy: of ``config.shape``.
-        config: of the folder.
-        folder: with the weights.
+        policy: TPM of ``config.shape``.
+        config: Config of the folder.
+        folder: Folder with the weights.
 
     Raises:
-        CheckpointError: as ``read_weights`` and ``load_state_dict_strict``.
+        CheckpointError: As for ``read_weights`` and ``load_state_dict_strict``.
     """
     load_state_dict_strict(policy, read_weights(folder), folder / WEIGHTS)
-    if config.format_version == 1:  # the scale came before the shift
+    if config.format_version == 1:  # its linear layer gives the scale before the shift
         with torch.no_grad():
             for parameter in policy.norm1.linear.parameters():
                 parameter.copy_(torch.cat(parameter.chunk(2)[::-1]))
 
 
 def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[TimePredictionModule, PretrainedConfig]:
-    """Loads a TPM on the CPU, ready for use.
+    """Load a TPM and its config on the CPU.
 
     Args:
-        name: folder, or hub id "org/name".
-        revision: branch, tag or commit on the hub.
+        name: Folder, name of the TPM that comes with tpdm ("tinyworld"), or hub id "owner/name".
+        revision: Branch, tag or commit on the hub. None is the default branch.
+
+    Returns:
+        (TPM in evaluation mode, its config).
 
     Raises:
-        CheckpointError: anything missing, unknown, damaged or misshapen, in one sentence.
+        CheckpointError: Something is missing, unknown, damaged or of another shape.
+
+    Example:
+        >>> policy, config = from_pretrained("tinyworld")
+        >>> config.solver
+        'euler'
     """
     folder = resolve_path(name, revision)
     config = read_config(folder)
@@ -185,12 +225,29 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> tuple[Time
 
 
 def load_policy(name: str | Path, revision: str | None = None) -> TimePredictionModule:
-    """Like :func:`from_pretrained`; the config is in ``policy.artifact``."""
+    """Load a TPM on the CPU. Its config is in ``policy.artifact``.
+
+    Args:
+        name: Folder, name of the TPM that comes with tpdm ("tinyworld"), or hub id "owner/name".
+        revision: Branch, tag or commit on the hub. None is the default branch.
+
+    Raises:
+        CheckpointError: Something is missing, unknown, damaged or of another shape.
+
+    Example:
+        >>> load_policy("tinyworld").reads_features
+        True
+    """
     return from_pretrained(name, revision)[0]
 
 
 def backbone_defaults(defaults: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
-    """Those of a backbone's arguments that a TPM was not trained with others for; all of them for other policies."""
+    """Return the call defaults of a backbone, without those that the TPM's training replaced.
+
+    Args:
+        defaults: Default arguments of the backbone's pipeline call.
+        policy: Any policy. Only a loaded TPM replaces defaults.
+    """
     trained = policy.artifact if isinstance(policy, TimePredictionModule) else None
     return {k: v for k, v in defaults.items() if trained is None or k not in trained.call_defaults}
 
@@ -202,30 +259,29 @@ def check_backbone(
     temb_channels: int | None = None,
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Refuses a denoiser that the TPM was not trained for.
+    """Check that a denoiser is the one that the TPM was trained for.
 
     Args:
-        config: of the TPM.
-        denoiser_class: name of the class.
-        feature_channels: width of its tokens.
-        temb_channels: width of its time embedding; None where that is not known before the first evaluation.
-        facts: what tells it from others of the class and widths; heeded where the TPM has them.
+        config: Config of the TPM.
+        denoiser_class: Name of the denoiser's class.
+        feature_channels: Width of its tokens.
+        temb_channels: Width of its time embedding. None if it is not known before the first evaluation.
+        facts: Values that distinguish models of the same class and widths. Only those in the TPM's config are compared.
 
     Raises:
-        CheckpointError: another class, other widths or other facts.
+        CheckpointError: The class, a width or a fact differs.
     """
     shape = config.shape
     temb_fits = temb_channels in (None, shape.temb_channels)
     if (denoiser_class, feature_channels) != (config.backbone_class, shape.feature_channels) or not temb_fits:
         raise CheckpointError(
-            f"got the denoiser {denoiser_class} of width {feature_channels} (time embedding"
-            f" {temb_channels or 'not looked at'}), expected {config.backbone_class} of width"
-            f" {shape.feature_channels} (time embedding {shape.temb_channels}); load {config.backbone_name} or a"
-            " TPM trained for this denoiser."
+            f"The denoiser is {denoiser_class} of width {feature_channels} (time embedding "
+            f"{temb_channels or 'unknown'}). It must be {config.backbone_class} of width {shape.feature_channels} "
+            f"(time embedding {shape.temb_channels}). Load {config.backbone_name}, or a TPM trained for this denoiser."
         )
     for name, trained in config.backbone_facts.items():
         if facts.get(name) != trained:
             raise CheckpointError(
-                f"got the denoiser {denoiser_class} of {name} {facts.get(name)!r}, expected {trained!r}; load"
-                f" {config.backbone_name} or a TPM trained for this denoiser."
+                f"The denoiser {denoiser_class} has {name} {facts.get(name)!r}. It must be {trained!r}. Load "
+                f"{config.backbone_name}, or a TPM trained for this denoiser."
             )

@@ -1,4 +1,4 @@
-"""What a trained TPM says of itself: ``config.json``, key by key, strict in what is read."""
+"""The config of a saved TPM: the keys of ``config.json``, and how they are checked."""
 
 from __future__ import annotations
 
@@ -35,32 +35,38 @@ def _tpdm_version() -> str:
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """All that is needed to use a TPM as it was trained; config.json is this, key by key.
+    """Everything that is needed to use a TPM as it was trained. The keys are those of config.json.
 
     Attributes:
-        shape: architecture, layout and token grid.
-        backbone_class: class of the denoiser, such as "SD3Transformer2DModel".
-        backbone_name: hub id or path of the pipeline it was trained on.
-        features: which features it reads, in words.
-        guidance_scale: of the pipeline in training; another one moves the features.
-        gamma: discount of eq. (9); with a dial, the one used where none is asked for.
-        reward: name of the reward.
+        shape: Architecture.
+        backbone_class: Class of the denoiser, such as "SD3Transformer2DModel".
+        backbone_name: Hub id or path of the pipeline that the TPM was trained on.
+        features: Description of the features that it reads.
+        guidance_scale: Guidance scale in training. Another one changes the features.
+        gamma: Discount of eq. (9). A gamma-conditioned TPM uses it if the call gives none.
+        reward: Name of the reward.
         reward_form: "paper" (eq. 9) or "additive" (score - lambda N).
-        reward_offset: added to the score before the discount (3.10 as published).
-        solver: name of the solver of ``tpdm.core.solvers``.
-        max_steps: cap on network evaluations.
-        stop_below: below this time the step goes to 0.
-        mean_steps: average NFE in validation; None where nobody measured it.
-        gamma_steps: (gamma, average NFE in validation) at rising gammas, which ``quality`` is read by; None without a
-            dial.
-        call_defaults: arguments of the pipeline call in training (height, width ...); JSON values.
-        backbone_facts: what tells its denoiser from others of the class and widths; left out of the file where it is
-            empty, as in those of older versions.
-        trained: facts of the run (updates, prompts, seed, hardware ...); JSON values, free.
-        tpdm_version: that wrote it.
-        format_version: of the file that was read; ``save_pretrained`` always writes the newest. In version 1 the
-            weights of the norm give the scale before the shift, and its shape has no ``norm_eps``. Versions 1 and 2
-            have other names for the keys in ``RENAMED``, and ``folded`` for the layout ``release``.
+        reward_offset: Number added to the score before the discount (3.10 as published).
+        solver: Name of a solver of ``tpdm.core.solvers``.
+        max_steps: Cap on network evaluations.
+        stop_below: Time below which the next step goes to 0.
+        mean_steps: Average NFE in validation. None if it was not measured.
+        gamma_steps: Calibration for ``quality``: (gamma, average NFE in validation) at rising gammas. None if the TPM is not
+            gamma-conditioned.
+        call_defaults: Arguments of the pipeline call in training (height, width ...), as JSON values.
+        backbone_facts: Values that distinguish its denoiser from others of the same class and widths. The file leaves
+            them out if there are none, as older versions did.
+        trained: Facts about the run (updates, prompts, seed, hardware ...), as JSON values.
+        tpdm_version: Version that wrote the file.
+        format_version: Format of the file that was read. ``save_pretrained`` always writes the newest. In version 1,
+            the norm's linear layer gives the scale before the shift, and the shape has no ``norm_eps``. Versions 1 and
+            2 have other names for the keys in ``RENAMED``, and call the layout ``release`` ``folded``.
+
+    Example:
+        >>> from tpdm import load_policy
+        >>> config = load_policy("tinyworld").artifact
+        >>> config.solver, config.max_steps
+        ('euler', 36)
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -91,41 +97,42 @@ class PretrainedConfig:
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
-        """(H, W) in tokens that a TPM of the release layout is bound to; None where any goes."""
+        """Token grid (H, W) that a TPM of the release layout requires. None if every grid fits."""
         return self.shape.token_grid
 
 
 def _check_keys(value: Any, cls: type, where: str) -> None:
-    """Every field of ``cls`` is there and nothing else: defaults are for writers, and for readers of ``OPTIONAL``."""
+    """Check that the keys are the fields of ``cls``. Only those of ``OPTIONAL`` may be missing."""
     if not isinstance(value, dict):
-        raise CheckpointError(f"got {type(value).__name__} for {where}, expected an object; save the TPM again.")
+        raise CheckpointError(f"{where} is of type {type(value).__name__}. It must be an object. Save the TPM again.")
     names = {f.name for f in dataclasses.fields(cls)}
     for problem, keys in (("unknown key", value.keys() - names), ("no key", names - value.keys() - OPTIONAL)):
         if keys:
             raise CheckpointError(
-                f"got {problem} {min(keys)!r} in {where}, expected exactly the keys of {cls.__name__};"
-                " correct it or save the TPM again."
+                f"{where} has {problem} {min(keys)!r}. It must have exactly the keys of {cls.__name__}. Correct it, or "
+                "save the TPM again."
             )
 
 
 def _complete_first_format(raw: dict[str, Any], where: str) -> None:
-    """Gives a config of format_version 1 the keys that came later.
+    """Add keys that format_version 1 did not have.
 
     Raises:
-        CheckpointError: it is of a checkpoint of the release: version 1 read the halves of its norm in the wrong order.
+        CheckpointError: The config was converted from the release. Version 1 read the halves of its norm in the wrong
+            order.
     """
     trained, shape = raw.get("trained"), raw.get("shape")
     if isinstance(trained, dict) and "converted_from" in trained:
         raise CheckpointError(
-            f"got {where} of the checkpoint {trained['converted_from']} as an earlier tpdm converted it, with scale "
-            "and shift of its norm exchanged, expected one converted by this version; run tpdm convert again."
+            f"{where} was converted from {trained['converted_from']} by an earlier tpdm, which exchanged scale and "
+            "shift of the norm. It must be converted by this version. Run tpdm convert again."
         )
     if isinstance(shape, dict):
         shape.setdefault("norm_eps", FIRST_NORM_EPS)
 
 
 def _rename_keys(raw: dict[str, Any]) -> None:
-    """Gives a config of format_version 1 or 2 the present names, in place."""
+    """Rename the keys of a config of format_version 1 or 2 in place."""
     for old, new in RENAMED.items():
         part = raw.get("shape") if "." in old else raw
         name = old.rpartition(".")[2]
@@ -136,27 +143,29 @@ def _rename_keys(raw: dict[str, Any]) -> None:
 
 
 def parse_config(text: str, where: str = CONFIG) -> PretrainedConfig:
-    """Reads the JSON text of a config.
+    """Parse the JSON text of a config.
+
+    Args:
+        text: Content of the file.
+        where: Name of the file, for messages.
 
     Raises:
-        CheckpointError: no JSON, a missing or unknown key, a wrong type, a format newer than this program, or a
-            checkpoint of the release that an earlier version converted with a wrong norm.
+        CheckpointError: The text is no JSON, a key is missing or unknown, a value has the wrong type, the format is
+            newer than this program, or an earlier version converted the checkpoint with a wrong norm.
     """
     try:
         raw = json.loads(text)
     except ValueError as error:
+        raise CheckpointError(f"{where} is no JSON ({error}). It must be one object. Download it again.") from None
+    format_version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(format_version, int) and not 1 <= format_version <= FORMAT_VERSION:
         raise CheckpointError(
-            f"got {where} that is no JSON ({error}), expected one object; download it again."
-        ) from None
-    found = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(found, int) and not 1 <= found <= FORMAT_VERSION:
-        raise CheckpointError(
-            f"got format_version {found} in {where}, expected 1 to {FORMAT_VERSION}; install the tpdm version that "
-            "wrote it."
+            f"format_version in {where} is {format_version}. It must be 1 to {FORMAT_VERSION}. Install the tpdm "
+            "version that wrote it."
         )
-    if found == 1:
+    if format_version == 1:
         _complete_first_format(raw, where)
-    if found in (1, 2):
+    if format_version in (1, 2):
         _rename_keys(raw)
     _check_keys(raw, PretrainedConfig, where)
     _check_keys(raw["shape"], TPMConfig, f"shape of {where}")
@@ -165,9 +174,7 @@ def parse_config(text: str, where: str = CONFIG) -> PretrainedConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"][0].lower() + first["msg"][1:]
-        raise CheckpointError(
-            f"got {first['input']!r} for {key} in {where}, expected something else ({reason}); correct it."
-        ) from None
+        reason = first["msg"].rstrip(".")
+        raise CheckpointError(f"{key} in {where} is {first['input']!r}. {reason}. Correct it.") from None
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""The architecture of a TPM as data."""
+"""The architecture of a TPM as data, with checks."""
 
 from __future__ import annotations
 
@@ -11,38 +11,50 @@ import torch
 from tpdm.core.errors import ConfigError
 from tpdm.policies.gamma import check_range
 
+TIME_SCALARS = 4  # t, log t, decision index / 16, 1
+GAMMA_SCALARS = 2  # the position of gamma and its square
 STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
+_WORDS = {
+    "layout": ("pooled", "release"),
+    "features": ("conditional", "guided"),
+    "storage": tuple(STORAGE),
+    "feature_maps": ("first_last", "last"),
+}
 
 
 @dataclass(frozen=True)
 class TPMConfig:
-    """Everything that fixes the architecture of a TPM.
+    """Architecture of a TPM.
 
     Attributes:
-        feature_channels: D, width of the denoiser's tokens (SD3: 1536).
-        temb_channels: E, width of its time embedding.
-        features: which rows it reads under guidance: "conditional" ones, or "guided", u + w (c - u), as published.
-        layout: "pooled" keeps the true 2-D layout and reads any resolution; "release" is the published one.
-        channels: C, width of the TPM.
-        grid: S, side of the pooled map; unused by "release".
-        storage: dtype of the observation in replay; "fp32" for denoisers whose features exceed 65,504.
-        init_alpha: initial raw output a (alpha = 1 + e^a); 2.5 as published.
-        init_beta: initial raw output b; 1.0 as published. Together: mode .818.
-        init_times: a schedule 1.0 > ... > 0.0 that the untrained TPM follows at its mode ("pooled" alone): what is
-            trained is the departure from it, and init_alpha is not used; None starts with equal ratios everywhere.
-        gamma_range: (low, high), the gammas that it is told of and serves ("pooled" alone); None: one gamma, untold.
-        init_times_low_gamma: with both of them, the schedule followed at first at the low end; init_times is then that
-            of the high end, and between them the ratios are interpolated; None follows init_times at every gamma.
-        token_grid: (H, W) a "release" TPM was trained for, any other is refused; None takes every even grid.
-        time_only: sees nothing but the time: the control "one learned schedule for every image".
-        feature_maps: the token maps it reads, those that enter the first block and leave the last one, or the latter
-            alone.
-        norm_eps: added to the variance of the group norm; 1e-6 as published, 1e-5 in TPMs of format_version 1.
-        velocity_change: it also reads how fast the prediction changed since the step before ("pooled" alone), the one
-            thing that classical step-size control steers by.
+        feature_channels: Width D of the denoiser's tokens (SD3: 1536).
+        temb_channels: Width E of its time embedding.
+        features: Rows that are read under guidance: "conditional", or "guided", u + w (c - u), as published.
+        layout: "pooled" keeps the true 2-D layout and reads any resolution. "release" is the published layout.
+        channels: Width C of the TPM.
+        grid: Side S of the pooled map. "release" does not use it.
+        storage: dtype of stored observations, "fp16" or "fp32". Denoisers with features above 65,504 need "fp32".
+        init_alpha: Initial raw output a (alpha = 1 + e^a). 2.5 as published.
+        init_beta: Initial raw output b. 1.0 as published. Together: mode .818.
+        init_times: Schedule 1.0 > ... > 0.0 that the untrained TPM follows at its mode ("pooled" only). Training
+            learns the departure from it, and init_alpha is not used. None starts with equal ratios everywhere.
+        gamma_range: (low, high) of the gammas that the TPM reads and serves ("pooled" only). None: one fixed gamma.
+        init_times_low_gamma: With ``gamma_range`` and ``init_times``, the initial schedule at the low end of the range.
+            ``init_times`` is then that of the high end, and ratios are interpolated between them. None uses
+            ``init_times`` at every gamma.
+        token_grid: (H, W) that a "release" TPM was trained for. Others are an error. None accepts every even grid.
+        time_only: Whether the TPM reads only the time. This is the baseline "one learned schedule for every image".
+        feature_maps: Token maps that are read: "first_last" (entering the first block, leaving the last), or "last".
+        norm_eps: Number added to the variance of the group norm. 1e-6 as published, 1e-5 in format_version 1.
+        velocity_change: Whether the TPM also reads how fast the prediction changed since the step before ("pooled" only). It is
+            the quantity that classical step-size control uses.
 
     Raises:
-        ConfigError: a size below 1, an unknown word, or an option of the other layout.
+        ConfigError: A size is below 1, a word is unknown, or an option belongs to the other layout.
+
+    Example:
+        >>> TPMConfig(feature_channels=1536, temb_channels=1536).map_channels
+        3072
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -67,49 +79,46 @@ class TPMConfig:
 
     @property
     def map_channels(self) -> int:
-        """Channels of the map that it reads: D for each token map."""
+        """Channels of the map that is read: D for each token map."""
         return self.feature_channels * (2 if self.feature_maps == "first_last" else 1)
+
+    @property
+    def num_scalars(self) -> int:
+        """Number of scalars that are appended to the time embedding."""
+        if self.layout == "release":
+            return 0
+        return TIME_SCALARS + (0 if self.gamma_range is None else GAMMA_SCALARS) + int(self.velocity_change)
 
     def __post_init__(self) -> None:
         for name in ("feature_channels", "temb_channels", "channels", "grid"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"got {name} = {getattr(self, name)}, expected at least 1; correct the TPM's shape.")
+                raise ConfigError(f"{name} is {getattr(self, name)}. It must be at least 1. Correct the TPM's shape.")
         if not self.norm_eps > 0:
-            raise ConfigError(f"got norm_eps {self.norm_eps!r}, expected more than 0; correct the TPM's shape.")
-        if self.layout not in ("pooled", "release"):
-            raise ConfigError(f'got layout {self.layout!r}, expected "pooled" or "release"; correct the TPM\'s shape.')
-        if self.features not in ("conditional", "guided"):
-            raise ConfigError(
-                f'got features {self.features!r}, expected "conditional" or "guided"; correct the TPM\'s shape.'
-            )
-        if self.storage not in STORAGE:
-            raise ConfigError(f'got storage {self.storage!r}, expected "fp16" or "fp32"; correct the TPM\'s shape.')
-        if self.feature_maps not in ("first_last", "last"):
-            raise ConfigError(
-                f'got feature_maps {self.feature_maps!r}, expected "first_last" or "last"; correct the TPM\'s shape.'
-            )
-        if self.layout == "release" and (self.velocity_change or self.feature_maps == "last"):
-            raise ConfigError(
-                'got velocity_change or feature_maps="last" with layout "release", expected "pooled"; set '
-                'layout="pooled".'
-            )
+            raise ConfigError(f"norm_eps is {self.norm_eps!r}. It must be above 0. Try norm_eps=1e-6.")
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}. It must be {words[0]!r} or {words[1]!r}. Correct it."
+                )
         if self.time_only and self.velocity_change:
-            raise ConfigError("got velocity_change with time_only, expected one of them: the change is of the image.")
-        if self.layout == "release" and self.time_only:
-            raise ConfigError('got time_only with layout "release", expected "pooled"; set layout="pooled".')
-        for name in ("init_times", "gamma_range", "init_times_low_gamma"):
-            if self.layout == "release" and getattr(self, name) is not None:
-                raise ConfigError(f'got {name} with layout "release", expected "pooled"; set layout="pooled".')
+            raise ConfigError("velocity_change and time_only are both set. velocity_change reads the image. Set one of them to False.")
+        pooled_only = {
+            "velocity_change": self.velocity_change,
+            "feature_maps='last'": self.feature_maps == "last",
+            "time_only": self.time_only,
+            **{name: getattr(self, name) is not None for name in ("init_times", "gamma_range", "init_times_low_gamma")},
+        }
+        if self.layout == "release" and any(pooled_only.values()):
+            name = next(name for name, used in pooled_only.items() if used)
+            raise ConfigError(f"layout is 'release', but {name} is set. It needs layout 'pooled'. Set layout='pooled'.")
+        if self.layout == "pooled" and self.token_grid is not None:
+            raise ConfigError("token_grid is set with layout 'pooled', which reads every grid. Set token_grid=None.")
         if self.init_times_low_gamma is not None and (self.gamma_range is None or self.init_times is None):
-            raise ConfigError(
-                "got init_times_low_gamma alone, expected gamma_range and init_times beside it; give them too."
-            )
+            raise ConfigError("init_times_low_gamma is set. It needs gamma_range and init_times, too. Set all three.")
         if self.gamma_range is not None:
             check_range(*self.gamma_range)
         for name in ("init_times", "init_times_low_gamma"):
             _check_times(name, getattr(self, name))
-        if self.layout == "pooled" and self.token_grid is not None:
-            raise ConfigError('got token_grid with layout "pooled", which reads every grid; set token_grid=None.')
 
 
 def _check_times(name: str, times: tuple[float, ...] | None) -> None:
@@ -118,5 +127,5 @@ def _check_times(name: str, times: tuple[float, ...] | None) -> None:
     falling = all(now > then for now, then in pairwise(times))
     if len(times) < 2 or not falling or times[-1] != 0.0 or times[0] > 1.0:
         raise ConfigError(
-            f"got {name} {list(times)}, expected times that fall from at most 1.0 to 0.0; correct the TPM's shape."
+            f"{name} is {list(times)}. Times must fall strictly from at most 1.0 to 0.0. Try [1.0, 0.5, 0.0]."
         )

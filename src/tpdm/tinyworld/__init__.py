@@ -1,1 +1,1 @@
-"""The embedded default: a small world of coloured shapes with its own text-to-image pipeline, reward and judge."""
+"""The embedded model: a small world of colored shapes with its own text-to-image pipeline, reward and scorer."""

@@ -1,8 +1,8 @@
 """The scenes of tinyworld and the captions that describe them.
 
-A scene is one to six objects on a 4 x 4 grid of places over a plain background. A caption names the objects one by
-one and may leave any attribute open ("object and large circle top" does not say what the first object is): what a
-caption leaves open the model has to decide, which is where denoising steps are needed.
+A scene is one to six objects on a 4 x 4 grid of places over a plain background. A caption names the objects one by one
+and may leave any attribute open ("object and large circle top" does not say what the first object is). The model
+decides open attributes, which takes denoising steps.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ ATTRIBUTES = ("size", "texture", "color", "shape", "row", "column")
 MAX_OBJECTS = 6
 MAX_WORDS = 30  # with start and end a caption fits 32 tokens
 OBJECT_COUNT_WEIGHTS = (0.18, 0.20, 0.20, 0.16, 0.14, 0.12)
-KEEP_LEVELS = (1.0, 0.75, 0.45, 0.15)  # how much of a scene a caption tells; each level equally likely
+KEEP_LEVELS = (1.0, 0.75, 0.45, 0.15)  # share of a scene that a caption describes, equally likely
 
 WORDS = ("object", "and", "on", *SIZES, *TEXTURES, *COLORS, *SHAPES, *ROWS, *COLUMNS, *BACKGROUNDS)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; ``None`` stands for "left open" when it describes a caption rather than a picture."""
+    """One object of an image or of a caption. None means that a caption leaves the attribute open."""
 
     size: str | None
     texture: str | None
@@ -54,35 +54,40 @@ class SceneObject:
     column: str | None
 
     def words(self) -> list[str]:
-        """The object as it is named in a caption, open attributes left out."""
+        """Return the words of the object in a caption, without open attributes."""
         named = (self.size, self.texture, self.color, self.shape or "object", self.row, self.column)
         return [word for word in named if word is not None]
 
     def admits(self, seen: SceneObject) -> bool:
-        """Whether ``seen`` (fully described) is an object that this description allows."""
+        """Return whether a fully described object fits this description."""
         return all(getattr(self, a) in (None, getattr(seen, a)) for a in ATTRIBUTES)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture, or (with open attributes) what a caption asks for."""
+    """The objects of an image, or (with open attributes) of a caption."""
 
     objects: tuple[SceneObject, ...]
     background: str | None
 
     def caption(self) -> str:
-        """The text, for example ``large striped red circle top left and object on navy``."""
+        """Return the text of the caption.
+
+        Example:
+            >>> parse("large red circle top and object on navy").caption()
+            'large red circle top and object on navy'
+        """
         parts = [" ".join(o.words()) for o in self.objects]
         tail = f" on {self.background}" if self.background else ""
         return " and ".join(parts) + tail
 
 
 def sample_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
-    """A scene with every attribute decided.
+    """Draw a scene with all attributes.
 
     Args:
-        rng: source of randomness.
-        count: number of objects, 1 to 16; drawn (1 to 6) from ``OBJECT_COUNT_WEIGHTS`` when not given.
+        rng: Random generator.
+        count: Number of objects, 1 to 16. None draws 1 to 6 from ``OBJECT_COUNT_WEIGHTS``.
     """
     n = count or int(rng.choice(MAX_OBJECTS, p=OBJECT_COUNT_WEIGHTS)) + 1
     places = rng.choice(len(ROWS) * len(COLUMNS), size=n, replace=False)
@@ -101,32 +106,32 @@ def sample_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
 
 
 def describe(scene: Scene, rng: np.random.Generator, keep: float | None = None) -> Scene:
-    """A description of ``scene`` that leaves attributes open, short enough for the text encoders.
+    """Describe a scene with open attributes, in few enough words for the text encoders.
 
     Args:
-        scene: a fully decided scene.
-        rng: source of randomness (which attributes stay, and the order of the objects).
-        keep: probability that an attribute is told; drawn from ``KEEP_LEVELS`` when not given.
+        scene: Scene with all attributes.
+        rng: Random generator, for the attributes that stay and the order of the objects.
+        keep: Probability that an attribute is described. None draws it from ``KEEP_LEVELS``.
     """
     level = KEEP_LEVELS[rng.integers(len(KEEP_LEVELS))] if keep is None else keep
-    told = rng.random((len(scene.objects), len(ATTRIBUTES))) < level
+    named = rng.random((len(scene.objects), len(ATTRIBUTES))) < level
     background = scene.background if rng.random() < level else None
     order = rng.permutation(len(scene.objects))
-    while _word_count(told, background) > MAX_WORDS:
-        rows, columns = np.nonzero(told)
+    while _word_count(named, background) > MAX_WORDS:
+        rows, columns = np.nonzero(named)
         drop = rng.integers(len(rows))
-        told[rows[drop], columns[drop]] = False
+        named[rows[drop], columns[drop]] = False
     objects = []
     for i in order:
-        named = {a: getattr(scene.objects[i], a) if told[i, j] else None for j, a in enumerate(ATTRIBUTES)}
-        objects.append(SceneObject(**named))
+        attributes = {a: getattr(scene.objects[i], a) if named[i, j] else None for j, a in enumerate(ATTRIBUTES)}
+        objects.append(SceneObject(**attributes))
     return Scene(tuple(objects), background)
 
 
 def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with a few things wrong: changed attributes, a lost, an added or a moved object; often none.
+    """Change a scene a little: other attributes, a removed, an added or a moved object, or often nothing.
 
-    The number of edits is geometric (none in two of five cases), so that near misses are as common as failures.
+    The number of edits is geometric (none in two of five cases), so that near misses are as frequent as failures.
     """
     objects = list(scene.objects)
     background = scene.background
@@ -145,25 +150,32 @@ def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
         else:
             attribute = ATTRIBUTES[int(rng.integers(4))]
             objects[i] = replace(objects[i], **{attribute: getattr(other.objects[0], attribute)})
-    free = {(o.row, o.column): o for o in objects}  # two objects never share a place: the later one stays
+    free = {(o.row, o.column): o for o in objects}  # two objects never share a place, so that the later one stays
     return Scene(tuple(free.values()), background)
 
 
-def _word_count(told: np.ndarray, background: str | None) -> int:
+def _word_count(named: np.ndarray, background: str | None) -> int:
     shape_column = ATTRIBUTES.index("shape")
-    words = told.sum() + (~told[:, shape_column]).sum() + len(told) - 1
+    words = named.sum() + (~named[:, shape_column]).sum() + len(named) - 1
     return int(words) + (2 if background else 0)
 
 
 def parse(caption: str) -> Scene:
-    """Reads a caption back into the description it was made from.
+    """Parse a caption.
+
+    Args:
+        caption: Caption in the words and the order of :meth:`Scene.caption`.
 
     Raises:
-        ValueError: the caption has a word or an order that the grammar does not know.
+        ValueError: The caption has a word or an order that the grammar does not have.
+
+    Example:
+        >>> parse("small dotted blue ring lower right").objects[0].shape
+        'ring'
     """
     body, _, background = caption.strip().partition(" on ")
     if background and background not in BACKGROUNDS:
-        raise ValueError(f"unknown background '{background}'; expected one of {', '.join(BACKGROUNDS)}")
+        raise ValueError(f"The background '{background}' is unknown. It must be one of {', '.join(BACKGROUNDS)}.")
     return Scene(tuple(_parse_object(part) for part in body.split(" and ")), background or None)
 
 
@@ -182,10 +194,10 @@ def _parse_object(text: str) -> SceneObject:
     for word in text.split():
         slot = next((name for name, words in _SLOTS.items() if word in words), None)
         if slot is None or found[slot] is not None:
-            raise ValueError(f"unexpected word '{word}' in '{text}'; tinyworld knows: {', '.join(WORDS)}")
+            raise ValueError(f"The word '{word}' in '{text}' is unexpected. Words of tinyworld are {', '.join(WORDS)}.")
         found[slot] = word
     if found["shape"] is None:
-        raise ValueError(f"'{text}' names no shape; write 'object' to leave the shape open")
+        raise ValueError(f"'{text}' names no shape. Every object needs one. Write 'object' to leave it open.")
     if found["shape"] == "object":
         found["shape"] = None
     return SceneObject(**found)

@@ -1,4 +1,4 @@
-"""Draws tinyworld scenes: 64 x 64 pixels, anti-aliased, every object a sprite on one of sixteen places."""
+"""Renderer of tinyworld: 64 x 64 pixels, anti-aliased, each object a sprite on one of sixteen places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUPERSAMPLE = 8
 
 
 def place_origin(row: str, column: str) -> tuple[int, int]:
-    """Top and left pixel of the sprite window of a place."""
+    """Return the top and left pixel of a place."""
     return ROWS.index(row) * SPRITE_SIZE, COLUMNS.index(column) * SPRITE_SIZE
 
 
@@ -49,7 +49,7 @@ def _shaded(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def sprites() -> dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]:
-    """Coverage and tone of every (shape, size, texture), each (16, 16) in [0, 1].
+    """Return coverage and tone of every (shape, size, texture), each (16, 16) in [0, 1].
 
     A pixel is ``background * (1 - coverage) + color * tone``, where tone <= coverage.
     """
@@ -69,7 +69,14 @@ def _shrink(fine: np.ndarray) -> np.ndarray:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a fully decided scene, (64, 64, 3) uint8."""
+    """Render a scene with all attributes, as uint8 (64, 64, 3).
+
+    Example:
+        >>> from tpdm.tinyworld.grammar import parse
+        >>> image = render(parse("large plain red square top left on black"))
+        >>> image.shape, image[8, 24].tolist()
+        ((64, 64, 3), [220, 40, 40])
+    """
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     canvas[:] = BACKGROUNDS[decided(scene.background)]
     for o in scene.objects:
@@ -83,7 +90,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def decided(value: str | None) -> str:
-    """An attribute that has to be there for drawing."""
+    """Return an attribute, or raise an error if it is open."""
     if value is None:
-        raise ValueError("a scene with open attributes cannot be drawn; sample_scene decides them all")
+        raise ValueError("The scene has open attributes and cannot be drawn. Draw a scene of sample_scene.")
     return value

@@ -1,4 +1,4 @@
-"""How much of what a caption asks for is in a scene."""
+"""Reading of scenes from pixels, and the share of a caption that is in a scene."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from tpdm.tinyworld.render import IMAGE_SIZE, SPRITE_SIZE, sprites
 
 
 def accuracy(asked: Scene, seen: Scene) -> float:
-    """Share of what was asked that is there, in [0, 1].
+    """Compute the share of a caption that is in a scene, in [0, 1].
 
-    The objects asked for are matched with different objects seen so that as many as possible fit every attribute the
-    caption names; the count is divided by the larger of the two numbers of objects, so that extra objects cost as
-    much as missing ones. A background counts as one more object where the caption names it.
+    The caption's objects are matched with different objects of the scene, so that as many as possible fit all named
+    attributes. The count is divided by the larger number of objects, so that extra objects cost as much as missing
+    ones. A named background counts as one more object.
+
+    Args:
+        asked: Scene of the caption, with open attributes.
+        seen: Scene of the image.
+
+    Example:
+        >>> from tpdm.tinyworld.grammar import parse
+        >>> scene = parse("large plain red circle top left and small plain blue ring lower right")
+        >>> accuracy(parse("red circle and red object"), scene)
+        0.5
     """
     right = matched_objects(asked.objects, seen.objects)
     total = max(len(asked.objects), len(seen.objects))
@@ -28,7 +38,7 @@ def accuracy(asked: Scene, seen: Scene) -> float:
 
 
 def matched_objects(asked: Sequence[SceneObject], seen: Sequence[SceneObject]) -> int:
-    """Size of the largest matching between descriptions and objects that they admit."""
+    """Return the size of the largest matching between descriptions and objects that fit them."""
     fits = [[i for i, s in enumerate(seen) if a.admits(s)] for a in asked]
     owner: dict[int, int] = {}
 
@@ -49,12 +59,12 @@ _PALETTE = np.asarray(list(COLORS.values()), dtype=np.float32)
 
 @dataclass(frozen=True)
 class Reading:
-    """What was seen in one picture.
+    """Result of reading one image.
 
     Attributes:
-        scene: background and objects, fully described.
-        residual: root mean square distance (0 to 255) between the picture and the nearest one the renderer can
-            draw; about 0.3 on a clean render (rounding), larger where it is blurred, noisy or malformed.
+        scene: Background and objects, fully described.
+        residual: Root mean square distance (0 to 255) between the image and the nearest one that the renderer can draw.
+            About 0.3 on a clean render (rounding). Larger if the image is blurred, noisy or malformed.
     """
 
     scene: Scene
@@ -69,19 +79,28 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_scenes(images_BHWC: np.ndarray) -> list[Reading]:
-    """Reads pictures.
+    """Read the scenes of images.
 
     Args:
-        images_BHWC: uint8, (B, 64, 64, 3).
+        images_BHWC: Images, uint8 (B, 64, 64, 3).
 
     Returns:
-        One reading a picture, in order.
+        One reading per image, in order.
 
     Raises:
-        ValueError: the pictures are not 64 x 64 RGB bytes.
+        ValueError: The images are not 64 x 64 RGB bytes.
+
+    Example:
+        >>> from tpdm.tinyworld.grammar import parse
+        >>> from tpdm.tinyworld.render import render
+        >>> caption = "large plain red circle top left on black"
+        >>> read_scenes(render(parse(caption))[None])[0].scene.caption() == caption
+        True
     """
     if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(f"got {images_BHWC.dtype} {images_BHWC.shape}; expected uint8 of shape (B, 64, 64, 3)")
+        raise ValueError(
+            f"images is {images_BHWC.dtype} {images_BHWC.shape}. It must be uint8 of shape (B, 64, 64, 3)."
+        )
     return [_read(image.astype(np.float32)) for image in images_BHWC]
 
 
@@ -99,9 +118,9 @@ def _read(image: np.ndarray) -> Reading:
 
 
 def _explain(places: np.ndarray, background: str) -> tuple[tuple[SceneObject, ...], float]:
-    """The objects that explain the places (16, 256, 3) best before a background, and the squared error left.
+    """The objects that explain the places (16, 256, 3) best on a background, and the remaining squared error.
 
-    With y = picture - background b, coverage m, tone s and color c the error of a sprite is
+    With y = image - background b, coverage m, tone s and color c the error of a sprite is
     |y - (s c - m b)|^2 = |y|^2 - 2 <y, s c - m b> + |s c - m b|^2, which is a few matrix products.
     """
     b = np.asarray(BACKGROUNDS[background], dtype=np.float32)

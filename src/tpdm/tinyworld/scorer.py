@@ -1,4 +1,4 @@
-"""Scores of pictures of the embedded model by the scene reader, which training never sees."""
+"""Scores of tinyworld images by the scene reader, which training does not use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from tpdm.core.io import to_uint8
 
 
 class TinyworldJudge:
-    """Reads the scene back from the pixels.
+    """Scores images by reading the scene from the pixels.
 
-    ``accuracy``: share of the caption that is in the picture. ``residual``: root mean square distance (0 to 255) to
-    the nearest picture that the renderer can draw, lower is better. ``objects``: objects the caption names.
+    ``accuracy`` is the share of the caption that is in the image. ``residual`` is the root mean square distance (0 to
+    255) to the nearest image that the renderer can draw, lower is better. ``objects`` is the number of objects that the
+    caption names.
     """
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> list[dict[str, float]]:
-        """See the class."""
+        """Return one dictionary of scores per image.
+
+        Args:
+            images_B3HW: Images in [0, 1], (B, 3, 64, 64).
+            prompts: One caption per image.
+        """
         from tpdm.tinyworld.grammar import parse
         from tpdm.tinyworld.scene_reader import accuracy, read_scenes
 

@@ -20,7 +20,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def _byte_symbols() -> list[str]:
-    """The printable stand-ins of byte-level BPE, in the order of the bytes they stand for."""
+    """The printable symbols of byte-level BPE, in the order of their bytes."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     return sorted(ByteLevel.alphabet())
@@ -28,10 +28,10 @@ def _byte_symbols() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _merges() -> list[tuple[str, str]]:
-    """Byte-pair merges in order, grown until every word of the grammar is one token.
+    """Byte-pair merges in order, added until every word of the grammar is one token.
 
-    Each merge is applied to all words at once, as in training a BPE: a word whose first letters are another word
-    ("southeast") would otherwise be cut where that other word's merges come first.
+    Each merge is applied to all words at once, as in training a BPE. Otherwise a word that starts with another word
+    ("southeast") would be cut where the other word's merges come first.
     """
     segmented = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
     merges: list[tuple[str, str]] = []
@@ -54,38 +54,43 @@ def _apply(pair: tuple[str, str], pieces: list[str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def vocabulary() -> dict[str, int]:
-    """Token -> id: bytes, bytes that end a word, merged pieces, start and end."""
+    """Return the vocabulary, token -> id: bytes, bytes that end a word, merged pieces, start and end."""
     symbols = _byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in _merges()), _START, _END]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """The tokenizer; captions of up to 30 words fit its 32 tokens."""
-    with TemporaryDirectory() as folder:  # the one way in that transformers 4 and 5 have in common
+    """Create the tokenizer. Captions of up to 30 words fit its 32 tokens.
+
+    Example:
+        >>> make_tokenizer()("red circle").input_ids == encode_words(["red circle"])[0, :4].tolist()
+        True
+    """
+    with TemporaryDirectory() as folder:  # the way that works with transformers 4 and 5
         write_vocabulary(Path(folder))
         tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
     return tokenizer
 
 
 def write_vocabulary(folder: Path) -> None:
-    """Writes ``vocab.json`` and ``merges.txt``, which transformers 4 reads; what 5 saves is ``tokenizer.json``."""
+    """Write ``vocab.json`` and ``merges.txt``, which transformers 4 reads. transformers 5 saves ``tokenizer.json``."""
     write_text(folder / "vocab.json", json.dumps(vocabulary()))
     write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in _merges()))
 
 
 def start_id() -> int:
-    """Id of the token that opens every caption."""
+    """Return the id of the token that starts every caption."""
     return vocabulary()[_START]
 
 
 def end_id() -> int:
-    """Id of the token that closes and pads every caption."""
+    """Return the id of the token that ends and pads every caption."""
     return vocabulary()[_END]
 
 
 def encode_words(captions: Sequence[str]) -> Tensor:
-    """Ids (B, 32) of captions made of grammar words: what the tokenizer gives, without its overhead."""
+    """Return the token ids (B, 32) of captions, as the tokenizer does but faster. All words must be the grammar's."""
     table = vocabulary()
     ids = torch.full((len(captions), MAX_TOKENS), end_id(), dtype=torch.int64, device="cpu")
     for row, caption in enumerate(captions):

@@ -1,1 +1,1 @@
-"""TPM folders for others: model cards, checks and uploads."""
+"""Sharing of TPM folders: model cards, checks and uploads."""

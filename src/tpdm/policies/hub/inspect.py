@@ -1,4 +1,4 @@
-"""``tpdm inspect``: what a TPM is for, how it was trained, and whether its files are sound."""
+"""Inspection of a TPM folder for ``tpdm inspect``: its purpose, its training, and whether its files are intact."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ READ = (WEIGHTS, CONFIG)
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a folder.
+    """Result of an inspection.
 
     Attributes:
-        folder: that was looked at.
-        facts: of the TPM.
-        parameters: trained numbers of its architecture.
-        files: bytes and sha256 by name; other folders are left out.
-        problems: one sentence each; none where the TPM can be used.
-        notes: what a reader should know and nothing is wrong with.
+        folder: Folder that was inspected.
+        facts: Config, run and evaluation of the TPM.
+        parameters: Number of trained parameters.
+        files: Bytes and sha256 by file name. Subfolders are left out.
+        problems: One sentence per problem. Empty if the TPM can be used.
+        notes: Further information for readers.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Report:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to plain values."""
         evaluation = self.facts.evaluation
         return {
             "folder": str(self.folder),
@@ -56,10 +56,18 @@ class Report:
 
 
 def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
-    """Looks at a folder, the shipped "tinyworld", or a hub id; damaged weights are reported, not raised.
+    """Inspect a TPM. Damaged weights are reported and do not raise an error.
+
+    Args:
+        name: Folder, name of the TPM that comes with tpdm ("tinyworld"), or hub id "owner/name".
+        revision: Branch, tag or commit on the hub.
 
     Raises:
-        CheckpointError: there is no such TPM, or its config cannot be read.
+        CheckpointError: There is no such TPM, or its config cannot be read.
+
+    Example:
+        >>> inspect_tpm("tinyworld").problems
+        ()
     """
     folder = resolve_path(name, revision, also=(DIGESTS,))
     facts = read_provenance(folder)
@@ -69,9 +77,9 @@ def inspect_tpm(name: str | Path, revision: str | None = None) -> Report:
         folder, {name: digest for name, (_, digest) in found.items()}
     )
     pickles = [name for name in found if name.endswith(PICKLES)]
-    notes = [f"{name} is a pickle: tpdm never loads it" for name in pickles]
+    notes = [f"{name} is a pickle, which tpdm never loads" for name in pickles]
     if DIGESTS not in found:
-        notes.append(f"no {DIGESTS}: a bit that changed within a weight would not be noticed (tpdm push writes one)")
+        notes.append(f"no {DIGESTS}, so that changed weights would not be noticed (tpdm push writes it)")
     parameters = sum(p.numel() for p in policy.parameters())
     return Report(folder, facts, parameters, found, tuple(problems), tuple(notes))
 
@@ -88,18 +96,18 @@ def _digests(folder: Path, found: Mapping[str, str]) -> list[str]:
     if DIGESTS not in found:
         return []
     try:
-        said = dict(json.loads((folder / DIGESTS).read_text(encoding="utf-8")))
+        recorded = dict(json.loads((folder / DIGESTS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return [f"{DIGESTS} cannot be read"]
-    changed = [name for name, digest in said.items() if name in found and found[name] != digest]
-    gone = [name for name in READ if name in said and name not in found]
-    return [f"{name} has another sha256 than when it was published" for name in changed] + [
-        f"{name} is gone" for name in gone
+    changed = [name for name, digest in recorded.items() if name in found and found[name] != digest]
+    gone = [name for name in READ if name in recorded and name not in found]
+    return [f"{name} has another sha256 than at its publication" for name in changed] + [
+        f"{name} is missing" for name in gone
     ]
 
 
 def describe(report: Report) -> str:
-    """The report as text."""
+    """Format a report as text, one fact per line."""
     config, shape = report.facts.config, report.facts.config.shape
     grid = f", token grid {shape.token_grid[0]} x {shape.token_grid[1]}" if shape.token_grid else ""
     call = ", ".join(f"{key}={value}" for key, value in config.call_defaults.items()) or "the pipeline's own arguments"
@@ -113,8 +121,8 @@ def describe(report: Report) -> str:
         f"size       {report.parameters:,} parameters, {size / 1e6:.1f} MB",
         f"samples    {config.solver}, at most {config.max_steps} steps; mean steps {steps}",
         f"reward     {config.reward} ({config.reward_form}, gamma {config.gamma:g}, offset {config.reward_offset:g})",
-        *(f"dial       gamma {gamma:g}: {mean:.1f} steps" for gamma, mean in config.gamma_steps or ()),
-        "trained    " + (", ".join(f"{k} {v}" for k, v in config.trained.items()) or "nothing is said"),
+        *(f"gamma      {gamma:g}: {mean:.1f} steps" for gamma, mean in config.gamma_steps or ()),
+        "trained    " + (", ".join(f"{k} {v}" for k, v in config.trained.items()) or "unknown"),
         f"written by tpdm {config.tpdm_version}, format {config.format_version}",
         *_evaluated(report.facts),
         *(f"file       {digest[:12]}  {name} ({size} bytes)" for name, (size, digest) in report.files.items()),

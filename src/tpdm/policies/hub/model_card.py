@@ -86,7 +86,7 @@ def _purpose(config: PretrainedConfig) -> Rows:
         ("solver", config.solver),
         ("cap on steps", str(config.max_steps)),
         ("mean steps", steps),
-        *((f"dial, gamma {gamma:g}", f"{mean:.1f} steps") for gamma, mean in config.gamma_steps or ()),
+        *((f"mean steps at gamma {gamma:g}", f"{mean:.1f} in validation") for gamma, mean in config.gamma_steps or ()),
     ]
 
 

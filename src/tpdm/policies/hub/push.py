@@ -1,4 +1,4 @@
-"""A TPM with its card, in a folder of its own or on the hub."""
+"""Publication of a TPM with its model card, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -15,33 +15,40 @@ from tpdm.policies.hub.provenance import RunProvenance, read_provenance
 from tpdm.policies.pretrained import HUB_ID, WEIGHTS, from_pretrained, read_config, resolve_path
 from tpdm.policies.pretrained_config import CONFIG
 
-# (rows of metrics.jsonl, update that was kept, file_format="png") -> (caption, data URI) of each picture
+# (rows of metrics.jsonl, update that was kept, file_format="png") -> (caption, data URI) of each plot
 DrawCurves = Callable[..., list[tuple[str, str]]]
 CARD, DIGESTS = "README.md", "sha256.json"
-CURVES = ("objective", "steps", "score")  # of the plots that a report draws, by the words of their captions
+CURVES = ("objective", "steps", "score")  # plots of a report that the card shows, by a word of their captions
 WRITTEN = {WEIGHTS, CONFIG, CARD, DIGESTS, *(f"{word}.png" for word in CURVES)}
 
 
 def publish_to_folder(
     source: str | Path, target: str | Path, place: str | None = None, draw_curves: DrawCurves | None = None
 ) -> Path:
-    """Writes the TPM of ``source`` with card, curves and digests to ``target``, whole or not at all.
+    """Write a TPM with its card, curves and digests to a folder, completely or not at all.
 
     Args:
-        source: folder of a TPM, as a rule ``best/`` of a run, from which the card is written.
-        target: folder; an older one of a TPM is replaced, any other, or one with files of yours, is refused.
-        place: what the card tells readers to load; the name of ``target`` if not given.
-        draw_curves: makes the card's pictures of the training; None leaves them out (its table says it too).
+        source: Folder of a TPM, usually ``best/`` of a run, from which the card is written.
+        target: Folder to write. An older TPM is replaced. Folders with other files are an error.
+        place: Name that the card tells readers to load. None is the name of ``target``.
+        draw_curves: Function that draws the training curves. None leaves them out. The card has the numbers anyway.
+
+    Returns:
+        The absolute path of ``target``.
 
     Raises:
-        CheckpointError: the TPM is unsound, or ``target`` holds something else.
+        CheckpointError: The TPM is damaged, or ``target`` contains something else.
+
+    Example:
+        >>> sorted(path.name for path in publish_to_folder("tinyworld", "published").iterdir())
+        ['README.md', 'config.json', 'model.safetensors', 'sha256.json']
     """
     target = Path(expand(target)).resolve()
     folder = resolve_path(source)
     if target == folder.resolve():
-        raise CheckpointError(f"got {target} as source and target, expected two folders; choose another target.")
+        raise CheckpointError(f"source and target are both {target}. They must differ. Choose another target.")
     _check_replaceable(target)
-    from_pretrained(folder)  # nothing unsound is handed on
+    from_pretrained(folder)  # raises an error if the TPM is damaged
     with replaced_folder(target) as new:
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(folder / name, new / name)
@@ -54,44 +61,44 @@ def publish_to_folder(
 
 
 def push_to_hub(source: str | Path, repo_id: str, private: bool = False, draw_curves: DrawCurves | None = None) -> str:
-    """Uploads the TPM of ``source`` with card, curves and digests; the repository is made where there is none.
+    """Upload a TPM with its card, curves and digests. The repository is created if it does not exist.
 
     Args:
-        source: as for ``publish_to_folder``.
-        repo_id: "owner/name".
-        private: for a repository that is new.
-        draw_curves: as for ``publish_to_folder``.
+        source: As for :func:`publish_to_folder`.
+        repo_id: Repository, "owner/name".
+        private: Whether a new repository is private.
+        draw_curves: As for :func:`publish_to_folder`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        CheckpointError: the TPM is unsound, the name is none, or the hub refuses.
+        CheckpointError: The TPM is damaged, the name is invalid, or the hub refuses.
     """
     if not HUB_ID.fullmatch(repo_id):
-        raise CheckpointError(f"got the repository {repo_id!r}, expected owner/name; correct it.")
+        raise CheckpointError(f"repo_id is {repo_id!r}. It must be owner/name. Correct it.")
     from huggingface_hub import HfApi
 
-    with tempfile.TemporaryDirectory() as room:
-        folder = publish_to_folder(source, Path(room) / "tpm", place=repo_id, draw_curves=draw_curves)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = publish_to_folder(source, Path(temporary) / "tpm", place=repo_id, draw_curves=draw_curves)
         api = HfApi()
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A TPM, its card and curves")
-        except Exception as error:  # as in artifact.locate: the hub raises a dozen unrelated types
+        except Exception as error:  # the hub raises many unrelated types
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"got a refusal of the hub for '{repo_id}' ({type(error).__name__}: {reason}), expected to write there;"
-                " log in with `hf auth login`, or correct the name."
+                f"The hub refused to write '{repo_id}' ({type(error).__name__}: {reason}). You must be allowed to "
+                "write there. Log in with `hf auth login`, or correct the name."
             ) from error
     return str(commit.commit_url)
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuses to replace what cannot be written again: all that lies in a folder goes with it.
+    """Check that only files of a TPM would be replaced, because they can be written again.
 
     Raises:
-        CheckpointError: ``target`` holds no TPM, or something beside one.
+        CheckpointError: ``target`` contains no TPM, or files that are not the TPM's.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
@@ -99,18 +106,18 @@ def _check_replaceable(target: Path) -> None:
         read_config(target)  # models of diffusers and transformers have a config.json too
     except CheckpointError:
         raise CheckpointError(
-            f"got {target}, which holds no TPM, expected a new folder; choose another target."
+            f"{target} contains no TPM. The target must be a new folder or a TPM. Choose another target."
         ) from None
     others = sorted(path.name for path in target.iterdir() if path.name not in WRITTEN or path.is_dir())
     if others:
         raise CheckpointError(
-            f"got {target} with {others[0]!r}, which would be deleted, expected a TPM alone; move it away or choose"
-            " another target."
+            f"{target} contains {others[0]!r}, which would be deleted. It must contain only a TPM. Move the file, or "
+            "choose another target."
         )
 
 
 def _write_curves(facts: RunProvenance, folder: Path, draw: DrawCurves | None) -> list[str]:
-    """PNG files of the training curves; none where there is no run or nothing that draws."""
+    """Write the training curves as PNG files. There are none without a run or without ``draw``."""
     if not facts.metrics or draw is None:
         return []
     names = []

@@ -16,11 +16,11 @@ from tpdm.tinyworld.captions import generator, scene_batch
 LATENT_CHANNELS = 8
 KL_WEIGHT = 3e-4
 BATCH = 16
-CROWD = 14  # objects in every second training picture: more sprites a picture, so fewer pictures are needed
+CROWD = 14  # objects in every second training image: with more sprites per image, fewer images are needed
 
 
 def make_autoencoder() -> AutoencoderKL:
-    """An untrained ``AutoencoderKL`` of tinyworld's shape (1.7 M parameters)."""
+    """Create an untrained ``AutoencoderKL`` of tinyworld's shape (1.7 M parameters)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -37,7 +37,7 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(plan: FitPlan, folder: Path, seed: int, bf16: bool) -> AutoencoderKL:
-    """Trains from scratch (or resumes) and sets the latent scale and shift from 1,024 fresh scenes."""
+    """Train from scratch (or resume), and set the latent scale and shift from 1,024 new scenes."""
     torch.manual_seed(seed)
     vae = make_autoencoder().to(memory_format=torch.channels_last)
 
@@ -69,11 +69,11 @@ def _normalize_latents(vae: AutoencoderKL, seed: int) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Pictures (B, 3, 64, 64) in [-1, 1] to normalized latents (B, 8, 8, 8), as the pipeline uses them."""
+    """Encode images (B, 3, 64, 64) in [-1, 1] to normalized latents (B, 8, 8, 8), as the pipeline uses them."""
     return (vae.encode(images).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Normalised latents to pictures in [-1, 1], unclamped."""
+    """Decode normalized latents to images in [-1, 1], without clamping."""
     return vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample

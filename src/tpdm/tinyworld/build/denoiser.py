@@ -25,7 +25,7 @@ CAPTION_DROPOUT = 0.1
 
 
 def make_text_encoder(width: int, layers: int = 3) -> CLIPTextModelWithProjection:
-    """A small CLIP text tower over tinyworld's vocabulary; the pipeline reads its last but one layer."""
+    """Create a small CLIP text encoder with tinyworld's vocabulary. The pipeline reads its last but one layer."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(vocabulary()),
@@ -43,7 +43,7 @@ def make_text_encoder(width: int, layers: int = 3) -> CLIPTextModelWithProjectio
 
 
 def make_transformer() -> SD3Transformer2DModel:
-    """``SD3Transformer2DModel`` with 16 image tokens for 64 x 64 pixels (5.4 M parameters)."""
+    """Create an ``SD3Transformer2DModel`` with 16 image tokens for 64 x 64 pixels (5.4 M parameters)."""
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -60,7 +60,7 @@ def make_transformer() -> SD3Transformer2DModel:
 
 
 class TextToLatent(nn.Module):
-    """Text encoders and denoiser together, called the way the SD3 pipeline calls them."""
+    """Text encoders and denoiser, called as the SD3 pipeline calls them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class TextToLatent(nn.Module):
         self.transformer = make_transformer()
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, ids_BN: Tensor) -> Tensor:
-        """Velocity (B, C, H, W) at time t in [0, 1] for token ids (B, 32)."""
+        """Compute the velocity (B, C, H, W) at times t in [0, 1] for token ids (B, 32)."""
         outputs = [encoder(ids_BN, output_hidden_states=True) for encoder in self.text]
         return self.transformer(
             hidden_states=x_BCHW,
@@ -80,7 +80,7 @@ class TextToLatent(nn.Module):
 
 
 def latent_cache(vae: AutoencoderKL, size: int, seed: int, folder: Path) -> tuple[list[Scene], Tensor]:
-    """``size`` scenes with their latents (fp16), kept on disk because encoding takes minutes."""
+    """Return ``size`` scenes and their latents (fp16), stored on disk because encoding takes minutes."""
     from tpdm.core.io import load_tensors, save_tensors
 
     path, batches = folder / f"latents-{seed}-{size}.safetensors", range(size // 256)
@@ -100,14 +100,14 @@ def latent_cache(vae: AutoencoderKL, size: int, seed: int, folder: Path) -> tupl
 
 
 def captions_for(scenes: Sequence[Scene], rng: np.random.Generator) -> list[str]:
-    """A caption for each scene, one in ten empty (for classifier-free guidance)."""
+    """Describe each scene. One caption in ten is empty, for classifier-free guidance."""
     return ["" if rng.random() < CAPTION_DROPOUT else describe(s, rng).caption() for s in scenes]
 
 
 def train_denoiser(
     vae: AutoencoderKL, plan: FitPlan, folder: Path, seed: int, scenes_cached: int, compiled: bool
 ) -> TextToLatent:
-    """Flow matching on cached latents: x_t = (1 - t) x_0 + t eps, target eps - x_0, t logit-normal as in SD3."""
+    """Train by flow matching on cached latents: x_t = (1 - t) x_0 + t eps, target eps - x_0, t logit-normal as in SD3."""
     torch.manual_seed(seed)
     model = TextToLatent()
     scenes, latents = latent_cache(vae, scenes_cached, seed, folder)

@@ -1,4 +1,4 @@
-"""The training loop that every part of tinyworld is built with: resumable, deterministic, with a progress bar."""
+"""Training loop of all parts of tinyworld: resumable, deterministic, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LossFn = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How long and how fast one part is trained.
+    """Length and learning rate of the training of one part.
 
     Attributes:
-        steps: optimizer steps in all.
-        lr: peak learning rate; warm-up over the first 2 %, then a cosine to zero.
-        weight_decay: decoupled, on matrices only.
-        ema: decay of the averaged weights that are kept at the end; 0 keeps the last weights.
-        muon: use Muon for the hidden matrices (AdamW for the rest), which needs fewer samples.
-        save_every: steps between checkpoints.
+        steps: Number of optimizer steps.
+        lr: Peak learning rate. Warm-up over the first 2 %, then a cosine to zero.
+        weight_decay: Decoupled weight decay of matrices.
+        ema: Decay of the averaged weights that are used at the end. 0 uses the last weights.
+        muon: Whether to use Muon for the hidden matrices (AdamW for the rest), which needs fewer samples.
+        save_every: Number of steps between checkpoints.
     """
 
     steps: int
@@ -40,7 +40,7 @@ class FitPlan:
 
 
 def learning_rate(plan: FitPlan, step: int) -> float:
-    """Warm-up then cosine to zero, for step in [0, plan.steps)."""
+    """Return the learning rate of a step in [0, plan.steps): warm-up, then a cosine to zero."""
     warm = max(1, plan.steps // 50)
     if step < warm:
         return plan.lr * (step + 1) / warm
@@ -68,17 +68,20 @@ def _optimizers(module: nn.Module, plan: FitPlan) -> list[torch.optim.Optimizer]
 
 
 def fit(name: str, module: nn.Module, loss_fn: LossFn, plan: FitPlan, folder: Path) -> None:
-    """Trains ``module`` in place and leaves the final (averaged) weights in it.
+    """Train a module in place, and leave the final (averaged) weights in it.
 
-    Interrupted anywhere, a second call goes on from the last checkpoint. The loss of a step must depend on the step
-    number alone (data drawn from a generator seeded by it), so that nothing else has to be saved.
+    After an interruption, a second call continues from the last checkpoint. The loss of a step must depend only on the
+    step number (with data from a generator seeded by it), so that nothing else has to be saved.
 
     Args:
-        name: of the part; names its checkpoint and log.
-        module: what is trained.
-        loss_fn: step number -> scalar loss.
-        plan: lengths and rates.
-        folder: where ``{name}.ckpt.safetensors`` and ``{name}.log.jsonl`` go.
+        name: Name of the part, used for its checkpoint and its log.
+        module: Module to train.
+        loss_fn: Function from step number to scalar loss.
+        plan: Length and learning rate.
+        folder: Folder of ``{name}.ckpt.safetensors`` and ``{name}.log.jsonl``.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
     """
     optimizers = _optimizers(module, plan)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -91,7 +94,7 @@ def fit(name: str, module: nn.Module, loss_fn: LossFn, plan: FitPlan, folder: Pa
             group["lr"] = learning_rate(plan, step)
         loss = loss_fn(step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate")
+            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}. Lower the learning rate.")
         module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

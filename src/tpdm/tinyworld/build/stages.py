@@ -1,4 +1,4 @@
-"""Builds the embedded model from nothing: autoencoder, denoiser, reward. Hours on two cores, and resumable."""
+"""Build of the embedded model: autoencoder, denoiser and reward. It takes hours on two cores, and is resumable."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ class BuildPlan:
     """Lengths of the stages.
 
     Attributes:
-        autoencoder, denoiser, preference: optimizer steps and rates.
-        scenes: pictures whose latents the denoiser is trained on, a multiple of 256.
-        pool: of them, those that also get faults to teach the reward.
-        bf16: autocast of the autoencoder; pays on processors with AMX.
-        compiled: ``torch.compile`` the denoiser; needs a C++ compiler on the CPU.
+        autoencoder: Training of the autoencoder.
+        denoiser: Training of the denoiser.
+        preference: Training of the reward.
+        scenes: Number of images whose latents train the denoiser, a multiple of 256.
+        pool: Number of these images that also get faults, to train the reward.
+        bf16: Whether to use autocast for the autoencoder. It is faster on processors with AMX.
+        compiled: Whether to use ``torch.compile`` for the denoiser. It needs a C++ compiler on the CPU.
     """
 
     autoencoder: FitPlan = field(default_factory=lambda: FitPlan(steps=4_800, lr=2e-3, ema=0.995))
@@ -42,28 +44,29 @@ class BuildPlan:
 
 
 def quick_plan() -> BuildPlan:
-    """A few steps of everything: shows that the path works, makes nothing of use."""
+    """Return a plan with a few steps per stage, to test that the build runs. The result is of no use."""
     short = replace(FitPlan(steps=4, lr=1e-3), save_every=2)
     return BuildPlan(autoencoder=short, denoiser=short, preference=short, scenes=256, pool=256)
 
 
 def build(out: Path, seed: int = 0, quick: bool = False, bf16: bool = False, compiled: bool = False) -> Path:
-    """Trains all parts (or goes on where an interrupted build stopped) and writes the weights.
+    """Train all parts, or continue an interrupted build, and write the weights.
 
     Args:
-        out: ``out/work`` holds checkpoints and logs, ``out/weights`` the result.
-        seed: of everything.
-        quick: a few steps only.
-        bf16, compiled: see ``BuildPlan``.
+        out: Folder. ``out/work`` gets checkpoints and logs, ``out/weights`` the result.
+        seed: Seed of the build, >= 0.
+        quick: Whether to make only a few steps.
+        bf16: See :class:`BuildPlan`.
+        compiled: See :class:`BuildPlan`.
 
     Returns:
-        ``out/weights``, to be put in place of the shipped ones.
+        ``out/weights``, which can replace the shipped weights.
 
     Raises:
-        ConfigError: ``out`` holds a build with another plan or seed, or torch has no Muon.
+        ConfigError: ``out`` contains a build with another plan or seed, or torch has no Muon.
     """
     if not quick and not hasattr(torch.optim, "Muon"):
-        raise ConfigError(f"got torch {torch.__version__} without Muon, expected torch>=2.9: pip install -U torch.")
+        raise ConfigError(f"torch {torch.__version__} has no Muon. It must be torch>=2.9. Run pip install -U torch.")
     plan = replace(quick_plan() if quick else BuildPlan(), bf16=bf16, compiled=compiled)
     out = expand(out)
     work, weights = out / "work", out / "weights"
@@ -79,14 +82,14 @@ def build(out: Path, seed: int = 0, quick: bool = False, bf16: bool = False, com
 
 
 def save_weights(vae: AutoencoderKL, model: TextToLatent, clip: torch.nn.Module, weights: Path) -> None:
-    """Writes ``weights/pipeline`` and ``weights/reward`` in fp16."""
+    """Write ``weights/pipeline`` and ``weights/reward`` in fp16."""
     assemble(vae.half(), model.half()).save_pretrained(weights / "pipeline", safe_serialization=True)
     save_preference(clip, weights / "reward")
     for path in weights.rglob("*config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        # The libraries write down where a part was loaded from, which is nobody's business but this machine's.
-        if kept := config.keys() & ORIGIN:
-            write_json(path, {key: value for key, value in config.items() if key not in kept})
+        # The libraries record where a part was loaded from, which is private to this machine.
+        if private := config.keys() & ORIGIN:
+            write_json(path, {key: value for key, value in config.items() if key not in private})
         if path.name == "tokenizer_config.json":
             write_vocabulary(path.parent)  # for other versions of transformers than the one that saved
 
@@ -101,13 +104,13 @@ def _autoencoder(plan: BuildPlan, work: Path, seed: int) -> AutoencoderKL:
 def _same_plan(path: Path, plan: dict[str, object]) -> None:
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != plan:
         raise ConfigError(
-            f"{path} belongs to a build with another plan or seed; choose another --out or remove {path.parent}"
+            f"{path} belongs to a build with another plan or seed. Choose another --out, or remove {path.parent}."
         )
     write_json(path, plan)
 
 
 def assemble(vae: AutoencoderKL, model: TextToLatent) -> StableDiffusion3Pipeline:
-    """The pipeline of the given parts, with the scheduler as Stable Diffusion 3 ships it (shift 3)."""
+    """Create the pipeline, with the scheduler of Stable Diffusion 3 (shift 3)."""
     return StableDiffusion3Pipeline(
         transformer=model.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -36,7 +36,7 @@ def test_a_backbone_of_the_hub_is_the_base_model(facts):
     assert 'attach(pipe, "me/t")' in card.text
 
 
-def test_training_and_evaluation_stand_in_it_as_they_were_measured(run, facts):
+def test_training_and_evaluation_are_in_the_card_as_measured(run, facts):
     text = model_card(facts, "t", "t", ["steps.png"])
     validations = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
     for row in validations:
@@ -51,7 +51,7 @@ def test_training_and_evaluation_stand_in_it_as_they_were_measured(run, facts):
 @pytest.mark.parametrize(
     "change", [{"best_update": 6}, {"seeds": {"training": 1}}, {"rows": []}, {"seeds": None}, {"best_update": None}]
 )
-def test_an_evaluation_of_another_tpm_is_none(run, change):
+def test_an_evaluation_of_another_tpm_is_left_out(run, change):
     path = run / "eval" / "summary.json"
     path.write_text(json.dumps(EVALUATION | change), encoding="utf-8")
     try:
@@ -74,13 +74,13 @@ def test_without_a_run_there_is_no_table_of_validations(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "price"), [("paper", "discounted, eq. (9): gamma 0.9"), ("additive", "additive")])
-def test_without_a_recipe_the_tpm_says_what_its_steps_were_priced_by(facts, form, price):
+def test_without_a_recipe_the_price_of_steps_comes_from_the_config(facts, form, price):
     config = dataclasses.replace(facts.config, reward_form=form, gamma=0.9)
     text = model_card(dataclasses.replace(facts, config=config, recipe=None), "t", "t")
     assert f"| price of steps | {price} |" in text
 
 
-def test_paths_of_the_authors_machine_stay_at_home(facts):
+def test_the_card_contains_no_local_paths(facts):
     prompts = dataclasses.replace(facts.recipe.prompts, source="/home/someone/secret/prompts.txt")
     recipe = dataclasses.replace(facts.recipe, prompts=prompts, output="/home/someone/runs")
     text = model_card(dataclasses.replace(facts, recipe=recipe), "t", "t")

@@ -22,7 +22,7 @@ def test_position_is_linear_in_the_log_of_a_steps_price(share):
 
 
 @given(count=st.integers(1, 50), offset=st.floats(0, 0.999))
-def test_an_update_hears_every_part_of_the_range_once(count, offset):
+def test_spread_gammas_draws_once_from_each_part_of_the_range(count, offset):
     position_B = gamma_position(torch.tensor(spread_gammas(count, LOW, HIGH, offset)), LOW, HIGH)
     part_B = ((position_B + 1) / 2 * count - offset).round().long()
     assert part_B.tolist() == list(range(count))
@@ -48,22 +48,22 @@ def test_halfway_in_quality_is_the_geometric_mean_of_steps():
 
 
 @pytest.mark.parametrize("quality", [-0.1, 1.5, float("nan")])
-def test_quality_outside_the_dial_is_refused(quality):
+def test_quality_out_of_range_raises(quality):
     with pytest.raises(ConfigError, match="0 \\(fewest steps\\) to 1"):
         quality_to_gamma(quality, [LOW, HIGH], [4, 16])
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.9), (0.99, 0.9), (0.0, 0.9), (0.9, 1.0), (float("nan"), 0.9)])
-def test_a_range_that_is_none_is_refused(low, high):
+def test_an_invalid_gamma_range_raises(low, high):
     with pytest.raises(ConfigError, match="low < high"):
         check_range(low, high)
 
 
 @given(quality=shares)
-def test_steps_and_quality_are_each_others_inverse(quality):
+def test_steps_to_quality_inverts_quality_to_gamma(quality):
     steps = 4 * (16 / 4) ** quality
     assert steps_to_quality(steps, [4, 9, 16]) == pytest.approx(quality, abs=1e-9)
 
 
-def test_steps_beyond_the_dials_reach_are_its_nearer_end():
+def test_steps_outside_the_calibration_give_its_nearer_end():
     assert [steps_to_quality(steps, [4, 9, 16]) for steps in (1, 4, 16, 50)] == [0, 0, 1, 1]

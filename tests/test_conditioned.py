@@ -49,7 +49,7 @@ def test_the_untrained_tpm_follows_the_schedule_of_each_end():
     assert fast < between < slow
 
 
-def test_images_of_a_call_do_not_hear_each_others_gamma():
+def test_images_of_a_call_are_independent_of_each_others_gamma():
     policy = TimePredictionModule(SHAPE, seed=3)
     _, together = proposed(condition_policy(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
     for row, gamma in enumerate([LOW, 0.99, HIGH]):
@@ -57,7 +57,7 @@ def test_images_of_a_call_do_not_hear_each_others_gamma():
         assert float(alone.action_B[row]) == pytest.approx(float(together.action_B[row]), abs=1e-6)
 
 
-def test_the_weights_hear_the_dial():
+def test_the_weights_depend_on_gamma():
     policy = TimePredictionModule(dataclasses.replace(SHAPE, init_times_low_gamma=None), seed=3)
     _, decision = proposed(condition_policy(policy, 3, gamma=LOW))
     _, other = proposed(condition_policy(policy, 3, gamma=HIGH))
@@ -79,7 +79,7 @@ def calibrated() -> TimePredictionModule:
     return policy
 
 
-def test_quality_is_read_by_the_calibration_and_the_artifacts_gamma_is_the_default():
+def test_quality_uses_the_calibration_and_the_saved_gamma_is_the_default():
     policy = calibrated()
     set_ = condition_policy(policy, 2, quality=[0.0, 0.5])
     assert isinstance(set_, ConditionedPolicy)
@@ -92,23 +92,23 @@ def test_quality_is_read_by_the_calibration_and_the_artifacts_gamma_is_the_defau
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"gamma": 0.5}, "expected 0.95 to 0.999"),
-        ({"gamma": float("nan")}, "expected 0.95 to 0.999"),
-        ({"gamma": [0.99]}, "got 1 values of gamma for 2 images"),
+        ({"gamma": 0.5}, "trained for 0.95 to 0.999"),
+        ({"gamma": float("nan")}, "trained for 0.95 to 0.999"),
+        ({"gamma": [0.99]}, "gamma has 1 values for 2 images"),
         ({"quality": 2.0}, "fewest steps"),
-        ({"gamma": 0.99, "quality": 0.5}, "leave one out"),
+        ({"gamma": 0.99, "quality": 0.5}, "Leave one out"),
     ],
 )
-def test_a_wrong_setting_is_said(options, said):
+def test_a_wrong_setting_raises(options, said):
     with pytest.raises(ConfigError, match=said):
         condition_policy(calibrated(), 2, **options)
 
 
-def test_what_cannot_be_set_is_said():
+def test_a_setting_that_the_policy_lacks_raises():
     uncalibrated = TimePredictionModule(SHAPE)
     with pytest.raises(ConfigError, match="not calibrated"):
         condition_policy(uncalibrated, 1, quality=0.5)
-    with pytest.raises(ConfigError, match="pass gamma or quality"):
+    with pytest.raises(ConfigError, match="Pass gamma or quality"):
         condition_policy(uncalibrated, 1)
     fixed = FixedSchedule([1.0, 0.0])
     assert condition_policy(fixed, 1) is fixed
@@ -116,17 +116,17 @@ def test_what_cannot_be_set_is_said():
         fixed,
         TimePredictionModule(dataclasses.replace(SHAPE, gamma_range=None, init_times_low_gamma=None)),
     ):
-        with pytest.raises(ConfigError, match="no dial"):
+        with pytest.raises(ConfigError, match="not gamma-conditioned"):
             condition_policy(policy, 1, quality=0.5)
 
 
-def test_a_mean_number_of_steps_is_found_on_the_dial():
+def test_quality_for_a_mean_number_of_steps():
     quality = quality_for(calibrated(), 8)
     set_ = condition_policy(calibrated(), 1, quality=quality)
     assert isinstance(set_, ConditionedPolicy)
     assert set_.gamma_B.tolist() == pytest.approx([0.99])
-    with pytest.raises(ConfigError, match="got 0 mean steps, expected a number above 0"):
+    with pytest.raises(ConfigError, match=r"mean_steps is 0\. It must be above 0"):
         quality_for(calibrated(), 0)
     for policy in (FixedSchedule([1.0, 0.0]), TimePredictionModule(SHAPE)):
-        with pytest.raises(ConfigError, match="without a calibrated dial"):
+        with pytest.raises(ConfigError, match="has no calibration"):
             quality_for(policy, 7)

@@ -17,7 +17,7 @@ def published(run, tmp_path):
     return publish_to_folder(run / "best", tmp_path / "published")
 
 
-def test_what_a_tpm_is_for_stands_there(run):
+def test_the_report_contains_the_purpose_of_the_tpm(run):
     report = inspect_tpm(run / "best")
     text = describe(report)
     assert report.problems == ()
@@ -29,7 +29,7 @@ def test_what_a_tpm_is_for_stands_there(run):
     assert text.endswith("sound      yes")
 
 
-def test_json_is_plain_and_says_the_same(run):
+def test_json_has_the_same_content(run):
     answer = CliRunner().invoke(app, ["inspect", str(run / "best"), "--json"])
     assert answer.exit_code == 0
     said = json.loads(answer.output)
@@ -40,7 +40,7 @@ def test_json_is_plain_and_says_the_same(run):
     assert said["files"]["model.safetensors"]["bytes"] > 1000
 
 
-def test_the_shipped_one_is_sound():
+def test_the_shipped_tpm_is_intact():
     answer = CliRunner().invoke(app, ["inspect", "tinyworld"])
     assert answer.exit_code == 0, answer.output
     assert "evaluated  no" in answer.output
@@ -56,9 +56,9 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda f: flip(f / "model.safetensors"), "model.safetensors has another sha256 than when it was published"),
+        (lambda f: flip(f / "model.safetensors"), "model.safetensors has another sha256 than at its publication"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickled"), "pickle"),
-        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is gone"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "sha256.json").write_text("[1"), "sha256.json cannot be read"),
         (lambda f: (f / "README.md").write_text("changed"), "README.md has another sha256"),
     ],
@@ -95,7 +95,7 @@ def test_digests_come_from_the_hub_too(hub):
 
 def test_a_weight_that_changed_on_the_hub_is_noticed(hub):
     flip(hub / "model.safetensors")
-    assert inspect_tpm("me/my-tpm").problems == ("model.safetensors has another sha256 than when it was published",)
+    assert inspect_tpm("me/my-tpm").problems == ("model.safetensors has another sha256 than at its publication",)
 
 
 def test_a_tpm_of_the_hub_needs_no_digests(hub):
@@ -116,13 +116,13 @@ def test_pickles_and_missing_digests_are_notes(run, tmp_path):
 
 def test_no_tpm_at_all_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="expected a folder written by save_pretrained"):
+    with pytest.raises(CheckpointError, match="must be one that save_pretrained wrote"):
         inspect_tpm(tmp_path / "empty")
     assert CliRunner().invoke(app, ["inspect", str(tmp_path / "nothing")]).exit_code == 2
 
 
 @pytest.mark.parametrize("where", [[], ["--folder", "a", "--hub", "b/c"]])
-def test_push_asks_for_one_place(run, where):
+def test_push_needs_exactly_one_destination(run, where):
     answer = CliRunner().invoke(app, ["push", str(run / "best"), *where])
     assert answer.exit_code == 2
     assert "expected one of them" in answer.output
