@@ -1,4 +1,4 @@
-"""A TPM folder: what was saved decides bit for bit as before, and nothing broken is ever loaded."""
+"""A TPM folder: a saved TPM decides the same bits after loading, and damaged folders raise errors."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_another_backbone_raises(got: tuple[str, int, int]) -> None:
 
 
 def test_a_backbone_with_other_facts_raises(folder: Path) -> None:
-    """Where the TPM has them: those of older versions have none, and neither has their file."""
+    """Only facts in the config are compared. Configs of older versions have none."""
     assert "backbone_facts" not in json.loads((folder / "config.json").read_text())
     seen = ("SD3Transformer2DModel", 6, 5)
     check_backbone(load_policy(folder).artifact or config_of(), *seen, {"depth": 3})

@@ -1,4 +1,4 @@
-"""A TPM with a dial: told which gamma each image is made for, and refused where there is none to set."""
+"""Gamma-conditioned TPMs: each image has its gamma, from ``gamma`` or ``quality``."""
 
 import dataclasses
 

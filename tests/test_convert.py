@@ -1,4 +1,4 @@
-"""The published checkpoint: read whatever its prefix, refused in one sentence, and driven to the release's times."""
+"""Conversion of the published checkpoint: prefixes, errors, and the same times as the release."""
 
 import json
 

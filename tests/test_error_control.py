@@ -22,7 +22,7 @@ def run(mixture: Mixture, tolerance: float, images: int = 64) -> Stepper:
 
 
 def test_a_straight_flow_takes_the_longest_steps():
-    # One look to start, then two jumps of half the way: the change of a constant velocity is rounding.
+    # One first step, then two of the largest length: the change of a constant velocity is only rounding.
     assert run(EASY, 1e-3).steps == [1 + 2] * 64
 
 

@@ -1,4 +1,4 @@
-"""The TPM: its published size, the release layout, ratio 1, rows that do not depend on their batch."""
+"""The TPM: its published size, the release layout, ratio 1, and images that are independent of their batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def row(o: Observation, i: int) -> Observation:
 
 
 def perturbed(policy: TimePredictionModule, scale: float = 5.0) -> TimePredictionModule:
-    """As if trained: outputs that depend on the input."""
+    """Change weights, so that outputs depend on the input as in a trained TPM."""
     with torch.no_grad():
         policy.fc2.weight.mul_(scale)
         policy.fc1.weight.mul_(scale)
@@ -193,7 +193,7 @@ def test_ratio_is_one_before_any_update(shape: TPMConfig, seeds: list[int] | Non
     assert (logp_B - decision.logp_B).abs().max() < 1e-6
     assert torch.equal(entropy_B, beta.entropy(params))
     assert torch.equal(decision.t_next_B, decision.action_B * o.t_B)
-    for i in range(4):  # replay in other batches than the rollout's
+    for i in range(4):  # scored in other batches than in the rollout
         alone_1 = policy.evaluate(row(o, i), decision.action_B[i : i + 1])[0]
         assert (alone_1 - decision.logp_B[i]).abs() < 5e-6
 
@@ -307,7 +307,7 @@ for user in USERS if names is modern else USERS[:2]:
 
 
 def test_full_precision_restores_the_users_settings() -> None:
-    """In its own process, since TF32 settings of two kinds stay mixed up in torch for good."""
+    """In a separate process, because torch cannot undo a mix of both kinds of TF32 settings."""
     script = f"USERS = {USERS!r}\n{SCRIPT}"
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
 
@@ -367,7 +367,7 @@ def test_invalid_shapes_raise(change: dict, message: str) -> None:
 
 
 def test_calibration_removes_what_all_images_share() -> None:
-    """An offset common to all images is invisible afterwards, and what differs between them is seen in full."""
+    """After calibration an offset of all images has no effect, and differences between images remain."""
     policy = perturbed(TimePredictionModule(SMALL))
     o = seen(policy, B=32)
     shared = Observation(o.map_BCHW * 0.01 + 1, o.temb_BE * 0.01 + 1, o.t_B * 0 + 0.5, o.index_B * 0, o.row_B)
@@ -451,7 +451,7 @@ def with_change(policy: TimePredictionModule, change_B: torch.Tensor | None) -> 
 
 
 def test_the_change_is_compared_with_the_usual_one_at_the_same_time() -> None:
-    """A factor common to all images is invisible after calibration; twice the usual change is not."""
+    """After calibration a factor of all images has no effect, and twice the usual change has one."""
     policy = perturbed(TimePredictionModule(dataclasses.replace(SMALL, velocity_change=True)))
     o = with_change(policy, None)
     usual_B = (1 + 3 * o.t_B) * torch.exp(0.3 * torch.randn(256, generator=torch.Generator().manual_seed(3)))

@@ -14,7 +14,7 @@ EULER = SOLVERS["euler"]
 
 
 class Halving(LookingPolicy):
-    """Goes to a share of the time, a half; reads nothing."""
+    """A policy that halves the time and reads no features."""
 
     reads_features = False
     share = 0.5
@@ -28,7 +28,7 @@ class Halving(LookingPolicy):
 
 
 def run(stepper, x):
-    """To the end with the velocity of a straight path to x_0 = 2, at which Euler is exact."""
+    """Run to the end with the velocity of a straight path to x_0 = 2, for which Euler is exact."""
     noise = x.clone()
     while not stepper.done:
         x = stepper.advance(x, noise - 2.0, None)
@@ -90,7 +90,7 @@ def test_stop_below_and_cap():
 
 
 class Creeping(Halving):
-    """Goes on by a hundredth of what is left."""
+    """A policy with short steps: each lowers t by one percent."""
 
     share = 0.99
 
@@ -99,9 +99,9 @@ def test_near_the_cap_images_end_in_equal_steps():
     stepper = Stepper(Creeping(), EULER, images=1, max_steps=12, stop_below=0.01)
     run(stepper, torch.randn(1, 3))
     (times,) = stepper.times
-    t = 0.99**9  # nine steps of its own, and three that it is made to take
+    t = 0.99**9  # nine steps of the policy, then three of the cap
     assert times == pytest.approx([0.99**i for i in range(10)] + [t * 2 / 3, t / 3, 0.0])
-    assert times == torch.tensor(times, dtype=torch.float32).tolist()  # what the solver saw, to the bit
+    assert times == torch.tensor(times, dtype=torch.float32).tolist()  # the bits that the solver got
 
 
 def test_recording_overrules_only_the_last_step():

@@ -1,4 +1,4 @@
-"""Seeds of a run: fixed for ever, and no purpose draws what another one draws."""
+"""Seeds of a run never change, and no two purposes share a seed."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tpdm.core.seeding import Stream, derive_seed, stream_generator
 
-# As they were drawn for the results in docs/results.
+# The seeds of the results in docs/results.
 FIXED = {
     (0, Stream.NOISE, 0, 0, 0): 4334430513956379144,
     (3, Stream.NOISE, 7, 2, 1): 7037536009596627718,
@@ -55,7 +55,7 @@ def test_seeds_of_one_run_are_distinct():
 
 
 def test_numpy_alone_gives_equal_seeds():
-    """Why: should numpy change that, the hash is not needed any more."""
+    """The reason for the hash. If numpy changes this, the hash is not needed."""
     states = [np.random.SeedSequence(parts).generate_state(2).tolist() for parts in ((3, 4), (3, 4, 0, 0))]
     assert states[0] == states[1]
 

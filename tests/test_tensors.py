@@ -31,7 +31,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def backbone_defaults(source: str) -> Iterator[str]:
-    """Calls that make a tensor without saying of which dtype and where."""
+    """Calls that create a tensor without dtype or device."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "torch":
             hidden = {alias.name for alias in node.names} & (FACTORIES - {"Tensor"})
@@ -64,7 +64,7 @@ def doubles(source: str) -> Iterator[str]:
 
 
 def broken(rule: Callable[[str], Iterator[str]]) -> dict[str, list[str]]:
-    """What a rule finds in each file; files without a finding are left out."""
+    """Findings of a rule by file, without files that have none."""
     found = {name: list(rule(path.read_text(encoding="utf-8"))) for name, path in FILES.items()}
     return {name: lines for name, lines in found.items() if lines}
 

@@ -1,4 +1,4 @@
-"""Promises 2 and 7 of the design: rows are independent, and solvers have their orders on the exact model."""
+"""Solvers have their orders on an exact model, and the images of a batch are independent."""
 
 import math
 
@@ -17,7 +17,7 @@ def whole(n: int) -> torch.Tensor:
 
 
 def inner(n: int) -> torch.Tensor:
-    """Even in log-SNR, without the ends."""
+    """Times at even distances in log-SNR, without the ends."""
     return torch.sigmoid(-0.5 * torch.linspace(-4, 4, n + 1, dtype=torch.float64))
 
 

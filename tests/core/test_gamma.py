@@ -1,4 +1,4 @@
-"""The dial's scale and its calibration."""
+"""Positions of gamma in its range, and quality settings."""
 
 import pytest
 import torch

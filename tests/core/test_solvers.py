@@ -8,7 +8,7 @@ from tpdm.core import paths
 from tpdm.core.paths import VPPath, vp_path
 from tpdm.core.solvers import DDIM, SOLVERS, Dpmpp2M, Solver, euler
 
-# diffusers 0.42 hands a tensor to numpy without the copy keyword; nothing that we call or could mend.
+# diffusers 0.42 passes a tensor to numpy without the copy keyword. This package cannot change that.
 QUIET = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -27,7 +27,7 @@ def random_times(seed: int, n: int) -> torch.Tensor:
 
 
 def run(solver: Solver, x: torch.Tensor, times: list[float]) -> list[torch.Tensor]:
-    """All states of a batch under one list of times, with the toy network."""
+    """All latents of a batch under one schedule, with the toy network."""
     state, trail = solver.init(x), []
     for t, t_next in pairwise(times):
         ends = torch.full((len(x),), t), torch.full((len(x),), t_next)
@@ -107,7 +107,7 @@ def test_one_step_from_noise_to_image_is_finite_and_equals_x0(name, dtype, path)
 
 @pytest.mark.parametrize(("name", "order"), [("dpmpp_2m", 1), ("ab2", 2)])
 def test_second_steps_use_the_history(name, order):
-    """A velocity linear in t, v = 2 t, which AB2 integrates exactly after its first step, Euler never."""
+    """AB2 integrates the velocity v = 2 t exactly after its first step. Euler does not."""
     solver, x = SOLVERS[name], torch.zeros(1, 1, dtype=torch.float64)
     state = solver.init(x)
     times = torch.tensor([[1.0], [0.7], [0.5], [0.1]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The two rewards of ``tpdm.training.objective``: what a step costs, and that none ever pays."""
+"""The two rewards of ``tpdm.training.objective``: the cost of a step is right and never negative."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_steps_cost_something_strictly():
 
 
 def test_without_offset_a_negative_score_rewards_steps():
-    """The flaw of eq. (9) that the offset mends."""
+    """The offset fixes this flaw of eq. (9)."""
     score_B, steps_B = torch.full((2,), -1.0), torch.tensor([4, 20])
     fewer, longer = objective.discounted_reward(score_B, steps_B, 0.97)
     assert longer > fewer

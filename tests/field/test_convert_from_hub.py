@@ -1,4 +1,4 @@
-"""The published checkpoint is on the hub, in a folder of its repository, and ``tpdm convert`` took a file alone."""
+"""Conversion from the hub: the published checkpoint is in a subfolder of its repository."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPO, SHA = "MAPLE-WestLake-AIGC/TPDM", "a" * 40
 
 @pytest.fixture
 def release(tmp_path):
-    """A repository as it lies on a disk: the checkpoint in a folder, and what else there may be."""
+    """A repository on disk, with the checkpoint in a folder and other files."""
     folder = tmp_path / "release"
     (folder / "sd3").mkdir(parents=True)
     (folder / "README.md").write_text("TPDM")
@@ -34,7 +34,7 @@ def release(tmp_path):
 
 @pytest.fixture
 def hub(release, monkeypatch):
-    """The hub with that repository; its list is of what was asked."""
+    """A fake hub with that repository. The list contains the calls."""
     asked: list[Any] = []
 
     def names(self: Any, repository: str, revision: str | None = None) -> list[str]:

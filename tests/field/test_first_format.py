@@ -34,7 +34,7 @@ def with_first_names(raw: dict) -> None:
 
 
 def first_format(folder: Path, shape: TPMConfig) -> dict[str, torch.Tensor]:
-    """A folder as version 1 wrote it; its tensors."""
+    """A folder as version 1 wrote it, and its tensors."""
     policy = TimePredictionModule(shape, seed=4)
     with torch.no_grad():
         for parameter in policy.parameters():

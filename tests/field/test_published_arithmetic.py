@@ -37,7 +37,7 @@ def guided(rows: Tensor, w: float) -> Tensor:
 
 
 def to_map(tokens_BND: Tensor, side: int) -> Tensor:
-    """Raster tokens on their true layout."""
+    """Raster tokens in their true layout."""
     return tokens_BND.transpose(1, 2).unflatten(2, (side, side))
 
 
@@ -69,7 +69,7 @@ def test_a_truncated_file_raises_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_shift_comes_first_and_the_variance_gets_a_millionth(tmp_path: Path) -> None:
-    """On paper: a map that is constant over places, so that every layer is a sum that can be done by hand."""
+    """By hand: the map is constant over places, so that every layer is a short sum."""
     values, shift, scale = (3e-3, 1e-3), (0.5, -0.25), (1.0, 3.0)  # two channels; their variance is 1e-6
     eye = torch.eye(2)
     middle = torch.zeros(2, 2, 3, 3)

@@ -1,4 +1,4 @@
-"""A small run with a TPM that says of itself what real ones do, and an evaluation of it."""
+"""A small run with a TPM that has the config of real ones, and an evaluation of it."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""An inspection says what is wrong, where loading would only refuse."""
+"""An inspection reports what is wrong, where loading would only raise an error."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def test_the_shipped_tpm_is_intact():
 
 
 def flip(path):
-    """One bit in the middle of a weight, the file stays a safetensors file."""
+    """Flip one bit in the middle of a weight. The file is still a safetensors file."""
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(bytes(data))
@@ -73,7 +73,7 @@ def test_damage_is_a_problem_and_exit_code_1(published, damage, problem):
 
 @pytest.fixture
 def hub(published, tmp_path, monkeypatch):
-    """The hub has what was published."""
+    """A hub that has the published files."""
 
     def download(name, revision, allow_patterns):
         folder = tmp_path / "snapshot"

@@ -1,4 +1,4 @@
-"""The card says what the run says, and is one to the hub's own parser."""
+"""The card agrees with the run, and the hub's own parser accepts it."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def facts(run):
 def test_the_metadata_are_those_that_the_hub_reads(facts):
     card = ModelCard(model_card(facts, "my-tpm", "me/my-tpm"))
     assert (card.data.library_name, card.data.pipeline_tag) == ("tpdm", "text-to-image")
-    assert card.data.base_model is None  # "gaussian" is no place on the hub
+    assert card.data.base_model is None  # "gaussian" is no hub id
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert values == {"steps": 4.25, "reward": -0.125}
     assert yaml.safe_load(card.data.to_yaml())["model-index"][0]["name"] == "my-tpm"

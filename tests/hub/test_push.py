@@ -1,4 +1,4 @@
-"""What is published can be loaded, whole or not at all, and the hub is asked for no more than it must be."""
+"""Publishing writes a complete folder that loads, or nothing, and makes only the needed calls to the hub."""
 
 import shutil
 
@@ -48,7 +48,7 @@ def test_an_older_tpm_is_replaced_and_other_targets_raise(run, tmp_path):
 
 
 def test_a_folder_of_another_model_is_kept(run, tmp_path):
-    """Its config.json is none of a TPM."""
+    """Its config.json is not a TPM's."""
     model = tmp_path / "transformer"
     shutil.copytree(WEIGHTS / "pipeline" / "transformer", model)
     before = {p.name: p.read_bytes() for p in model.iterdir()}
@@ -94,7 +94,7 @@ def test_damaged_weights_are_not_published(run, tmp_path):
 
 
 class Hub:
-    """Stands for HfApi: keeps what it is asked."""
+    """A fake HfApi that records its calls."""
 
     def __init__(self, error=None):
         self.error, self.asked = error, []

@@ -1,4 +1,4 @@
-"""The loop that builds tinyworld's parts: deterministic, and resumable to the bit."""
+"""The training loop of tinyworld's parts is deterministic and resumes to the bit."""
 
 import json
 

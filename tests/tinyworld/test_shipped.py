@@ -1,4 +1,4 @@
-"""The committed weights keep what the documentation promises of them."""
+"""The committed weights have the properties that the documentation states."""
 
 from dataclasses import replace
 

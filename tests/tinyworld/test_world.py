@@ -1,4 +1,4 @@
-"""The scenes, their captions, their pictures, and reading them back."""
+"""Scenes, their captions, their images, and reading them back."""
 
 from dataclasses import replace
 
@@ -123,7 +123,7 @@ def test_matching_is_the_largest_possible():
     anything = SceneObject(None, None, None, None, None, None)
     red = replace(anything, color="red")
     seen = [SceneObject("small", "plain", c, "ring", "top", p) for c, p in (("red", "left"), ("blue", "right"))]
-    assert matched_objects([anything, red], seen) == 2  # greedy from the left would give the red one away
+    assert matched_objects([anything, red], seen) == 2  # a greedy match from the left would find one
     assert matched_objects([red, red], seen) == 1
     assert matched_objects([], seen) == 0
 
