@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.test_artefact import FOLDED, POOLED, config_of
+from tests.test_artifact import FOLDED, POOLED, config_of
 from tpdm.core.errors import CheckpointError
 from tpdm.core.io import load_tensors, save_tensors
 from tpdm.policies.hub.inspect import inspect_tpm

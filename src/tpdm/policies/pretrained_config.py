@@ -51,8 +51,8 @@ class PretrainedConfig:
         max_steps: Cap on network evaluations.
         stop_below: Time below which the next step goes to 0.
         mean_steps: Average NFE in validation. None if it was not measured.
-        gamma_steps: Calibration for ``quality``: (gamma, average NFE in validation) at rising gammas. None if the TPM is not
-            gamma-conditioned.
+        gamma_steps: Calibration for ``quality``: (gamma, average NFE in validation) at rising gammas. None if the TPM
+            is not gamma-conditioned.
         call_defaults: Arguments of the pipeline call in training (height, width ...), as JSON values.
         backbone_facts: Values that distinguish its denoiser from others of the same class and widths. The file leaves
             them out if there are none, as older versions did.

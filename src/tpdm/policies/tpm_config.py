@@ -46,8 +46,8 @@ class TPMConfig:
         time_only: Whether the TPM reads only the time. This is the baseline "one learned schedule for every image".
         feature_maps: Token maps that are read: "first_last" (entering the first block, leaving the last), or "last".
         norm_eps: Number added to the variance of the group norm. 1e-6 as published, 1e-5 in format_version 1.
-        velocity_change: Whether the TPM also reads how fast the prediction changed since the step before ("pooled" only). It is
-            the quantity that classical step-size control uses.
+        velocity_change: Whether the TPM also reads how fast the prediction changed since the step before ("pooled"
+            only). It is the quantity that classical step-size control uses.
 
     Raises:
         ConfigError: A size is below 1, a word is unknown, or an option belongs to the other layout.
@@ -101,7 +101,9 @@ class TPMConfig:
                     f"{name} is {getattr(self, name)!r}. It must be {words[0]!r} or {words[1]!r}. Correct it."
                 )
         if self.time_only and self.velocity_change:
-            raise ConfigError("velocity_change and time_only are both set. velocity_change reads the image. Set one of them to False.")
+            raise ConfigError(
+                "velocity_change and time_only are both set. velocity_change reads the image. Set one of them to False."
+            )
         pooled_only = {
             "velocity_change": self.velocity_change,
             "feature_maps='last'": self.feature_maps == "last",

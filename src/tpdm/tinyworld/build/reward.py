@@ -70,6 +70,7 @@ def blur(x: Tensor, severity_B: Tensor, rng: np.random.Generator) -> Tensor:
     a = severity_B.view(-1, 1, 1, 1)
     return (1 - a) * x + a * soft
 
+
 LATENT_FAULTS: tuple[Fault, ...] = (latent_noise, ghost, fade)
 
 PIXEL_FAULTS: tuple[Fault, ...] = (pixel_noise, blur)
