@@ -48,7 +48,6 @@ def test_the_numbers_of_a_plan():
     # 160 channels, first and last, on 2 x 2 cells, and the time embedding, in fp16.
     sizes = {part.name: part.size for part in plan.memory}
     assert sizes["rollout buffer of one update, at most"] == 140 * 2 * (2 * 160 * 4 + 160)
-    assert sizes["copy of one micro-batch"] == sizes["rollout buffer of one update, at most"]  # 256 decisions or fewer
 
 
 def test_a_decision_of_sd3_medium_takes_at_most_a_sixteenth_of_the_release():

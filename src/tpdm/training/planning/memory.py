@@ -102,7 +102,6 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
     call = rollout_call(recipe, sizes)
     height, width = call.height * 8, call.width * 8
     trajectories, max_steps = recipe.rl.prompts_per_update * recipe.rl.samples_per_prompt, recipe.sampling.max_steps
-    micro_batch = min(max(recipe.rl.update_batch, max_steps), trajectories * max_steps)
     points = 1 if recipe.reward.gamma_range is None else recipe.validation.gamma_points
     images = max(trajectories, recipe.validation.prompts * recipe.validation.samples_per_prompt * points)
     parts = [
@@ -116,8 +115,8 @@ def estimate_memory(recipe: Recipe, sizes: PipelineSizes, texts: int) -> list[Me
         MemoryPart("TPM activations", learning_peak(recipe, shape), "device", "learning"),
         MemoryPart("Python and libraries (assumed)", PROCESS, "host", "always"),
         MemoryPart("images of an update or a validation", 4 * 3 * height * width * images, "host", "training"),
-        MemoryPart("rollout buffer of one update, at most", decision * trajectories * max_steps, "host", "training"),
-        MemoryPart("copy of one micro-batch", decision * micro_batch, "host", "learning"),
+        # Where the pipeline computes. The copy of a micro-batch is part of the TPM activations.
+        MemoryPart("rollout buffer of one update, at most", decision * trajectories * max_steps, "device", "training"),
     ]
     if recipe.backbone.precompute_prompt_embeddings:
         parts.append(MemoryPart("embeddings of all prompts", embeddings_bytes(sizes, call, texts), "disk", "training"))
