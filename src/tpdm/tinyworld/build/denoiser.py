@@ -107,8 +107,8 @@ def captions_for(scenes: Sequence[Scene], rng: np.random.Generator) -> list[str]
 def train_denoiser(
     vae: AutoencoderKL, plan: FitPlan, folder: Path, seed: int, scenes_cached: int, compiled: bool
 ) -> TextToLatent:
-    """Train by flow matching on cached latents: x_t = (1 - t) x_0 + t eps, target eps - x_0, t logit-normal as in
-    SD3.""" torch.manual_seed(seed)
+    """Train by flow matching on cached latents: x_t = (1 - t) x_0 + t eps, target eps - x_0, t logit-normal."""
+    torch.manual_seed(seed)
     model = TextToLatent()
     scenes, latents = latent_cache(vae, scenes_cached, seed, folder)
     network = torch.compile(model) if compiled else model

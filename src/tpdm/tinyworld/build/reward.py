@@ -216,8 +216,8 @@ def train_preference(scenes: Sequence[Scene], pool: FaultyPool, plan: FitPlan, f
         utility = torch.tensor(fulfilled, dtype=torch.float32, device="cpu") * q[:, None]
         output = model(pixel_values=torch.cat([decoded, drawn]), input_ids=encode_words([a.caption() for a in asked]))
         error = (output.image_embeds @ output.text_embeds.T - utility).square()
-        # All pairs of image and caption teach the meaning of words. The images of a caption (near misses) teach the fine
-        # differences that occur in training, and weigh more.
+        # All pairs of image and caption teach the meaning of words. The images of a caption (near misses) teach
+        # the fine differences that occur in training, and weigh more.
         images = torch.arange(len(scenes_B), dtype=torch.int64, device="cpu")
         paired = error[images, images % CAPTIONS_PER_STEP]
         return 0.3 * error.mean() + 0.7 * paired.mean()
