@@ -165,7 +165,7 @@ def test_openais_client(client, monkeypatch):
         with pytest.raises(openai.NotFoundError, match="Use 'tinyworld'"):
             official.images.generate(prompt="red circle", model="dall-e-3")
         failing = official.images.generate(prompt="explode", stream=True)
-        with pytest.raises(openai.APIError, match="the server's log says why"):
+        with pytest.raises(openai.APIError, match="The log of the server gives the reason"):
             list(failing)
 
 

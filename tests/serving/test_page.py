@@ -246,7 +246,10 @@ def test_the_page_asks_for_the_token_and_sends_it(open_page):
 
 def test_errors_are_shown(open_page):
     page = open_page().ready()
-    for prompt, words in (("refuse", "an option that the pipeline lacks"), ("explode", "the server's log says why")):
+    for prompt, words in (
+        ("refuse", "an option that the pipeline lacks"),
+        ("explode", "The log of the server gives the reason"),
+    ):
         page["prompt"].clear()
         page["prompt"].send_keys(prompt)
         page["draw"].click()

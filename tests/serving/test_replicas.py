@@ -120,7 +120,7 @@ def test_a_killed_replica_fails_its_requests_with_an_error(engine):
     ends = [one.end() for one in asked]
     lost = [end for end in ends if isinstance(end, Failed)]
     assert 0 < len(lost) < 8
-    assert all(isinstance(end.error, EngineStopped) and "send the request again" in str(end.error) for end in lost)
+    assert all(isinstance(end.error, EngineStopped) and "Send the request again" in str(end.error) for end in lost)
     again = [ParsedRequest(engine, ImageRequest("red circle", seed)) for seed in range(8)]
     assert {type(one.end()) for one in again} == {ImageDone}
     until(lambda: len(replica_pids() - {min(before)}) >= 2, 60)  # Ray starts another

@@ -74,7 +74,7 @@ def test_a_host_that_is_not_this_machine(host, words, monkeypatch):
     with pytest.raises(ConfigError) as refusal, reserved(host, free_port()):
         pass
     assert words in str(refusal.value)
-    assert "give 127.0.0.1 for this machine alone, or 0.0.0.0 for all." in str(refusal.value)
+    assert "Use 127.0.0.1 for clients on this machine, or 0.0.0.0 for all." in str(refusal.value)
 
 
 def test_a_privileged_port(monkeypatch):
