@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.folder import IMAGES, POLICIES, PROMPT, metrics, row, summary, write_folder, write_lines
-from tests.evaluation.test_markup import read
+from tests.evaluation.test_layout import read
 from tpdm.core.errors import ConfigError
 from tpdm.evaluation.report.build import markdown_table, write_report
 from tpdm.evaluation.report.conclusions import verdict
@@ -93,7 +93,8 @@ def test_pictures_are_those_of_the_rule(folder, html):
                 uri = "data:image/png;base64," + base64.b64encode(content).decode()
                 expected.append((f"{policy}: {PROMPT} {i}", uri))
     assert shown == expected
-    assert [read(html).text.count(f"{rule}“") for rule in CHOSEN] == [1] * 5
+    text = read(html).text.replace("\n", "")
+    assert [text.count(f"{rule}“") for rule in CHOSEN] == [1] * 5
 
 
 def test_plots_are_there(html):

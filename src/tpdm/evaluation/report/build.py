@@ -10,7 +10,7 @@ from typing import Any
 from tpdm.core.formatting import duration, signed_interval
 from tpdm.core.io import write_text
 from tpdm.evaluation.report.conclusions import agreement, effect, measures_of, verdict
-from tpdm.evaluation.report.html import Markup, element, join, page, table
+from tpdm.evaluation.report.layout import Page, Section, Table, render_page
 from tpdm.evaluation.report.results import LEARNED, REFERENCE, Results, gains, load_results
 from tpdm.evaluation.report.sections import (
     SIGNS,
@@ -42,20 +42,19 @@ def write_report(folder: Path, title: str) -> Path:
         ConfigError: the folder is no finished demo.
     """
     results = load_results(Path(folder))
-    body = join(
-        element("h1", title),
-        element("p", verdict(results.summary), class_="verdict"),
-        _policies(results.summary),
+    summary = results.summary
+    sections = [
+        _policies(summary),
         _differences(results),
-        gain_section(results.summary),
-        quality_section(results.summary),
-        distribution_section(results.summary),
+        gain_section(summary),
+        quality_section(summary),
+        distribution_section(summary),
         plot_section(results),
         training_section(results),
         picture_section(results),
-        _footer(results.summary),
-    )
-    return write_text(results.folder / "report.html", page(title, body))
+    ]
+    page = Page(title, verdict(summary), [section for section in sections if section], _origin(summary))
+    return write_text(results.folder / "report.html", render_page(page))
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
@@ -81,42 +80,29 @@ def _policy_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _policies(summary: Mapping[str, Any]) -> Markup:
+def _policies(summary: Mapping[str, Any]) -> Section:
     learned = {i for i, row in enumerate(summary["rows"]) if row["name"] == LEARNED}
-    return element(
-        "section",
-        element("h2", "Policies"),
-        table(_columns(summary), _policy_cells(summary), learned),
-        element(
-            "p",
-            "Steps: network evaluations per image, mean ± standard deviation over images. s / image: seconds to make "
-            "it, a share of its batch's; of controls at equal steps, which are mixtures, what the mixture would take. "
-            + " ".join(NOTES.get(m, f"{m}: a judge that training never saw.") for m in measures_of(summary)),
-            class_="note",
-        ),
+    return Section(
+        "Policies",
+        Table(_columns(summary), _policy_cells(summary), learned),
+        note="Steps: network evaluations per image, mean ± standard deviation over images. s / image: seconds to make "
+        "it, a share of its batch's; of controls at equal steps, which are mixtures, what the mixture would take. "
+        + " ".join(NOTES.get(m, f"{m}: a judge that training never saw.") for m in measures_of(summary)),
     )
 
 
-def _differences(results: Results) -> Markup:
+def _differences(results: Results) -> Section:
     paired, measures = results.summary.get("paired", {}), measures_of(results.summary)
     cells = [
-        [
-            name,
-            *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in measures),
-        ]
+        [name, *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in measures)]
         for name, found in paired.items()
     ]
-    return element(
-        "section",
-        element("h2", "tpdm minus each control"),
-        table(["control", *measures], cells),
-        element("p", agreement(results.summary)),
-        element(
-            "p",
-            "Same prompt and same initial noise; mean [95 % bootstrap interval over prompts]. ▲ better, "
-            f"▼ worse, ≈ the interval contains zero. {_wins(results.summary)} {_tail(results)}",
-            class_="note",
-        ),
+    return Section(
+        "tpdm minus each control",
+        Table(["control", *measures], cells),
+        agreement(results.summary),
+        "Same prompt and same initial noise; mean [95 % bootstrap interval over prompts]. ▲ better, "
+        f"▼ worse, ≈ the interval contains zero. {_wins(results.summary)} {_tail(results)}",
     )
 
 
@@ -146,7 +132,7 @@ def _tail(results: Results) -> str:
     )
 
 
-def _footer(summary: Mapping[str, Any]) -> Markup:
+def _origin(summary: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "seeds": summary.get("seeds"),
         "versions": summary.get("versions"),
@@ -156,8 +142,7 @@ def _footer(summary: Mapping[str, Any]) -> Markup:
         "training": _duration(summary.get("train_seconds")),
         "in all": _duration(summary.get("total_seconds")),
     }
-    lines = [join(element("dt", key), element("dd", _plain(value))) for key, value in facts.items() if value]
-    return element("footer", element("h2", "How this was made"), element("dl", *lines))
+    return {key: _plain(value) for key, value in facts.items() if value}
 
 
 def _plain(value: Any) -> str:
