@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.labeled_grid import labeled_grid
 from tpdm.cli.demo import run_demo
 from tpdm.core.io import read_metrics, write_json
-from tpdm.evaluation.seeds import results_section
+from benchmarks.quality.demo_seeds_page import results_section
 
 CURVES = "demo-curves.json"
 PICTURE = Path("docs/images/demo.png")

@@ -25,7 +25,7 @@ from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json
 from tpdm.evaluation.baselines import best_of_family, blend, family
 from tpdm.evaluation.comparison import whole
-from tpdm.evaluation.oracle import search_schedules
+from benchmarks.quality.schedule_search import search_schedules
 from tpdm.evaluation.runner import EvalResult, EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.evaluation.tasks import make_tasks

@@ -9,7 +9,6 @@ import tpdm.evaluation.runner as compare
 from tpdm.core.io import to_uint8
 from tpdm.evaluation.baselines import difficulty, mean_schedule, shuffled_schedules
 from tpdm.evaluation.runner import EvalResult
-from tpdm.evaluation.seeds import BEGIN, END, render_results
 from tpdm.pipelines.attach import AdaptiveOutput
 
 
@@ -57,33 +56,6 @@ def test_bytes_round_and_clip():
 
     images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
     assert to_uint8(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
-
-
-def test_the_results_section_is_replaced_and_computed():
-    def run(seed: int, reward: float) -> dict:
-        row = {"steps_mean": 8.0 + seed, "steps_sd": 1.0, "reward_mean": reward, "accuracy": 0.9, "residual": 4.0}
-        return {
-            "rows": [{"name": "tpdm", **row}, {"name": "static-28", **row, "steps_mean": 28.0}],
-            "paired": {"static-28": {"reward": [0.01, -0.01, 0.03 + seed], "accuracy": [0.0, -0.1, 0.1]}},
-            "images": 512,
-            "steps_vs_difficulty": {"correlation": 0.4, "low": 0.3, "high": 0.5},
-            "train_seconds": 100.0,
-            "total_seconds": 200.0,
-            "hardware": "2 threads",
-            "versions": {"torch": "2", "diffusers": "0"},
-        }
-
-    page = f"before\n{BEGIN}\nold\n{END}\nafter"
-    rendered = render_results(page, [run(0, 0.5), run(2, 0.7)])
-    assert "old" not in rendered
-    assert rendered.startswith("before")
-    assert rendered.endswith("after")
-    assert "| tpdm | 9.0 ± 1.4 | 0.6000 ± 0.1414 | 0.900 |" in rendered
-    assert "+0.0100 [-0.0100, +2.0300]" in rendered
-    assert "512 held-out prompts; training seeds: 2 " in rendered
-    assert render_results(rendered, [run(0, 0.5), run(2, 0.7)]) == rendered
-    with pytest.raises(ValueError, match="once each"):
-        render_results("no markers", [])
 
 
 def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_none(monkeypatch):

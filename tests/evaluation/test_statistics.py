@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 
 from tpdm.evaluation import statistics
 from tpdm.evaluation.statistics import (
-    mean_sd,
     paired_bootstrap,
     quantile_of_difference,
     ranks,
     samples_of,
     spearman,
-    two_way_bootstrap,
 )
 
 values = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=3, max_size=20)
@@ -111,11 +109,6 @@ def test_images_of_a_prompt_are_counted():
     assert samples_of(["a", "a", "b"]) == 1
 
 
-def test_mean_sd():
-    assert mean_sd([1, 3]) == (2, 1)
-    assert mean_sd([7]) == (7, 0)
-
-
 @few
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_ranks_are_average_places(x):
@@ -177,20 +170,6 @@ def test_values_that_say_nothing_are_refused(bad):
 def test_spearman_refuses_unequal_lengths():
     with pytest.raises(ValueError, match="3 and 2"):
         spearman([1, 2, 3], [1, 2])
-
-
-def test_two_way_intervals_hold_the_variance_of_runs_and_of_images():
-    generator = np.random.default_rng(0)
-    runs, images = generator.normal(0, 1, (5, 1)), generator.normal(0, 1, (1, 400))
-    # All variance between images: as wide as the interval of one run. All of it between runs: much wider than pooled.
-    same = two_way_bootstrap(np.repeat(images, 5, axis=0))
-    assert np.subtract(*same[:0:-1]) == pytest.approx(np.subtract(*paired_bootstrap(images[0])[:0:-1]), rel=0.1)
-    between = two_way_bootstrap(np.repeat(runs, 400, axis=1))
-    assert np.subtract(*between[:0:-1]) == pytest.approx(np.subtract(*paired_bootstrap(runs[:, 0])[:0:-1]), rel=0.1)
-    assert same[0] == pytest.approx(images.mean())
-    for wrong in (np.zeros((1, 5)), np.zeros(5), np.full((2, 2), np.nan)):
-        with pytest.raises(ValueError, match="got"):
-            two_way_bootstrap(wrong)
 
 
 def test_spearman_draws_a_prompt_with_all_its_images():

@@ -89,35 +89,6 @@ def quantile_of_difference(
     return float(drawn(np.ones((1, prompts)))[0]), float(low), float(high)
 
 
-def two_way_bootstrap(difference_SB: ArrayLike, seed: int = 0, resamples: int = 10_000) -> Interval:
-    """Mean over training runs and images, and its interval when both are drawn anew.
-
-    The differences of several runs on the same images share those images, and those of one run share the run: an
-    interval that resampled S x B values alone would be too narrow.
-
-    Raises:
-        ValueError: fewer than two runs or images, or a difference that is not finite.
-    """
-    table = np.asarray(difference_SB, dtype=np.float64)
-    if table.ndim != 2 or min(table.shape) < 2:
-        raise ValueError(f"got differences of shape {table.shape}, expected two or more runs by two or more images")
-    _checked(table.ravel(), at_least=4)
-    S, B = table.shape
-    generator = np.random.default_rng(seed)
-    # A resample weighs runs and images by how often they are drawn: no table is built anew.
-    runs = generator.multinomial(S, np.full(S, 1 / S), resamples) / S
-    images = generator.multinomial(B, np.full(B, 1 / B), resamples) / B
-    drawn = np.einsum("rs,sb,rb->r", runs, table, images, optimize=True)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(table.mean()), float(low), float(high)
-
-
-def mean_sd(values_B: ArrayLike) -> tuple[float, float]:
-    """Mean and standard deviation of these very images (divided by B, as in metrics.jsonl)."""
-    values = _checked(values_B, at_least=1)
-    return float(values.mean()), float(values.std())
-
-
 def spearman(
     x_B: ArrayLike, y_B: ArrayLike, seed: int = 0, resamples: int = 2_000, *, samples: int = 1
 ) -> Interval | None:
