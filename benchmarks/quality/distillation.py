@@ -37,7 +37,7 @@ from benchmarks.quality.trainings import trained, training_hash
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json
 from tpdm.core.types import Decision, Observation
-from tpdm.evaluation.baselines import best_of_family
+from tpdm.evaluation.baselines import best_hand_designed
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
@@ -68,7 +68,7 @@ def best_of_each(
 ) -> tuple[list[list[float]], dict[str, float]]:
     """The schedule of the highest eq. (9) for every image of a task, compared with the best one for all."""
     store = Store(place, fingerprint(recipe, tuning, task), shared=True)
-    grids = [best_of_family(tuning, n, store)[1] for n in STEPS]
+    grids = [best_hand_designed(tuning, n, store)[1] for n in STEPS]
     found = [evaluate_policy(f"best grid {n}", grid, task, store) for n, grid in zip(STEPS, grids, strict=True)]
     objective_NB = np.stack([apply_step_penalty(result.rows, recipe.reward.gamma) for result in found])
     score_NB = np.stack([result.column("score") for result in found])

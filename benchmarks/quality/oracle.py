@@ -23,8 +23,8 @@ from benchmarks.quality.comparison import difference, origin, results_of
 from benchmarks.quality.trainings import conditioned_recipe, trained
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json
-from tpdm.evaluation.baselines import best_of_family, blend, family
-from tpdm.evaluation.comparison import whole
+from tpdm.evaluation.baselines import best_hand_designed, hand_designed_schedules, mix_schedules
+from tpdm.evaluation.comparison import neighboring_steps
 from benchmarks.quality.schedule_search import search_schedules
 from tpdm.evaluation.runner import EvalResult, EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
@@ -37,7 +37,7 @@ from tpdm.policies.pretrained import load_policy
 
 def search(task: EvalTask, tuning: EvalTask, steps: int, candidates: int, rounds: int) -> dict[str, Any]:
     """The best schedule of each image minus the best hand-made grid, and minus the best schedule for all images."""
-    name, start, _ = best_of_family(tuning, steps)
+    name, start, _ = best_hand_designed(tuning, steps)
     images = len(task.prompts)
     bar = tqdm(total=(1 + candidates * (1 + rounds)) * images, desc=f"{steps} steps", unit="image")
 
@@ -74,8 +74,8 @@ def learned(conditioned: Recipe, task: EvalTask, steps: int, grid: str) -> tuple
     gamma = quality_to_gamma(quality_for(policy, steps), *zip(*policy.artifact.gamma_steps, strict=True))
     tpdm = evaluate_policy(f"tpdm, {steps} steps", policy, task, gamma=gamma)
     taken = float(tpdm.column("steps").mean())
-    grids = [family(task.pipe, n, task.arguments)[grid] for n in whole(taken)]
-    return tpdm, blend(grid, [evaluate_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
+    grids = [hand_designed_schedules(task.pipe, n, task.arguments)[grid] for n in neighboring_steps(taken)]
+    return tpdm, mix_schedules(grid, [evaluate_policy(f"{grid} {g.steps}", g, task) for g in grids], taken)
 
 
 def compared(steps: int, task: EvalTask, tpms: list[Recipe], grid: str) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def test_too_few_pictures_to_measure_from_are_said_before_any_is_made(tmp_path):
     for i in range(99):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{i}.png")
     with pytest.raises(ConfigError, match=r"got 99 images .* evaluation\.reference"):
-        run._ruler(recipe, 100)
+        run._load_reference_features(recipe, 100)
     Image.new("RGB", (2, 2)).save(tmp_path / "99.png")
-    extract, reference_NF = run._ruler(recipe, 100)
+    extract, reference_NF = run._load_reference_features(recipe, 100)
     assert torch.equal(extract(torch.ones(1, 3, 2, 2)), torch.ones(1, 3))
     assert reference_NF.shape == (100, 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tpdm.evaluation.baselines import blend
+from tpdm.evaluation.baselines import mix_schedules
 from tpdm.evaluation.runner import EvalResult
 from tpdm.evaluation.summary import point_summary
 
@@ -33,7 +33,7 @@ def test_a_policy_that_is_the_mixture_wins_half_and_loses_what_the_mixture_loses
     nine = eight + generator.exponential(0.02, 2_000)  # the ninth step helps every image
     picked = generator.permutation(2_000) < 2_000 * share
     mine = result("tpdm", np.where(picked, nine, eight), np.where(picked, 9, 8))
-    control = blend("equal steps", [result("a", eight, 8), result("b", nine, 9)], mine.column("steps").mean())
+    control = mix_schedules("equal steps", [result("a", eight, 8), result("b", nine, 9)], mine.column("steps").mean())
     found = point_summary(mine, [control])["paired"]["equal steps"]
     assert found["reward"][0] == pytest.approx(0, abs=1e-3)
     assert found["win_rate"][1] < 0.5 < found["win_rate"][2]

@@ -375,7 +375,7 @@ ELSEWHERE = {
     "sampling.solver": "tests/pipelines/test_attach.py",
     "sampling.max_steps": "tests/pipelines/test_attach.py",
     "sampling.stop_below": "tests/pipelines/test_attach.py",
-    "reward.name": "tests/rewards/test_load.py",
+    "reward.name": "tests/rewards/test_loading.py",
     "reward.parts": "tests/training/test_composite.py",
     "prompts.held_out_fraction": "tests/evaluation/test_evaluate.py",
     "validation.prompts": "tests/evaluation/test_evaluate.py",

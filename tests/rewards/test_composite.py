@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpdm.core.errors import RewardError
-from tpdm.rewards.composite import CompositeReward, RewardPart, Standard, judge, run_reward, save_standards
+from tpdm.rewards.composite import CompositeReward, RewardPart, Standard, compute_rewards, run_reward, save_standards
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def test_the_weighted_sum_of_standardised_scores():
     wanted -= 0.5 * (later[:, 0].mean((1, 2)) - red.mean()) / red.std(correction=0)
     assert torch.allclose(reward.score(later, prompts[:5]), wanted, atol=1e-4)
     assert abs(float(reward.score(first, prompts).mean())) < 1e-5
-    scored = judge(reward, later, prompts[:5])
+    scored = compute_rewards(reward, later, prompts[:5])
     assert torch.equal(scored.score_B, reward.score(later, prompts[:5]))
     assert torch.equal(scored.parts["red"], later[:, 0].mean((1, 2)))
     assert reward.name == "2 x bright + -0.5 x red"
@@ -65,7 +65,7 @@ def test_the_unit_of_a_part_does_not_matter(factor, shift):
 
 
 def test_any_other_reward_has_no_parts():
-    scored = judge(Red(), images(3, 0), ["p"] * 3)
+    scored = compute_rewards(Red(), images(3, 0), ["p"] * 3)
     assert scored.parts == {}
     assert torch.equal(scored.score_B, images(3, 0)[:, 0].mean((1, 2)))
 

@@ -30,7 +30,7 @@ def default_schedule(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> Fix
     return FixedSchedule(default_times(pipe, steps, arguments))
 
 
-def family(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> dict[str, FixedSchedule]:
+def hand_designed_schedules(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> dict[str, FixedSchedule]:
     """Hand-made schedules of so many steps, by name: the pipeline's own, shifted ones, and Karras's."""
     grids = {"default": default_schedule(pipe, steps, arguments)}
     grids |= {f"shift {shift}": FixedSchedule(shifted(steps, shift).tolist()) for shift in SHIFTS}
@@ -40,11 +40,11 @@ def family(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> dict[str, Fix
     return grids
 
 
-def best_of_family(
+def best_hand_designed(
     tuning: EvalTask, steps: int, store: Store | None = None
 ) -> tuple[str, FixedSchedule, dict[str, float]]:
     """The schedule of the family that scores best on the tuning task: its name, itself, and the score of each."""
-    grids = family(tuning.pipe, steps, tuning.arguments)
+    grids = hand_designed_schedules(tuning.pipe, steps, tuning.arguments)
     scores = {
         name: float(evaluate_policy(f"tuning {name} {steps}", grid, tuning, store).column("score").mean())
         for name, grid in grids.items()
@@ -90,7 +90,7 @@ def _unrolled(policy: TimePredictionModule, gammas: Sequence[float | None]) -> l
     return stepper.times
 
 
-def blend(name: str, pair: Sequence[EvalResult], steps: float) -> EvalResult:
+def mix_schedules(name: str, pair: Sequence[EvalResult], steps: float) -> EvalResult:
     """What a mixture of two fixed schedules would give at a mean number of steps between theirs, image by image.
 
     Fixed schedules have whole numbers of steps and a learned one has not. Drawing each image's schedule from the two

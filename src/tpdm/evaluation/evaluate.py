@@ -66,11 +66,11 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuned = load_policy(wanted.tuned_baseline) if wanted.tuned_baseline else None
     tuning, test = make_tasks(recipe)
     check_no_leakage(recipe, tuning, test)
-    ruler = _ruler(recipe, len(test.prompts))  # before hours of pictures are made
+    ruler = _load_reference_features(recipe, len(test.prompts))  # before hours of pictures are made
     common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
-    controls = Store(Path(wanted.baseline_cache), common, shared=True) if wanted.baseline_cache else store
-    match = BaselineComparison(test, tuning, policy, tuned, store, controls)
+    baselines = Store(Path(wanted.baseline_cache), common, shared=True) if wanted.baseline_cache else store
+    match = BaselineComparison(test, tuning, policy, tuned, store, baselines)
     results = compare_all(match)
     points = [] if policy.shape.gamma_range is None else gamma_points(match, wanted.gamma_points)
     grid = [match.best_grid(n, test.first(wanted.step_grid_prompts)) for n in wanted.step_grid]
@@ -125,8 +125,8 @@ def gamma_points(match: BaselineComparison, count: int) -> list[Point]:
         quality = i / (count - 1)
         gamma = match.gamma(quality)
         learned = match.learned(f"tpdm, quality {quality:g}", gamma)
-        controls = match.baselines_at_nfe(float(learned.column("steps").mean()))
-        points.append(Point(quality, gamma, (learned, controls)))
+        baselines = match.baselines_at_nfe(float(learned.column("steps").mean()))
+        points.append(Point(quality, gamma, (learned, baselines)))
     return points
 
 
@@ -156,7 +156,7 @@ def oracle_gap(grid: Sequence[EvalResult], tpdm: EvalResult) -> dict[str, Any] |
     }
 
 
-def _ruler(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None] | None:
+def _load_reference_features(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None] | None:
     """The extractor of features, and those of the pictures that distances are measured from, if any were given."""
     wanted = recipe.evaluation
     if not wanted.features:

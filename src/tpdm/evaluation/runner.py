@@ -19,8 +19,8 @@ from tpdm.evaluation.statistics import samples_of
 from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.rewards.base import Reward, checked_scores
-from tpdm.rewards.composite import judge
 from tpdm.sampling.base import SampleRequest
+from tpdm.rewards.composite import compute_rewards
 from tpdm.sampling.samplers import PipelineSampler
 
 
@@ -147,7 +147,7 @@ def _judged(
     generated = sampler(SampleRequest(prompts, seeds, negatives=negatives, gammas=gammas))
     seconds = round((time.monotonic() - began) / len(prompts), 5)  # of making, as a share of the batch; judging is ours
     images = generated.images_B3HW
-    scored = judge(task.reward, images, prompts)
+    scored = compute_rewards(task.reward, images, prompts)
     parts = [{key: float(s[i]) for key, s in scored.parts.items()} for i in range(len(prompts))]
     others = {label: checked_scores(reward, images, prompts).tolist() for label, reward in task.judges.items()}
     measures = task.judge(images, prompts) if task.judge else [{} for _ in prompts]

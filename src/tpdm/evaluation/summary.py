@@ -95,12 +95,12 @@ def summarize(
     }
 
 
-def point_summary(learned: EvalResult, controls: Sequence[EvalResult]) -> dict[str, Any]:
+def point_summary(learned: EvalResult, baselines: Sequence[EvalResult]) -> dict[str, Any]:
     """One point of a dial: what the TPM did there, and its differences to fixed schedules of as many steps."""
     return {
         "row": _row(learned),
-        "controls": [_row(c) for c in controls],
-        "paired": {c.name: _paired(learned, c) for c in controls},
+        "controls": [_row(c) for c in baselines],
+        "paired": {c.name: _paired(learned, c) for c in baselines},
     }
 
 

@@ -126,7 +126,7 @@ class CompositeReward:
         return replace(self, standards=standards)
 
 
-def judge(
+def compute_rewards(
     reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
 ) -> RewardOutput:
     """``checked_scores``, with the parts where the reward has any."""

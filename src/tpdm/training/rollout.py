@@ -14,7 +14,7 @@ from torch import Tensor
 from tpdm.core.errors import TrainingError
 from tpdm.core.types import Observation, Trajectory
 from tpdm.rewards.base import Reward, checked_scores
-from tpdm.rewards.composite import RewardOutput, judge
+from tpdm.rewards.composite import RewardOutput, compute_rewards
 from tpdm.sampling.base import SampleBatch, Sampler, SampleRequest
 from tpdm.training.distributed.context import DistributedContext
 
@@ -163,7 +163,7 @@ def collect_rollout(
         generated = sampler(rows)
         images = generated.images_B3HW
         began = time.monotonic()
-        scored = judge(reward, images, rows.prompts, rows.seeds)
+        scored = compute_rewards(reward, images, rows.prompts, rows.seeds)
         judged = {name: checked_scores(other, images, rows.prompts, rows.seeds) for name, other in judges.items()}
         seconds = time.monotonic() - began
     gathered = context.all_gather_object(

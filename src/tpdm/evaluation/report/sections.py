@@ -164,13 +164,13 @@ def quality_section(summary: Mapping[str, Any]) -> Section | None:
     if not points:
         return None
     # Schedules tuned by training do not reach every number of steps.
-    controls = list(dict.fromkeys(name for point in points for name in point["paired"]))
+    baselines = list(dict.fromkeys(name for point in points for name in point["paired"]))
     head = [
         "quality",
         "gamma",
         "steps",
         "reward",
-        *(f"minus {name.removesuffix(', equal steps')}" for name in controls),
+        *(f"minus {name.removesuffix(', equal steps')}" for name in baselines),
     ]
     cells = [
         [
@@ -178,7 +178,7 @@ def quality_section(summary: Mapping[str, Any]) -> Section | None:
             f"{point['gamma']:.5f}",
             f"{point['row']['steps_mean']:.1f} ± {point['row']['steps_sd']:.1f}",
             f"{point['row']['reward_mean']:.4f}",
-            *(_difference(point["paired"].get(name)) for name in controls),
+            *(_difference(point["paired"].get(name)) for name in baselines),
         ]
         for point in points
     ]

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from tests.evaluation.test_compare import result_of
+from tests.evaluation.test_runner import result_of
 from tests.test_artifact import config_of
 from tpdm.core.errors import ConfigError
-from tpdm.evaluation.baselines import blend, random_step_counts, tuned_schedules
+from tpdm.evaluation.baselines import mix_schedules, random_step_counts, tuned_schedules
 from tpdm.evaluation.runner import EvalResult
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
@@ -61,12 +61,12 @@ def steps_result(steps: int, scores: list[float]) -> EvalResult:
 
 
 def test_a_blend_has_the_steps_that_were_asked_for():
-    mixed = blend("both", (steps_result(8, [0.0, 1.0]), steps_result(9, [1.0, 1.0])), 8.25)
+    mixed = mix_schedules("both", (steps_result(8, [0.0, 1.0]), steps_result(9, [1.0, 1.0])), 8.25)
     assert mixed.column("steps").tolist() == [8.25, 8.25]
     assert mixed.column("score").tolist() == [0.25, 1.0]
     assert {row["policy"] for row in mixed.rows} == {"both"}
     same = steps_result(8, [0.5, 0.7])
-    assert blend("one", (same, same), 8.0).column("score").tolist() == [0.5, 0.7]
+    assert mix_schedules("one", (same, same), 8.0).column("score").tolist() == [0.5, 0.7]
 
 
 def test_dealt_steps_are_the_policys_own_on_other_images():
