@@ -259,7 +259,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["nothing", "./runs/best", "a/b/c", "/no/where", Path("org/name")])
 def test_a_path_that_is_no_folder_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(name, "Give a folder, or a hub id")
+    refused(name, "There is no folder .* A TPM is a folder or a hub id")
 
 
 def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

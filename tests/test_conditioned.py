@@ -69,7 +69,7 @@ def test_stored_decisions_score_as_they_were_made():
     seen, decision = proposed(condition_policy(policy, 3, gamma=[LOW, 0.99, HIGH]), seeds=[1, 2, 3])
     logp_B, _, _ = policy.evaluate(seen, decision.action_B)
     assert (logp_B - decision.logp_B).abs().max() < 1e-6
-    with pytest.raises(BackboneError, match="no gamma"):
+    with pytest.raises(BackboneError, match="gamma is missing"):
         policy.evaluate(dataclasses.replace(seen, gamma_B=None), decision.action_B)
 
 
