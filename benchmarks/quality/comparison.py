@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.quality.two_way import two_way_bootstrap
 from tpdm.config.recipe import Recipe
 from tpdm.config.renamed import present
 from tpdm.evaluation.comparison import BaselineComparison
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalResult
-from benchmarks.quality.two_way import two_way_bootstrap
 from tpdm.evaluation.statistics import paired_bootstrap, quantile_of_difference
 from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, learned_fingerprint, make_tasks

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.labeled_grid import labeled_grid
+from benchmarks.quality.demo_seeds_page import results_section
 from tpdm.cli.demo import run_demo
 from tpdm.core.io import read_metrics, write_json
-from benchmarks.quality.demo_seeds_page import results_section
 
 CURVES = "demo-curves.json"
 PICTURE = Path("docs/images/demo.png")

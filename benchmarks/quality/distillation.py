@@ -40,8 +40,6 @@ from tpdm.core.types import Decision, Observation
 from tpdm.evaluation.baselines import best_hand_designed
 from tpdm.evaluation.result_store import Store
 from tpdm.evaluation.runner import EvalTask, evaluate_policy
-from tpdm.evaluation.statistics import paired_bootstrap
-from tpdm.evaluation.summary import provenance
 from tpdm.evaluation.tasks import fingerprint, make_tasks
 from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
@@ -53,7 +51,6 @@ from tpdm.sampling.samplers import PipelineSampler
 from tpdm.training.build import build_components
 from tpdm.training.initialization import calibrate_policy, calibration_request
 from tpdm.training.rollout import RolloutBuffer, make_rollout_buffer
-from benchmarks.quality.two_way import two_way_bootstrap
 
 EXPERIMENT = EXPERIMENTS["distillation"]
 STEPS = (3, 4, 5, 6, 8, 10, 14, 20, 28)

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from benchmarks.page import signed, table
 from benchmarks.quality.comparison import difference, origin, results_of
+from benchmarks.quality.schedule_search import search_schedules
 from benchmarks.quality.trainings import conditioned_recipe, trained
 from tpdm.config.recipe import Recipe
 from tpdm.core.io import write_json
 from tpdm.evaluation.baselines import best_hand_designed, hand_designed_schedules, mix_schedules
 from tpdm.evaluation.comparison import neighboring_steps
-from benchmarks.quality.schedule_search import search_schedules
 from tpdm.evaluation.runner import EvalResult, EvalTask, evaluate_policy
 from tpdm.evaluation.statistics import paired_bootstrap
 from tpdm.evaluation.tasks import make_tasks

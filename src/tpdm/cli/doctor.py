@@ -14,7 +14,11 @@ from tpdm.core.versions import misfit, required
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 REFUSED = ("diffusers", "transformers")  # refused if too old; others may still work
-EXTRAS = {"matplotlib": "eval", "jinja2": "eval", "filelock": "eval"}  # module -> extra of this package that installs it
+EXTRAS = {
+    "matplotlib": "eval",
+    "jinja2": "eval",
+    "filelock": "eval",
+}  # module -> extra of this package that installs it
 # Not needed by the demo: module -> extra, and its use.
 OPTIONAL = {
     "accelerate": ("train", "training on several processes"),

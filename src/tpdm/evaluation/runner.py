@@ -19,8 +19,8 @@ from tpdm.evaluation.statistics import samples_of
 from tpdm.pipelines.attach import attach
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.rewards.base import Reward, checked_scores
-from tpdm.sampling.base import SampleRequest
 from tpdm.rewards.composite import compute_rewards
+from tpdm.sampling.base import SampleRequest
 from tpdm.sampling.samplers import PipelineSampler
 
 
