@@ -276,7 +276,7 @@ def test_a_server_has_a_scale_for_requests_that_give_none(monkeypatch, options, 
     policy.artifact = config_of(policy.shape, call_defaults={"guidance_scale": 7.0})
     engine = make_engine("a/b", policy, slots=1, **options)
     try:
-        driven, arguments = engine._reader.read(ImageRequest("a", 0, **asked))
+        driven, arguments = engine._adapter.prepare(engine._adapter.resolve(ImageRequest("a", 0, **asked)))
         assert {**driven.defaults, **arguments}["guidance_scale"] == scale
     finally:
         engine.close()
