@@ -71,20 +71,18 @@ def test_any_other_reward_has_no_parts():
 
 
 def test_without_statistics_nothing_is_scored():
-    with pytest.raises(RewardError, match=r"without statistics, .* calibrate it on a batch"):
+    with pytest.raises(RewardError, match=r"without statistics\. .* calibrate it on a batch"):
         composite((Red(), 1.0)).score(images(2, 0), ["a", "b"])
 
 
 def test_a_part_that_scores_all_alike_is_refused():
-    with pytest.raises(
-        RewardError, match="got the score 3 from part 'flat' of the reward for all 4 calibration images"
-    ):
+    with pytest.raises(RewardError, match="Part 'flat' of the reward gives 3 to all 4 calibration images"):
         composite((Red(), 1.0), (Brightness("flat", 0.0, 3.0), 1.0)).calibrated(images(4, 0), ["p"] * 4)
 
 
 def test_a_failure_names_the_part():
     reward = composite((Red(), 1.0), (Brightness("broken", float("nan")), 1.0))
-    with pytest.raises(RewardError, match="got nan from reward 'broken' for 'a prompt'"):
+    with pytest.raises(RewardError, match="Reward 'broken' returned nan for 'a prompt'"):
         reward.calibrated(images(2, 0), ["a prompt", "b"])
 
 

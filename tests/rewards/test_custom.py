@@ -52,15 +52,13 @@ def test_it_gets_no_more_images_than_a_batch(folder):
     assert sizes == [2, 2, 1]
     assert torch.equal(scores, images[:, 0, 0, 0])
     alone = FunctionReward("alone", lambda images, prompts: images[0, 0, 0], batch=2)
-    with pytest.raises(
-        RewardError, match=r"got \(4,\) from reward 'alone' for 2 images from 'a' on, expected .*\(2,\)"
-    ):
+    with pytest.raises(RewardError, match=r"Reward 'alone' returned \(4,\) for 2 images from 'a' on\. .*\(2,\)"):
         checked_scores(alone, images, list("abcde"))
     assert load_reward("python:own_reward_here:red", batch=2).batch == 2
 
 
 def test_its_failure_names_it_and_the_prompt(folder):
-    with pytest.raises(RewardError, match=r"failure of reward 'python:own_reward_here:wrong' on 'a'.*KeyError"):
+    with pytest.raises(RewardError, match=r"Reward 'python:own_reward_here:wrong' failed on 'a'.*KeyError"):
         checked_scores(load_reward("python:own_reward_here:wrong"), torch.rand(1, 3, 4, 4), ["a"])
 
 
@@ -96,5 +94,5 @@ def test_a_picture_that_is_not_finite_is_said_whatever_the_reward_makes_of_it(va
     images = torch.rand(3, 3, 2, 2)
     images[1, 2, 0, 1] = value
     blind = FunctionReward("blind", lambda x, prompts: torch.zeros(len(x)))
-    with pytest.raises(RewardError, match=r"in the picture of 'b' with seed 8, expected .*backbone\.dtype"):
+    with pytest.raises(RewardError, match=r"The image of 'b' with seed 8 contains .*backbone\.dtype"):
         checked_scores(blind, images, list("abc"), [7, 8, 9])

@@ -159,9 +159,9 @@ def test_a_wrong_token(token):
 def test_a_failing_reward_is_said_with_its_prompt():
     with serving(Judge()) as url:
         said = failure(url, prompts=["explode now"] * 5, retries=1)
-        assert "status 500 (got a failure of reward 'judge' on 'explode now'" in said
+        assert "status 500 (Reward 'judge' failed on 'explode now'" in said
         assert "2 times" in said
-        assert "got nan from reward 'judge' for 'nan'" in failure(url, prompts=["nan"] * 5, retries=0)
+        assert "Reward 'judge' returned nan for 'nan'" in failure(url, prompts=["nan"] * 5, retries=0)
 
 
 def test_a_body_that_is_too_long():
@@ -288,7 +288,7 @@ def test_answers_that_hold_no_scores(case):
 def test_nan_from_a_server_is_refused_as_from_any_reward():
     with (
         answering(lambda handler: reply(handler, 200, b'{"scores": [1, NaN, 3, 4, 5]}')) as url,
-        pytest.raises(RewardError, match=r"got nan from reward 'remote .*' for 'two words'"),
+        pytest.raises(RewardError, match=r"Reward 'remote .*' returned nan for 'two words'"),
     ):
         checked_scores(RemoteReward(url), IMAGES, PROMPTS)
 

@@ -96,7 +96,7 @@ def test_an_error_names_the_part_that_failed(tmp_path):
         def score(self, images_B3HW, prompts):
             return torch.full((len(prompts),), float("nan"))
 
-    with pytest.raises(RewardError, match=r"got nan from reward 'broken' for '(easy|hard) \d+'"):
+    with pytest.raises(RewardError, match=r"Reward 'broken' returned nan for '(easy|hard) \d+'"):
         run(tmp_path, Broken())
     assert not (tmp_path / "reward-statistics.json").exists()
 

@@ -34,12 +34,12 @@ def explode(scores):
 
 
 BAD = {
-    "nan": (nan_at_3, RewardError, r"got nan from reward 'distance' for '(easy|hard) \d+' with seed \d+, expected"),
-    "infinite": (lambda s: s / 0, RewardError, r"got -inf from reward 'distance' for '(easy|hard) \d+'"),
-    "too few": (lambda s: s[1:], RewardError, r"got \(15,\) from reward 'distance' for 16 images from '.*' on"),
-    "a column": (lambda s: s[:, None], RewardError, r"got \(16, 1\) from reward 'distance'"),
-    "a list": (lambda s: s.tolist(), RewardError, r"got list from reward 'distance' for 16 images"),
-    "exception": (explode, RewardError, r"failure of reward 'distance' on '.*'.*OSError: the server is gone"),
+    "nan": (nan_at_3, RewardError, r"Reward 'distance' returned nan for '(easy|hard) \d+' with seed \d+\. Scores must"),
+    "infinite": (lambda s: s / 0, RewardError, r"Reward 'distance' returned -inf for '(easy|hard) \d+'"),
+    "too few": (lambda s: s[1:], RewardError, r"Reward 'distance' returned \(15,\) for 16 images from '.*' on"),
+    "a column": (lambda s: s[:, None], RewardError, r"Reward 'distance' returned \(16, 1\)"),
+    "a list": (lambda s: s.tolist(), RewardError, r"Reward 'distance' returned list for 16 images"),
+    "exception": (explode, RewardError, r"Reward 'distance' failed on '.*'.*OSError: the server is gone"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The seam between training and whatever judges images."""
+"""The protocol of rewards, and checks of what they return."""
 
 from __future__ import annotations
 
@@ -13,38 +13,59 @@ from tpdm.data.truncation import Truncation
 
 
 class Reward(Protocol):
-    """Scores images against their prompts."""
+    """Anything that scores images against their prompts.
+
+    Example:
+        >>> class Red:
+        ...     name = "red"
+        ...
+        ...     def score(self, images_B3HW, prompts):
+        ...         return images_B3HW[:, 0].mean((1, 2))
+        >>> checked_scores(Red(), torch.ones(2, 3, 8, 8), ["a", "b"])
+        tensor([1., 1.])
+    """
 
     @property
     def name(self) -> str:
-        """Shown in logs, reports and artifacts."""
+        """Name in logs, reports and artifacts."""
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) in fp32, higher is better, of RGB images (B, 3, H, W) in [0, 1]."""
+        """Score images.
+
+        Args:
+            images_B3HW: RGB images in [0, 1].
+            prompts: One prompt per image.
+
+        Returns:
+            Scores (B,) in fp32. Higher is better.
+        """
 
 
 @runtime_checkable
 class ReadsTokens(Protocol):
-    """A reward that reads so many tokens of a prompt and no more."""
+    """A reward whose text encoder truncates long prompts."""
 
     def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
-        """One entry for each text tower: how many of the prompts it does not read to their end."""
+        """Return one entry per text encoder: how many of the prompts it truncates."""
 
 
 def checked_scores(
     reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
 ) -> Tensor:
-    """``reward.score`` with its promise enforced; fp32 on the CPU, without gradient.
+    """Call ``reward.score`` and check what it returns.
 
     Args:
-        reward: scores.
-        images_B3HW: RGB in [0, 1].
-        prompts: one per image.
-        seeds: that the images were made with, for the message where one cannot be scored.
+        reward: Reward to call.
+        images_B3HW: RGB images in [0, 1].
+        prompts: One prompt per image.
+        seeds: Seeds of the images, for error messages. Default: none.
+
+    Returns:
+        Scores (B,) in fp32 on the CPU, without gradient.
 
     Raises:
-        RewardError: a picture has values that are not finite; or the reward failed, or returned no tensor, the wrong
-            number of scores, NaN or infinity. The message names the prompt; nothing is silently replaced.
+        RewardError: If an image has values that are not finite, if the reward fails, or if it does not return one
+            finite score per image. The message names the prompt.
     """
     _check_finite(images_B3HW, prompts, seeds)
     try:
@@ -54,28 +75,28 @@ def checked_scores(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RewardError(
-            f"got a failure of reward '{reward.name}' on {quoted(prompts[0])}, the first of {len(prompts)} "
-            f"prompts ({type(error).__name__}: {reason}), expected scores; mend the reward and start again"
+            f"Reward '{reward.name}' failed on {quoted(prompts[0])}, the first of {len(prompts)} prompts "
+            f"({type(error).__name__}: {reason}). It must return scores. Fix the reward and start again."
         ) from error
     scores = one_each(scores, reward.name, prompts).detach().float().cpu()
     bad = (~torch.isfinite(scores)).nonzero()
     if len(bad):
         row = int(bad[0])
         raise RewardError(
-            f"got {scores[row].item()} from reward '{reward.name}' for {quoted(prompts[row])}"
-            f"{_seed(seeds, row)}, expected a finite score; try the reward on that image alone"
+            f"Reward '{reward.name}' returned {scores[row].item()} for {quoted(prompts[row])}{_seed(seeds, row)}. "
+            "Scores must be finite. Try the reward on that image alone."
         )
     return scores
 
 
 def _check_finite(images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None) -> None:
-    """Not every reward would say so: an 8-bit picture of NaN is black, and has a score."""
+    """Raise if an image is not finite. Some rewards would score it: NaN becomes black in 8 bits."""
     finite = torch.isfinite(images_B3HW)
     if not finite.all():
         row = int((~finite).nonzero()[0, 0])
         raise RewardError(
-            f"got NaN or infinity in the picture of {quoted(prompts[row])}{_seed(seeds, row)}, expected values in "
-            "[0, 1]; the decoder overflows: set backbone.dtype to bf16 or fp32"
+            f"The image of {quoted(prompts[row])}{_seed(seeds, row)} contains NaN or infinity. Values must be in "
+            "[0, 1]. The decoder overflows: set backbone.dtype to bf16 or fp32."
         )
 
 
@@ -84,30 +105,30 @@ def _seed(seeds: Sequence[int] | None, row: int) -> str:
 
 
 def one_each(scores: object, name: str, prompts: Sequence[str]) -> Tensor:
-    """What a reward returned, if it is one score per image.
+    """Return ``scores`` if they are one score per image.
 
     Raises:
-        RewardError: it is not.
+        RewardError: If they are not a tensor of shape (B,).
     """
     if isinstance(scores, Tensor) and scores.shape == (len(prompts),):
         return scores
-    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     raise RewardError(
-        f"got {got} from reward '{name}' for {len(prompts)} images from {quoted(prompts[0])} on, "
-        f"expected a tensor of shape {(len(prompts),)}; return one score per image"
+        f"Reward '{name}' returned {shape} for {len(prompts)} images from {quoted(prompts[0])} on. It must return a "
+        f"tensor of shape {(len(prompts),)}. Return one score per image."
     )
 
 
 def in_batches(
     score: Callable[[Tensor, Sequence[str]], Tensor], images_B3HW: Tensor, prompts: Sequence[str], size: int
 ) -> Tensor:
-    """``score`` of ``size`` images at a time, so that memory does not grow with B: (B,) in fp32 on the CPU."""
+    """Score ``size`` images at a time, so that memory does not grow with B. Returns (B,) in fp32 on the CPU."""
     starts = range(0, len(prompts), size)
     parts = [score(images_B3HW[i : i + size], prompts[i : i + size]).float().cpu() for i in starts]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float32, device="cpu")
 
 
 def quoted(prompt: str) -> str:
-    """The prompt in quotes, on one line, at most 80 characters of it."""
+    """Return the prompt in quotes on one line, cut to 80 characters."""
     line = " ".join(prompt.split())
     return f"'{line}'" if len(line) <= 80 else f"'{line[:80]} ...'"

@@ -1,4 +1,4 @@
-"""Several rewards as one: each standardized on a calibration batch, then added with weights."""
+"""Weighted sums of rewards, each standardized on a calibration batch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class RewardPart:
     """One reward of a composite.
 
     Attributes:
-        key: its name in the recipe, under which it is logged.
-        reward: scores images.
-        weight: of its standardized score; below 0 it is a price.
+        key: Name in the recipe and in logs.
+        reward: The reward.
+        weight: Weight of the standardized score. A negative weight is a penalty.
     """
 
     key: str
@@ -44,11 +44,11 @@ class Standard:
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """Scores and what they are made of.
+    """Scores, and the raw scores of a composite's parts.
 
     Attributes:
-        score_B: fp32 on the CPU.
-        parts: raw scores (B,) of each part of a composite; empty for any other reward.
+        score_B: Scores in fp32 on the CPU.
+        parts: Raw scores (B,) by key. Empty if the reward is no composite.
     """
 
     score_B: Tensor
@@ -60,8 +60,16 @@ class CompositeReward:
     """``sum of weight_i * (score_i - mean_i) / sd_i``: about 0 on average before training.
 
     Attributes:
-        parts: at least one, keys different.
-        standards: by key; None until ``calibrated``.
+        parts: At least one part. Keys must be different.
+        standards: Statistics by key. None before ``calibrated``.
+
+    Example:
+        >>> from tpdm.rewards.custom import FunctionReward
+        >>> red = FunctionReward("red", lambda images, prompts: images[:, 0].mean((1, 2)))
+        >>> images = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand(3, 3, 8, 8)
+        >>> reward = CompositeReward((RewardPart("red", red, 2.0),)).calibrated(images, ["a", "b", "c"])
+        >>> reward.name, [round(score, 2) for score in reward.score(images, ["a", "b", "c"]).tolist()]
+        ('2 x red', [-2.45, 0.0, 2.45])
     """
 
     parts: tuple[RewardPart, ...]
@@ -73,34 +81,34 @@ class CompositeReward:
         return " + ".join(f"{part.weight:g} x {part.key}" for part in self.parts)
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of RGB images (B, 3, H, W) in [0, 1]."""
+        """Return scores (B,) of RGB images (B, 3, H, W) in [0, 1]."""
         return self.combine(self.score_parts(images_B3HW, prompts))
 
     def score_parts(
         self, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Raw scores (B,) by key, each checked, so that a failure names the part.
+        """Return checked raw scores (B,) by key. A failure names the part.
 
         Raises:
-            RewardError: a part fails, or returns no scores.
+            RewardError: If a part fails or returns no scores.
         """
         return {part.key: checked_scores(part.reward, images_B3HW, prompts, seeds) for part in self.parts}
 
     def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
-        """What its parts say of themselves."""
+        """Return the entries of all parts that truncate prompts."""
         readers = [part.reward for part in self.parts if isinstance(part.reward, ReadsTokens)]
-        return [said for reader in readers for said in reader.over_long(prompts)]
+        return [entry for reader in readers for entry in reader.over_long(prompts)]
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum (B,) of standardized scores.
+        """Return the weighted sum (B,) of standardized scores.
 
         Raises:
-            RewardError: not calibrated yet.
+            RewardError: If the reward is not calibrated.
         """
         if self.standards is None:
             raise RewardError(
-                f"got reward '{self.name}' without statistics, expected a mean and a standard deviation of each part; "
-                "calibrate it on a batch of images first"
+                f"Reward '{self.name}' is used without statistics. It needs a mean and a standard deviation of each "
+                "part. First calibrate it on a batch of images."
             )
         standardized = [
             part.weight * (parts[part.key] - self.standards[part.key].mean) / self.standards[part.key].sd
@@ -109,10 +117,10 @@ class CompositeReward:
         return torch.stack(standardized).sum(0)
 
     def calibrated(self, images_B3HW: Tensor, prompts: Sequence[str]) -> CompositeReward:
-        """The same reward with the statistics of these images (two at least).
+        """Return the same reward with the statistics of these images (at least two).
 
         Raises:
-            RewardError: a part fails, or scores all of them alike.
+            RewardError: If a part fails, or gives all images the same score.
         """
         standards = {}
         for key, score_B in self.score_parts(images_B3HW, prompts).items():
@@ -120,8 +128,8 @@ class CompositeReward:
             standards[key] = Standard(float(score_B.mean()), float(score_B.std(correction=0)))
             if not standards[key].sd > 0:
                 raise RewardError(
-                    f"got the score {standards[key].mean:g} from part '{key}' of the reward for all {len(prompts)} "
-                    "calibration images, expected different ones; try it on two unlike images, or leave it out"
+                    f"Part '{key}' of the reward gives {standards[key].mean:g} to all {len(prompts)} calibration "
+                    "images. Scores must differ. Try the part on two different images, or remove it."
                 )
         return replace(self, standards=standards)
 
@@ -129,7 +137,7 @@ class CompositeReward:
 def compute_rewards(
     reward: Reward, images_B3HW: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None
 ) -> RewardOutput:
-    """``checked_scores``, with the parts where the reward has any."""
+    """Return ``checked_scores``, and the raw scores of the parts of a composite."""
     if not isinstance(reward, CompositeReward):
         return RewardOutput(checked_scores(reward, images_B3HW, prompts, seeds), {})
     parts = reward.score_parts(images_B3HW, prompts, seeds)
@@ -137,16 +145,16 @@ def compute_rewards(
 
 
 def save_standards(reward: CompositeReward, folder: Path) -> None:
-    """Writes the statistics to ``folder/reward-statistics.json``, atomically; floats come back bit for bit."""
+    """Write the statistics to ``folder/reward-statistics.json`` atomically and without rounding."""
     assert reward.standards is not None
     write_json(folder / STANDARDS, {key: asdict(standard) for key, standard in reward.standards.items()})
 
 
 def run_reward(reward: Reward, folder: Path) -> Reward:
-    """The reward that a run was begun with: a composite gets the statistics in ``folder/reward-statistics.json``.
+    """Return the reward of a run: a composite gets the statistics in ``folder/reward-statistics.json``.
 
     Raises:
-        RewardError: that file is missing, damaged or of other parts.
+        RewardError: If that file is missing or damaged, or has statistics of other parts.
     """
     if not isinstance(reward, CompositeReward):
         return reward

@@ -1,4 +1,4 @@
-"""A function of your own as a reward: ``python:package.module:function``."""
+"""Rewards from your own functions: ``python:package.module:function``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ Score = Callable[[Tensor, Sequence[str]], Tensor]
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """Wraps a function.
+    """A function as a reward.
 
     Attributes:
-        name: for logs.
-        function: images (B, 3, H, W) in [0, 1], fp32, and B prompts -> tensor (B,), higher is better.
-        device: where it gets the images, without gradient.
-        batch: images of a call at most; memory only, where a score does not depend on the other images.
+        name: Name in logs.
+        function: Takes fp32 images (B, 3, H, W) in [0, 1] and B prompts. Returns a tensor (B,), higher is better.
+        device: Device of the images. Default: the CPU.
+        batch: Maximum number of images per call. It affects memory only, if scores do not depend on other images.
+
+    Example:
+        >>> brightness = FunctionReward("brightness", lambda images, prompts: images.mean((1, 2, 3)))
+        >>> brightness.score(torch.ones(2, 3, 8, 8), ["a", "b"])
+        tensor([1., 1.])
     """
 
     name: str
@@ -33,14 +38,14 @@ class FunctionReward:
 
     @torch.no_grad()
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """What the function returns, call by call; ``checked_scores`` asks whether those are scores.
+        """Score the images batch by batch, without gradient.
 
         Raises:
-            RewardError: a call does not return one score per image.
+            RewardError: If a call does not return one score per image.
         """
 
         def call(images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-            # A copy: a function may normalize in place, and others look at the same pictures.
+            # A copy, because a function may normalize in place.
             scores = self.function(images_B3HW.to(self.device, torch.float32, copy=True), list(prompts))
             return one_each(scores, self.name, prompts)
 
@@ -48,12 +53,21 @@ class FunctionReward:
 
 
 def load_function(place: str, device: str = "cpu", batch: int = 64) -> FunctionReward:
-    """The function at ``package.module:function``, looked for in the current folder too.
+    """Import ``package.module:function``, also from the current folder.
 
-    Importing runs the module: give only code that you trust.
+    Importing runs the module, so use only code that you trust.
+
+    Args:
+        place: Module and function, separated by a colon.
+        device: Device of the images.
+        batch: Maximum number of images per call.
 
     Raises:
-        RewardError: there is no such module or function, or importing it fails.
+        RewardError: If there is no such module or function, or if the import fails.
+
+    Example:
+        >>> load_function("math:sqrt").name
+        'python:math:sqrt'
     """
     try:
         function = import_function(place)
