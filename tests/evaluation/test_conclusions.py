@@ -1,4 +1,4 @@
-"""The words follow the numbers: a claim needs an interval without zero."""
+"""A claimed difference needs an interval that excludes zero."""
 
 import math
 
@@ -35,9 +35,9 @@ def test_effect(measure, interval, expected):
 @pytest.mark.parametrize(
     ("measure", "better", "worse", "unclear"),
     [
-        ("reward", "a higher reward (", "a lower reward (", "no measurable difference in reward ("),
-        ("accuracy", "more of the prompt", "less of the prompt", "no measurable difference in accuracy ("),
-        ("residual", " cleaner pictures", "less clean pictures", "no measurable difference in picture quality"),
+        ("reward", "a higher reward (", "a lower reward (", "no significant difference in reward ("),
+        ("accuracy", "more of the prompt", "less of the prompt", "no significant difference in accuracy ("),
+        ("residual", " cleaner images", "less clean images", "no significant difference in image quality"),
     ],
 )
 def test_words_flip_with_the_numbers(measure, better, worse, unclear):
@@ -49,17 +49,17 @@ def test_words_flip_with_the_numbers(measure, better, worse, unclear):
     assert f"unmeasured {measure}" in with_reference(**{measure: None})
 
 
-def test_steps_fewer_more_or_as_many():
+def test_steps_fewer_more_or_the_same():
     changed = summary()
     learned = changed["rows"][-1]
     assert "takes 14.5 ± 3.5 steps where static-28 takes 28 (48 % fewer)" in verdict(changed)
     learned["steps_mean"] = 35.0
     assert "(25 % more)" in verdict(changed)
     learned["steps_mean"] = 28.0
-    assert "(as many)" in verdict(changed)
+    assert "(the same)" in verdict(changed)
 
 
-def test_other_controls_are_named_by_what_was_found():
+def test_baselines_are_grouped_by_effect():
     changed = summary()
     changed["paired"] = {
         "static-28": changed["paired"]["static-28"],
@@ -69,7 +69,7 @@ def test_other_controls_are_named_by_what_was_found():
         "d": {"reward": [0.0, -0.3, 0.1]},
         "e": {},
     }
-    end = "its reward is above a and b, below c, not measurably different from d and not compared with e."
+    end = "its reward is above a and b, below c, not significantly different from d and not compared with e."
     assert verdict(changed).endswith(end)
     assert verdict(changed).count(". ") == 0  # one sentence
 
@@ -86,7 +86,7 @@ def test_only_the_reference_or_nothing_at_all():
     [
         ((0.5, 0.3, 0.7), "Harder images get more steps: rank correlation 0.50 [0.30, 0.70]."),
         ((-0.5, -0.7, -0.3), "Harder images get fewer steps"),
-        ((0.1, -0.1, 0.3), "No relation of steps and difficulty was measured"),
+        ((0.1, -0.1, 0.3), "The relation of steps and difficulty is not significant"),
         ((None, None, None), "does not exist"),
         ((math.nan, 0.0, 1.0), "does not exist"),
     ],
@@ -116,24 +116,24 @@ def judged(reward, **others):
 
 
 @pytest.mark.parametrize(
-    ("others", "said"),
+    ("others", "sentence"),
     [
-        ({}, "have the sign of the reward everywhere"),
+        ({}, "agree with the sign of the reward everywhere"),
         ({"accuracy": [-0.1, -0.2, 0.1]}, "accuracy against static-28 (worse, not significantly)"),
         ({"accuracy": [-0.1, -0.2, -0.05]}, "accuracy against static-28 (worse, significantly)"),
         ({"residual": [1.0, 0.5, 2.0]}, "residual against static-28 (worse, significantly)"),
-        ({"accuracy": None, "residual": None}, "have the sign of the reward everywhere"),
+        ({"accuracy": None, "residual": None}, "agree with the sign of the reward everywhere"),
     ],
 )
-def test_judges_that_contradict_the_reward_are_named(others, said):
-    assert said in agreement(judged([0.2, 0.1, 0.3], **others))
+def test_judges_that_contradict_the_reward_are_named(others, sentence):
+    assert sentence in agreement(judged([0.2, 0.1, 0.3], **others))
 
 
 def test_a_judge_may_see_a_gain_where_the_reward_sees_none():
     assert "accuracy against static-28 (better, not significantly)" in agreement(judged([-0.2, -0.3, -0.1]))
 
 
-def test_judges_are_asked_at_every_point_of_a_dial():
+def test_judges_are_compared_at_every_quality():
     facts = judged([0.2, 0.1, 0.3])
     points = {"best grid": {"reward": [0.2, 0.1, 0.3], "accuracy": [-0.1, -0.2, 0.1], "residual": [-1, -2, -0.5]}}
     facts["points"] = [{"quality": 0.25, "paired": points}]

@@ -108,7 +108,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(trained, monkeypatch):
     assert_points(trained / "again")
     assert_summary(json.loads((trained / "again" / "summary.json").read_text()))
     page = (trained / "again" / "report.html").read_text()
-    for heading in ("Where the gain comes from", "The dial"):
+    for heading in ("Where the gain comes from", "Quality setting"):
         assert heading in page
 
 

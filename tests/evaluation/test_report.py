@@ -102,7 +102,7 @@ def test_plots_are_there(html):
     assert len(set(uris)) == len(uris) == 7 + 5
 
 
-def test_a_dial_shows_a_control_that_reaches_only_some_of_its_points(tmp_path):
+def test_a_baseline_may_exist_at_only_some_qualities(tmp_path):
     folder = write_folder(tmp_path / "run")
     facts, found = summary(), {"reward": [0.2, 0.1, 0.3]}
     row_ = {"name": "tpdm", "steps_mean": 5.0, "steps_sd": 1.0, "reward_mean": 0.5}
@@ -110,7 +110,7 @@ def test_a_dial_shows_a_control_that_reaches_only_some_of_its_points(tmp_path):
     far = {**point, "quality": 1.0, "paired": {"grid, equal steps": found, "tuned, equal steps": found}}
     facts["points"] = [point, far]
     (folder / "summary.json").write_text(json.dumps(facts), encoding="utf-8")
-    text = read(write_report(folder, "dial").read_text(encoding="utf-8")).text
+    text = read(write_report(folder, "quality").read_text(encoding="utf-8")).text
     assert "minus gridminus tuned" in text.replace("\n", "")
 
 
@@ -124,14 +124,14 @@ def test_ties_go_to_the_lower_index():
 def test_few_images(tmp_path, images):
     folder = write_folder(tmp_path / "run", with_pictures=False)
     write_lines(folder / "results.jsonl", [row(p, i) for p in POLICIES for i in range(images)])
-    assert "no picture kept" in write_report(folder, "few").read_text(encoding="utf-8")
+    assert "no image stored" in write_report(folder, "few").read_text(encoding="utf-8")
 
 
 def test_without_log_and_pictures(tmp_path):
     folder = write_folder(tmp_path / "run", with_metrics=False, with_pictures=False)
     text = read(write_report(folder, "bare").read_text(encoding="utf-8")).text
     assert "No training log was kept." in text
-    assert text.count("no picture kept") == 10 * 2  # the two that are always shown
+    assert text.count("no image stored") == 10 * 2  # the two that are always shown
 
 
 def test_without_judge_and_facts(tmp_path):
@@ -144,7 +144,7 @@ def test_without_judge_and_facts(tmp_path):
     (folder / "summary.json").write_text(json.dumps(bare), encoding="utf-8")
     text = read(write_report(folder, "bare").read_text(encoding="utf-8")).text
     assert "accuracy" not in text.lower()
-    assert "Nothing but the training reward judged these pictures" in text
+    assert "Only the training reward scored these images" in text
 
 
 def test_judges_of_the_recipe_are_shown_beside_the_reward(tmp_path):
@@ -161,9 +161,9 @@ def test_judges_of_the_recipe_are_shown_beside_the_reward(tmp_path):
     assert "+0.400 [+0.200, +0.600] ▲" in text
     assert "pickscore: a judge that training never saw." in text
     assert "a higher pickscore (" in text
-    assert "another sign than the reward" in text
+    assert "disagree with the sign of the reward" in text
     assert "pickscore against static-28 (better, significantly)" in text
-    assert "Pickscore against steps; training never saw it." in text
+    assert "Pickscore against steps. Training never saw this judge." in text
 
 
 def test_large_pictures_keep_their_shape_and_make_no_large_page(tmp_path):

@@ -1,4 +1,4 @@
-"""The schedules that a learned one has to beat, each made without looking at the image."""
+"""Baselines: fixed schedules, and schedules made from a TPM's own without its choice of image."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tpdm.policies.gamma import spread_gammas
 from tpdm.policies.tpm import TimePredictionModule
 
 SHIFTS = (0.6, 1.0, 1.5, 2.2, 3.3)
-KARRAS_RANGE = (0.02, 50.0)  # of sigma; EDM's own reaches so far down that few steps are left for the picture
-DIAL_TRIES = 400  # gammas over the range, among which a tuned schedule of N steps is looked for
+KARRAS_RANGE = (0.02, 50.0)  # range of sigma; EDM's own lower end is so low that few steps remain for the image
+DIAL_TRIES = 400  # number of gammas over the range that are tried to find a schedule of N steps
 
 
 def default_schedule(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> FixedSchedule:
-    """The pipeline's own schedule of so many steps, when it is called with these arguments."""
+    """Return the pipeline's own schedule of ``steps`` steps for these arguments of its call."""
     return FixedSchedule(default_times(pipe, steps, arguments))
 
 
 def hand_designed_schedules(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> dict[str, FixedSchedule]:
-    """Hand-made schedules of so many steps, by name: the pipeline's own, shifted ones, and Karras's."""
+    """Return hand-designed schedules of ``steps`` steps by name: the pipeline's own, shifted ones, and Karras's."""
     grids = {"default": default_schedule(pipe, steps, arguments)}
     grids |= {f"shift {shift}": FixedSchedule(shifted(steps, shift).tolist()) for shift in SHIFTS}
     if steps > 1:
@@ -43,7 +43,7 @@ def hand_designed_schedules(pipe: Any, steps: int, arguments: Mapping[str, Any])
 def best_hand_designed(
     tuning: EvalTask, steps: int, store: Store | None = None
 ) -> tuple[str, FixedSchedule, dict[str, float]]:
-    """The schedule of the family that scores best on the tuning task: its name, itself, and the score of each."""
+    """Return the hand-designed schedule that scores best on the tuning task: its name, itself, and all mean scores."""
     grids = hand_designed_schedules(tuning.pipe, steps, tuning.arguments)
     scores = {
         name: float(evaluate_policy(f"tuning {name} {steps}", grid, tuning, store).column("score").mean())
@@ -54,13 +54,13 @@ def best_hand_designed(
 
 
 def tuned_schedules(policy: TimePredictionModule) -> dict[int, FixedSchedule]:
-    """The schedules of a TPM that sees only the time, by number of steps: no image is needed to know them.
+    """Return the schedules of a TPM that reads only the time, by number of steps.
 
-    A dial gives one for every number of steps within its reach: that of the gamma in the middle of those that take so
-    many.
+    A gamma-conditioned TPM has one schedule for every number of steps in its range. If several gammas give the same
+    number of steps, the middle one is used.
 
     Raises:
-        ConfigError: the TPM looks at images.
+        ConfigError: If the TPM reads image features.
     """
     if not policy.shape.time_only:
         raise ConfigError("got a TPM that looks at images, expected one trained with tpm.time_only=true; give that.")
@@ -73,7 +73,7 @@ def tuned_schedules(policy: TimePredictionModule) -> dict[int, FixedSchedule]:
 
 
 def _unrolled(policy: TimePredictionModule, gammas: Sequence[float | None]) -> list[list[float]]:
-    """The schedules that a TPM without eyes follows, one for each gamma, by the stepper's own rules."""
+    """Return the times of a time-only TPM for each gamma, computed by the stepper."""
     trained = policy.artifact
     assert trained is not None
     given = [gamma for gamma in gammas if gamma is not None]
@@ -91,10 +91,10 @@ def _unrolled(policy: TimePredictionModule, gammas: Sequence[float | None]) -> l
 
 
 def mix_schedules(name: str, pair: Sequence[EvalResult], steps: float) -> EvalResult:
-    """What a mixture of two fixed schedules would give at a mean number of steps between theirs, image by image.
+    """Return the expected results of a mixture of two fixed schedules at a mean number of steps between theirs.
 
-    Fixed schedules have whole numbers of steps and a learned one has not. Drawing each image's schedule from the two
-    with the odds that give the mean has these expected values.
+    A fixed schedule has an integer number of steps. The mixture draws each image's schedule from the two, with the
+    probabilities that give the mean number of steps.
     """
     fewer, more = pair
     low, high = fewer.rows[0]["steps"], more.rows[0]["steps"]
@@ -103,26 +103,26 @@ def mix_schedules(name: str, pair: Sequence[EvalResult], steps: float) -> EvalRe
     for a, b in zip(fewer.rows, more.rows, strict=True):
         numbers = [k for k, v in a.items() if isinstance(v, float | int) and k not in ("index", "seed") and k in b]
         mixed = {k: (1 - share) * a[k] + share * b[k] for k in numbers}
-        # Of an expected score neither a quantile nor who wins can be told.
+        # Quantiles and win rates need both outcomes, not the expected score.
         both = {"outcomes": [a["score"], b["score"]], "odds": [1 - share, share]}
         rows.append({**a, **mixed, **both, "policy": name, "times": []})
     return EvalResult(name, rows)
 
 
 def random_step_counts(result: EvalResult, grids: Mapping[int, FixedSchedule], seed: int = 0) -> FixedSchedule:
-    """The policy's own numbers of steps dealt to other images, each spaced by the best hand-made schedule of so many.
+    """Return hand-designed schedules with the policy's numbers of steps, assigned to other images.
 
-    What is left when neither the spacing nor the choice of image is the policy's own.
+    This baseline keeps neither the spacing of the policy nor its choice of image.
     """
     order = _order(result, seed)
     return FixedSchedule([grids[result.rows[i]["steps"]].lists[0] for i in order])
 
 
 def mean_schedule(result: EvalResult, steps: int | None = None) -> FixedSchedule:
-    """One schedule for every image: the mean of a policy's own, at its mean number of steps or another one.
+    """Return the mean of a policy's schedules, at its mean number of steps or at ``steps``.
 
-    Each schedule is read as a curve of time against the share of its steps that are done; curves are averaged and
-    sampled at that number of steps.
+    Each schedule is a curve of time against the fraction of its steps. The curves are averaged and sampled at that
+    number of steps.
     """
     steps = steps or max(1, round(float(result.column("steps").mean())))
     grid = np.linspace(0, 1, steps + 1)
@@ -133,7 +133,7 @@ def mean_schedule(result: EvalResult, steps: int | None = None) -> FixedSchedule
 
 
 def shuffled_schedules(result: EvalResult, seed: int = 0) -> FixedSchedule:
-    """The policy's own schedules, dealt to other images: what is left when nobody looks at the image."""
+    """Return the policy's schedules, assigned to other images."""
     order = _order(result, seed)
     return FixedSchedule([_strict(result.rows[i]["times"]) for i in order])
 
@@ -149,24 +149,23 @@ def _strict(times: Sequence[float]) -> list[float]:
 
 
 def difficulty(results: Sequence[EvalResult], grid: Sequence[int], share: float) -> tuple[np.ndarray, float]:
-    """How many steps the best fixed schedule needs for each image.
+    """Return how many steps the best fixed schedule needs for each image.
 
-    The smallest N of the grid from which on the score stays within a margin of the best score that the image reaches
-    at any N. The margin is ``share`` of the mean (over images) range of scores over the grid, so that it means the
-    same for every reward.
+    This is the smallest N of the grid from which the score stays within a margin of the image's best score. The margin
+    is ``share`` of the range of scores over the grid, averaged over images, so that it applies to every reward.
 
     Args:
-        results: of the fixed schedule of every N of the grid, on the same images.
-        grid: rising.
-        share: of the range.
+        results: Results of the fixed schedule of every N of the grid, on the same images.
+        grid: Numbers of steps, increasing.
+        share: Margin as a fraction of the range.
 
     Returns:
-        (steps needed per image, the margin).
+        (steps needed per image, margin).
     """
     score_NB = np.stack([r.column("score") for r in results])
     margin = share * float(np.ptp(score_NB, axis=0).mean())
     good_NB = score_NB >= score_NB.max(axis=0) - margin
     stays_NB = np.flip(np.logical_and.accumulate(np.flip(good_NB, axis=0), axis=0), axis=0)
-    # Where even the longest grid is not within the margin, it is the longest.
+    # If no schedule is within the margin, the longest one counts.
     first_B = np.where(stays_NB.any(axis=0), stays_NB.argmax(axis=0), len(grid) - 1)
     return np.asarray(grid)[first_B], margin

@@ -1,4 +1,4 @@
-"""A learned schedule and its opponents at the same mean number of steps, every run kept in the store."""
+"""Compares a TPM with its baselines at the same mean number of steps, and stores every result."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.gamma import quality_to_gamma
 from tpdm.policies.tpm import TimePredictionModule
 
-TOLERANCES = (1e-5, 3e-1)  # of error control: hundreds of steps, and fewer than four
+TOLERANCES = (1e-5, 3e-1)  # range of error control's tolerance: from hundreds of steps to fewer than four
 BISECTIONS = 9
-FIRST_ORDER = "euler"  # what the schedulers do that pipelines of the flow path come with; DDIM on the other path
+FIRST_ORDER = "euler"  # solver of the default schedulers of flow pipelines; it is DDIM on the other path
 
 
 class BaselineComparison:
-    """Runs the opponents that are asked for, each once.
+    """Evaluates the requested baselines, each once.
 
     Args:
-        test: what is compared.
-        tuning: what controls are chosen on.
-        policy: the TPM.
-        tuned: one that sees only the time; None where there is none.
-        store: of the evaluation.
-        controls: of what does not depend on the TPM; may be shared with other evaluations.
+        test: Task of the comparison.
+        tuning: Task on which baselines are selected.
+        policy: The TPM.
+        tuned: A TPM that reads only the time, or None.
+        store: Store of the evaluation.
+        baselines: Store of results that do not depend on the TPM. Evaluations may share it.
 
     Attributes:
-        chosen: for every number of steps, the hand-made schedule that was best on the tuning task.
+        chosen: Name of the hand-designed schedule that was best on the tuning task, by number of steps.
     """
 
     def __init__(
@@ -57,46 +57,46 @@ class BaselineComparison:
         self._best: dict[int, FixedSchedule] = {}
 
     def gamma(self, quality: float) -> float:
-        """The TPM's gamma at a quality in [0, 1]."""
+        """Return the TPM's gamma at a quality in [0, 1]."""
         assert self.policy.artifact is not None
         assert self.policy.artifact.gamma_steps is not None
         gammas, steps = zip(*self.policy.artifact.gamma_steps, strict=True)
         return quality_to_gamma(quality, gammas, steps)
 
     def learned(self, name: str, gamma: float | None = None) -> EvalResult:
-        """The TPM; with a dial at this gamma, or at its own."""
+        """Evaluate the TPM at a gamma. Default: its own."""
         return evaluate_policy(name, self.policy, self.test, self.store, gamma=gamma, pictures=True)
 
     def default(self, steps: int) -> EvalResult:
-        """The pipeline's own schedule."""
+        """Evaluate the pipeline's own schedule."""
         schedule = default_schedule(self.test.pipe, steps, self.test.arguments)
         return evaluate_policy(f"static-{steps}", schedule, self.test, self.store, pictures=True)
 
     def default_first_order(self, steps: int) -> EvalResult:
-        """The pipeline's own schedule with a solver of first order, where the task has one of higher order."""
+        """Evaluate the pipeline's own schedule with a first-order solver."""
         task = replace(self.test, solver=FIRST_ORDER)
         schedule = default_schedule(task.pipe, steps, task.arguments)
         return evaluate_policy(f"static-{steps}, {FIRST_ORDER}", schedule, task, self.baselines)
 
     def best_grid(self, steps: int, task: EvalTask | None = None) -> EvalResult:
-        """The hand-made schedule of so many steps that scored best on the tuning task."""
+        """Evaluate the hand-designed schedule of ``steps`` steps that scored best on the tuning task."""
         if steps not in self._best:
             self.chosen[steps], self._best[steps] = best_hand_designed(self.tuning, steps, self.baselines)[:2]
         return evaluate_policy(f"best grid {steps}", self._best[steps], task or self.test, self.baselines)
 
     def baselines_at_nfe(self, steps: float) -> list[EvalResult]:
-        """Fixed schedules at this mean number of steps: default, best hand-made, and tuned by the same training."""
+        """Evaluate fixed schedules at this mean number of steps: default, best grid, and tuned by the same training."""
         default = [self._default_bare(n) for n in neighboring_steps(steps)]
         tuned = self.tuned_at(steps)
         found = [mix_schedules("default, equal steps", default, steps), self.grid_at(steps)]
         return found if tuned is None else [*found, tuned]
 
     def grid_at(self, steps: float) -> EvalResult:
-        """The best hand-made schedules around this mean number of steps."""
+        """Mix the best hand-designed schedules around this mean number of steps."""
         return mix_schedules("best grid, equal steps", [self.best_grid(n) for n in neighboring_steps(steps)], steps)
 
     def tuned_at(self, steps: float) -> EvalResult | None:
-        """The schedules tuned by the same training around this mean number of steps; None beyond their reach."""
+        """Mix the schedules tuned by the same training around this mean. None if there are none."""
         if not all(n in self._tuned for n in neighboring_steps(steps)):
             return None
         tuned = [evaluate_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in neighboring_steps(steps)]
@@ -107,7 +107,7 @@ class BaselineComparison:
         return evaluate_policy(f"default {steps}", schedule, self.test, self.baselines)
 
     def ablation_baselines(self, learned: EvalResult) -> list[EvalResult]:
-        """What is left of the TPM when nobody looks at the image, and the classical way of looking at it."""
+        """Evaluate ablations of the TPM that ignore the image, and classical error control."""
         steps = float(learned.column("steps").mean())
         own = evaluate_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
         mean = [
@@ -124,7 +124,7 @@ class BaselineComparison:
         ]
 
     def _hand_designed(self, steps: int, name: str) -> FixedSchedule:
-        # A single step is the same in every family, and some have none.
+        # With a single step all schedules are equal, and some names do not exist.
         known = hand_designed_schedules(self.test.pipe, steps, self.test.arguments)
         return known.get(name, known["default"])
 
@@ -132,7 +132,7 @@ class BaselineComparison:
         return evaluate_policy(name, schedule, self.test, self.store)
 
     def error_control(self, steps: float) -> EvalResult:
-        """Step-size control whose tolerance gives this mean number of steps on the tuning task, by bisection."""
+        """Evaluate step-size control. Bisection on the tuning task finds the tolerance for these mean steps."""
         low, high = TOLERANCES
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
@@ -143,5 +143,10 @@ class BaselineComparison:
 
 
 def neighboring_steps(steps: float) -> tuple[int, int]:
-    """The whole numbers of steps around a mean, at least 1."""
+    """Return the integers around a mean number of steps, at least 1.
+
+    Example:
+        >>> neighboring_steps(7.3), neighboring_steps(0.4)
+        ((7, 8), (1, 1))
+    """
     return max(1, math.floor(steps)), max(1, math.ceil(steps))

@@ -1,4 +1,4 @@
-"""``tpdm eval``: a trained TPM beside every schedule it has to beat, on held-out prompts and the same noise."""
+"""``tpdm eval``: compares a trained TPM with baselines on held-out prompts and the same initial noise."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from tpdm.evaluation.tasks import check_no_leakage, fingerprint, learned_fingerp
 from tpdm.policies.pretrained import load_policy
 
 DIFFICULTY_SHARE = 0.1  # margin, as a share of the mean range of an image's scores over the grid
-DEFAULTS = (28, 14, 10)  # steps of the pipeline's own schedule that a TPM is shown beside
+DEFAULTS = (28, 14, 10)  # steps of the pipeline's own schedule that a TPM is compared with
 
 
 def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
-    """Evaluates ``output/best`` of a trained recipe and writes results, pictures, summary and report.
+    """Evaluate ``output/best`` of a trained recipe and write results, images, summary and report.
 
-    What was measured before a kill is kept: the same call goes on behind it.
+    An interrupted evaluation continues when it is called again. Finished rows are kept.
 
     Args:
-        recipe: that was trained.
-        out: folder for the results; ``output/eval`` if not given.
+        recipe: Recipe of the training.
+        out: Folder for the results. Default: ``output/eval``.
 
     Returns:
-        The summary.
+        The content of summary.json.
 
     Raises:
-        CheckpointError: the recipe has not been trained.
-        PromptError: too few held-out prompts.
+        CheckpointError: If the recipe has not been trained.
+        PromptError: If there are too few held-out prompts.
         ConfigError: ``evaluation.tuned_baseline`` is no TPM that sees only the time, ``evaluation.baseline_cache``
             holds those of another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of
             the prompts.
@@ -66,7 +66,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     tuned = load_policy(wanted.tuned_baseline) if wanted.tuned_baseline else None
     tuning, test = make_tasks(recipe)
     check_no_leakage(recipe, tuning, test)
-    ruler = _load_reference_features(recipe, len(test.prompts))  # before hours of pictures are made
+    ruler = _load_reference_features(recipe, len(test.prompts))  # fails before any image is generated
     common = fingerprint(recipe, tuning, test)
     store = Store(out, {**common, **learned_fingerprint(recipe)})
     baselines = Store(Path(wanted.baseline_cache), common, shared=True) if wanted.baseline_cache else store
@@ -95,7 +95,7 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
 
 
 def compare_all(match: BaselineComparison) -> list[EvalResult]:
-    """The TPM at its own gamma, the pipeline's own schedule, and every control at the TPM's number of steps."""
+    """Evaluate the TPM at its own gamma, the pipeline's own schedule, and every baseline at the TPM's mean steps."""
     tpdm = match.learned("tpdm")
     steps = float(tpdm.column("steps").mean())
     shown = [tpdm, *(match.default(n) for n in DEFAULTS)]
@@ -106,11 +106,12 @@ def compare_all(match: BaselineComparison) -> list[EvalResult]:
 
 @dataclass(frozen=True)
 class Point:
-    """A TPM with a dial at one quality, and fixed schedules at its mean number of steps.
+    """A gamma-conditioned TPM at one quality, and fixed schedules at its mean number of steps.
 
     Attributes:
-        quality, gamma: how the dial is set.
-        results: the TPM's, then those of the controls.
+        quality: Quality setting in [0, 1].
+        gamma: Gamma at that quality.
+        results: Result of the TPM, and results of the baselines.
     """
 
     quality: float
@@ -119,7 +120,7 @@ class Point:
 
 
 def gamma_points(match: BaselineComparison, count: int) -> list[Point]:
-    """The TPM at ``count`` values of quality from 0 to 1."""
+    """Evaluate the TPM and its baselines at ``count`` values of quality from 0 to 1."""
     points = []
     for i in range(count):
         quality = i / (count - 1)
@@ -131,10 +132,11 @@ def gamma_points(match: BaselineComparison, count: int) -> list[Point]:
 
 
 def oracle_gap(grid: Sequence[EvalResult], tpdm: EvalResult) -> dict[str, Any] | None:
-    """What a perfect choice among the best fixed schedules would give the images that all of them were tried on.
+    """Compare the TPM with an oracle that selects the best fixed schedule for each image.
 
-    ``share`` is the part of it that the TPM has, above a fixed schedule of as many steps; None where there is none.
-    No answer where the TPM takes fewer steps than any of them, or more.
+    Returns:
+        Scores at the TPM's mean steps. ``share`` is the part of the oracle's gain over a fixed schedule that the TPM
+        reaches, or None if there is no gain. The result is None if the TPM's steps are outside the grid.
     """
     score_NB = np.stack([r.column("score") for r in grid])
     steps_N = [int(r.rows[0]["steps"]) for r in grid]
@@ -157,7 +159,7 @@ def oracle_gap(grid: Sequence[EvalResult], tpdm: EvalResult) -> dict[str, Any] |
 
 
 def _load_reference_features(recipe: Recipe, images: int) -> tuple[Extractor, Tensor | None] | None:
-    """The extractor of features, and those of the pictures that distances are measured from, if any were given."""
+    """Load the feature extractor, and the features of the reference images if there are any."""
     wanted = recipe.evaluation
     if not wanted.features:
         return None
@@ -178,7 +180,7 @@ def _distribution(
     extract: Extractor,
     reference_NF: Tensor | None,
 ) -> dict[str, Any]:
-    """Distances and diversity of the policies whose pictures were kept."""
+    """Return distances and diversity of the policies whose images are stored."""
     batch = recipe.reward.batch
     names = [r.name for r in results if (out / "pictures" / r.name).is_dir()]
     features = {name: folder_features(out / "pictures" / name, extract, batch) for name in names}
@@ -186,7 +188,7 @@ def _distribution(
         return distribution_summary(reference_NF, features, prompts)
     own = f"static-{DEFAULTS[0]}"
     found = distribution_summary(features[own], features, prompts)
-    # How far it is from itself is no news, and would look like the best of all.
+    # The distance to itself is zero and would look like the best result.
     found[own] = {key: value if key == "diversity" else None for key, value in found[own].items()}
     return found
 

@@ -1,9 +1,8 @@
-"""Numbers with their uncertainty: bootstrap intervals over prompts, nothing but numpy.
+"""Bootstrap intervals over prompts, and rank correlations.
 
-A prompt, with all its images, is the unit that is drawn anew: images of one prompt are good and bad together. Two
-policies are compared on the same images, so what is resampled is the list of differences: variance between images,
-which is most of it, cancels. All intervals are 95 % percentile intervals and depend on the data, ``seed`` and
-``resamples`` alone.
+A prompt with all its images is the unit that is resampled, because images of one prompt are correlated. Two policies
+are compared on the same images, so per-image differences are resampled and the variance between images cancels. All
+intervals are 95 % percentile intervals. They depend only on the data, ``seed`` and ``resamples``.
 """
 
 from __future__ import annotations
@@ -18,26 +17,40 @@ from numpy.typing import ArrayLike, NDArray
 Interval = tuple[float, float, float]
 """(value, low, high)."""
 
-# Resampled values held at once: 8 MB of indices, whatever the number of resamples.
+# Number of resampled values in memory at once: 8 MB of indices.
 CHUNK = 1_000_000
 
 
 def samples_of(prompts: Sequence[str]) -> int:
-    """How many images of each prompt lie side by side; 1 where that differs between prompts."""
+    """Return the number of consecutive images per prompt, or 1 if it differs between prompts.
+
+    Example:
+        >>> samples_of(["a", "a", "b", "b"]), samples_of(["a", "a", "b"])
+        (2, 1)
+    """
     runs = [len([*images]) for _, images in groupby(prompts)]
     return runs[0] if len(set(runs)) == 1 else 1
 
 
 def paired_bootstrap(difference_B: ArrayLike, seed: int = 0, resamples: int = 10_000, *, samples: int = 1) -> Interval:
-    """Mean of per-image differences and its interval. Plain values give the interval of a mean.
+    """Return the mean of per-image differences and its interval. Plain values give the interval of a mean.
 
     Args:
-        difference_B: one number per image.
-        seed, resamples: of the bootstrap.
-        samples: images of a prompt, side by side.
+        difference_B: One number per image.
+        seed: Seed of the bootstrap.
+        resamples: Number of resamples.
+        samples: Number of consecutive images per prompt.
+
+    Returns:
+        (mean, low, high).
 
     Raises:
-        ValueError: fewer than two prompts, or a difference that is not finite.
+        ValueError: If there are fewer than two prompts, or a difference is not finite.
+
+    Example:
+        >>> mean, low, high = paired_bootstrap([0.1, 0.2, 0.1, 0.3])
+        >>> round(mean, 3), low > 0
+        (0.175, True)
     """
     mean_P = _checked(difference_B, at_least=2).reshape(-1, samples).mean(axis=1)
     return _bootstrap(mean_P, lambda drawn: drawn.mean(axis=1), seed, resamples)
@@ -52,20 +65,27 @@ def quantile_of_difference(
     samples: int = 1,
     odds_B: ArrayLike | None = None,
 ) -> Interval:
-    """A quantile of per-image differences and its interval: what a mean hides.
+    """Return a quantile of per-image differences and its interval.
 
-    ``quantile`` 0.1 answers "by how much do the worst-served tenth of the images lose at least?": it is the smallest
-    difference that so large a share of the images does not exceed.
+    A quantile shows losses that a mean hides. With ``quantile`` 0.1, 10 % of the images have this difference or less.
 
     Args:
-        difference_B: one number per image, or several for one that may come out in several ways.
-        quantile: in [0, 1].
-        seed, resamples: of the bootstrap.
-        samples: numbers of a prompt, side by side.
-        odds_B: chance of each number; None takes them for equally likely.
+        difference_B: One number per image, or one number per possible outcome of each image.
+        quantile: Quantile in [0, 1].
+        seed: Seed of the bootstrap.
+        resamples: Number of resamples.
+        samples: Number of consecutive values per prompt.
+        odds_B: Probability of each value. Default: all values are equally likely.
+
+    Returns:
+        (quantile, low, high).
 
     Raises:
-        ValueError: as ``paired_bootstrap``, or a quantile outside [0, 1].
+        ValueError: As for ``paired_bootstrap``, or if the quantile is outside [0, 1].
+
+    Example:
+        >>> quantile_of_difference([-3.0, 0.0, 1.0, 2.0], 0.5)[0]
+        0.0
     """
     if not 0 <= quantile <= 1:
         raise ValueError(f"got quantile {quantile}, expected one in the range 0 to 1")
@@ -75,7 +95,7 @@ def quantile_of_difference(
     prompts, prompt_B = len(difference_B) // samples, order_B // samples
 
     def drawn(times_RP: NDArray[Any]) -> NDArray[np.float64]:
-        """The quantile where each prompt is there so many times."""
+        """Return the quantile of each resample, given how often it contains each prompt."""
         reached_RB = np.cumsum(times_RP[:, prompt_B] * chance_B[order_B], axis=1)
         wanted_R = np.maximum(quantile * reached_RB[:, -1] * (1 - 1e-12), np.finfo(float).tiny)
         return np.asarray(difference_B[order_B][(reached_RB < wanted_R[:, None]).sum(axis=1)])
@@ -92,18 +112,28 @@ def quantile_of_difference(
 def spearman(
     x_B: ArrayLike, y_B: ArrayLike, seed: int = 0, resamples: int = 2_000, *, samples: int = 1
 ) -> Interval | None:
-    """Rank correlation (ties get their average rank) and its interval.
+    """Return the rank correlation (ties get their average rank) and its interval.
 
-    None where it does not exist: fewer than three pairs, or one side is constant. Resamples in which a side
-    happens to be constant are left out.
+    Resamples in which one side is constant are left out.
 
     Args:
-        x_B, y_B: pairs.
-        seed, resamples: of the bootstrap.
-        samples: pairs of a prompt, side by side.
+        x_B: First value of each pair.
+        y_B: Second value of each pair.
+        seed: Seed of the bootstrap.
+        resamples: Number of resamples.
+        samples: Number of consecutive pairs per prompt.
+
+    Returns:
+        (correlation, low, high). None if there are fewer than three pairs, or if one side is constant.
 
     Raises:
-        ValueError: different lengths, or a value that is not finite.
+        ValueError: If the lengths differ, or a value is not finite.
+
+    Example:
+        >>> spearman([1, 2, 3, 4], [1, 4, 9, 16])[0]
+        1.0
+        >>> spearman([1, 2, 3], [5, 5, 5]) is None
+        True
     """
     x, y = _checked(x_B, at_least=0), _checked(y_B, at_least=0)
     if len(x) != len(y):
@@ -115,13 +145,18 @@ def spearman(
     first = np.random.default_rng(seed).integers(0, prompts, (resamples, prompts, 1)) * samples
     draws = (first + np.arange(samples)).reshape(resamples, -1)
     drawn = [r for r in (_rank_correlation(x[i], y[i]) for i in draws) if r is not None]
-    # No luck in any resample (three pairs, say): nothing is known beyond the range of a correlation.
+    # If no resample has a correlation, only its range is known.
     low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (-1.0, 1.0)
     return rho, float(low), float(high)
 
 
 def ranks(values_B: ArrayLike) -> NDArray[np.float64]:
-    """Ranks from 1; equal values share the average of their places."""
+    """Return ranks from 1. Equal values share their average rank.
+
+    Example:
+        >>> ranks([10, 30, 30]).tolist()
+        [1.0, 2.5, 2.5]
+    """
     _, place_B, count = np.unique(np.asarray(values_B), return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place_B]
 
@@ -135,7 +170,7 @@ def _rank_correlation(x_B: NDArray[np.float64], y_B: NDArray[np.float64]) -> flo
 def _bootstrap(
     values_B: ArrayLike, statistic: Callable[[NDArray[Any]], NDArray[Any]], seed: int, resamples: int
 ) -> Interval:
-    """``statistic`` maps (resamples, B) to (resamples,)."""
+    """Resample values. ``statistic`` maps (resamples, B) to (resamples,)."""
     values = _checked(values_B, at_least=2)
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK // len(values))

@@ -1,4 +1,4 @@
-"""The report: one HTML file rendered from a demo's results, nothing typed by hand, nothing fetched."""
+"""The report of an evaluation: one HTML file, made from the files of its folder, that loads nothing else."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ from tpdm.evaluation.report.sections import (
 from tpdm.evaluation.statistics import quantile_of_difference, samples_of
 
 NOTES = {
-    "reward": "Reward: what was trained on.",
-    "accuracy": "Accuracy: share of the prompt found in the picture, read from its pixels.",
-    "residual": "Residual: RMS distance (0 to 255) to the nearest picture the renderer can draw; lower is better.",
+    "reward": "Reward: the training reward.",
+    "accuracy": "Accuracy: share of the prompt that a scene reader finds in the image.",
+    "residual": "Residual: RMS distance (0 to 255) to the nearest image that the renderer can draw. Lower is better.",
 }
 
 
 def write_report(folder: Path, title: str) -> Path:
-    """Renders ``folder/report.html`` from the folder's files; results.py says which.
+    """Render ``folder/report.html`` from the results of an evaluation.
 
     Args:
-        folder: holds summary.json, results.jsonl, and, where they were made, train/metrics.jsonl and
-            pictures/<policy>/<index>.png.
-        title: heading of the page.
+        folder: Folder with summary.json and results.jsonl. train/metrics.jsonl and pictures/<policy>/<index>.png are
+            used if they exist.
+        title: Heading of the page.
+
+    Returns:
+        Path of the report.
 
     Raises:
-        ConfigError: the folder is no finished demo.
+        ConfigError: If the folder contains no finished evaluation.
     """
     results = load_results(Path(folder))
     summary = results.summary
@@ -58,7 +61,7 @@ def write_report(folder: Path, title: str) -> Path:
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
-    """The table of policies for the README, as Markdown."""
+    """Return the table of policies as Markdown."""
     head = _columns(summary)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *_policy_cells(summary)]
     return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
@@ -85,8 +88,8 @@ def _policies(summary: Mapping[str, Any]) -> Section:
     return Section(
         "Policies",
         Table(_columns(summary), _policy_cells(summary), learned),
-        note="Steps: network evaluations per image, mean ± standard deviation over images. s / image: seconds to make "
-        "it, a share of its batch's; of controls at equal steps, which are mixtures, what the mixture would take. "
+        note="Steps: network evaluations per image, mean ± standard deviation over images. s / image: seconds of the "
+        "batch, divided by its images. A baseline at equal steps is a mixture of two schedules, and so is its time. "
         + " ".join(NOTES.get(m, f"{m}: a judge that training never saw.") for m in measures_of(summary)),
     )
 
@@ -98,28 +101,29 @@ def _differences(results: Results) -> Section:
         for name, found in paired.items()
     ]
     return Section(
-        "tpdm minus each control",
-        Table(["control", *measures], cells),
+        "tpdm minus each baseline",
+        Table(["baseline", *measures], cells),
         agreement(results.summary),
-        "Same prompt and same initial noise; mean [95 % bootstrap interval over prompts]. ▲ better, "
-        f"▼ worse, ≈ the interval contains zero. {_wins(results.summary)} {_tail(results)}",
+        "Every policy gets the same prompts and the same initial noise. Values: mean [95 % bootstrap interval over "
+        "prompts]. ▲ better, ▼ worse, ≈ not significant (the interval contains zero). "
+        f"{_wins(results.summary)} {_tail(results)}",
     )
 
 
 def _wins(summary: Mapping[str, Any]) -> str:
-    """How often, beside by how much."""
+    """Return a sentence on how often the TPM has the higher reward."""
     rate = summary.get("paired", {}).get(REFERENCE, {}).get("win_rate")
     if rate is None:
         return ""
     share, low, high = (100 * x for x in rate)
     return (
-        f"The reward of {LEARNED} is above that of {REFERENCE} in {share:.0f} % [{low:.0f}, {high:.0f}] of the images "
-        "(equal ones count half)."
+        f"{LEARNED} has a higher reward than {REFERENCE} in {share:.0f} % [{low:.0f}, {high:.0f}] of the images "
+        "(ties count half)."
     )
 
 
 def _tail(results: Results) -> str:
-    """What the mean hides: the worst-served tenth, and the single worst hundredth."""
+    """Return a sentence on the largest losses, which the mean does not show."""
     found = gains(results.rows_of)
     if len(found) < 2:
         return ""
@@ -127,8 +131,8 @@ def _tail(results: Results) -> str:
     value, low, high = quantile_of_difference(gain, 0.1, samples=samples)
     worst = quantile_of_difference(gain, 0.01, samples=samples)
     return (
-        f"In the worst-served tenth of the images the reward of {LEARNED} minus that of {REFERENCE} is "
-        f"{signed_interval((value, low, high))} or lower, in the worst hundredth {signed_interval(worst)} or lower."
+        f"Reward of {LEARNED} minus {REFERENCE}: {signed_interval((value, low, high))} or lower in the worst 10 % of "
+        f"the images, {signed_interval(worst)} or lower in the worst 1 %."
     )
 
 
@@ -139,8 +143,8 @@ def _origin(summary: Mapping[str, Any]) -> dict[str, str]:
         "git revision": summary.get("git_revision"),
         "hardware": summary.get("hardware"),
         "command": summary.get("command"),
-        "training": _duration(summary.get("train_seconds")),
-        "in all": _duration(summary.get("total_seconds")),
+        "training time": _duration(summary.get("train_seconds")),
+        "total time": _duration(summary.get("total_seconds")),
     }
     return {key: _plain(value) for key, value in facts.items() if value}
 
@@ -156,7 +160,7 @@ def _duration(seconds: float | None) -> str | None:
 
 
 def _number(value: float | None) -> str:
-    """Four figures: scores that are cosines differ in the last ones."""
+    """Format with four digits, because scores that are cosines differ only in the last ones."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{4 if abs(value) < 1 else 3}f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Words for numbers: a claim is made only where the interval excludes zero."""
+"""Sentences from intervals. A difference is claimed only if its interval excludes zero."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ from typing import Any
 from tpdm.core.formatting import is_interval, signed_interval
 from tpdm.evaluation.report.results import LEARNED, REFERENCE
 
-LESS_IS_BETTER = ("residual",)  # of every other measure, those of a recipe's judges too, more is
+LESS_IS_BETTER = ("residual",)  # every other measure, including a recipe's judges, is better if higher
 
-NO_MEASURES = {"name", "steps_mean", "steps_sd", "reward_mean", "seconds_per_image"}  # of a policy's row
+NO_MEASURES = {"name", "steps_mean", "steps_sd", "reward_mean", "seconds_per_image"}  # keys of a policy's row
 
 WORDS = {
-    "reward": ("a higher reward", "a lower reward", "no measurable difference in reward"),
+    "reward": ("a higher reward", "a lower reward", "no significant difference in reward"),
     "accuracy": (
-        "more of the prompt in the picture",
-        "less of the prompt in the picture",
-        "no measurable difference in accuracy",
+        "more of the prompt in the image",
+        "less of the prompt in the image",
+        "no significant difference in accuracy",
     ),
-    "residual": ("cleaner pictures", "less clean pictures", "no measurable difference in picture quality"),
+    "residual": ("cleaner images", "less clean images", "no significant difference in image quality"),
 }
 
 Paired = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def measures_of(summary: Mapping[str, Any]) -> list[str]:
-    """What was measured: the reward, and what training never saw (the scene reader's, and the recipe's judges)."""
+    """Return the names of all measures: the reward, then those of the scene reader and of the recipe's judges."""
     return ["reward", *dict.fromkeys(key for row in summary["rows"] for key in row if key not in NO_MEASURES)]
 
 
 def effect(measure: str, interval: Sequence[float] | None) -> str:
-    """``better``, ``worse``, ``unclear`` (zero lies in the interval) or ``unknown`` (there is no interval)."""
+    """Classify an interval as ``better``, ``worse``, ``unclear`` or ``unknown``.
+
+    ``unclear`` means that the interval contains zero, ``unknown`` that there is none.
+
+    Example:
+        >>> effect("reward", (0.2, 0.1, 0.3)), effect("residual", (0.2, 0.1, 0.3)), effect("reward", (0.1, -0.1, 0.3))
+        ('better', 'worse', 'unclear')
+    """
     if not is_interval(interval):
         return "unknown"
     _, low, high = interval
@@ -42,7 +49,7 @@ def effect(measure: str, interval: Sequence[float] | None) -> str:
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence: steps and measures of tpdm against static-28, then its reward against other controls."""
+    """Return one sentence: steps and measures of tpdm against static-28, then its reward against each baseline."""
     paired: Paired = summary.get("paired", {})
     found = [_finding(measure, paired.get(REFERENCE, {}).get(measure)) for measure in measures_of(summary)]
     sentence = f"{_steps(summary)} and shows {_listed(found)} against {REFERENCE}"
@@ -50,36 +57,39 @@ def verdict(summary: Mapping[str, Any]) -> str:
     phrases = {
         "better": "above {}",
         "worse": "below {}",
-        "unclear": "not measurably different from {}",
+        "unclear": "not significantly different from {}",
         "unknown": "not compared with {}",
     }
-    said = []
+    clauses = []
     for kind, phrase in phrases.items():
         names = [name for name, e in others.items() if e == kind]
         if names:
-            said.append(phrase.format(_listed(names)))
-    return sentence + (f"; its reward is {_listed(said)}." if said else ".")
+            clauses.append(phrase.format(_listed(names)))
+    return sentence + (f"; its reward is {_listed(clauses)}." if clauses else ".")
 
 
 def agreement(summary: Mapping[str, Any]) -> str:
-    """A sentence on whether judges that training never saw have the sign of the reward, wherever both were measured."""
+    """Return a sentence on whether held-out judges agree with the sign of the reward in every comparison."""
     judges = measures_of(summary)[1:]
     if not judges:
-        return "Nothing but the training reward judged these pictures: name others in evaluation.judges."
+        return "Only the training reward scored these images. Add held-out judges with evaluation.judges."
     places = [(f"against {name}", found) for name, found in summary.get("paired", {}).items()]
     for point in summary.get("points") or []:
         where = f"at quality {point['quality']:g} against"
         places += [(f"{where} {name}", found) for name, found in point["paired"].items()]
-    apart = [
-        f"{judge} {place} ({said})" for place, found in places for judge in judges if (said := _apart(judge, found))
+    contradictions = [
+        f"{judge} {place} ({words})"
+        for place, found in places
+        for judge in judges
+        if (words := _contradiction(judge, found))
     ]
-    if not apart:
-        return f"Judges that training never saw ({_listed(judges)}) have the sign of the reward everywhere."
-    return f"Judges that training never saw have another sign than the reward: {'; '.join(apart)}."
+    if not contradictions:
+        return f"Judges that training never saw ({_listed(judges)}) agree with the sign of the reward everywhere."
+    return f"Judges that training never saw disagree with the sign of the reward: {'; '.join(contradictions)}."
 
 
-def _apart(judge: str, found: Mapping[str, Sequence[float]]) -> str | None:
-    """How sure a judge is where it contradicts the reward; None where it does not."""
+def _contradiction(judge: str, found: Mapping[str, Sequence[float]]) -> str | None:
+    """Return how a judge contradicts the reward, and whether significantly. None if it does not."""
     reward, other = found.get("reward"), found.get(judge)
     if not (is_interval(reward) and is_interval(other)):
         return None
@@ -91,17 +101,17 @@ def _apart(judge: str, found: Mapping[str, Sequence[float]]) -> str | None:
 
 
 def relation(correlation: Mapping[str, Any] | None) -> str:
-    """A sentence on steps against measured difficulty."""
+    """Return a sentence on steps against measured difficulty."""
     numbers = [(correlation or {}).get(key) for key in ("correlation", "low", "high")]
     if any(x is None or not math.isfinite(x) for x in numbers):
-        return "A rank correlation of steps and difficulty does not exist here (one of them is constant)."
+        return "The rank correlation of steps and difficulty does not exist, because one of them is constant."
     rho, low, high = (float(x) for x in numbers if x is not None)
     if low > 0:
         claim = "Harder images get more steps"
     elif high < 0:
         claim = "Harder images get fewer steps"
     else:
-        claim = "No relation of steps and difficulty was measured"
+        claim = "The relation of steps and difficulty is not significant"
     return f"{claim}: rank correlation {rho:.2f} [{low:.2f}, {high:.2f}]."
 
 
@@ -110,7 +120,7 @@ def _steps(summary: Mapping[str, Any]) -> str:
     sd = {row["name"]: float(row["steps_sd"]) for row in summary["rows"]}
     learned, reference = mean[LEARNED], mean[REFERENCE]
     change = 100 * (learned / reference - 1)
-    words = "as many" if abs(change) < 0.5 else f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'}"
+    words = "the same" if abs(change) < 0.5 else f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'}"
     taken = f"{learned:.1f} ± {sd[LEARNED]:.1f} steps"
     return f"{LEARNED} takes {taken} where {REFERENCE} takes {reference:.0f} ({words})"
 
@@ -119,7 +129,7 @@ def _finding(measure: str, interval: Sequence[float] | None) -> str:
     kind = effect(measure, interval)
     if kind == "unknown":
         return f"an unmeasured {measure}"
-    other = (f"a higher {measure}", f"a lower {measure}", f"no measurable difference in {measure}")
+    other = (f"a higher {measure}", f"a lower {measure}", f"no significant difference in {measure}")
     word = WORDS.get(measure, other)[{"better": 0, "worse": 1, "unclear": 2}[kind]]
     return f"{word} ({signed_interval(interval)})"
 

@@ -1,4 +1,4 @@
-"""The report's sections of plots, each plot with its caption."""
+"""Sections of the report: plots with captions, tables and images, as plain data."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from tpdm.evaluation.report.results import LEARNED, PER_RULE, REFERENCE, Results
 
 
 def plot_section(results: Results) -> Section:
-    """Quality against steps, and what the steps of tpdm depend on; plots whose data are missing are left out."""
+    """Plot quality against steps, and what the steps of tpdm depend on. Plots without data are left out."""
     rows_of = {name: list(rows.values()) for name, rows in results.rows_of.items()}
     learned, summary = rows_of[LEARNED], results.summary
     figures = [
         Figure(
             plots.quality_against_steps(rows_of, "score", "mean reward"),
-            "Reward against steps. These intervals hold the variance between images; whether two policies "
-            "differ is answered by the paired differences above.",
+            "Reward against steps. The intervals include the variance between images. To compare two policies, use "
+            "the paired differences above.",
         )
     ]
     for judge in (name for name in measures_of(summary)[1:] if name not in LESS_IS_BETTER):
         if all(judge in row for rows in rows_of.values() for row in rows):
             drawn = plots.quality_against_steps(rows_of, judge, f"mean {judge}")
-            figures.append(Figure(drawn, f"{judge[:1].upper()}{judge[1:]} against steps; training never saw it."))
+            figures.append(
+                Figure(drawn, f"{judge[:1].upper()}{judge[1:]} against steps. Training never saw this judge.")
+            )
     figures += [
         Figure(plots.steps_histogram(learned), "Steps that tpdm takes."),
         Figure(
             plots.schedules(learned),
-            "Schedules that tpdm predicts; a finished image counts with t = 0. A dozen single ones are thin.",
+            "Schedules that tpdm predicts. A finished image counts with t = 0. Thin lines are a dozen single images.",
         ),
     ]
     if all("objects" in row for row in learned):
@@ -53,8 +55,8 @@ def plot_section(results: Results) -> Section:
         margin = f"{facts['margin']:.4g}" if "margin" in facts else "a margin"
         tried = ", ".join(map(str, facts["grid"])) if "grid" in facts else "see summary.json"
         how = (
-            "Difficulty: the fewest steps of a fixed schedule from which on the score of an image stays within "
-            f"{margin} of its best; steps tried: {tried}."
+            "Difficulty of an image: the smallest number of steps of a fixed schedule from which its score stays "
+            f"within {margin} of its best. Numbers of steps tried: {tried}."
         )
         drawn = plots.steps_against_difficulty(summary["difficulty"])
         figures.append(Figure(drawn, f"{relation(facts)} {how}"))
@@ -62,30 +64,30 @@ def plot_section(results: Results) -> Section:
 
 
 def training_section(results: Results) -> Section:
-    """Training curves, or the note that there is no log."""
+    """Plot the training curves. Without a log there is only a sentence."""
     curves = training_curves(results.metrics, results.summary.get("best_update"))
     text = "" if curves else "No training log was kept."
     return Section("Training", text=text, figures=[Figure(drawn, caption) for caption, drawn in curves])
 
 
-SMALL = 128  # pixels a side, up to which a picture is shown as it is, its pixels enlarged
+SMALL = 128  # pixels per side; images up to this size are embedded unchanged and shown enlarged
 
-SHOWN = 512  # larger ones are made so small: fifty pictures of a megapixel would be a page of a hundred megabytes
+SHOWN = 512  # pixels of the longer side of larger images; fifty of a megapixel would be a page of 100 MB
 
-QUALITY = 92  # of JPEG
+QUALITY = 92  # JPEG quality of larger images
 
 
 def picture_section(results: Results) -> Section:
-    """Every policy's picture of the images that ``choose_images`` picks."""
+    """Show every policy's image of the prompts that ``choose_images`` selects."""
     gain = gains(results.rows_of)
     groups = [
         ImageGroup(rule, [_image_row(results, i, gain[i]) for i in indices])
         for rule, indices in choose_images(results.rows_of)
     ]
     return Section(
-        "Pictures",
-        note=f"Chosen by rule: difference is the score of {LEARNED} minus that of {REFERENCE}; steps are those of "
-        f"{LEARNED}; {PER_RULE} images a rule, ties to the lower index.",
+        "Images",
+        note=f"Images are selected by rule, {PER_RULE} per rule. Difference: score of {LEARNED} minus score of "
+        f"{REFERENCE}. Steps: those of {LEARNED}. If values are equal, the lower index comes first.",
         groups=groups,
     )
 
@@ -108,7 +110,7 @@ def _tile(results: Results, name: str, row: Mapping[str, Any]) -> Tile:
 
 
 def _embedded(content: bytes) -> tuple[str, bool]:
-    """A kept PNG as the page's own data, and whether it is a small one."""
+    """Return a stored PNG as a data URI, and whether it is small."""
     with Image.open(io.BytesIO(content)) as picture:
         if max(picture.size) <= SMALL:
             return data_uri(content, "image/png"), True
@@ -125,23 +127,26 @@ SIGNS = {"better": " ▲", "worse": " ▼", "unclear": " ≈", "unknown": ""}
 
 
 def gain_section(summary: Mapping[str, Any]) -> Section | None:
-    """How much of the gain over the default schedule of as many steps one schedule for all images has already."""
+    """Split the gain over the default schedule into a part that one schedule for all images has, and the rest."""
     paired = summary.get("paired", {})
     if DEFAULT not in paired or OWN_MEAN not in paired:
         return None
     total, adaptive = paired[DEFAULT]["reward"], paired[OWN_MEAN]["reward"]
     shared = total[0] - adaptive[0]
     lines = [
-        ["in all: tpdm minus the pipeline's own schedule of as many steps", signed_interval(total)],
-        ["spacing: its mean schedule, the same for every image, minus that", signed(shared)],
-        ["looking: tpdm minus its mean schedule", signed_interval(adaptive)],
+        ["total: tpdm minus the pipeline's own schedule", signed_interval(total)],
+        [
+            "spacing: the mean schedule of tpdm, the same for every image, minus the pipeline's own schedule",
+            signed(shared),
+        ],
+        ["adaptation to the image: tpdm minus its mean schedule", signed_interval(adaptive)],
     ]
     return Section(
         "Where the gain comes from",
         Table(["part of the gain in reward", "value"], lines),
         note=(
-            "At equal mean steps. Where a control has whole numbers of steps, its values are interpolated, image by "
-            "image, between the two schedules around the mean. The first line is the sum of the other two. "
+            "At equal mean steps. A fixed schedule has an integer number of steps, so its values are interpolated per "
+            "image between the two schedules around the mean. The first line is the sum of the other two. "
             + _head_room(summary.get("oracle"))
         ),
     )
@@ -150,20 +155,20 @@ def gain_section(summary: Mapping[str, Any]) -> Section | None:
 def _head_room(oracle: Mapping[str, Any] | None) -> str:
     if oracle is None:
         return ""
-    share = "" if oracle["share"] is None else f", of which tpdm has {100 * oracle['share']:.0f} %"
+    share = "" if oracle["share"] is None else f", and tpdm reaches {100 * oracle['share']:.0f} % of this gain"
     return (
-        f"An oracle that knows the reward and picks for each of {oracle['images']} images one of the best fixed "
-        f"schedules would, at {oracle['steps']:.1f} steps, be {signed(oracle['oracle'] - oracle['fixed'])} above a "
-        f"fixed one{share}."
+        f"An oracle knows the reward and selects the best fixed schedule for each of {oracle['images']} images. "
+        f"At {oracle['steps']:.1f} steps it gains {signed(oracle['oracle'] - oracle['fixed'])} over a fixed "
+        f"schedule{share}."
     )
 
 
 def quality_section(summary: Mapping[str, Any]) -> Section | None:
-    """A TPM with a dial at several qualities, each beside fixed schedules of as many steps; nothing without a dial."""
+    """Compare a gamma-conditioned TPM at several qualities with fixed schedules at equal steps. None for other TPMs."""
     points: Sequence[Mapping[str, Any]] = summary.get("points") or []
     if not points:
         return None
-    # Schedules tuned by training do not reach every number of steps.
+    # Schedules tuned by training exist only for some numbers of steps.
     baselines = list(dict.fromkeys(name for point in points for name in point["paired"]))
     head = [
         "quality",
@@ -183,17 +188,17 @@ def quality_section(summary: Mapping[str, Any]) -> Section | None:
         for point in points
     ]
     drawn = render(lambda axes: _curves(axes, points), "mean number of steps", "mean reward")
-    caption = "Reward against steps: the dial of one TPM, and fixed schedules of as many steps."
+    caption = "Reward against steps: one TPM at several qualities, and fixed schedules at equal steps."
     return Section(
-        "The dial",
+        "Quality setting",
         Table(head, cells),
-        note="Reward of tpdm minus each control at equal mean steps, mean [95 % interval].",
+        note="Reward of tpdm minus each baseline at equal mean steps, mean [95 % interval].",
         chart=Figure(drawn, caption),
     )
 
 
 def distribution_section(summary: Mapping[str, Any]) -> Section | None:
-    """Distances between sets of images, where an extractor was given."""
+    """Show distances between sets of images. None if no extractor was given."""
     found: Mapping[str, Mapping[str, float | None]] = summary.get("distribution") or {}
     if not found:
         return None
@@ -203,8 +208,8 @@ def distribution_section(summary: Mapping[str, Any]) -> Section | None:
     return Section(
         "Sets of images",
         Table(["policy", *keys], cells),
-        note="Distances to the pictures of evaluation.reference, or without one to those of the policy that has none; "
-        "lower is nearer. Diversity is the mean cosine distance between images of the same prompt.",
+        note="Distances to the images of evaluation.reference. Without a reference they are distances to the policy "
+        "whose row has none. Lower is closer. Diversity: mean cosine distance between images of the same prompt.",
     )
 
 
@@ -223,7 +228,7 @@ def _curves(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
         for row in point["controls"]:
             lines.setdefault(row["name"], []).append((row["steps_mean"], row["reward_mean"]))
     looks = [(LEARNED_COLOR, "D"), (FIXED, "o"), *zip(OTHERS, MARKERS, strict=True)]
-    # A line too many looks like another one, and is drawn.
+    # If there are more lines than styles, styles repeat.
     for (name, places), (color, marker) in zip(lines.items(), cycle(looks)):
         x, y = zip(*sorted(places), strict=True)
         axes.plot(x, y, marker=marker, color=color, markersize=5, label=name)
