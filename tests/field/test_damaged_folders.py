@@ -109,7 +109,7 @@ def edit(old: str, new: str) -> Change:
         (write(POINTER), "is a git-lfs pointer and not the file itself"),
         (write(b""), "is empty"),
         (write(b"PK\x03\x04 a pickle"), "is a pickle, which is never loaded"),
-        (shard, "-00002-of-00002.safetensors, which is not there"),
+        (shard, "-00002-of-00002.safetensors, which is missing"),
     ],
 )
 def test_damaged_weights_of_any_part_are_refused(
@@ -150,15 +150,15 @@ def test_weights_of_another_shape_are_refused(file: str, copy: Path) -> None:
             "has only diffusion_pytorch_model.bin. Weights must be safetensors",
         ),
         ("text_encoder/config.json", Path.unlink, "config.json is missing in"),  # else that of another model is made up
-        ("unet/config.json", write(b"{"), "unet/config.json, which is no JSON ("),
-        ("unet/config.json", write(b"[]"), "unet/config.json, which is no JSON object"),
+        ("unet/config.json", write(b"{"), "unet/config.json, which is not valid JSON ("),
+        ("unet/config.json", write(b"[]"), "unet/config.json, which is not a JSON object"),
         ("scheduler/scheduler_config.json", Path.unlink, "scheduler_config.json is missing in"),
         ("scheduler/scheduler_config.json", write(POINTER), "scheduler_config.json, which is a git-lfs pointer"),
         ("feature_extractor/preprocessor_config.json", Path.unlink, "preprocessor_config.json is missing in"),
-        ("tokenizer/tokenizer_config.json", write(b"{"), "tokenizer_config.json, which is no JSON"),
+        ("tokenizer/tokenizer_config.json", write(b"{"), "tokenizer_config.json, which is not valid JSON"),
         ("model_index.json", Path.unlink, "whose index diffusers cannot load"),
-        ("model_index.json", write(b"not found"), "model_index.json, which is no JSON ("),
-        ("model_index.json", write(b"[]"), "model_index.json, which is no JSON object"),
+        ("model_index.json", write(b"not found"), "model_index.json, which is not valid JSON ("),
+        ("model_index.json", write(b"[]"), "model_index.json, which is not a JSON object"),
         (
             "model_index.json",
             edit('"StableDiffusionPipeline"', '["mine", "Mine"]'),
@@ -225,7 +225,7 @@ def test_readers_of_configurations_report_damage(reads: Callable[[Path], Any], c
     if reads is not pipeline_class:
         assert f"{copy}/vae/config.json, which is a git-lfs pointer" in refusal(reads, copy)
     (copy / "model_index.json").write_text("{")
-    assert "model_index.json, which is no JSON" in refusal(reads, copy)
+    assert "model_index.json, which is not valid JSON" in refusal(reads, copy)
     assert "is not a folder" in refusal(reads, copy / "elsewhere")
 
 

@@ -10,7 +10,7 @@ _LFS_POINTER = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"  # what torch.save writes
 
 
-def fault(path: Path) -> str | None:
+def describe_damage(path: Path) -> str | None:
     """Check whether a file of a model is visibly damaged.
 
     Only the header of a safetensors file is read. It contains the length of the file.
@@ -24,7 +24,7 @@ def fault(path: Path) -> str | None:
     Example:
         >>> path = Path("weights.safetensors")
         >>> _ = path.write_bytes(b"")
-        >>> fault(path)
+        >>> describe_damage(path)
         'is empty'
     """
     with path.open("rb") as file:
@@ -38,9 +38,9 @@ def fault(path: Path) -> str | None:
     return _safetensors_fault(path, head) if path.suffix == ".safetensors" else None
 
 
-def first_fault(paths: Iterable[Path]) -> str | None:
+def first_damage(paths: Iterable[Path]) -> str | None:
     """Return the first fault of several files, as "FILE, which ...". None if nothing is wrong."""
-    faults = ((path, fault(path)) for path in paths)
+    faults = ((path, describe_damage(path)) for path in paths)
     return next((f"{path}, which {clause}" for path, clause in faults if clause is not None), None)
 
 
@@ -58,20 +58,20 @@ def first_line(error: Exception) -> str:
 def _json_fault(path: Path) -> str | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        return f"is no JSON ({error})"
+    except (ValueError, RecursionError) as error:  # not JSON, or not text
+        return f"is not valid JSON ({error})"
     if not isinstance(content, dict):
-        return "is no JSON object"
+        return "is not a JSON object"
     shards = content.get("weight_map")  # of the index of sharded weights
-    names = set(shards.values()) if isinstance(shards, dict) else set()
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
     missing = [name for name in names if not (path.parent / name).is_file()]
-    return f"names {min(missing)}, which is not there" if missing else None
+    return f"names {min(missing)}, which is missing" if missing else None
 
 
 def _safetensors_fault(path: Path, head: bytes) -> str | None:
     from safetensors import SafetensorError, safe_open
 
-    # A safetensors file begins with the length of its header, whose upper half is 0.
+    # A safetensors file begins with the length of its header, 8 bytes, of which the upper four are 0.
     if head.startswith(_ZIP) or (head[:1] == b"\x80" and any(head[4:8])):
         return "is a pickle, which is never loaded"
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tpdm.core.errors import PromptError
+from tpdm.core.file_errors import first_line
 from tpdm.data.columns import Columns
 
 if TYPE_CHECKING:
@@ -180,13 +181,9 @@ def _used(columns: Columns, names: Sequence[str]) -> list[str]:
 
 
 def _missing(source: str, error: ImportError) -> str:
-    missing = f"Package {error.name} is missing" if isinstance(error, ModuleNotFoundError) else _first_line(error)
+    missing = f"Package {error.name} is missing" if isinstance(error, ModuleNotFoundError) else first_line(error)
     return f"{source}: {missing}. Parquet files and data sets need extra packages. Run pip install -U 'tpdm[data]'."
 
 
 def _unreadable(source: str, rows: int, error: Exception) -> str:
-    return f"{source}: The source cannot be read after {rows} rows ({_first_line(error)}). Choose another source."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{source}: The source cannot be read after {rows} rows ({first_line(error)}). Choose another source."

@@ -25,7 +25,7 @@ class Truncation:
     prompts: int
 
 
-def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
+def count_truncated_prompts(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
     """Returns the number of prompts for which a transformers tokenizer gives more than ``tokens`` tokens."""
     if not prompts:
         return 0
@@ -33,19 +33,19 @@ def count_over_long(tokenizer: Any, tokens: int, prompts: Sequence[str]) -> int:
     return sum(len(row) > tokens for row in ids)
 
 
-def tell(readers: Sequence[Truncation], prompts: int) -> None:
-    """Logs a warning for each reader that truncates prompts.
+def warn_truncated(truncations: Sequence[Truncation], prompts: int) -> None:
+    """Logs a warning for each text encoder or reward that truncates prompts.
 
     Args:
-        readers: Truncated prompts of each reader.
+        truncations: Truncated prompts of each text encoder or reward.
         prompts: Number of all prompts.
     """
-    for reader in readers:
-        if reader.prompts:
+    for entry in truncations:
+        if entry.prompts:
             logger.warning(
-                "%d of %d prompts have more than the %d tokens that %s reads. The rest of them is ignored.",
-                reader.prompts,
+                "%d of %d prompts have more than the %d tokens that %s reads. Tokens beyond the limit are ignored.",
+                entry.prompts,
                 prompts,
-                reader.tokens,
-                reader.reader,
+                entry.tokens,
+                entry.reader,
             )

@@ -48,7 +48,7 @@ REFUSED_PIPELINES = {
 }
 
 
-CONFIG_KEYS = ("boundary_ratio", "expand_timesteps", "is_distilled")  # of a pipeline, which its spec depends on
+CONFIG_KEYS = ("boundary_ratio", "expand_timesteps", "is_distilled")  # pipeline config values that affect the spec
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def check_denoiser(denoiser: nn.Module) -> None:
         )
 
 
-def check_pictures(pipe: Any) -> None:
+def check_generates_images(pipe: Any) -> None:
     """Refuses a pipeline of videos. Commands, rewards and the server take images only.
 
     Raises:
@@ -195,7 +195,7 @@ def check_pictures(pipe: Any) -> None:
         )
 
 
-def check_shared(pipe: Any) -> None:
+def check_not_offloaded(pipe: Any) -> None:
     """Refuses a pipeline whose parts move between devices during a call, because several calls run at once.
 
     Raises:

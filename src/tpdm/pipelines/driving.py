@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tpdm.core.errors import BackboneError
+from tpdm.core.file_errors import first_line
 from tpdm.core.stepper import Stepper
 from tpdm.core.types import Features
 from tpdm.pipelines.active_rows import ActiveRows, dependent_calls
@@ -51,7 +52,7 @@ def driven(
     Args:
         pipe: The pipeline.
         spec: Spec of the pipeline.
-        make_stepper: (device) -> stepper at its start.
+        make_stepper: (device) -> new stepper.
         make_hooks: () -> feature hooks on the denoiser. None if the policy reads no features.
         guided: Whether a call of the denoiser may contain unconditional rows in addition to conditional ones.
 
@@ -60,7 +61,7 @@ def driven(
             denoiser failed after images had left the call.
     """
     denoiser = spec.denoiser
-    with _alone(denoiser), ExitStack() as stack:
+    with _exclusive(denoiser), ExitStack() as stack:
         hooks = None if make_hooks is None else stack.enter_context(make_hooks())
 
         def read_features(stepper: Stepper) -> Features | None:
@@ -77,10 +78,9 @@ def driven(
         try:
             yield scheduler, rows
         except (RuntimeError, IndexError, ValueError) as error:
-            if not rows.failed_cut or isinstance(error, torch.OutOfMemoryError | BackboneError):
+            if not rows.failed_cut or isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise dependent_calls(denoiser, f"an error ({reason})") from error
+            raise dependent_calls(denoiser, f"an error ({first_line(error)})") from error
         if pipe.scheduler is not scheduler:
             raise BackboneError(
                 f"A {type(pipe.scheduler).__name__} was put into the pipeline during the call. The scheduler must stay "
@@ -89,7 +89,7 @@ def driven(
 
 
 @contextmanager
-def _alone(denoiser: nn.Module) -> Iterator[None]:
+def _exclusive(denoiser: nn.Module) -> Iterator[None]:
     """Waits for other threads that drive this network.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-from tpdm.data.truncation import Truncation, count_over_long
+from tpdm.data.truncation import Truncation, count_truncated_prompts
 
 _NO_LIMIT = 10**6  # tokenizers without a limit report 10**30
 
 
 @dataclass(frozen=True)
-class Reader:
+class TokenLimit:
     """A text encoder with a token limit.
 
     Attributes:
@@ -29,7 +29,7 @@ class Reader:
     tokens: int
 
 
-def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> list[Truncation]:
+def count_truncated(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -> list[Truncation]:
     """Counts the prompts that have more tokens than each text encoder of a pipeline reads.
 
     A template around the prompt (Qwen-Image) is not counted.
@@ -40,17 +40,17 @@ def over_long(pipe: Any, arguments: Mapping[str, Any], prompts: Sequence[str]) -
         prompts: Prompts to count.
     """
     return [
-        Truncation(reader.name, reader.tokens, count_over_long(reader.tokenizer, reader.tokens, prompts))
-        for reader in readers(pipe, arguments)
+        Truncation(limit.name, limit.tokens, count_truncated_prompts(limit.tokenizer, limit.tokens, prompts))
+        for limit in token_limits(pipe, arguments)
     ]
 
 
-def readers(pipe: Any, arguments: Mapping[str, Any]) -> list[Reader]:
+def token_limits(pipe: Any, arguments: Mapping[str, Any]) -> list[TokenLimit]:
     """Returns the text encoders of a pipeline that have a token limit.
 
     Args:
         pipe: Diffusers pipeline.
-        arguments: Arguments of its call, as for ``over_long``.
+        arguments: Arguments of its call, as for ``count_truncated``.
     """
     limited = []
     for name, tokenizer in pipe.components.items():
@@ -61,7 +61,7 @@ def readers(pipe: Any, arguments: Mapping[str, Any]) -> list[Reader]:
             limits.append(_max_sequence_length(pipe, arguments))
         tokens = min(limits)
         if tokens < _NO_LIMIT:
-            limited.append(Reader(f"{name} of the pipeline", tokenizer, tokens))
+            limited.append(TokenLimit(f"{name} of the pipeline", tokenizer, tokens))
     return limited
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tpdm.core.errors import CheckpointError, ConfigError
-from tpdm.core.file_errors import fault
+from tpdm.core.file_errors import describe_damage
 from tpdm.core.io import expand, sha256
 from tpdm.policies.conversion_source import find_checkpoint
 from tpdm.policies.pretrained import load_state_dict_strict, read_config, save_pretrained
@@ -121,7 +121,7 @@ def read_release(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is damaged, not safetensors, or contains no tensor of a TPM.
     """
-    if clause := fault(path):
+    if clause := describe_damage(path):
         raise CheckpointError(f"{path} {clause}. Give the release's checkpoint. Download it again.")
     with safe_open(str(path), framework="pt") as file:
         names = {name: _ours(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tpdm.core.builtins import find_builtin
 from tpdm.core.errors import CheckpointError
-from tpdm.core.file_errors import fault
+from tpdm.core.file_errors import describe_damage
 from tpdm.core.io import expand, load_tensors, replaced_folder, save_tensors, write_json
 from tpdm.core.types import Policy
 from tpdm.policies.pretrained_config import CONFIG, FORMAT_VERSION, OPTIONAL, PretrainedConfig, parse_config
@@ -140,7 +140,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         but = f", only {pickles[0]}" if pickles else ""
         raise CheckpointError(f"{folder} has no {WEIGHTS}{but}. It must. Save the TPM again with save_pretrained.")
-    if clause := fault(path):
+    if clause := describe_damage(path):
         raise CheckpointError(f"{path} {clause}. It must be whole safetensors. Download it again.")
     return load_tensors(path)[0]
 

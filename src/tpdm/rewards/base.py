@@ -45,7 +45,7 @@ class Reward(Protocol):
 class ReadsTokens(Protocol):
     """A reward whose text encoder truncates long prompts."""
 
-    def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
+    def count_truncated(self, prompts: Sequence[str]) -> list[Truncation]:
         """Return one entry per text encoder: how many of the prompts it truncates."""
 
 

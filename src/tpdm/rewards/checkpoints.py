@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tpdm.core.errors import RewardError
-from tpdm.core.file_errors import fault, first_fault, first_line
+from tpdm.core.file_errors import describe_damage, first_damage, first_line
 from tpdm.core.io import expand, load_tensors, save_tensors
 from tpdm.core.vocabulary import vocabulary_fault, vocabulary_files
 
@@ -98,7 +98,7 @@ def load_whole(kind: Any, place: str | Path, reward: str) -> Any:
         model, info = kind.from_pretrained(place, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # a damaged file may fail in any of three libraries
         files = sorted(folder.glob("*.*")) if folder.is_dir() else []
-        if said := first_fault(path for path in files if path.suffix in (".json", ".safetensors")):
+        if said := first_damage(path for path in files if path.suffix in (".json", ".safetensors")):
             raise RewardError(f"reward '{reward}': got {said}, expected the whole file; fetch it again") from error
         raise RewardError(
             f"reward '{reward}': no CLIP model at '{place}' ({first_line(error)}); give a folder or a hub id"
@@ -142,7 +142,7 @@ def _read_safetensors(path: Path, reward: str) -> dict[str, Tensor]:
 
 def _check_file(path: Path, reward: str) -> None:
     """Refuses what is visibly no whole file, of safetensors or of a pickle."""
-    if said := fault(path):
+    if said := describe_damage(path):
         raise RewardError(f"reward '{reward}': got {path}, which {said}, expected the whole file; fetch it again")
 
 

@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from tpdm.core.device import without_autocast
 from tpdm.core.errors import RewardError
-from tpdm.data.truncation import Truncation, count_over_long
+from tpdm.data.truncation import Truncation, count_truncated_prompts
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import load_tokenizer, load_whole
 from tpdm.rewards.preprocessing import Preprocess
@@ -115,10 +115,14 @@ class ClipReward:
         """Image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalized."""
         return self.model.get_image_features(pixel_values=self.preprocess(images_B3HW, self.device)).cpu()
 
-    def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
+    def count_truncated(self, prompts: Sequence[str]) -> list[Truncation]:
         """How many prompts have more tokens than the text tower reads."""
         texts = [self.clean(prompt) for prompt in prompts]
-        return [Truncation(f"reward '{self.name}'", self.tokens, count_over_long(self.tokenizer, self.tokens, texts))]
+        return [
+            Truncation(
+                f"reward '{self.name}'", self.tokens, count_truncated_prompts(self.tokenizer, self.tokens, texts)
+            )
+        ]
 
 
 NAME, HUB = "PickScore", "yuvalkirstain/PickScore_v1"

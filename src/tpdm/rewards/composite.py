@@ -94,10 +94,10 @@ class CompositeReward:
         """
         return {part.key: checked_scores(part.reward, images_B3HW, prompts, seeds) for part in self.parts}
 
-    def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
+    def count_truncated(self, prompts: Sequence[str]) -> list[Truncation]:
         """Return the entries of all parts that truncate prompts."""
         readers = [part.reward for part in self.parts if isinstance(part.reward, ReadsTokens)]
-        return [entry for reader in readers for entry in reader.over_long(prompts)]
+        return [entry for reader in readers for entry in reader.count_truncated(prompts)]
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum (B,) of standardized scores.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from tpdm.core.device import without_autocast
-from tpdm.data.truncation import Truncation, count_over_long
+from tpdm.data.truncation import Truncation, count_truncated_prompts
 from tpdm.rewards.aesthetic import make_head
 from tpdm.rewards.base import in_batches
 from tpdm.rewards.checkpoints import fill, find_file, load_tokenizer, read_checkpoint, tokenizer_place
@@ -91,9 +91,9 @@ class ImageReward:
         """Scores (B,) of RGB images (B, 3, H, W) in [0, 1] against the first 35 tokens of their prompts."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
 
-    def over_long(self, prompts: Sequence[str]) -> list[Truncation]:
+    def count_truncated(self, prompts: Sequence[str]) -> list[Truncation]:
         """How many prompts have more than 35 tokens."""
-        return [Truncation(f"reward '{self.name}'", TOKENS, count_over_long(self.tokenizer, TOKENS, prompts))]
+        return [Truncation(f"reward '{self.name}'", TOKENS, count_truncated_prompts(self.tokenizer, TOKENS, prompts))]
 
     @without_autocast()
     @torch.no_grad()

@@ -18,7 +18,7 @@ from tpdm.core.errors import BackboneError, ConfigError, PromptError
 from tpdm.core.io import expand, write_atomically, write_text
 from tpdm.core.types import Policy
 from tpdm.data.prompts import Prompt
-from tpdm.data.truncation import tell as say_over_long
+from tpdm.data.truncation import warn_truncated
 
 BATCH = 8  # images per pipeline call. It changes memory only: an image depends on its seed, not on its batch.
 
@@ -98,18 +98,18 @@ def sample_to_folder(
     folder.mkdir(parents=True, exist_ok=True)  # fails before the pipeline is loaded if nothing can be written
 
     # Imported here, so that a wrong argument is refused before diffusers is imported.
-    from tpdm.pipelines.compatibility import check_pictures
+    from tpdm.pipelines.compatibility import check_generates_images
     from tpdm.pipelines.guidance import Guidance, named_scales
     from tpdm.pipelines.loading.load import ALL, load_pipeline
-    from tpdm.pipelines.truncation import over_long
+    from tpdm.pipelines.truncation import count_truncated
 
     pipe = load_pipeline(backbone, dtype, device, ALL, variant)
     named, negative = named_scales(Guidance.find(pipe), **scales)
     given = {"num_inference_steps": steps, "gamma": gamma, "quality": quality}
     options = {**named, **{name: value for name, value in given.items() if value is not None}}
-    check_pictures(pipe)
+    check_generates_images(pipe)
     draw, arguments = _drawing(pipe, tpm, max_steps, {**(defaults or {}), **negative})
-    say_over_long(over_long(pipe, arguments, [prompt.text for prompt in images]), len(images))
+    warn_truncated(count_truncated(pipe, arguments, [prompt.text for prompt in images]), len(images))
     lines: list[dict[str, Any]] = []
     for line in _draw_all(partial(draw, **options), images, seed, folder):
         lines.append(line)

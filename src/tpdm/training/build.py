@@ -14,9 +14,9 @@ from tpdm.config.recipe import Recipe
 from tpdm.core.device import resolve_device
 from tpdm.core.errors import BackboneError, ConfigError, PromptError
 from tpdm.data.prompts import Prompt, load_source, split_by_hash
-from tpdm.data.truncation import Truncation, tell
+from tpdm.data.truncation import Truncation, warn_truncated
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.compatibility import check_pictures
+from tpdm.pipelines.compatibility import check_generates_images
 from tpdm.pipelines.guidance import Guidance
 from tpdm.pipelines.loading.load import (
     ALL,
@@ -31,7 +31,7 @@ from tpdm.pipelines.loading.load import (
 )
 from tpdm.pipelines.probe import infer_feature_shapes
 from tpdm.pipelines.registry import backbone_facts, find_denoiser
-from tpdm.pipelines.truncation import over_long
+from tpdm.pipelines.truncation import count_truncated
 from tpdm.policies.pretrained import save_pretrained
 from tpdm.policies.pretrained_config import PretrainedConfig
 from tpdm.policies.tpm import TimePredictionModule
@@ -71,7 +71,7 @@ def build_components(recipe: Recipe, folder: Path, context: DistributedContext =
         probe_arguments = arguments | store.call(texts[:1], device)
     check_shard(recipe, context, len(validation_prompts) * recipe.validation.samples_per_prompt)
     pipe = load_backbone(recipe.backbone, device, needed)
-    check_pictures(pipe)
+    check_generates_images(pipe)
     if recipe.backbone.shard:
         shard_denoiser(pipe, device, context.size)
         pipe.to(device)
@@ -95,7 +95,7 @@ def build_components(recipe: Recipe, folder: Path, context: DistributedContext =
     scoring = reward_device(recipe.reward, device)
     reward = recipe_reward(recipe.reward, scoring)
     if context.is_main_process:
-        warn_over_long(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
+        warn_truncated_prompts(pipe, arguments, reward, [p.text for p in (*train_prompts, *validation_prompts)])
     sampler = choose_sampler(recipe, adaptive, arguments, store)
     return TrainingComponents(
         policy=policy,
@@ -108,11 +108,11 @@ def build_components(recipe: Recipe, folder: Path, context: DistributedContext =
     )
 
 
-def warn_over_long(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
+def warn_truncated_prompts(pipe: Any, arguments: dict[str, Any], reward: Reward, prompts: Sequence[str]) -> None:
     """Logs one warning if a text encoder or the reward truncates prompts, with their number."""
-    readers: list[Truncation] = over_long(pipe, arguments, prompts)
-    readers += reward.over_long(prompts) if isinstance(reward, ReadsTokens) else []
-    tell(readers, len(prompts))
+    truncations: list[Truncation] = count_truncated(pipe, arguments, prompts)
+    truncations += reward.count_truncated(prompts) if isinstance(reward, ReadsTokens) else []
+    warn_truncated(truncations, len(prompts))
 
 
 def choose_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tpdm.core.errors import BackboneError
-from tpdm.core.file_errors import first_fault, first_line
+from tpdm.core.file_errors import first_damage, first_line
 from tpdm.core.vocabulary import vocabulary_fault, vocabulary_files
 from tpdm.pipelines.loading.model_index import PipelineIndex
 from tpdm.pipelines.loading.weight_files import missing_weights, variant_of, variants
@@ -53,7 +53,7 @@ def load_components(
         _check_there(place, name, "config.json")
         if not (weights := _weights(place, variant)):
             raise BackboneError(f"{place} has {missing_weights(path.name for path in place.iterdir())}")
-        if fault := first_fault([place / "config.json", *weights]):
+        if fault := first_damage([place / "config.json", *weights]):
             raise BackboneError(_unusable(fault))
     parts = {name: _load(index, name, variant) for name in names if name not in networks}
     for name, part in parts.items():
@@ -108,7 +108,7 @@ def part_config(index: PipelineIndex, name: str) -> Any:
         read = cls.load_config if issubclass(cls, ModelMixin) else cls.config_class.from_pretrained
         return read(place, **where)
     except (OSError, ValueError, TypeError) as error:
-        fault = None if where else first_fault([Path(place) / "config.json"])
+        fault = None if where else first_damage([Path(place) / "config.json"])
         problem = f"config.json of {name} in {place}, which cannot be read ({first_line(error)})"
         raise BackboneError(_unusable(fault or problem)) from error
 
@@ -182,7 +182,7 @@ def _explain(index: PipelineIndex, name: str, variant: str | None, error: Except
     """Explains why a part cannot be loaded, with the damaged file if it can be found."""
     cls, place, line = index.part_class(name), _place(index, name), first_line(error).split(". ")[0]
     files = sorted(path for path in place.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
-    if fault := first_fault(path for path in files if variant_of(path.name) is None):
+    if fault := first_damage(path for path in files if variant_of(path.name) is None):
         return _unusable(fault)
     if isinstance(error, ImportError):
         return f"{name} in {place} needs a package that is not installed ({line}). Install that package."

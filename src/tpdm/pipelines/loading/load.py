@@ -27,31 +27,31 @@ from tpdm.pipelines.registry import DENOISER_ATTRIBUTES, DENOISERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-TrainingComponents = Literal["all", "text encoders", "all but text encoders"]
-ALL: TrainingComponents = "all"
-TEXT_ENCODERS: TrainingComponents = "text encoders"
-NO_TEXT_ENCODERS: TrainingComponents = "all but text encoders"
+LoadedParts = Literal["all", "text encoders", "all but text encoders"]
+ALL: LoadedParts = "all"
+TEXT_ENCODERS: LoadedParts = "text encoders"
+NO_TEXT_ENCODERS: LoadedParts = "all but text encoders"
 
 
 def load_pipeline(
     name_or_path: str | Path,
     dtype: str = "fp32",
     device: str | torch.device = "auto",
-    parts: TrainingComponents = "all",
+    parts: LoadedParts = "all",
     variant: str | None = None,
 ) -> Any:
     """Loads a diffusers pipeline, and checks that every file of it is complete.
 
-    diffusers makes up some parts whose files are missing. Here a missing or damaged file is an error that names it.
-    Only safetensors weights are read.
+    diffusers initializes some parts at random whose files are missing. Here a missing or damaged file is an error that
+    names it. Only safetensors weights are read.
 
     Args:
         name_or_path: "tinyworld" (the embedded model), a folder written by ``save_pretrained``, or a Hub name
             "owner/model".
         dtype: dtype of the networks: "fp32", "bf16" or "fp16". Default "fp32".
         device: A torch device, or "auto" for CUDA, then Apple's, then the CPU.
-        parts: Networks to load. The others are None, except that "text encoders" keeps the shapes of the denoiser.
-            Tokenizers are always loaded.
+        parts: Networks to load. The others are None, except that "text encoders" keeps the denoiser on the meta device.
+            Tokenizers are always loaded, and the embedded model always loads its denoiser.
         variant: Variant of the weight files: "fp16" reads ``model.fp16.safetensors``. It selects files, while ``dtype``
             is what they are converted to. None reads the plain files.
 
@@ -80,18 +80,19 @@ def load_pipeline(
             pipe = from_pretrained(builtin.WEIGHTS / "pipeline", DTYPES[dtype])
         pipe.set_progress_bar_config(disable=True)
         pipe = pipe.to(device)
-        for name in [n for n in pipe.components if n.startswith("text_encoder") and parts == "all but text encoders"]:
-            setattr(pipe, name, None)
+        if parts == NO_TEXT_ENCODERS:
+            for name in [n for n in pipe.components if n.startswith("text_encoder")]:
+                setattr(pipe, name, None)
         return pipe
     pipe = from_pretrained(name_or_path, DTYPES[dtype], parts, variant)
-    if parts != "text encoders":
+    if parts != TEXT_ENCODERS:
         return pipe.to(device)
     for name in [n for n, part in pipe.components.items() if n.startswith("text_encoder") and part is not None]:
         getattr(pipe, name).to(device)  # the denoiser has shapes only and stays on the meta device
     return pipe
 
 
-def load_backbone(backbone: BackboneConfig, device: str, parts: TrainingComponents = "all") -> Any:
+def load_backbone(backbone: BackboneConfig, device: str, parts: LoadedParts = "all") -> Any:
     """Loads the pipeline of a recipe. Networks that will be sharded or offloaded stay on the CPU.
 
     Args:
@@ -123,7 +124,7 @@ def offload(pipe: Any, way: Literal["none", "model", "sequential"], device: str)
 
 
 def from_pretrained(
-    name_or_path: str | Path, dtype: torch.dtype, parts: TrainingComponents = "all", variant: str | None = None
+    name_or_path: str | Path, dtype: torch.dtype, parts: LoadedParts = "all", variant: str | None = None
 ) -> Any:
     """Loads a diffusers pipeline to the CPU. Parts that were saved as None stay None.
 
@@ -185,7 +186,7 @@ def _quiet_assembly() -> Iterator[None]:
             diffusers_logging.enable_progress_bar()
 
 
-def _is_left_out(name: str, parts: TrainingComponents) -> bool:
+def _is_left_out(name: str, parts: LoadedParts) -> bool:
     if name.startswith("text_encoder"):
         return parts == "all but text encoders"
     return parts == "text encoders" and not name.startswith(("tokenizer", "scheduler"))

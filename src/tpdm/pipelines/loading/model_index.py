@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpdm.core.errors import BackboneError
-from tpdm.core.file_errors import first_fault, first_line
+from tpdm.core.file_errors import first_damage, first_line
 
 _FILE = "model_index.json"
 
@@ -103,7 +103,7 @@ def read_index(place: str | Path, name: str | Path | None = None) -> PipelineInd
             "the path."
         )
     file = Path(place) / _FILE
-    fault = first_fault([file]) if file.is_file() else None
+    fault = first_damage([file]) if file.is_file() else None
     content: Any = {}
     try:
         if fault is None:

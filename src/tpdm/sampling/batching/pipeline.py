@@ -19,7 +19,7 @@ from torch import Tensor
 from tpdm.core.solvers import Solver
 from tpdm.core.types import Decision, Observation, Policy
 from tpdm.pipelines.attach import AdaptiveOutput, AdaptivePipeline
-from tpdm.pipelines.compatibility import check_pipe, check_shared
+from tpdm.pipelines.compatibility import check_not_offloaded, check_pipe
 from tpdm.pipelines.probe import default_times
 from tpdm.pipelines.registry import find_denoiser, find_entry
 from tpdm.policies.tpm import TimePredictionModule
@@ -71,7 +71,7 @@ class BatchedPipeline:
         self, pipe: Any, num_slots: int, deterministic: bool = False, scheduler: SlotScheduler | None = None
     ) -> None:
         check_pipe(pipe)
-        check_shared(pipe)
+        check_not_offloaded(pipe)
         self.pipe = pipe
         self._copied = clone_pipeline(pipe)
         # Which runs share a micro-batch depends on timing, and so would the last bits of a deterministic run.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tpdm.core.types import Policy
 from tpdm.pipelines.arguments import is_argument_error
 from tpdm.pipelines.attach import attach
-from tpdm.pipelines.compatibility import check_pictures
+from tpdm.pipelines.compatibility import check_generates_images
 from tpdm.policies.pretrained import load_policy
 from tpdm.sampling.batching.denoiser import Slot
 from tpdm.sampling.batching.micro_batcher import clear_traceback_frames
@@ -117,7 +117,7 @@ class PipelineEngine:
         overrides: dict[str, Any] | None = None,
     ) -> None:
         defaults, overrides = defaults or {}, overrides or {}
-        check_pictures(pipe)
+        check_generates_images(pipe)
         policy = load_policy(tpm).to(pipe._execution_device) if isinstance(tpm, str | Path) else tpm
         trained = None if policy is None else attach(pipe, policy, defaults=overrides, pipeline_defaults=defaults)
         defaults = {**defaults, **overrides}

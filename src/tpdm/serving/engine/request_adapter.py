@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tpdm.core.errors import BackboneError, ConfigError
-from tpdm.data.truncation import count_over_long
+from tpdm.data.truncation import count_truncated_prompts
 from tpdm.pipelines.attach import AdaptivePipeline, attach
 from tpdm.pipelines.guidance import Guidance
-from tpdm.pipelines.truncation import readers
+from tpdm.pipelines.truncation import token_limits
 from tpdm.policies.conditioned import condition_policy
 from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.tpm import TimePredictionModule
@@ -156,16 +156,16 @@ class TruncationChecker:
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any]) -> None:
-        self._readers = [replace(one, tokenizer=copy.deepcopy(one.tokenizer)) for one in readers(pipe, arguments)]
+        self._limits = [replace(one, tokenizer=copy.deepcopy(one.tokenizer)) for one in token_limits(pipe, arguments)]
         self._mutex = threading.Lock()
 
     def warnings(self, request: ImageRequest) -> tuple[str, ...]:
         """Returns one sentence for each text and each encoder that truncates it. The sentences do not quote it."""
         warnings = []
         for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or "")):
-            for reader in self._readers:
+            for limit in self._limits:
                 with self._mutex:
-                    truncated = count_over_long(reader.tokenizer, reader.tokens, [text])
+                    truncated = count_truncated_prompts(limit.tokenizer, limit.tokens, [text])
                 if truncated:
-                    warnings.append(f"{field}: {reader.name} reads {reader.tokens} tokens and ignores the rest")
+                    warnings.append(f"{field}: {limit.name} reads {limit.tokens} tokens and ignores the rest")
         return tuple(warnings)
