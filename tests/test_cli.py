@@ -435,8 +435,8 @@ def test_a_served_reward_gets_what_was_asked_for(library, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--reward", "nope"], "expected one of tinyworld"),
-        (["--token-env", "TPDM_NO_SUCH_TOKEN"], "got no token in the environment variable 'TPDM_NO_SUCH_TOKEN'"),
+        (["--reward", "nope"], "must be one of tinyworld"),
+        (["--token-env", "TPDM_NO_SUCH_TOKEN"], "Environment variable 'TPDM_NO_SUCH_TOKEN' is not set"),
         (["--port", "0"], "Invalid value for '--port'"),
     ],
 )

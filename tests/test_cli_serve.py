@@ -142,7 +142,7 @@ def test_replicas_get_their_configuration(handed):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--token-env", "TPDM_NO_SUCH_TOKEN"], "got no token in the environment variable"),
+        (["--token-env", "TPDM_NO_SUCH_TOKEN"], "Environment variable 'TPDM_NO_SUCH_TOKEN' is not set"),
         (["--tpm", "no/such/folder"], "no/such/folder"),
         (["--backbone", "/no/such/folder"], "expected 'tinyworld'"),
         (["--device", "cuda:1", "--replicas", "2"], "--device is cuda:1 with --replicas"),

@@ -154,19 +154,19 @@ def test_prompts_that_the_tpm_was_trained_on_are_refused(trained, tmp_path, capl
     assert not caplog.records
     for change in ("prompts.held_out_fraction=0.6", "validation.prompts=1"):
         other = small(trained, "first", change)
-        with pytest.raises(ConfigError, match=rf"got \d+ of 6 prompts that this TPM .*{change.split('=')[0]} was"):
+        with pytest.raises(ConfigError, match=rf"used \d+ of the 6 prompts .*{change.split('=')[0]} was"):
             evaluate(other, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     more = small(trained, "first", "prompts.limit=400", "sampling.max_steps=9")  # others, and none that it knows
     check_no_leakage(more, *make_tasks(more))
-    assert "evaluated otherwise than trained: sampling.max_steps was 12 and is 9" in caplog.text
+    assert "differ from those of the training: sampling.max_steps was 12 and is 9" in caplog.text
     elsewhere = small(tmp_path, "no-run", "prompts.held_out_fraction=0.6")
     check_no_leakage(elsewhere, *make_tasks(elsewhere))
 
 
 def test_what_is_missing_is_said_before_anything_is_made(trained, tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no trained TPM, .* train first"):
+    with pytest.raises(CheckpointError, match=r"contains no trained TPM\. .* Train it first"):
         evaluate(small(tmp_path, "first"))
     lost = small(trained, "first", "evaluation.features=clip:x", "evaluation.reference=nowhere")
-    with pytest.raises(ConfigError, match=r"got evaluation\.reference nowhere, which is no folder"):
+    with pytest.raises(ConfigError, match=r"evaluation\.reference is nowhere, which is not a folder"):
         evaluate(lost, tmp_path / "refused")

@@ -1,4 +1,4 @@
-"""What an evaluation is measured anew for, and what not."""
+"""Settings that change the results change the fingerprint, and others do not."""
 
 from dataclasses import replace
 from importlib import resources
@@ -39,21 +39,21 @@ def composite(mean):
         "reward.batch=3",
     ],
 )
-def test_what_moves_memory_alone_keeps_the_rows(change):
+def test_settings_of_memory_keep_the_rows(change):
     assert fingerprint(recipe(change), *tasks()) == fingerprint(recipe(), *tasks())
 
 
-def test_a_border_that_moved_between_the_same_prompts_does_not():
+def test_another_split_of_the_same_prompts_measures_again():
     assert fingerprint(recipe(), *tasks(2)) != fingerprint(recipe(), *tasks(3))
 
 
-def test_other_negative_prompts_do_not():
+def test_other_negative_prompts_measure_again():
     bare, blurred, dark = (fingerprint(recipe(), *tasks(negatives=n)) for n in (None, ["blur"] * 5, ["dark"] * 5))
     assert bare != blurred
     assert blurred != dark
 
 
-def test_another_scale_of_a_composite_does_not():
+def test_another_scale_of_a_composite_measures_again():
     one, two = (fingerprint(recipe(), *tasks(reward=composite(mean))) for mean in (0.0, 0.5))
     assert one["reward"] == two["reward"]
     assert one != two

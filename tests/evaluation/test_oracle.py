@@ -1,4 +1,4 @@
-"""Oracles where the best choice is known."""
+"""The upper bound equals known optima."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tpdm.evaluation.oracle import allocation, at_steps
 
 
-def test_an_allocation_gives_steps_to_those_who_need_them():
+def test_an_allocation_gives_steps_to_images_that_need_them():
     # Half of the images are done after 2 steps, the other half need 10.
     score_NB = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.2, 0.2], [1.0, 1.0, 1.0, 1.0]])
     points = allocation(score_NB, [2, 4, 10])

@@ -1,4 +1,4 @@
-"""Plots are pictures of any data that can occur; what they look like was looked at."""
+"""Plots can be drawn from all data that occur. Their appearance was checked by hand."""
 
 import base64
 import xml.etree.ElementTree as ET
@@ -55,11 +55,11 @@ def test_policies_of_any_name_and_number():
     svg(plots.quality_against_steps(dict.fromkeys(names, TPDM), "score", "score"))
 
 
-def test_difficulty_that_is_continuous():
+def test_continuous_difficulty():
     svg(plots.steps_against_difficulty([[0.1 * i, i] for i in range(40)]))
 
 
-def test_training_curves_of_what_is_there():
+def test_training_curves_of_the_available_keys():
     assert len(training_curves(metrics())) == 5
     assert training_curves([]) == []
     captions = [caption for caption, _ in training_curves([m for m in metrics() if m["kind"] == "validation"])]
@@ -69,7 +69,7 @@ def test_training_curves_of_what_is_there():
     assert len(training_curves(broken)) == 4
 
 
-def test_no_global_state_of_matplotlib():
+def test_global_state_of_matplotlib_is_unchanged():
     before = dict(matplotlib.rcParams)
     plots.steps_histogram(TPDM)
     assert dict(matplotlib.rcParams) == before
@@ -84,14 +84,14 @@ def test_every_length_of_a_prompt_is_in_one_bin_and_no_bin_is_empty(words):
     assert all(any(low <= n <= high for n in words) for low, high in bins)
 
 
-def test_longer_prompts_that_get_more_steps_are_said():
+def test_the_caption_reports_that_longer_prompts_get_more_steps():
     rows = [{"prompt": "word " * n, "steps": 2 * n} for n in range(1, 20)]
     assert length_relation(rows).startswith("Rank correlation of steps and words 1.00 [")
-    assert "does not exist" in length_relation([{**row_, "prompt": "one"} for row_ in rows])
+    assert "is undefined" in length_relation([{**row_, "prompt": "one"} for row_ in rows])
 
 
 @pytest.mark.parametrize(("kept", "shown"), [(4, True), (2, False), (None, False)])
-def test_the_star_is_on_the_validation_whose_tpm_was_kept(kept, shown):
+def test_the_star_marks_the_validation_of_the_saved_tpm(kept, shown):
     rows = [{"kind": "validation", "update": u, "objective_mean": o} for u, o in ((0, 0.1), (3, 0.9), (4, 0.8))]
     starred = []
 
@@ -107,7 +107,7 @@ def test_the_star_is_on_the_validation_whose_tpm_was_kept(kept, shown):
     assert starred == ([(4, 0.8)] if shown else [])
 
 
-def test_images_of_one_prompt_say_no_more_than_the_prompt():
+def test_copies_of_an_image_do_not_narrow_the_interval():
     generator = np.random.default_rng(0)
     steps, words = generator.integers(2, 20, 48), generator.integers(1, 9, 48)
     rows = [

@@ -1,4 +1,4 @@
-"""Where numbers come from: the commit of this very code, or none."""
+"""The provenance contains the commit of the running code, or none."""
 
 import re
 import subprocess
@@ -25,23 +25,23 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_a_file_of_a_checkout_has_its_commit(checkout):
+def test_a_file_in_a_checkout_has_its_commit(checkout):
     assert re.fullmatch("[0-9a-f]{40}", git_revision(checkout / "tracked.py") or "")
 
 
-def test_a_copy_that_is_installed_below_somebody_elses_checkout_has_none(checkout):
+def test_a_copy_installed_in_another_checkout_has_no_commit(checkout):
     installed = checkout / "venv" / "installed.py"
     installed.parent.mkdir()
     installed.write_text("", encoding="utf-8")
     assert git_revision(installed) is None
 
 
-def test_without_git_an_evaluation_is_not_lost_in_its_last_minute(checkout, monkeypatch):
+def test_a_missing_git_does_not_stop_an_evaluation(checkout, monkeypatch):
     monkeypatch.setenv("PATH", str(checkout))
     assert git_revision(checkout / "tracked.py") is None
 
 
-def test_a_folder_that_is_no_checkout_has_none(tmp_path):
+def test_a_folder_without_git_has_no_commit(tmp_path):
     (tmp_path / "file.py").write_text("", encoding="utf-8")
     # Whatever lies above a temporary folder, the file is not in it.
     assert git_revision(tmp_path / "file.py") is None

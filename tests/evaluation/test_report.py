@@ -205,7 +205,7 @@ def test_same_folder_same_report(folder, html):
 
 
 @pytest.mark.parametrize("damage", ["summary.json", "results.jsonl", "broken", "tpdm"])
-def test_a_folder_that_is_no_demo(tmp_path, damage):
+def test_an_incomplete_folder_is_refused(tmp_path, damage):
     folder = write_folder(tmp_path / "run", with_pictures=False)
     if damage == "broken":
         (folder / "summary.json").write_text("{")
@@ -213,7 +213,7 @@ def test_a_folder_that_is_no_demo(tmp_path, damage):
         write_lines(folder / "results.jsonl", [row("static-28", i) for i in range(3)])
     else:
         (folder / damage).unlink()
-    with pytest.raises(ConfigError, match="expected"):
+    with pytest.raises(ConfigError, match=r"must contain a finished evaluation|Let the evaluation finish"):
         write_report(folder, "no")
     assert not (folder / "report.html").exists()
 

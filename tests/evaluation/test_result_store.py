@@ -1,4 +1,4 @@
-"""What an evaluation keeps: whole rows with their pictures, and nothing of another TPM."""
+"""The store keeps complete rows with their images, and no rows of another TPM."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ def rows(first: int, count: int) -> list[dict]:
     return [{"index": i, "score": i / 10} for i in range(first, first + count)]
 
 
-def test_rows_and_pictures_come_back(tmp_path):
+def test_rows_and_images_are_stored(tmp_path):
     store = Store(tmp_path, {"tpm": "a"})
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     store.add("tpdm, quality 0.5", rows(0, 2), images)
@@ -27,7 +27,7 @@ def test_rows_and_pictures_come_back(tmp_path):
     assert (kept == images[1]).all()
 
 
-def test_a_line_that_a_kill_cut_off_is_measured_again(tmp_path):
+def test_an_incomplete_line_is_measured_again(tmp_path):
     store = Store(tmp_path, {"tpm": "a"})
     store.add("p", rows(0, 2), None)
     path = next((tmp_path / "rows").glob("p.jsonl"))
@@ -40,20 +40,20 @@ def test_a_line_that_a_kill_cut_off_is_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize("fingerprint", [{"tpm": "b"}, {"tpm": "a", "judges": ["clip"]}])
-def test_rows_of_another_tpm_are_thrown_away(tmp_path, fingerprint):
+def test_rows_of_another_tpm_are_deleted(tmp_path, fingerprint):
     Store(tmp_path, {"tpm": "a"}).add("p", rows(0, 2), np.zeros((2, 2, 2, 3), np.uint8))
     assert Store(tmp_path, fingerprint).rows("p") == []
     assert not (tmp_path / "pictures").exists()
 
 
-def test_a_shared_folder_is_not_emptied_for_another_evaluation(tmp_path):
+def test_a_shared_folder_with_other_rows_is_refused(tmp_path):
     Store(tmp_path, {"prompts": "a", "reward": "r"}, shared=True).add("p", rows(0, 2), None)
-    with pytest.raises(ConfigError, match="have another prompts, expected"):
+    with pytest.raises(ConfigError, match=r"have another prompts\. They must"):
         Store(tmp_path, {"prompts": "b", "reward": "r"}, shared=True)
     assert Store(tmp_path, {"prompts": "a", "reward": "r"}, shared=True).rows("p") == rows(0, 2)
 
 
-def test_who_comes_second_waits_and_finds_the_rows(tmp_path):
+def test_a_second_process_waits_and_uses_the_rows(tmp_path):
     first, second = Store(tmp_path, {}, shared=True), Store(tmp_path, {}, shared=True)
     found, begun = [], threading.Event()
 

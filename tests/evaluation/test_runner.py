@@ -1,4 +1,4 @@
-"""Baselines that are made from a policy's own schedules, and the measure of difficulty."""
+"""Baselines from a policy's own schedules, difficulty, and the rows of an evaluation."""
 
 from itertools import pairwise
 
@@ -42,7 +42,7 @@ def test_shuffled_schedules_are_the_same_schedules():
     assert shuffled != times
 
 
-def test_difficulty_is_where_the_score_stays_near_its_best():
+def test_difficulty_is_the_step_count_where_the_score_stays_near_its_best():
     # Rows: N = 2, 4, 8. The second image touches its best early and loses it again; the third needs everything.
     scores = {2: [0.9, 1.0, 0.0], 4: [1.0, 0.2, 0.5], 8: [1.0, 1.0, 1.0]}
     results = [result_of([[1.0, 0.0]] * 3, s) for s in scores.values()]
@@ -58,7 +58,7 @@ def test_bytes_round_and_clip():
     assert to_uint8(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_none(monkeypatch):
+def test_rows_have_parts_only_for_a_composite(monkeypatch):
     import torch
 
     from tpdm.policies.fixed import FixedSchedule
@@ -95,7 +95,7 @@ def test_rows_hold_the_parts_of_a_composite_and_nothing_else_where_there_are_non
     assert all("parts" not in row for row in plain.rows)
 
 
-def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipes_slices(monkeypatch):
+def test_a_batch_that_ran_out_of_memory_stays_smaller(monkeypatch):
 
     import torch
 
@@ -130,14 +130,14 @@ def test_what_does_not_fit_once_is_not_tried_again_and_decoding_is_in_the_recipe
     assert set(sliced) == {5}
 
 
-def test_the_first_prompts_come_with_all_their_images():
+def test_first_keeps_all_images_of_its_prompts():
     task = compare.EvalTask(["a", "a", "b", "b", "c", "c"], [*range(6)], None, {}, None, None, negatives=[*"xxyyzz"])
     first = task.first(2)
     assert (first.prompts, first.seeds, first.negatives) == (["a", "a", "b", "b"], [0, 1, 2, 3], [*"xxyy"])
     assert compare.EvalTask(["a", "a", "b"], [0, 1, 2], None, {}, None, None).first(2).seeds == [0, 1]
 
 
-def test_an_oracle_is_not_asked_beyond_the_schedules_it_may_choose_from():
+def test_an_oracle_is_not_reported_beyond_its_schedules():
     from tpdm.evaluation.evaluate import oracle_gap
 
     grid = [result_of([[1.0] * n + [0.0]] * 3, [0.1 * n, 0.2, 0.3]) for n in (3, 5)]
@@ -145,7 +145,7 @@ def test_an_oracle_is_not_asked_beyond_the_schedules_it_may_choose_from():
         assert (oracle_gap(grid, result_of([[1.0] * steps + [0.0]] * 3)) is not None) == known
 
 
-def test_judges_of_one_name_keep_their_own_columns():
+def test_judges_with_the_same_name_have_their_own_columns():
     from types import SimpleNamespace
 
     from tpdm.evaluation.tasks import _labeled

@@ -1,4 +1,4 @@
-"""Intervals against closed forms and brute force; their coverage by simulation."""
+"""Intervals equal closed forms and brute force. Simulations test their coverage."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ values = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=3, m
 few = settings(max_examples=40, deadline=None)
 
 
-def test_interval_of_a_mean_is_the_normal_one_for_many_images():
+def test_the_interval_of_a_mean_approaches_the_normal_one():
     x = np.random.default_rng(0).normal(0.3, 2.0, 2_000)
     mean, low, high = paired_bootstrap(x)
     half = 1.959964 * x.std() / math.sqrt(len(x))
@@ -30,14 +30,14 @@ def test_interval_of_a_mean_is_the_normal_one_for_many_images():
     assert high == pytest.approx(mean + half, abs=0.05 * half)
 
 
-def test_interval_of_five_values_against_all_resamples():
+def test_the_interval_of_five_values_equals_that_of_all_resamples():
     x = [0.0, 1.0, 5.0, 2.3, 9.1]
     means = [np.mean(draw) for draw in itertools.product(x, repeat=5)]
     low, high = np.quantile(means, (0.025, 0.975))
     assert paired_bootstrap(x) == pytest.approx((3.48, low, high), abs=0.15)
 
 
-def test_interval_covers_the_truth_in_95_of_100_experiments():
+def test_the_interval_covers_the_true_mean_in_95_percent_of_experiments():
     generator = np.random.default_rng(1)
     # Skewed, as differences of scores are.
     intervals = [paired_bootstrap(generator.exponential(1, 150), seed=i, resamples=400) for i in range(600)]
@@ -47,7 +47,7 @@ def test_interval_covers_the_truth_in_95_of_100_experiments():
 
 @few
 @given(values, st.integers(0, 9), st.floats(-5, 5))
-def test_interval_moves_with_the_data(x, seed, shift):
+def test_the_interval_shifts_and_scales_with_the_data(x, seed, shift):
     mean, low, high = paired_bootstrap(x, seed, 200)
     assert min(x) - 1e-9 <= low <= high <= max(x) + 1e-9
     assert paired_bootstrap(np.add(x, shift), seed, 200) == pytest.approx(
@@ -55,7 +55,7 @@ def test_interval_moves_with_the_data(x, seed, shift):
     )
 
 
-def test_same_seed_same_interval_whatever_the_chunk(monkeypatch):
+def test_the_interval_depends_on_the_seed_and_not_on_the_chunk(monkeypatch):
     x = np.random.default_rng(2).normal(size=37)
     whole = paired_bootstrap(x, seed=3, resamples=999)
     assert paired_bootstrap(x, seed=3, resamples=999) == whole
@@ -83,7 +83,7 @@ def test_quantile_of_difference():
         quantile_of_difference(x, 1.5)
 
 
-def test_a_quantile_by_brute_force():
+def test_a_quantile_equals_brute_force():
     generator = np.random.default_rng(3)
     x, odds = generator.normal(size=40), generator.uniform(0.1, 1, 40)
     for q in (0, 0.01, 0.3, 0.5, 1):
@@ -92,7 +92,7 @@ def test_a_quantile_by_brute_force():
 
 
 @pytest.mark.parametrize("samples", [2, 8])
-def test_intervals_cover_the_truth_where_images_of_a_prompt_are_alike(samples):
+def test_intervals_cover_the_true_mean_if_images_of_a_prompt_are_correlated(samples):
     generator, covered = np.random.default_rng(6), []
     for i in range(400):
         x = np.repeat(generator.normal(size=100), samples) + generator.normal(size=100 * samples)
@@ -111,7 +111,7 @@ def test_images_of_a_prompt_are_counted():
 
 @few
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
-def test_ranks_are_average_places(x):
+def test_ties_get_their_average_rank(x):
     below = [sum(b < a for b in x) for a in x]
     upto = [sum(b <= a for b in x) for a in x]
     assert ranks(x).tolist() == [(lo + 1 + hi) / 2 for lo, hi in zip(below, upto, strict=True)]
@@ -119,7 +119,7 @@ def test_ranks_are_average_places(x):
 
 @few
 @given(st.permutations(range(9)))
-def test_spearman_without_ties_is_the_closed_form(order):
+def test_spearman_without_ties_equals_the_closed_form(order):
     n = len(order)
     expected = 1 - 6 * sum((i - p) ** 2 for i, p in enumerate(order)) / (n * (n**2 - 1))
     found = spearman(range(n), order, resamples=50)
@@ -138,14 +138,14 @@ def test_spearman_with_ties():
 
 @few
 @given(values, st.integers(0, 3))
-def test_spearman_sees_order_only(x, seed):
+def test_spearman_depends_on_ranks_only(x, seed):
     y = np.arange(len(x)) % 3
     direct = spearman(x, y, seed, 50)
     assert spearman(3 * np.asarray(x) - 7, y, seed, 50) == direct
     assert spearman(x, x, seed, 50) == (pytest.approx((1, 1, 1)) if len(set(x)) > 1 else None)
 
 
-def test_spearman_interval_tells_a_relation_from_none():
+def test_the_spearman_interval_separates_a_relation_from_none():
     generator = np.random.default_rng(5)
     x = generator.normal(size=200)
     related, unrelated = spearman(x, x + generator.normal(size=200)), spearman(x, generator.normal(size=200))
@@ -155,14 +155,14 @@ def test_spearman_interval_tells_a_relation_from_none():
     assert unrelated[1] < 0 < unrelated[2]
 
 
-def test_spearman_that_does_not_exist():
+def test_spearman_is_none_if_undefined():
     assert spearman([1, 1, 1, 1], [1, 2, 3, 4]) is None
     assert spearman([1, 2], [1, 2]) is None
     assert spearman([], []) is None
 
 
 @pytest.mark.parametrize("bad", [[], [1.0], [1.0, math.nan], [[1.0, 2.0], [3.0, 4.0]]])
-def test_values_that_say_nothing_are_refused(bad):
+def test_invalid_values_are_refused(bad):
     with pytest.raises(ValueError, match="got"):
         paired_bootstrap(bad)
 
@@ -172,7 +172,7 @@ def test_spearman_refuses_unequal_lengths():
         spearman([1, 2, 3], [1, 2])
 
 
-def test_spearman_draws_a_prompt_with_all_its_images():
+def test_spearman_resamples_whole_prompts():
     generator = np.random.default_rng(7)
     x, y = generator.normal(size=(2, 40))
     alone, four = spearman(x, y), spearman(np.repeat(x, 4), np.repeat(y, 4), samples=4)

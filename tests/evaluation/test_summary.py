@@ -1,4 +1,4 @@
-"""What is said of a policy beside a control that is a mixture, and of several images of a prompt."""
+"""Summaries of policies compared with a mixture, and of several images per prompt."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def result(name, scores, steps, samples=1):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_policy_that_is_the_mixture_wins_half_and_loses_what_the_mixture_loses(share):
+def test_the_mixture_itself_wins_half_against_the_mixture(share):
     generator = np.random.default_rng(0)
     eight = generator.normal(0.8, 0.05, 2_000)
     nine = eight + generator.exponential(0.02, 2_000)  # the ninth step helps every image
@@ -46,7 +46,7 @@ def test_a_policy_that_is_the_mixture_wins_half_and_loses_what_the_mixture_loses
     assert found["worst"][1] <= expected <= found["worst"][2]
 
 
-def test_images_of_one_prompt_are_drawn_together():
+def test_images_of_one_prompt_are_resampled_together():
     generator = np.random.default_rng(1)
     gain = np.repeat(generator.normal(0, 1, 64), 4)
     zero = result("static-8", np.zeros(256), 8, samples=4)

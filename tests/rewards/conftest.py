@@ -1,4 +1,4 @@
-"""Tiny published files, written as their authors write them, with the tokenizers beside them."""
+"""Tiny files in the published layouts, with tokenizers in the same folders."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def blip_shape(size: BlipSize) -> BlipShape:
 def clip_folder(tmp_path_factory) -> tuple[Path, OpenClip]:
     """A CLIP in transformers' layout with OpenAI's activation, and the independent model with its weights."""
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)  # whichever test asks first
+    torch.manual_seed(0)  # the fixture does not depend on the order of tests
     reference = randomize(OpenClip(TINY_CLIP, quick_gelu))
     config = clip_config(TINY_CLIP, "quick_gelu")
     fill(lambda: CLIPModel(config), from_open_clip(reference.state_dict(), "test"), "test").save_pretrained(folder)
@@ -115,7 +115,7 @@ def imagereward_folder(tmp_path_factory) -> tuple[Path, PublishedImageReward]:
     reference = PublishedImageReward(TINY_BLIP).eval()
     randomize(reference.blip)
     torch.save(reference.state_dict(), folder / IMAGEREWARD_FILE)
-    # As published: BERT's tokenizer has two tokens less than BLIP knows.
+    # As published: BERT's tokenizer has two tokens fewer than BLIP.
     fillers = [f"word{n}" for n in range(TINY_BLIP.vocabulary - 2 - len(WORDS))]
     (folder / "vocab.txt").write_text("\n".join([*WORDS, *fillers]))
     return folder, reference.requires_grad_(False)
@@ -123,7 +123,7 @@ def imagereward_folder(tmp_path_factory) -> tuple[Path, PublishedImageReward]:
 
 @pytest.fixture(scope="session")
 def aesthetic_folder(tmp_path_factory, clip_folder) -> tuple[Path, Head]:
-    """The head's file beside a copy of the CLIP."""
+    """The head's file and a copy of the CLIP in one folder."""
     folder = tmp_path_factory.mktemp("aesthetic")
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((clip_folder[0] / name).read_bytes())

@@ -1,4 +1,4 @@
-"""Several rewards as one: what is added, what is measured, what comes back from disk."""
+"""Composite rewards: weighted sum, calibration, and statistics on disk."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tpdm.rewards.composite import CompositeReward, RewardPart, Standard, comput
 
 @dataclass(frozen=True)
 class Brightness:
-    """``factor`` times the mean of the picture, plus ``shift``."""
+    """``factor`` times the mean of the image, plus ``shift``."""
 
     name: str
     factor: float = 1.0
@@ -39,13 +39,13 @@ def composite(*parts):
     return CompositeReward(tuple(RewardPart(reward.name, reward, weight) for reward, weight in parts))
 
 
-def test_the_weighted_sum_of_standardised_scores():
+def test_weighted_sum_of_standardized_scores():
     first, later, prompts = images(20, 0), images(5, 1), ["p"] * 20
     reward = composite((Brightness("bright", 50, -7), 2.0), (Red(), -0.5)).calibrated(first, prompts)
     bright, red = first.mean((1, 2, 3)) * 50 - 7, first[:, 0].mean((1, 2))
-    wanted = 2 * (later.mean((1, 2, 3)) * 50 - 7 - bright.mean()) / bright.std(correction=0)
-    wanted -= 0.5 * (later[:, 0].mean((1, 2)) - red.mean()) / red.std(correction=0)
-    assert torch.allclose(reward.score(later, prompts[:5]), wanted, atol=1e-4)
+    expected = 2 * (later.mean((1, 2, 3)) * 50 - 7 - bright.mean()) / bright.std(correction=0)
+    expected -= 0.5 * (later[:, 0].mean((1, 2)) - red.mean()) / red.std(correction=0)
+    assert torch.allclose(reward.score(later, prompts[:5]), expected, atol=1e-4)
     assert abs(float(reward.score(first, prompts).mean())) < 1e-5
     scored = compute_rewards(reward, later, prompts[:5])
     assert torch.equal(scored.score_B, reward.score(later, prompts[:5]))
@@ -60,23 +60,23 @@ def test_the_unit_of_a_part_does_not_matter(factor, shift):
         for unit in ((1.0, 0.0), (factor, shift))
     )
     difference = plain.score(images(4, 2), ["p"] * 4) - scaled.score(images(4, 2), ["p"] * 4)
-    # A large shift costs digits of the fp32 scores themselves.
+    # A large shift reduces the precision of the fp32 scores.
     assert float(difference.abs().max()) < 1e-3 + 1e-4 * abs(shift) / factor
 
 
-def test_any_other_reward_has_no_parts():
+def test_a_single_reward_has_no_parts():
     scored = compute_rewards(Red(), images(3, 0), ["p"] * 3)
     assert scored.parts == {}
     assert torch.equal(scored.score_B, images(3, 0)[:, 0].mean((1, 2)))
 
 
-def test_without_statistics_nothing_is_scored():
-    with pytest.raises(RewardError, match=r"without statistics\. .* calibrate it on a batch"):
+def test_scoring_without_statistics_is_refused():
+    with pytest.raises(RewardError, match=r"has no statistics\. .* Call calibrated\(\) with a batch"):
         composite((Red(), 1.0)).score(images(2, 0), ["a", "b"])
 
 
-def test_a_part_that_scores_all_alike_is_refused():
-    with pytest.raises(RewardError, match="Part 'flat' of the reward gives 3 to all 4 calibration images"):
+def test_a_part_with_constant_scores_is_refused():
+    with pytest.raises(RewardError, match="Part 'flat' of the reward gives all 4 calibration images the score 3"):
         composite((Red(), 1.0), (Brightness("flat", 0.0, 3.0), 1.0)).calibrated(images(4, 0), ["p"] * 4)
 
 
@@ -86,7 +86,7 @@ def test_a_failure_names_the_part():
         reward.calibrated(images(2, 0), ["a prompt", "b"])
 
 
-def test_statistics_come_back_bit_for_bit(tmp_path):
+def test_statistics_are_saved_bit_for_bit(tmp_path):
     bare = composite((Brightness("bright", 1 / 3), 1.0), (Red(), 1.0))
     reward = bare.calibrated(images(9, 0), ["p"] * 9)
     save_standards(reward, tmp_path)
@@ -102,9 +102,12 @@ def test_statistics_come_back_bit_for_bit(tmp_path):
         ("{", "cannot be read"),
         ("[1]", "cannot be read"),
         ('{"red": {"mean": 1}}', "cannot be read"),
-        ('{"blue": {"mean": 1, "sd": 1}}', r"with statistics of \['blue'\], expected those of \['red'\]"),
-        ('{"red": {"mean": 1, "sd": 0}}', "with statistics of"),
-        ('{"red": {"mean": NaN, "sd": 1}}', "with statistics of"),
+        (
+            '{"blue": {"mean": 1, "sd": 1}}',
+            r"contains statistics of \['blue'\]\. The reward needs valid statistics of \['red'\]",
+        ),
+        ('{"red": {"mean": 1, "sd": 0}}', "contains statistics of"),
+        ('{"red": {"mean": NaN, "sd": 1}}', "contains statistics of"),
     ],
 )
 def test_damaged_statistics_are_refused(tmp_path, content, words):
@@ -114,6 +117,6 @@ def test_damaged_statistics_are_refused(tmp_path, content, words):
         run_reward(composite((Red(), 1.0)), tmp_path)
 
 
-def test_the_file_can_be_read_by_people(tmp_path):
+def test_the_file_is_readable_json(tmp_path):
     save_standards(CompositeReward((RewardPart("red", Red(), 1.0),), {"red": Standard(0.5, 0.25)}), tmp_path)
     assert json.loads((tmp_path / "reward-statistics.json").read_text()) == {"red": {"mean": 0.5, "sd": 0.25}}

@@ -1,4 +1,4 @@
-"""A function of your own."""
+"""Custom rewards: a Python function as a reward."""
 
 import sys
 
@@ -24,7 +24,7 @@ def wrong(images, prompts):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with modules in it that are forgotten afterwards."""
+    """The current folder, with modules that are removed from sys.modules afterwards."""
     (tmp_path / "own_reward_here.py").write_text(MODULE)
     (tmp_path / "broken_reward_here.py").write_text("raise RuntimeError('two\\nlines')")
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def test_a_module_in_the_current_folder(folder):
     assert torch.allclose(scores, images[:, 0].mean((1, 2)).float())
 
 
-def test_it_gets_no_more_images_than_a_batch(folder):
+def test_a_call_has_at_most_batch_images(folder):
     sizes = []
     images = torch.rand(5, 3, 2, 4)
     counted = FunctionReward(
@@ -52,12 +52,15 @@ def test_it_gets_no_more_images_than_a_batch(folder):
     assert sizes == [2, 2, 1]
     assert torch.equal(scores, images[:, 0, 0, 0])
     alone = FunctionReward("alone", lambda images, prompts: images[0, 0, 0], batch=2)
-    with pytest.raises(RewardError, match=r"Reward 'alone' returned \(4,\) for 2 images from 'a' on\. .*\(2,\)"):
+    with pytest.raises(
+        RewardError,
+        match=r"Reward 'alone' returned a tensor of shape \(4,\) for 2 images, .* 'a'\. It must return .*\(2,\)",
+    ):
         checked_scores(alone, images, list("abcde"))
     assert load_reward("python:own_reward_here:red", batch=2).batch == 2
 
 
-def test_its_failure_names_it_and_the_prompt(folder):
+def test_the_error_names_the_function_and_the_prompt(folder):
     with pytest.raises(RewardError, match=r"Reward 'python:own_reward_here:wrong' failed on 'a'.*KeyError"):
         checked_scores(load_reward("python:own_reward_here:wrong"), torch.rand(1, 3, 4, 4), ["a"])
 
@@ -75,13 +78,13 @@ def test_its_failure_names_it_and_the_prompt(folder):
         (".relative:red", "cannot be imported"),
     ],
 )
-def test_what_is_no_function(folder, place, words):
+def test_invalid_functions_are_refused(folder, place, words):
     with pytest.raises(RewardError, match=words) as caught:
         load_reward(f"python:{place}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_function_that_works_in_place_changes_nobody_elses_pictures():
+def test_a_function_in_place_does_not_change_the_images():
     images = torch.rand(4, 3, 2, 2)
     before = images.clone()
     reward = FunctionReward("in place", lambda x, prompts: x.sub_(0.5).mean((1, 2, 3)), batch=2)
@@ -90,9 +93,9 @@ def test_a_function_that_works_in_place_changes_nobody_elses_pictures():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_picture_that_is_not_finite_is_said_whatever_the_reward_makes_of_it(value):
+def test_an_image_that_is_not_finite_is_refused_whatever_the_score(value):
     images = torch.rand(3, 3, 2, 2)
     images[1, 2, 0, 1] = value
     blind = FunctionReward("blind", lambda x, prompts: torch.zeros(len(x)))
-    with pytest.raises(RewardError, match=r"The image of 'b' with seed 8 contains .*backbone\.dtype"):
+    with pytest.raises(RewardError, match=r"The image of 'b' with seed 8 contains NaN .*backbone\.dtype"):
         checked_scores(blind, images, list("abc"), [7, 8, 9])

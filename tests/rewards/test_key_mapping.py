@@ -1,4 +1,4 @@
-"""The full list of published names, at full size and without memory, covers every weight of the model exactly."""
+"""Every published name maps to exactly one weight of the full-size model (on the meta device)."""
 
 import pytest
 import torch
@@ -19,10 +19,10 @@ def shapes(tensors):
 def test_open_clip_vit_h_14():
     with torch.device("meta"):
         published = OpenClip(VIT_H_14).state_dict()
-        wanted = CLIPModel(vit_h_14()).state_dict()
+        expected = CLIPModel(vit_h_14()).state_dict()
     assert len(published) == 686  # counted in the published model
-    assert len(wanted) == 910
-    assert shapes(from_open_clip(published, "test")) == shapes(wanted)
+    assert len(expected) == 910
+    assert shapes(from_open_clip(published, "test")) == shapes(expected)
 
 
 def test_imagereward():
@@ -31,13 +31,13 @@ def test_imagereward():
         published = PublishedImageReward(BLIP_LARGE).state_dict()
         vision, text = BlipVisionModel(shape.vision), BlipTextModel(shape.text, add_pooling_layer=False)
         head = make_head(768)
-    eyes, words = below(published, "blip.visual_encoder."), below(published, "blip.text_encoder.")
-    assert len(eyes) == 294
-    assert len(words) == 317  # one of them the positions
-    assert shapes(from_blip_vit(eyes, "test")) == shapes(vision.state_dict())
-    assert shapes(from_med_bert(words)) == shapes(text.state_dict())
+    vision_weights, text_weights = below(published, "blip.visual_encoder."), below(published, "blip.text_encoder.")
+    assert len(vision_weights) == 294
+    assert len(text_weights) == 317  # one of them contains the position ids
+    assert shapes(from_blip_vit(vision_weights, "test")) == shapes(vision.state_dict())
+    assert shapes(from_med_bert(text_weights)) == shapes(text.state_dict())
     assert shapes(below(published, "mlp.layers.")) == shapes(head.state_dict())
-    assert text.encoder.layer[0].crossattention.self.num_attention_heads == 12  # no shape tells
+    assert text.encoder.layer[0].crossattention.self.num_attention_heads == 12  # not visible in any shape
 
 
 def test_the_head_has_the_published_numbers():
@@ -49,7 +49,9 @@ def test_the_head_has_the_published_numbers():
 )
 def test_a_name_of_another_layout_is_refused(name):
     tensors = {**OpenClip(TINY_CLIP).state_dict(), name: torch.zeros(1)}
-    with pytest.raises(RewardError, match=f"got a weight named '{name}', expected those of an open_clip model"):
+    with pytest.raises(
+        RewardError, match=f"a weight named '{name}'. It must contain the weights of an open_clip model"
+    ):
         from_open_clip(tensors, "test")
-    with pytest.raises(RewardError, match="expected those of BLIP's vision transformer"):
+    with pytest.raises(RewardError, match="must contain the weights of BLIP's vision transformer"):
         from_blip_vit({name: torch.zeros(1)}, "test")

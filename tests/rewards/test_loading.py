@@ -1,4 +1,4 @@
-"""Rewards by name, in recipes and in code."""
+"""Load rewards by name, in recipes and in code."""
 
 import pytest
 import torch
@@ -14,10 +14,8 @@ PARTS = [{"name": "tinyworld", "weight": 2}, {"name": "python:math:hypot"}]
 
 
 @pytest.mark.parametrize("name", ["pikscore", "Clip:x", "clip:", "hpsv2:", "", ":", "composite"])
-def test_unknown_names_are_answered_with_the_valid_ones(name):
-    with pytest.raises(
-        RewardError, match=r"expected one of tinyworld, clip:FOLDER_OR_HUB_ID, pickscore\[:PLACE\]"
-    ) as e:
+def test_the_error_of_an_unknown_name_lists_the_valid_ones(name):
+    with pytest.raises(RewardError, match=r"must be one of tinyworld, clip:FOLDER_OR_HUB_ID, pickscore\[:PLACE\]") as e:
         load_reward(name)
     assert "\n" not in str(e.value)
 
@@ -25,16 +23,16 @@ def test_unknown_names_are_answered_with_the_valid_ones(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("clip", "expected clip:FOLDER_OR_HUB_ID"),
-        ("tinyworld:x", "expected 'tinyworld' alone"),
-        ("aesthetic", r"fetch sac\+logos\+ava1-l14-linearMSE\.pth from github"),
+        ("clip", "must be clip:FOLDER_OR_HUB_ID"),
+        ("tinyworld:x", "must be 'tinyworld' only"),
+        ("aesthetic", r"Fetch sac\+logos\+ava1-l14-linearMSE\.pth from github"),
         ("pickscore:nobody/nothing", "no CLIP model at 'nobody/nothing'"),
         ("pickscore", "no CLIP model at 'yuvalkirstain/PickScore_v1'"),
         ("hpsv2", r"no HPS_v2\.1_compressed\.pt at 'xswu/HPSv2'"),
         ("imagereward", r"no ImageReward\.pt at 'THUDM/ImageReward'"),
     ],
 )
-def test_what_is_not_there_is_named_with_its_place(name, words):
+def test_the_error_of_a_missing_file_names_its_place(name, words):
     with pytest.raises(RewardError, match=words) as e:
         load_reward(name)
     assert "\n" not in str(e.value)
@@ -45,7 +43,7 @@ def test_a_damaged_clip_folder(clip_folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RewardError, match=r"got .*model\.safetensors, which is cut short") as e:
+    with pytest.raises(RewardError, match=r"found .*model\.safetensors, which is cut short") as e:
         load_reward(f"clip:{tmp_path}")
     assert "\n" not in str(e.value)
 
@@ -71,26 +69,29 @@ def test_a_composite_in_a_recipe(tmp_path):
     assert changed.reward.label == "0.5 x tinyworld"
 
 
-def test_a_single_reward_is_labelled_by_its_name():
+def test_a_single_reward_is_labeled_by_its_name():
     assert RewardConfig().label == "tinyworld"
 
 
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
-        ({"name": "composite"}, "name composite and parts go together"),
-        ({"parts": PARTS}, "name composite and parts go together, got 'tinyworld' with 2 parts"),
-        ({"name": "composite", "parts": [{"name": "a"}, {"name": "a"}], "offset": 3}, "give each one once"),
+        ({"name": "composite"}, "'composite' with 0 parts. Only name composite has parts"),
+        ({"parts": PARTS}, "'tinyworld' with 2 parts. Only name composite has parts"),
+        ({"name": "composite", "parts": [{"name": "a"}, {"name": "a"}], "offset": 3}, "Give each one once"),
         ({"name": "composite", "parts": [{"name": "composite"}], "offset": 3}, "different single rewards"),
-        ({"name": "composite", "parts": [{"name": "a", "weight": 0}], "offset": 3}, "weight of part 'a' is 0"),
+        ({"name": "composite", "parts": [{"name": "a", "weight": 0}], "offset": 3}, "weight of 'a' is 0"),
         (
             {"name": "composite", "parts": [{"name": "a", "wieght": 1}], "offset": 3},
-            r"reward\.parts\.0\.wieght is no known",
+            r"reward\.parts\.0\.wieght is not a known",
         ),
-        ({"name": "composite", "parts": PARTS}, "a discount rewards more steps below 0, got offset 0.0"),
+        (
+            {"name": "composite", "parts": PARTS},
+            "offset is 0.0 with a composite.* the discount rewards more steps",
+        ),
     ],
 )
-def test_wrong_composites_are_refused(reward, words):
+def test_invalid_composites_are_refused(reward, words):
     with pytest.raises(ConfigError, match=words):
         make_recipe({"name": "a", "reward": reward})
     assert make_recipe({"name": "a", "reward": {"name": "composite", "parts": PARTS, "form": "additive"}})
@@ -101,11 +102,11 @@ def test_a_token_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("TPDM_TEST_TOKEN", " secret\n")
     assert read_token("TPDM_TEST_TOKEN") == "secret"
     monkeypatch.setenv("TPDM_TEST_TOKEN", "")
-    with pytest.raises(RewardError, match="got no token in the environment variable 'TPDM_TEST_TOKEN'"):
+    with pytest.raises(RewardError, match="Environment variable 'TPDM_TEST_TOKEN' is not set or empty"):
         recipe_reward(RewardConfig(token_env="TPDM_TEST_TOKEN"))
 
 
-def test_judges_are_loaded_as_the_reward_is(monkeypatch):
+def test_judges_use_the_settings_of_the_reward(monkeypatch):
     monkeypatch.setenv("JUDGE_TOKEN", "secret")
     config = RewardConfig(batch=3, timeout=600.0, token_env="JUDGE_TOKEN", device="cuda:1")
     judges = load_judges(["remote:http://127.0.0.1:1", "tinyworld"], config)
@@ -113,8 +114,8 @@ def test_judges_are_loaded_as_the_reward_is(monkeypatch):
     remote = judges["remote:http://127.0.0.1:1"]
     assert (remote.timeout, remote.batch) == (600.0, 3)
     assert "secret" in str(remote._headers)
-    monkeypatch.setattr("tpdm.rewards.loading.resolve_device", lambda name: name)  # on a machine that has it
+    monkeypatch.setattr("tpdm.rewards.loading.resolve_device", lambda name: name)  # as on a machine with this device
     assert reward_device(config, "cuda:0") == "cuda:1"
     assert reward_device(RewardConfig(), "cuda:0") == "cuda:0"
     monkeypatch.delenv("JUDGE_TOKEN")
-    assert load_judges([], config) == {}  # a token that nobody needs is not asked for
+    assert load_judges([], config) == {}  # without judges, the token is not needed

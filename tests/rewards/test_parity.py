@@ -1,4 +1,4 @@
-"""Every published reward against an independent forward pass from the same file, at tiny size."""
+"""Every published reward equals an independent forward pass from the same file, at tiny size."""
 
 import pytest
 import torch
@@ -29,10 +29,10 @@ def clip_ids(prompts):
     return make_tokenizer()(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids
 
 
-def close(got, wanted):
-    assert got.shape == wanted.shape == (4,)
-    assert float(wanted.std()) > 100 * WITHIN  # scores that do not differ would prove nothing
-    assert float((got - wanted).abs().max()) < WITHIN * max(1.0, float(wanted.abs().max()))
+def close(got, expected):
+    assert got.shape == expected.shape == (4,)
+    assert float(expected.std()) > 100 * WITHIN  # constant scores would make the comparison meaningless
+    assert float((got - expected).abs().max()) < WITHIN * max(1.0, float(expected.abs().max()))
 
 
 def test_clip_score(clip_folder, images):
@@ -45,8 +45,8 @@ def test_clip_score(clip_folder, images):
 
 def test_pickscore(clip_folder, images):
     folder, reference = clip_folder
-    wanted = reference.logit_scale.exp() * reference.cosine(normalized(images), clip_ids(PROMPTS))
-    close(load_reward(f"pickscore:{folder}").score(images, PROMPTS), wanted)
+    expected = reference.logit_scale.exp() * reference.cosine(normalized(images), clip_ids(PROMPTS))
+    close(load_reward(f"pickscore:{folder}").score(images, PROMPTS), expected)
 
 
 def test_hpsv2(hps_folder, images):
@@ -60,7 +60,7 @@ def test_imagereward(imagereward_folder, images):
     folder, reference = imagereward_folder
     reward = load_imagereward(str(folder), shape=blip_shape(TINY_BLIP))
     words = BertTokenizer.from_pretrained(folder)(PROMPTS, padding="max_length", max_length=35, return_tensors="pt")
-    assert 0 < int(words.attention_mask.sum()) < words.attention_mask.numel()  # padding takes part
+    assert 0 < int(words.attention_mask.sum()) < words.attention_mask.numel()  # the input contains padding
     close(reward.score(images, PROMPTS), reference.score(normalized(images), words.input_ids, words.attention_mask))
 
 
@@ -71,7 +71,7 @@ def test_aesthetic(aesthetic_folder, clip_folder, images):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_batch_changes_nothing_but_rounding(batch, hps_folder, imagereward_folder, aesthetic_folder, images):
+def test_scores_do_not_depend_on_the_batch_size(batch, hps_folder, imagereward_folder, aesthetic_folder, images):
     def rewards(size):
         yield load_hpsv2(str(hps_folder[0]), batch=size, config=clip_config(TINY_CLIP, "gelu"))
         yield load_imagereward(str(imagereward_folder[0]), batch=size, shape=blip_shape(TINY_BLIP))
@@ -82,7 +82,7 @@ def test_the_batch_changes_nothing_but_rounding(batch, hps_folder, imagereward_f
         assert float(difference.abs().max()) < WITHIN
 
 
-def test_a_long_prompt_is_cut(imagereward_folder, hps_folder, images):
+def test_a_long_prompt_is_truncated(imagereward_folder, hps_folder, images):
     long = ["red ring " * 2500] * 4
     for reward in (
         load_imagereward(str(imagereward_folder[0]), shape=blip_shape(TINY_BLIP)),
@@ -92,19 +92,19 @@ def test_a_long_prompt_is_cut(imagereward_folder, hps_folder, images):
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (96, 70), (44, 59)])  # the longer side becomes 48, 43.9 and 42.9
-def test_cropping_is_that_of_clip(shape):
+def test_cropping_equals_clip(shape):
     generator = torch.Generator().manual_seed(3)
-    # Smooth, as pictures are: the two round to bytes at different moments.
+    # Smooth, as real images are: the two implementations round to bytes at different stages.
     coarse = torch.rand(1, 3, 6, 9, generator=generator)
     pixels = (F.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)[0] * 255).round().byte()
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     size = {"height": 32, "width": 32}
-    wanted = ImageProcessor(size={"shortest_edge": 32}, crop_size=size)(picture, return_tensors="pt").pixel_values
+    expected = ImageProcessor(size={"shortest_edge": 32}, crop_size=size)(picture, return_tensors="pt").pixel_values
     got = Preprocess(32)(pixels[None].float() / 255, torch.device("cpu"))
-    assert float((got - wanted).abs().max()) < 2 / 255 / min(CLIP_STD)
+    assert float((got - expected).abs().max()) < 2 / 255 / min(CLIP_STD)
 
 
-def test_padding_is_black_and_keeps_the_whole_picture():
+def test_padding_is_black_and_keeps_the_whole_image():
     x = resize_and_pad(torch.ones(1, 3, 20, 40), 16)
     assert x.shape == (1, 3, 16, 16)
     assert torch.equal(x[..., :4, :], torch.zeros(1, 3, 4, 16))

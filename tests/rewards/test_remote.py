@@ -1,4 +1,4 @@
-"""A reward over HTTP, with a real server: right scores, and one sentence for everything that can go wrong."""
+"""A reward over HTTP with a real server: correct scores, and one clear error for every failure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS = ["one", "two words", "drei", "四", "5"]
 
 
 class Judge:
-    """Mean brightness plus the length of the prompt; fails on prompts that ask for it."""
+    """Mean brightness plus the length of the prompt. Fails on prompts that contain "explode"."""
 
     name = "judge"
 
@@ -45,7 +45,7 @@ class Judge:
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch):
-    """No proxy between the test and its own machine."""
+    """Use no proxy for the local server."""
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -98,7 +98,7 @@ def reply(handler, status, body, headers=()):
 
 
 def post(url, body, headers=None):
-    """Status and content of a raw request."""
+    """Return status and content of a raw request."""
     request = urllib.request.Request(f"{url}/score", data=body, headers=headers or {}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=5) as response:
@@ -113,12 +113,12 @@ def failure(url, images=IMAGES, prompts=PROMPTS, **options):
         RemoteReward(url, **{"backoff": 0.01, **options}).score(images, prompts)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"reward 'remote {url}'" in message
+    assert f"Reward 'remote {url}'" in message
     assert prompts[0] in message
     return message
 
 
-def test_the_same_scores_as_on_the_spot(monkeypatch):
+def test_remote_scores_equal_local_scores(monkeypatch):
     monkeypatch.setenv("TPDM_TEST_TOKEN", "s3cret")
     judge = Judge()
     with serving(judge, "s3cret") as url:
@@ -129,12 +129,12 @@ def test_the_same_scores_as_on_the_spot(monkeypatch):
     assert reward.name == f"remote {url}"
 
 
-def test_large_pictures_travel_in_several_requests():
+def test_large_images_are_sent_in_several_requests():
     judge = Judge()
     with serving(judge) as url:
         RemoteReward(url, limit=3 * (4 * 6 * 4 + 2**15)).score(IMAGES, PROMPTS)
     assert judge.calls == [3, 2]
-    assert "a request of " in failure(url, limit=100)
+    assert "the request has " in failure(url, limit=100)
 
 
 def test_health_needs_no_token():
@@ -147,20 +147,18 @@ def test_a_wrong_token(token):
     judge = Judge()
     with serving(judge, "s3cret") as url:
         if token != "ü":
-            assert (
-                "got status 401 (The token is missing or wrong. Send it in the header Authorization: Bearer.)"
-                in failure(url, token=token)
-            )
+            message = ": status 401 (The token is missing or wrong. Send it in the header Authorization: Bearer.)"
+            assert message in failure(url, token=token)
         else:
             assert post(url, b"{}", {"Authorization": "Bearer \xfc"})[0] == 401
     assert judge.calls == []
 
 
-def test_a_failing_reward_is_said_with_its_prompt():
+def test_the_error_of_a_failing_reward_names_the_prompt():
     with serving(Judge()) as url:
-        said = failure(url, prompts=["explode now"] * 5, retries=1)
-        assert "status 500 (Reward 'judge' failed on 'explode now'" in said
-        assert "2 times" in said
+        message = failure(url, prompts=["explode now"] * 5, retries=1)
+        assert "status 500 (Reward 'judge' failed on 'explode now'" in message
+        assert "2 times" in message
         assert "Reward 'judge' returned nan for 'nan'" in failure(url, prompts=["nan"] * 5, retries=0)
 
 
@@ -181,18 +179,18 @@ WRONG = {
     "a long prompt": ({"prompts": ["a" * 30_000], "images": [ONE]}, "prompts.0: String should have at most 20000"),
     "more keys": ({"prompts": ["a"], "images": [ONE], "x": 1}, "x: Extra inputs are not permitted"),
     "counts": ({"prompts": ["a", "b"], "images": [ONE]}, "1 images and 2 prompts"),
-    "no picture": ({"prompts": ["a"], "images": ["AAAA"]}, "image 0 is no PNG in base64"),
+    "no picture": ({"prompts": ["a"], "images": ["AAAA"]}, "image 0 is not a PNG in base64"),
 }
 
 
-def test_wrong_requests_are_answered_in_one_sentence():
+def test_the_errors_of_invalid_requests_have_one_line():
     judge = Judge()
     with serving(judge) as url:
         for case, (content, words) in WRONG.items():
-            status, said = post(url, content if isinstance(content, bytes) else json.dumps(content).encode())
+            status, answer = post(url, content if isinstance(content, bytes) else json.dumps(content).encode())
             assert status == 422, case
-            assert words in said["error"], case
-            assert "\n" not in said["error"]
+            assert words in answer["error"], case
+            assert "\n" not in answer["error"]
     assert judge.calls == []
 
 
@@ -200,7 +198,7 @@ def test_a_server_that_hangs():
     free = threading.Event()
     with answering(lambda _: free.wait(10)) as url:
         began = time.monotonic()
-        assert "got no answer within 0.1 s, 2 times for 5 images" in failure(url, timeout=0.1, retries=1)
+        assert ": no response within 0.1 s, 2 times." in failure(url, timeout=0.1, retries=1)
         assert time.monotonic() - began < 2
         free.set()
 
@@ -217,38 +215,38 @@ def test_a_server_that_trickles():
             time.sleep(0.02)
 
     with answering(trickle) as url:
-        assert "no answer within 0.1 s" in failure(url, timeout=0.1, retries=0)
+        assert "no response within 0.1 s" in failure(url, timeout=0.1, retries=0)
 
 
-def test_nobody_listens():
+def test_no_server():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert "no connection (" in failure(f"http://127.0.0.1:{port}", retries=1)
 
 
-def test_it_tries_again_and_then_it_works():
-    asked = []
+def test_a_failed_request_is_retried():
+    requests = []
 
     def answer(handler):
-        asked.append(time.monotonic())
-        if len(asked) < 3:
+        requests.append(time.monotonic())
+        if len(requests) < 3:
             reply(handler, 503, b"busy")
         else:
             reply(handler, 200, json.dumps({"scores": [1, 2.5, 3, 4, 5]}).encode())
 
     with answering(answer) as url:
         assert RemoteReward(url, backoff=0.05).score(IMAGES, PROMPTS).tolist() == [1, 2.5, 3, 4, 5]
-    assert asked[1] - asked[0] >= 0.05
-    assert asked[2] - asked[1] >= 0.1
+    assert requests[1] - requests[0] >= 0.05
+    assert requests[2] - requests[1] >= 0.1
 
 
 @pytest.mark.parametrize("first", ["cut off", "too many", "too slow"])
-def test_an_answer_that_may_come_whole_another_time_is_asked_for_again(first):
-    asked, whole = [], json.dumps({"scores": [1, 2, 3, 4, 5]}).encode()
+def test_temporary_failures_are_retried(first):
+    requests, whole = [], json.dumps({"scores": [1, 2, 3, 4, 5]}).encode()
 
     def answer(handler):
-        asked.append(1)
-        if len(asked) > 1:
+        requests.append(1)
+        if len(requests) > 1:
             reply(handler, 200, whole)
         elif first == "cut off":
             handler.send_response(200)
@@ -260,32 +258,32 @@ def test_an_answer_that_may_come_whole_another_time_is_asked_for_again(first):
 
     with answering(answer) as url:
         assert RemoteReward(url, backoff=0.01).score(IMAGES, PROMPTS).tolist() == [1, 2, 3, 4, 5]
-    assert len(asked) == 2
+    assert len(requests) == 2
 
 
 ANSWERS = {
-    "wrong count": (200, b'{"scores": [1, 2]}', "got 2 scores for 5 images"),
-    "text for a number": (200, b'{"scores": [1, 2, 3, 4, "5"]}', "got 4 scores for 5 images"),
-    "null for a number": (200, b'{"scores": [1, 2, 3, 4, null]}', 'no JSON object with "scores"'),
-    "no scores": (200, b'{"score": 1}', 'no JSON object with "scores"'),
-    "no object": (200, b"[1]", 'no JSON object with "scores"'),
-    "a pickle": (200, b"\x80\x04K\x01.", 'no JSON object with "scores"'),
-    "not found": (404, b'{"detail": "Not Found"}', "got status 404 (Not Found)"),
-    "no reason": (400, b"<html>", "got status 400 (no reason given)"),
-    "too long": (200, b" " * (2**20 + 2), "an answer of more than 1048576 bytes"),
+    "wrong count": (200, b'{"scores": [1, 2]}', "the response has 2 scores"),
+    "text for a number": (200, b'{"scores": [1, 2, 3, 4, "5"]}', "the response has 4 scores"),
+    "null for a number": (200, b'{"scores": [1, 2, 3, 4, null]}', 'is not a JSON object with "scores"'),
+    "no scores": (200, b'{"score": 1}', 'is not a JSON object with "scores"'),
+    "no object": (200, b"[1]", 'is not a JSON object with "scores"'),
+    "a pickle": (200, b"\x80\x04K\x01.", 'is not a JSON object with "scores"'),
+    "not found": (404, b'{"detail": "Not Found"}', ": status 404 (Not Found)"),
+    "no reason": (400, b"<html>", ": status 400 (no reason given)"),
+    "too long": (200, b" " * (2**20 + 2), "the response has more than 1048576 bytes"),
 }
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_answers_that_hold_no_scores(case):
+def test_responses_without_scores_are_refused(case):
     status, body, words = ANSWERS[case]
-    asked = []
-    with answering(lambda handler: (asked.append(1), reply(handler, status, body))) as url:
+    requests = []
+    with answering(lambda handler: (requests.append(1), reply(handler, status, body))) as url:
         assert words in failure(url)
-    assert len(asked) == 1  # trying again would not help
+    assert len(requests) == 1  # a retry would not help
 
 
-def test_nan_from_a_server_is_refused_as_from_any_reward():
+def test_nan_from_a_server_is_refused():
     with (
         answering(lambda handler: reply(handler, 200, b'{"scores": [1, NaN, 3, 4, 5]}')) as url,
         pytest.raises(RewardError, match=r"Reward 'remote .*' returned nan for 'two words'"),
@@ -294,20 +292,20 @@ def test_nan_from_a_server_is_refused_as_from_any_reward():
 
 
 @pytest.mark.parametrize("status", [302, 307])
-def test_the_token_is_not_carried_elsewhere(status):
-    asked = []
+def test_the_token_is_not_sent_to_a_redirect(status):
+    requests = []
     with (
-        answering(lambda handler: (asked.append(1), reply(handler, 200, b"{}"))) as other,
+        answering(lambda handler: (requests.append(1), reply(handler, 200, b"{}"))) as other,
         answering(lambda handler: reply(handler, status, b"", [("Location", f"{other}/score")])) as url,
     ):
-        assert f"got status {status}" in failure(url, token="s3cret")
-    assert asked == []
+        assert f": status {status}" in failure(url, token="s3cret")
+    assert requests == []
 
 
 @pytest.mark.parametrize(
     "url", ["", "host:80", "ftp://host", "http://", "http://me:s3cret@host:80", "file:///etc/passwd"]
 )
-def test_what_is_no_address(url):
-    with pytest.raises(RewardError, match="expected remote:http://host:port without a name or password") as caught:
+def test_invalid_addresses_are_refused(url):
+    with pytest.raises(RewardError, match="must be remote:http://host:port without a user name or password") as caught:
         RemoteReward(url)
     assert "s3cret" not in str(caught.value)

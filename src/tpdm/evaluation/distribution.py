@@ -1,4 +1,4 @@
-"""Distances between sets of images (FID, KID, CMMD) and the diversity within a prompt, on features of any extractor."""
+"""Distances between sets of images (FID, KID, CMMD) and diversity per prompt, from the features of any extractor."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tpdm.core.io import expand
 
 KID_SUBSET = 100
 
-SLICE = 1024  # images of one set that meet all of the other at a time
+SLICE = 1024  # rows of the kernel matrix that are computed at once
 
-CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # of Jayasumana et al., arXiv 2401.09603, section 4
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al., arXiv 2401.09603, section 4
 
 
 class _Given(nn.Module):
-    """Stands where torchmetrics expects a network: the features are there already."""
+    """Identity in place of the network that torchmetrics expects: the inputs are features already."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,21 +37,33 @@ class _Given(nn.Module):
 
 
 def distances(real_NF: Tensor, made_MF: Tensor, seed: int = 0) -> dict[str, float]:
-    """FID, KID and CMMD of two sets of features; lower is nearer.
+    """Compute FID, KID and CMMD between two sets of features. Lower is closer.
 
-    FID is left out where either set has no more images than features (its covariance would be singular, and the
-    number would say how many images there are).
+    FID is omitted unless both sets have more images than features. Otherwise its covariance would be singular, and the
+    value would depend mainly on the number of images.
 
     Args:
-        real_NF: of the reference.
-        made_MF: of the images to judge.
-        seed: of KID's subsets.
+        real_NF: Features of the reference images.
+        made_MF: Features of the generated images.
+        seed: Seed of the random subsets of KID, >= 0.
+
+    Returns:
+        Distances by name: ``kid``, ``cmmd`` and possibly ``fid``.
 
     Raises:
-        ConfigError: fewer images than KID's subsets need, or another number of features.
+        ConfigError: If a set has fewer than 100 images, or if the numbers of features differ.
+
+    Example:
+        >>> reference = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> distances(reference, reference)["cmmd"]
+        0.0
     """
     if real_NF.shape[1:] != made_MF.shape[1:]:
-        raise ConfigError(f"got features of widths {real_NF.shape[1]} and {made_MF.shape[1]}, expected equal ones.")
+        raise ConfigError(
+            f"The features have widths {real_NF.shape[1]} and {made_MF.shape[1]}. They must be equal. Use one "
+            "extractor "
+            "for both sets."
+        )
     fewest = min(len(real_NF), len(made_MF))
     check_enough(fewest)
     found = {"kid": _kid(real_NF, made_MF, seed), "cmmd": cmmd(real_NF, made_MF)}
@@ -59,15 +71,18 @@ def distances(real_NF: Tensor, made_MF: Tensor, seed: int = 0) -> dict[str, floa
 
 
 def check_enough(images: int) -> None:
-    """Refuses distances between fewer images than they mean anything for.
+    """Check the number of images of a set.
+
+    Args:
+        images: Number of images.
 
     Raises:
-        ConfigError: fewer than KID's subsets need.
+        ConfigError: If it is below 100, the size of KID's subsets.
     """
     if images < KID_SUBSET:
         raise ConfigError(
-            f"got {images} images to measure distances on, expected at least {KID_SUBSET}: raise evaluation.prompts "
-            "(and give as many pictures in evaluation.reference), or leave evaluation.features out."
+            f"evaluation.features needs sets of at least {KID_SUBSET} images. There are {images} images. Increase "
+            "evaluation.prompts (and add images to evaluation.reference), or remove evaluation.features."
         )
 
 
@@ -95,11 +110,18 @@ def _kid(real_NF: Tensor, made_MF: Tensor, seed: int) -> float:
 
 
 def cmmd(real_NF: Tensor, made_MF: Tensor) -> float:
-    """Maximum mean discrepancy on unit features with a Gaussian kernel, times 1,000 (arXiv 2401.09603, section 4)."""
+    """Compute the maximum mean discrepancy of unit features with a Gaussian kernel, times 1,000.
+
+    Source: arXiv 2401.09603, section 4.
+
+    Args:
+        real_NF: Features of the reference images.
+        made_MF: Features of the generated images.
+    """
     x, y = (nn.functional.normalize(wide(f), dim=1) for f in (real_NF, made_MF))
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-        # In slices: all pairs of 30,000 images at once would be 7 GB.
+        # In slices: the kernel matrix of 30,000 images would need 7 GB.
         sums = [torch.exp(-torch.cdist(rows, b).square() / (2 * CMMD_SIGMA**2)).sum() for rows in a.split(SLICE)]
         return torch.stack(sums).sum() / (len(a) * len(b))
 
@@ -107,7 +129,19 @@ def cmmd(real_NF: Tensor, made_MF: Tensor) -> float:
 
 
 def diversity(features_BF: Tensor, prompts: Sequence[str]) -> float | None:
-    """Mean cosine distance between images of the same prompt, in [0, 2]; None where every prompt has one image."""
+    """Compute the mean cosine distance between images of the same prompt.
+
+    Args:
+        features_BF: Features of B images.
+        prompts: B prompts, one per image.
+
+    Returns:
+        Distance in [0, 2]. None if every prompt has one image.
+
+    Example:
+        >>> diversity(torch.eye(2), ["a red ring", "a red ring"])
+        1.0
+    """
     unit_BF = nn.functional.normalize(wide(features_BF), dim=1)
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -124,7 +158,7 @@ def diversity(features_BF: Tensor, prompts: Sequence[str]) -> float | None:
 def distribution_summary(
     reference_NF: Tensor, features: Mapping[str, Tensor], prompts: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each policy its distances to the reference, and its diversity."""
+    """Return each policy's distances to the reference and its diversity, by name of the policy."""
     return {
         name: {**distances(reference_NF, made_BF), "diversity": diversity(made_BF, prompts)}
         for name, made_BF in features.items()
@@ -139,16 +173,16 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def load_extractor(name: str, device: str = "cpu") -> Extractor:
-    """The extractor that ``evaluation.features`` names.
+    """Load the feature extractor that ``evaluation.features`` names.
 
     Args:
-        name: ``clip:PLACE`` (image embeddings of a CLIP model, as CMMD is defined on) or
-            ``python:package.module:function``, a function of your own (an Inception network for the usual FID).
-        device: where it runs.
+        name: ``clip:PLACE`` for the image embeddings of a CLIP model (the definition of CMMD uses them), or
+            ``python:package.module:function`` for a custom function (for example an Inception network for FID).
+        device: Device of the extractor.
 
     Raises:
-        ConfigError: another name, or a function that cannot be imported.
-        RewardError: there is no CLIP model at PLACE.
+        ConfigError: If the name has another form, or if the function cannot be imported.
+        RewardError: If there is no CLIP model at PLACE.
     """
     kind, _, place = name.partition(":")
     if kind == "clip" and place:
@@ -158,7 +192,7 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
     if kind == "python" and place.count(":") == 1:
         return _function(place, device)
     raise ConfigError(
-        f"got evaluation.features={name}, expected clip:PLACE or python:package.module:function; correct it."
+        f"evaluation.features is {name!r}. It must be clip:PLACE or python:package.module:function. Correct it."
     )
 
 
@@ -168,7 +202,7 @@ def _function(place: str, device: str) -> Extractor:
     except ValueError as error:
         raise ConfigError(
             f"evaluation.features is python:{place}, which {error}. It must be python:package.module:function. Correct "
-            "it, or run from the folder that holds the module."
+            "it, or run in the folder that contains the module."
         ) from error
 
     @torch.no_grad()
@@ -176,8 +210,8 @@ def _function(place: str, device: str) -> Extractor:
         features_BF = function(images_B3HW.to(device))
         if features_BF.ndim != 2 or len(features_BF) != len(images_B3HW):
             raise ConfigError(
-                f"got features of shape {tuple(features_BF.shape)} for {len(images_B3HW)} images from {place}, "
-                "expected (images, features); mend the function."
+                f"Function {place} returned features of shape {tuple(features_BF.shape)} for {len(images_B3HW)} "
+                "images. The shape must be (images, features). Fix the function."
             )
         return features_BF
 
@@ -185,15 +219,25 @@ def _function(place: str, device: str) -> Extractor:
 
 
 def folder_features(folder: Path, extract: Extractor, batch: int) -> Tensor:
-    """Features (N, F) of all pictures of a folder in the order of their names (shorter ones first), fp32 on the CPU.
+    """Extract the features of all images of a folder.
+
+    Args:
+        folder: Folder with PNG, JPEG or WebP files.
+        extract: Feature extractor.
+        batch: Maximum number of images per call, >= 1.
+
+    Returns:
+        Features (N, F) in fp32 on the CPU, ordered by the length of the file name and then by the name.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: If the folder contains no images.
     """
     pictures = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES] if folder.is_dir() else []
-    paths = sorted(pictures, key=lambda p: (len(p.stem), p.name))  # 10000 comes behind 9999
+    paths = sorted(pictures, key=lambda p: (len(p.stem), p.name))  # 10000 follows 9999
     if not paths:
-        raise ConfigError(f"got no pictures in {folder}, expected {', '.join(PICTURES)} files; correct the folder.")
+        raise ConfigError(
+            f"Folder {folder} contains no images. It must contain {', '.join(PICTURES)} files. Correct the folder."
+        )
     bar = tqdm(total=len(paths), desc=f"features of {folder.name}", unit="image", leave=False, dynamic_ncols=True)
     found = []
     for images_B3HW in _batches(paths, batch):
@@ -204,7 +248,7 @@ def folder_features(folder: Path, extract: Extractor, batch: int) -> Tensor:
 
 
 def _batches(paths: Iterable[Path], size: int) -> Iterator[Tensor]:
-    """Pictures (B, 3, H, W) in [0, 1], one batch in memory at a time; neighbours of other sizes share none."""
+    """Yield batches of images (B, 3, H, W) in [0, 1]. All images of a batch have the same size."""
     batch: list[Tensor] = []
     for path in paths:
         with Image.open(path) as picture:

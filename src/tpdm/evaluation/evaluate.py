@@ -48,19 +48,28 @@ def evaluate(recipe: Recipe, out: Path | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: If the recipe has not been trained.
         PromptError: If there are too few held-out prompts.
-        ConfigError: ``evaluation.tuned_baseline`` is no TPM that sees only the time, ``evaluation.baseline_cache``
-            holds those of another evaluation, ``evaluation.reference`` is no folder, or the TPM was trained on some of
-            the prompts.
+        ConfigError: If ``evaluation.tuned_baseline`` is not a time-only TPM, if ``evaluation.baseline_cache``
+            contains the results of another evaluation, if ``evaluation.reference`` is not a folder, or if the TPM was
+            trained on some of the prompts.
+
+    Example:
+        >>> from tpdm.config.loader import load_recipe
+        >>> recipe = load_recipe("recipes/tinyworld.yaml", ["name=first"])  # doctest: +SKIP
+        >>> evaluate(recipe)["images"]  # doctest: +SKIP
+        1000
     """
     began = time.monotonic()
     run, wanted = Path(recipe.output), recipe.evaluation
     out = expand(out) if out else run / "eval"
     if not (run / "best").is_dir():
         raise CheckpointError(
-            f"got output {run}, which holds no trained TPM, expected one in {run / 'best'}; train first."
+            f"output is {run}, which contains no trained TPM. It must be in {run / 'best'}. Train it first."
         )
     if wanted.reference and not Path(wanted.reference).is_dir():
-        raise ConfigError(f"got evaluation.reference {wanted.reference}, which is no folder, expected one of pictures.")
+        raise ConfigError(
+            f"evaluation.reference is {wanted.reference}, which is not a folder. It must be a folder of images. "
+            "Correct it."
+        )
     warn_unused_keys(recipe, "evaluation.")
     policy = load_policy(run / "best").to(run_device(recipe))
     tuned = load_policy(wanted.tuned_baseline) if wanted.tuned_baseline else None
@@ -194,7 +203,7 @@ def _distribution(
 
 
 def _save(out: Path, results: list[EvalResult], points: Sequence[Point], metrics: Path) -> None:
-    """results.jsonl, points.jsonl with a dial, and the training curves where the report looks for them."""
+    """Write results.jsonl and points.jsonl (if there are quality settings), and copy the training curves."""
     rows = [json.dumps(row) for r in results for row in r.rows]
     write_text(out / "results.jsonl", "\n".join(rows) + "\n")
     if points:

@@ -1,7 +1,7 @@
-"""How much there is to gain by looking: schedules chosen for every image by one who knows its score.
+"""Upper bound of adaptivity: the best schedule for every image, selected with knowledge of its score.
 
-No policy reaches an oracle: it sees the reward of the finished image. It bounds what looking can give, and tells
-whether a weak result is the policy's fault or the problem's.
+No policy can reach this bound, because the score is known only after the image is finished. The bound shows whether a
+weak result comes from the policy or from the problem.
 """
 
 from __future__ import annotations
@@ -13,21 +13,25 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PRICES = 200  # tried of a step, between nothing and more than any score is worth
+PRICES = 200  # number of prices of a step, from 0 to the largest range of scores
 
 
 def allocation(score_NB: Floats, steps_N: Sequence[int]) -> list[tuple[float, float]]:
-    """The best mean score at every mean number of steps, when each image may choose among fixed schedules.
+    """Compute the best mean score at each mean number of steps if every image has its best fixed schedule.
 
-    At a price of a step every image takes the schedule of highest score minus price; as the price falls, steps and
-    score rise. What lies between two prices is a mixture.
+    Each step has a price. Every image gets the schedule with the highest score minus price. When the price decreases,
+    steps and score increase. Points between two prices are mixtures.
 
     Args:
-        score_NB: of every image under the schedule of each number of steps.
-        steps_N: those numbers, rising.
+        score_NB: Scores of B images under N schedules.
+        steps_N: Number of steps of each schedule, in increasing order.
 
     Returns:
-        (mean steps, mean score), both rising.
+        Points (mean steps, mean score), both increasing.
+
+    Example:
+        >>> allocation(np.array([[0.5, 0.0], [0.5, 1.0]]), [4, 8])
+        [(4.0, 0.25), (6.0, 0.75)]
     """
     steps = np.asarray(steps_N, dtype=np.float64)
     span = float(np.ptp(score_NB, axis=0).max()) or 1.0
@@ -35,7 +39,7 @@ def allocation(score_NB: Floats, steps_N: Sequence[int]) -> list[tuple[float, fl
     columns = np.arange(score_NB.shape[1])
     points: list[tuple[float, float]] = []
     for price in prices:
-        # Of equal values the first, that is the fewest steps.
+        # argmax returns the first of equal values, which has the fewest steps.
         choice_B = np.argmax(score_NB - price * steps[:, None], axis=0)
         point = (float(steps[choice_B].mean()), float(score_NB[choice_B, columns].mean()))
         if not points or point[0] > points[-1][0]:
@@ -44,6 +48,11 @@ def allocation(score_NB: Floats, steps_N: Sequence[int]) -> list[tuple[float, fl
 
 
 def at_steps(points: Sequence[tuple[float, float]], steps: float) -> float:
-    """The score at a mean number of steps, between points by mixture; the ends beyond them."""
+    """Interpolate the score at a mean number of steps. Beyond the ends, the value of the end is returned.
+
+    Example:
+        >>> at_steps([(4.0, 0.0), (8.0, 1.0)], 5.0)
+        0.25
+    """
     x, y = zip(*points, strict=True)
     return float(np.interp(steps, x, y))

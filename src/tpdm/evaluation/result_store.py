@@ -1,7 +1,7 @@
-"""What an evaluation has measured so far, on disk: a killed one goes on with the image after the last.
+"""Store the rows of an evaluation on disk, so that an interrupted evaluation resumes after its last image.
 
-A store of controls is shared by several evaluations, which may run at once: who measures a policy holds its lock, and
-the others find its rows when they get it.
+Several evaluations can share the store of baselines and run at the same time. A lock per policy prevents that two of
+them measure the same policy.
 """
 
 from __future__ import annotations
@@ -28,15 +28,22 @@ logger = logging.getLogger(__name__)
 
 
 class Store:
-    """Rows of every policy, one file each, and the pictures of those that are shown.
+    """Rows of every policy, one file per policy, and the images that the report can show.
 
     Args:
-        folder: of the evaluation; ``rows/`` and ``pictures/`` are below it.
-        fingerprint: what the rows depend on; those of another fingerprint are thrown away.
-        shared: by several evaluations, so that rows of another fingerprint may be somebody's.
+        folder: Folder of the evaluation. The store writes to ``rows/`` and ``pictures/`` in it.
+        fingerprint: Everything that the rows depend on. Rows of another fingerprint are deleted.
+        shared: Whether several evaluations use the folder. Rows of another fingerprint are then an error.
 
     Raises:
-        ConfigError: a shared folder has rows of another fingerprint.
+        ConfigError: If a shared folder contains rows of another fingerprint.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(Path(tempfile.mkdtemp()), {"reward": "tinyworld"})
+        >>> store.add("static-28", [{"index": 0, "score": 0.5}], None)
+        >>> store.rows("static-28")
+        [{'index': 0, 'score': 0.5}]
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], *, shared: bool = False) -> None:
@@ -50,28 +57,34 @@ class Store:
                 other = ", ".join(sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k)))
                 if shared:
                     raise ConfigError(
-                        f"got evaluation.baseline_cache = {folder}, whose rows have another {other}, expected those "
-                        "of this evaluation; name another folder, or remove it."
+                        f"evaluation.baseline_cache is {folder}, whose rows have another {other}. They must belong to "
+                        "this evaluation. Use another folder, or delete this one."
                     )
-                logger.warning("rows in %s are of another %s: they are thrown away and measured anew", folder, other)
+                logger.warning("The rows in %s have another %s. They are deleted and measured again.", folder, other)
             for name in ("rows", "pictures"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(path, fingerprint)
 
     @contextmanager
     def held(self, policy: str) -> Iterator[None]:
-        """Keeps others from measuring this policy meanwhile; waits for whoever does."""
+        """Lock a policy while it is measured. Wait if another process has the lock."""
         path = self.folder / "locks" / f"{_plain(policy)}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
 
     def rows(self, policy: str) -> list[dict[str, Any]]:
-        """Rows of a policy, in the order they were measured; a line that a kill cut off is left out."""
+        """Return the rows of a policy in the order of measurement. An incomplete last line is ignored."""
         return read_metrics(self._path(policy))
 
     def add(self, policy: str, rows: Sequence[dict[str, Any]], images_BHWC: np.ndarray | None) -> None:
-        """Appends rows; their pictures (uint8) are written first, so that a row never lacks its own."""
+        """Append rows. Their images are written first, so that every row on disk has its image.
+
+        Args:
+            policy: Name of the policy.
+            rows: One dictionary per image.
+            images_BHWC: uint8 images of the rows. None writes no images.
+        """
         if images_BHWC is not None:
             for row, image in zip(rows, images_BHWC, strict=True):
                 path = self.folder / "pictures" / policy / f"{row['index']:04d}.png"
@@ -80,7 +93,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.read_bytes() if path.exists() else b""
         with path.open("ab") as file:
-            # A cut-off line would swallow the next one.
+            # Remove an incomplete last line. Otherwise the next row would be appended to it.
             file.truncate(whole.rfind(b"\n") + 1)
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
@@ -89,5 +102,5 @@ class Store:
 
 
 def _plain(policy: str) -> str:
-    """A name for files."""
+    """Return the name as a valid file name."""
     return re.sub(r"[^\w.-]+", "_", policy)

@@ -1,4 +1,4 @@
-"""Policies side by side: the same prompts, the same initial noise, the same code path."""
+"""Evaluate policies on the same prompts and the same initial noise."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ from tpdm.sampling.samplers import PipelineSampler
 
 @dataclass(frozen=True)
 class EvalTask:
-    """What every policy is asked for.
+    """Images that every policy generates, and how they are scored.
 
     Attributes:
-        prompts, seeds: one image each.
-        pipe, arguments: the pipeline and the arguments of its call.
-        reward: the training reward.
-        judge: measures the reward knows nothing of; None where there is none.
-        solver, max_steps, stop_below, batch: of the sampling.
-        negatives: negative prompts, one for each prompt; None leaves the pipeline's own.
-        judges: rewards that were not trained on, by the name under which each row has their score.
-        decode_batch: images decoded at once; None decodes the batch.
+        prompts: One prompt per image. Images of one prompt are adjacent.
+        seeds: One seed per image.
+        pipe: Diffusion pipeline.
+        arguments: Arguments of the pipeline's call.
+        reward: Reward of the training.
+        judge: Measures that are independent of the reward. None measures nothing else.
+        solver: Name of the ODE solver.
+        max_steps: Maximum number of steps per image, >= 1.
+        stop_below: Time in [0, 1) below which an image is finished.
+        batch: Maximum number of images per batch, >= 1.
+        negatives: One negative prompt per image. None uses the default of the pipeline.
+        judges: Held-out rewards by name. Rows contain their scores under this name.
+        decode_batch: Maximum number of images that are decoded at once. None decodes the batch.
     """
 
     prompts: Sequence[str]
@@ -54,7 +59,7 @@ class EvalTask:
     decode_batch: int | None = None
 
     def first(self, count: int) -> EvalTask:
-        """The same task on its first ``count`` prompts, with all images of each."""
+        """Return the same task for the first ``count`` prompts, with all images of each."""
         images = count * samples_of(self.prompts)
         negatives = None if self.negatives is None else self.negatives[:images]
         return replace(self, prompts=self.prompts[:images], seeds=self.seeds[:images], negatives=negatives)
@@ -62,28 +67,34 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What one policy did.
+    """Results of one policy.
 
     Attributes:
-        rows: one dictionary per image: policy, index, prompt, seed, steps, times, score, ``parts`` (a composite's raw
-            scores by key; not there for any other reward), the judges' measures, and seconds: what it took to make, a
-            share of its batch's. Those of a mixture of two policies have the expected values, and ``outcomes`` and
-            ``odds``: both scores, and the chance of each.
+        name: Name of the policy.
+        rows: One dictionary per image: policy, index, prompt, seed, steps, times, score, the judges' measures, and
+            seconds (its share of the time of its batch). With a composite reward, ``parts`` are the raw scores by
+            key. Rows of a mixture of two policies contain expected values, and ``outcomes`` and ``odds``: both
+            scores and their probabilities.
+
+    Example:
+        >>> result = EvalResult("static-4", [{"steps": 4, "score": 0.5}, {"steps": 4, "score": 0.7}])
+        >>> result.column("score").tolist()
+        [0.5, 0.7]
     """
 
     name: str
     rows: list[dict[str, Any]]
 
     def has(self, key: str) -> bool:
-        """Whether the images were measured so."""
+        """Return whether the rows have this measure."""
         return key in self.rows[0]
 
     def column(self, key: str) -> np.ndarray:
-        """One number, or list of numbers, per image."""
+        """Return one number, or list of numbers, per image."""
         return np.asarray([row[key] for row in self.rows], dtype=np.float64)
 
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (B, K) that each image may have, and their odds: one for certain, but for a mixture."""
+        """Return the possible scores (B, K) of each image, and their probabilities. K is 1 unless this is a mixture."""
         if not self.has("outcomes"):
             score_B1 = self.column("score")[:, None]
             return score_B1, np.ones_like(score_B1)
@@ -99,15 +110,18 @@ def evaluate_policy(
     gamma: float | None = None,
     pictures: bool = False,
 ) -> EvalResult:
-    """Makes and judges one image per prompt of the task.
+    """Generate and score all images of a task with one policy.
 
     Args:
-        name: of the policy; in the store too.
-        policy: any; a list of schedules has one for each image of the task.
-        task: what to make.
-        store: has the images that were judged before, and gets the others; None keeps nothing.
-        gamma: of a TPM with a dial; None takes the one of its artifact.
-        pictures: whether the store keeps the images.
+        name: Name of the policy, also in the store.
+        policy: Any policy. A fixed schedule per image must have one schedule for each image of the task.
+        task: Images to generate.
+        store: Store with the rows of images that are finished. New rows are added to it. None stores nothing.
+        gamma: Gamma of a gamma-conditioned TPM, in (0, 1). None uses the gamma of its artifact.
+        pictures: Whether the store keeps the images.
+
+    Returns:
+        One row per image, in the order of the task.
     """
     with store.held(name) if store else nullcontext():
         return _run(name, policy, task, store, gamma, pictures)
@@ -127,7 +141,7 @@ def _run(
         )
         sampler = PipelineSampler(pipeline, size, task.arguments, decode_batch=task.decode_batch)
         made, new = _judged(name, sampler, task, part, gamma)
-        size = sampler.in_flight  # what did not fit once is not tried again
+        size = sampler.in_flight  # a batch that ran out of memory stays smaller
         if store:
             store.add(name, new, to_uint8(made) if pictures else None)
         rows += new
@@ -139,13 +153,13 @@ def _run(
 def _judged(
     name: str, sampler: PipelineSampler, task: EvalTask, part: slice, gamma: float | None
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Images (B, 3, H, W) of a part of the task, and their rows."""
+    """Return images (B, 3, H, W) of a part of the task, and their rows."""
     prompts, seeds = task.prompts[part], task.seeds[part]
     began = time.monotonic()
     negatives = None if task.negatives is None else task.negatives[part]
     gammas = None if gamma is None else [gamma] * len(prompts)
     generated = sampler(SampleRequest(prompts, seeds, negatives=negatives, gammas=gammas))
-    seconds = round((time.monotonic() - began) / len(prompts), 5)  # of making, as a share of the batch; judging is ours
+    seconds = round((time.monotonic() - began) / len(prompts), 5)  # time of generation per image, without scoring
     images = generated.images_B3HW
     scored = compute_rewards(task.reward, images, prompts)
     parts = [{key: float(s[i]) for key, s in scored.parts.items()} for i in range(len(prompts))]
@@ -170,14 +184,14 @@ def _judged(
 
 
 def _rows_of(policy: Policy, part: slice) -> Policy:
-    """A list of schedules, one per image, is cut to the images of a batch."""
+    """Return the policy for the images of a batch, if it has one schedule per image."""
     if isinstance(policy, FixedSchedule) and len(policy.lists) > 1:
         return FixedSchedule(policy.lists[part])
     return policy
 
 
 class ImageScorer(Protocol):
-    """Measures images against their prompts, independently of the training reward."""
+    """Measure images against their prompts, independently of the training reward."""
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> list[dict[str, float]]:
-        """One dictionary of named measures per image; the same names for all."""
+        """Return one dictionary of measures per image. All have the same names."""

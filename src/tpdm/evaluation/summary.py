@@ -1,4 +1,4 @@
-"""Where the numbers of an evaluation come from."""
+"""Summarize the results of an evaluation, and record where they come from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("tpdm", "torch", "diffusers", "transformers")
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:
-    """Versions, git revision, recipe and hardware of this run."""
+    """Return versions, git revision, recipe hash and hardware of this run."""
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_revision": git_revision(Path(__file__)),
@@ -32,15 +32,15 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
 
 
 def hardware(recipe: Recipe) -> str:
-    """What the recipe runs on here: a GPU with the dtype of the backbone, CPU threads, and the machine."""
+    """Describe the hardware: the GPU and dtype of the backbone (if any), CPU threads and CPU architecture."""
     device, cpu = run_device(recipe), f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
     return f"{torch.cuda.get_device_name(device)}, {recipe.backbone.dtype}, {cpu}" if "cuda" in device else cpu
 
 
 def git_revision(file: Path) -> str | None:
-    """The commit that a source file is checked out from; None for an installed copy, or where there is no git.
+    """Return the commit of a source file, or None for an installed copy or without git.
 
-    An installed copy may lie below somebody else's checkout, whose commit says nothing of it.
+    An installed copy can be inside another repository. The commit of that repository is not returned.
     """
     command = ["git", "rev-parse", "HEAD", f"HEAD:./{file.name}"]
     try:
@@ -56,27 +56,28 @@ NOT_JUDGED = {"policy", "index", "prompt", "seed", "steps", "times", "score", "p
 
 NOT_JUDGED |= {"outcomes", "odds"}
 
-WORST = 0.01  # share of the images whose loss the mean hides
+WORST = 0.01  # share of the images with the largest losses, which the mean hides
 
 
 def summarize(
     results: Sequence[EvalResult], needed_B: np.ndarray, margin: float, grid: Sequence[int]
 ) -> dict[str, Any]:
-    """Rows, paired differences and the relation of steps to difficulty; ``results[0]`` is the TPM.
+    """Summarize the results of all policies.
 
     Args:
-        results: of all policies on the same images.
-        needed_B: steps that the best fixed schedule needs for each image, or for the first so many.
-        margin, grid: how that was measured.
+        results: Results of all policies on the same images. The first is the TPM.
+        needed_B: Steps that the best fixed schedule needs, for the first B images.
+        margin: Margin of the score that defines ``needed_B``.
+        grid: Numbers of steps that were tried for ``needed_B``.
 
     Returns:
-        ``rows``, ``images`` (how many), ``paired`` (TPM minus each other policy, [mean, low, high]),
-        ``steps_by_objects`` (where the judge counts objects), ``steps_vs_difficulty`` and
-        ``difficulty`` (pairs of needed and taken steps).
+        ``rows``, ``images`` (their number), ``paired`` (TPM minus each other policy, [mean, low, high]),
+        ``steps_by_objects`` (if the scorer counts objects), ``steps_vs_difficulty`` and ``difficulty`` (pairs of
+        needed and used steps).
     """
     tpdm = results[0]
     steps_B = tpdm.column("steps")[: len(needed_B)]
-    # Undefined where one of the two does not vary at all.
+    # The correlation is undefined if one of the two is constant.
     samples = samples_of([row["prompt"] for row in tpdm.rows])
     rho, low, high = spearman(needed_B, steps_B, samples=samples) or (None, None, None)
     return {
@@ -96,7 +97,7 @@ def summarize(
 
 
 def point_summary(learned: EvalResult, baselines: Sequence[EvalResult]) -> dict[str, Any]:
-    """One point of a dial: what the TPM did there, and its differences to fixed schedules of as many steps."""
+    """Summarize one quality setting: the TPM, fixed schedules of as many steps, and their differences."""
     return {
         "row": _row(learned),
         "controls": [_row(c) for c in baselines],
@@ -116,13 +117,13 @@ def _row(result: EvalResult) -> dict[str, Any]:
 
 
 def _measures(result: EvalResult) -> list[tuple[str, str]]:
-    """(label, key) of everything that was measured of the images: the reward first, judges of the recipe last."""
+    """Return (label, key) of every measure: the reward first, and judges of the recipe last."""
     judges = [(key, key) for key in result.rows[0] if key not in NOT_JUDGED and key not in dict(MEASURES).values()]
     return [(label, key) for label, key in MEASURES if result.has(key)] + judges
 
 
 def _paired(tpdm: EvalResult, other: EvalResult) -> dict[str, list[float]]:
-    """[mean, low, high] of each measure; and of the reward how often it is higher, and what the worst-served lose."""
+    """Return [mean, low, high] of each difference, of the win rate, and of the loss of the worst images."""
     samples = samples_of([row["prompt"] for row in tpdm.rows])
     found = {
         label: list(paired_bootstrap(tpdm.column(key) - other.column(key), samples=samples))

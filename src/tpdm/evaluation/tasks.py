@@ -1,4 +1,4 @@
-"""What the rows of an evaluation depend on: a change of it makes them anew, and of nothing else does."""
+"""Make the tasks of an evaluation, and the fingerprint of everything that their results depend on."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tpdm.training.run_identity import FREE, differences, is_later, run_identity
 
 
 def fingerprint(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> dict[str, Any]:
-    """Of every policy's rows.
+    """Return everything that the rows of every policy depend on.
 
-    Places and sizes that change memory and time alone (``tpdm.training.run_identity.FREE``) are no part of it: an
-    evaluation that ran out of memory goes on with another ``backbone.offload``.
+    Settings that change only memory and time (``tpdm.training.run_identity.FREE``) are excluded. An evaluation that
+    ran out of memory can therefore resume with another ``backbone.offload``.
 
     Args:
-        recipe: that is evaluated.
-        tuning: what controls are chosen on.
-        test: what is compared.
+        recipe: Recipe of the evaluation.
+        tuning: Task on which baselines are selected.
+        test: Task on which policies are compared.
     """
     backbone = {
         key: value
@@ -55,7 +55,12 @@ def fingerprint(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> dict[str, A
 
 
 def learned_fingerprint(recipe: Recipe, which: str = "best") -> dict[str, Any]:
-    """What the rows of learned schedules depend on besides: the ``best`` TPM of the recipe, or the ``last``."""
+    """Return what the rows of learned schedules depend on in addition.
+
+    Args:
+        recipe: Recipe of the evaluation.
+        which: TPM of the run, ``best`` or ``last``.
+    """
     tuned = recipe.evaluation.tuned_baseline
     return {
         "tpm": _digest((Path(recipe.output) / which / WEIGHTS).read_bytes()),
@@ -64,7 +69,7 @@ def learned_fingerprint(recipe: Recipe, which: str = "best") -> dict[str, Any]:
 
 
 def _standards(reward: Reward) -> dict[str, Any] | None:
-    """Of a composite: each training standardises on its own untrained policy, so that equal names have other scales."""
+    """Return the statistics of a composite. They differ between trainings that have the same reward names."""
     if not isinstance(reward, CompositeReward) or reward.standards is None:
         return None
     return {key: asdict(standard) for key, standard in reward.standards.items()}
@@ -79,19 +84,19 @@ def _digest(data: bytes) -> str:
 
 
 def run_device(recipe: Recipe) -> str:
-    """The device of the recipe, or the best one of this machine."""
+    """Return the device of the recipe. ``auto`` is the best device of this machine."""
     return resolve_device(recipe.backbone.device)
 
 
 def make_tasks(recipe: Recipe) -> tuple[EvalTask, EvalTask]:
-    """Tuning and test tasks.
+    """Make the tuning task and the test task.
 
     Args:
-        recipe: of the training.
+        recipe: Recipe of the training.
 
     Raises:
-        PromptError: too few held-out prompts.
-        ConfigError: they have negative prompts, and the pipeline does not guide.
+        PromptError: If there are too few held-out prompts.
+        ConfigError: If prompts have negative prompts and the pipeline uses no guidance.
     """
     p, wanted = recipe.prompts, recipe.evaluation
     source = load_source(p.source, p.column, p.limit, p.negative, p.subset, p.split)
@@ -100,15 +105,16 @@ def make_tasks(recipe: Recipe) -> tuple[EvalTask, EvalTask]:
     tuned = wanted.tuning_prompts
     if len(fresh) < tuned + 2:
         raise PromptError(
-            f"got {len(fresh)} held-out prompts beside those of validation, expected at least {tuned + 2}; "
-            "add prompts, raise prompts.held_out_fraction, or lower validation.prompts or evaluation.tuning_prompts"
+            f"There are {len(fresh)} held-out prompts in addition to those of validation. Evaluation needs at least "
+            f"{tuned + 2}. Add prompts, increase prompts.held_out_fraction, or decrease validation.prompts or "
+            "evaluation.tuning_prompts."
         )
     check_negatives(recipe, source)
-    # As in training: where any prompt has a negative one, the others have an empty one.
+    # As in training: if any prompt has a negative prompt, the others have an empty one.
     negatives = [p.negative or "" for p in fresh] if any(p.negative for p in source) else None
     device = run_device(recipe)
     scoring = reward_device(recipe.reward, device)
-    pipe = load_backbone(replace(recipe.backbone, shard=False), device)  # one process has nobody to share with
+    pipe = load_backbone(replace(recipe.backbone, shard=False), device)  # there is only one process
     pipe.set_progress_bar_config(disable=True)
     tuning = EvalTask(
         prompts=[p.text for p in fresh[:tuned]],
@@ -137,7 +143,7 @@ def make_tasks(recipe: Recipe) -> tuple[EvalTask, EvalTask]:
 
 
 def _labeled(judges: Mapping[str, Reward]) -> dict[str, Reward]:
-    """By the name that is shown; by the recipe's where two would be called the same, such as CLIPs of two owners."""
+    """Return judges by their display names, or by their recipe names if display names are equal."""
     shown = [reward.name for reward in judges.values()]
     return {(r.name if shown.count(r.name) == 1 else name): r for name, r in judges.items()}
 
@@ -148,17 +154,17 @@ _TOLD = ("backbone.", "sampling.", "reward.")
 
 
 def check_no_leakage(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> None:
-    """Refuses prompts that the TPM was trained or chosen on, and says what else differs from its training.
+    """Check that the TPM was not trained or selected on the prompts, and warn of other differences from the training.
 
-    Nothing is known, and nothing said, of a TPM that lies in no run.
+    Nothing is checked if the folder contains no recipe of a training.
 
     Args:
-        recipe: of the evaluation.
-        tuning: what controls are chosen on.
-        test: what is compared.
+        recipe: Recipe of the evaluation.
+        tuning: Task on which baselines are selected.
+        test: Task on which policies are compared.
 
     Raises:
-        ConfigError: some of the prompts are not new.
+        ConfigError: If training or validation used some of the prompts.
     """
     path = Path(recipe.output) / "recipe.yaml"
     if not path.is_file():
@@ -170,26 +176,29 @@ def check_no_leakage(recipe: Recipe, tuning: EvalTask, test: EvalTask) -> None:
         common = sum(prompt in seen for prompt in asked)
         if common:
             raise ConfigError(
-                f"got {common} of {len(asked)} prompts that this TPM was trained or chosen on, expected none "
-                f"({differences(before, now)}); give tpdm eval the recipe and the overrides of the training."
+                f"The training used {common} of the {len(asked)} prompts of this evaluation "
+                f"({differences(before, now)}). Evaluation prompts must be new. Give tpdm eval the recipe and the "
+                "overrides of the training."
             )
     before, now = _settings(made), _settings(recipe)
     if before != now:
-        logger.warning("evaluated otherwise than trained: %s", differences(before, now, limit=9))
+        logger.warning(
+            "The settings of the evaluation differ from those of the training: %s", differences(before, now, limit=9)
+        )
 
 
 def _asked_of_training(recipe: Recipe) -> dict[str, Any]:
-    """What decides which prompts are held out, and which of these a validation has."""
+    """Return the settings that determine the prompts of training and validation."""
     prompts = {f"prompts.{key}": value for key, value in asdict(recipe.prompts).items()}
     return {**prompts, "validation.prompts": recipe.validation.prompts}
 
 
 def _known(made: Recipe) -> set[str]:
-    """Texts of training and validation; none where they cannot be read any more."""
+    """Return the prompts of training and validation, or an empty set if they cannot be read."""
     try:
         return {prompt.text for side in choose_prompts(made) for prompt in side}
     except PromptError as error:
-        logger.warning("whether the prompts are new to the TPM is not known: %s", error)
+        logger.warning("Cannot check whether the TPM was trained on these prompts: %s", error)
         return set()
 
 

@@ -1,4 +1,4 @@
-"""Scores of finished images: higher is better, fp32, one per image."""
+"""Rewards: one fp32 score per finished image. A higher score is better."""
 
 from tpdm.core.versions import check_versions
 

@@ -1,4 +1,4 @@
-"""LAION aesthetic predictor v2: a head on the image embedding of CLIP ViT-L/14; the prompt is not read."""
+"""LAION aesthetic predictor v2: a head on the image embedding of CLIP ViT-L/14. It ignores the prompt."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HOME = "github.com/christophschuhmann/improved-aesthetic-predictor"
 
 
 class AestheticReward:
-    """The published score, about 1 to 10.
+    """The published aesthetic score, about 1 to 10.
 
     Args:
-        vision: CLIP's image tower; moved to ``device`` in fp32.
-        head: from its embedding at unit length to the score.
-        device: where it runs.
-        batch: images at a time.
+        vision: CLIP's image tower. It is moved to ``device`` in fp32.
+        head: Network from the embedding at unit length to the score.
+        device: Device of the model.
+        batch: Maximum number of images per forward pass, >= 1.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AestheticReward:
         self.batch = batch
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of RGB images (B, 3, H, W) in [0, 1]; the prompts only say how many."""
+        """Return scores (B,) of RGB images (B, 3, H, W) in [0, 1]. The text of the B prompts is ignored."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
 
     @without_autocast()
@@ -54,19 +54,22 @@ class AestheticReward:
 
 
 def load_aesthetic(place: str | None, device: str = "cpu", batch: int = 64) -> AestheticReward:
-    """The predictor from its published file.
+    """Load the predictor from its published file.
 
     Args:
-        place: the file ``sac+logos+ava1-l14-linearMSE.pth`` (or its safetensors), its folder, or a hub id. CLIP comes
-            from the same folder where that holds one (``config.json``), else from ``BACKBONE``.
-        device: where it runs, in fp32.
-        batch: images at a time.
+        place: The file ``sac+logos+ava1-l14-linearMSE.pth`` (or its safetensors), its folder, or a hub id. If the
+            folder contains ``config.json``, CLIP is loaded from it, otherwise from ``BACKBONE``.
+        device: Device of the model. The model runs in fp32.
+        batch: Maximum number of images per forward pass, >= 1.
 
     Raises:
-        RewardError: no place is given (its authors have none on the hub), or something is missing or damaged.
+        RewardError: If no place is given (the authors publish none on the hub), or if files are missing or damaged.
     """
     if place is None:
-        raise RewardError(f"reward 'aesthetic': got no place, expected aesthetic:FILE; fetch {FILE} from {HOME}")
+        raise RewardError(
+            f"reward.name is 'aesthetic'. It must be aesthetic:FILE, because the hub has no copy. Fetch {FILE} "
+            f"from {HOME}."
+        )
     weights = find_file(place, FILE, NAME)
     backbone = str(weights.parent) if (weights.parent / "config.json").is_file() else BACKBONE
     vision = load_whole(CLIPVisionModelWithProjection, backbone, NAME)
@@ -76,9 +79,10 @@ def load_aesthetic(place: str | None, device: str = "cpu", batch: int = 64) -> A
 
 
 def make_head(width: int) -> nn.Sequential:
-    """(B, width) -> (B, 1). Published with dropout between the linear layers and no non-linearity.
+    """Make the head (B, width) -> (B, 1). It has linear layers and no non-linearity.
 
-    The places where dropout was keep their numbers, which are part of the published names (0, 2, 4, 6, 7).
+    The published network has dropout between the layers. Identity layers replace it, so that the layers keep their
+    published numbers (0, 2, 4, 6, 7).
     """
     return nn.Sequential(
         nn.Linear(width, 1024),

@@ -1,4 +1,4 @@
-"""Rewards that are the cosine of a CLIP image and a CLIP text embedding (CLIP score, PickScore, HPSv2, tinyworld's)."""
+"""Rewards from the cosine of CLIP image and text embeddings: CLIP score, PickScore, HPSv2 and the tinyworld reward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tpdm.rewards.preprocessing import Preprocess
 
 try:
     from transformers import CLIPImageProcessorPil as ImageProcessor
-except ImportError:  # transformers 4 and 5.0 have it under this name, which needs torchvision in later ones
+except ImportError:  # the name in transformers 4 and 5.0. In later versions it needs torchvision.
     from transformers import CLIPImageProcessor as ImageProcessor
 
 
@@ -26,15 +26,16 @@ class ClipReward:
     """``scale * cos(image, text) + shift`` of a ``CLIPModel``.
 
     Args:
-        model: any ``CLIPModel``; moved to ``device`` in fp32.
-        tokenizer: the tokenizer it was trained with.
-        preprocess: the size, mean and standard deviation it was trained with.
-        name: for logs.
-        scale: factor on the cosine (100 for CLIP score); None takes the model's own, exp(logit_scale) (PickScore).
-        shift: added afterwards.
-        device: where the model runs.
-        batch: images at a time; memory only, never the result but for rounding.
-        clean: applied to each prompt before the tokenizer.
+        model: Any ``CLIPModel``. It is moved to ``device`` in fp32.
+        tokenizer: Tokenizer that the model was trained with.
+        preprocess: Image size, mean and standard deviation that the model was trained with.
+        name: Name in logs and reports.
+        scale: Factor of the cosine (100 for CLIP score). None uses exp(logit_scale) of the model (PickScore).
+        shift: Constant added to the scaled cosine.
+        device: Device of the model.
+        batch: Maximum number of images per forward pass, >= 1. It limits memory. Scores are the same up to
+            floating-point rounding.
+        clean: Function applied to each prompt before the tokenizer.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class ClipReward:
         self.shift = shift
         self.device = torch.device(device)
         self.batch = batch
-        # Some tokenizers name no length of their own.
+        # Some tokenizers define no maximum length.
         self.tokens = min(int(tokenizer.model_max_length), int(model.config.text_config.max_position_embeddings))
 
     @classmethod
@@ -70,31 +71,36 @@ class ClipReward:
         batch: int = 64,
         processor: str | Path | None = None,
     ) -> ClipReward:
-        """Loads model, tokenizer and preprocessing from one folder or hub id (safetensors only).
+        """Load model, tokenizer and preprocessing from a folder or hub id (safetensors only).
 
         Args:
-            path: of the model.
-            name, scale, shift, device, batch: as above.
-            processor: folder or hub id of tokenizer and preprocessing; ``path`` if not given.
+            path: Folder or hub id of the model.
+            name: As in the class.
+            scale: As in the class.
+            shift: As in the class.
+            device: As in the class.
+            batch: As in the class.
+            processor: Folder or hub id of tokenizer and preprocessing. The default is ``path``.
 
         Raises:
-            RewardError: something is missing there, or damaged.
+            RewardError: If files are missing or damaged.
         """
         model = load_whole(CLIPModel, path, name)
         tokenizer = load_tokenizer(CLIPTokenizer, processor or path, name, int(model.config.text_config.vocab_size))
         try:
-            pictures = ImageProcessor.from_pretrained(processor or path)
+            image_processor = ImageProcessor.from_pretrained(processor or path)
         except Exception as error:  # a damaged file may fail in any of three libraries
             reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
             raise RewardError(
-                f"reward '{name}': no preprocessing at '{processor or path}' ({reason}); put its file there"
+                f"Reward '{name}': no preprocessing at '{processor or path}' ({reason}). Put "
+                "preprocessor_config.json there."
             ) from error
         size = int(model.config.vision_config.image_size)
-        preprocess = Preprocess(size, tuple(pictures.image_mean), tuple(pictures.image_std))
+        preprocess = Preprocess(size, tuple(image_processor.image_mean), tuple(image_processor.image_std))
         return cls(model, tokenizer, preprocess, name, scale, shift, device, batch)
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of RGB images (B, 3, H, W) in [0, 1] against their prompts."""
+        """Return scores (B,) of RGB images (B, 3, H, W) in [0, 1] for their B prompts."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
 
     @without_autocast()
@@ -112,11 +118,11 @@ class ClipReward:
     @without_autocast()
     @torch.no_grad()
     def embed(self, images_B3HW: Tensor) -> Tensor:
-        """Image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalized."""
+        """Return image embeddings (B, F) of RGB images (B, 3, H, W) in [0, 1], not normalized."""
         return self.model.get_image_features(pixel_values=self.preprocess(images_B3HW, self.device)).cpu()
 
     def count_truncated(self, prompts: Sequence[str]) -> list[Truncation]:
-        """How many prompts have more tokens than the text tower reads."""
+        """Count the prompts that have more tokens than the text tower reads."""
         texts = [self.clean(prompt) for prompt in prompts]
         return [
             Truncation(
@@ -127,21 +133,21 @@ class ClipReward:
 
 NAME, HUB = "PickScore", "yuvalkirstain/PickScore_v1"
 
-# The model's own page names this processor.
+# The model card names this processor.
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 def load_pickscore(place: str = HUB, device: str = "cpu", batch: int = 64) -> ClipReward:
-    """PickScore as published: exp(logit_scale) x cosine (about 18 to 24).
+    """Load PickScore as published: exp(logit_scale) x cosine, about 18 to 24.
 
     Args:
-        place: folder or hub id of the model. A folder that holds tokenizer and preprocessing too needs no other
-            place; else they come from ``PROCESSOR``.
-        device: where it runs, in fp32.
-        batch: images at a time.
+        place: Folder or hub id of the model. If the folder does not contain ``preprocessor_config.json``, tokenizer
+            and preprocessing are loaded from ``PROCESSOR``.
+        device: Device of the model. The model runs in fp32.
+        batch: Maximum number of images per forward pass, >= 1.
 
     Raises:
-        RewardError: something is missing or damaged.
+        RewardError: If files are missing or damaged.
     """
     complete = (Path(place) / "preprocessor_config.json").is_file()
     return ClipReward.from_folder(

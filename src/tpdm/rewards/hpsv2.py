@@ -12,13 +12,13 @@ from tpdm.rewards.key_mapping import from_open_clip
 from tpdm.rewards.preprocessing import Preprocess
 
 NAME, HUB, FILE = "HPSv2.1", "xswu/HPSv2", "HPS_v2.1_compressed.pt"
-# The same vocabulary as OpenAI's; this is the model that HPSv2 was fine-tuned from.
+# HPSv2 was fine-tuned from this model. Its vocabulary is OpenAI's.
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 
 
 def vit_h_14() -> CLIPConfig:
-    """open_clip's ViT-H-14: activation "gelu" (not OpenAI's quick one), 16 heads in both towers."""
+    """Return the configuration of open_clip's ViT-H-14: exact GELU (not OpenAI's quick GELU), 16 heads per tower."""
     shared = {"projection_dim": 1024, "num_attention_heads": 16, "hidden_act": "gelu"}
     vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
     text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -28,17 +28,17 @@ def vit_h_14() -> CLIPConfig:
 
 
 def load_hpsv2(place: str = HUB, device: str = "cpu", batch: int = 64, config: CLIPConfig | None = None) -> ClipReward:
-    """HPSv2.1 as published: the cosine itself, without a logit scale (about .2 to .35).
+    """Load HPSv2.1 as published: the cosine without a logit scale, about 0.2 to 0.35.
 
     Args:
-        place: the file ``HPS_v2.1_compressed.pt`` (or its safetensors), its folder, or a hub id. A folder that holds
-            a tokenizer too needs no other place; else the tokenizer comes from ``TOKENIZER``.
-        device: where it runs, in fp32.
-        batch: images at a time.
-        config: shape of the model; the published one if not given.
+        place: The file ``HPS_v2.1_compressed.pt`` (or its safetensors), its folder, or a hub id. If the folder
+            contains no tokenizer, the tokenizer is loaded from ``TOKENIZER``.
+        device: Device of the model. The model runs in fp32.
+        batch: Maximum number of images per forward pass, >= 1.
+        config: Shape of the model. The default is the published one.
 
     Raises:
-        RewardError: something is missing or damaged, or of another shape.
+        RewardError: If files are missing, damaged or of another shape.
     """
     shape = config or vit_h_14()
     weights = find_file(place, FILE, NAME)
@@ -50,8 +50,13 @@ def load_hpsv2(place: str = HUB, device: str = "cpu", batch: int = 64, config: C
 
 
 def clean_prompt(prompt: str) -> str:
-    """What open_clip does to a prompt before its tokenizer: HTML entities twice, straight quotes, single spaces.
+    """Clean a prompt as open_clip does: unescape HTML twice, straighten quotes, join spaces, and lower the case.
 
-    open_clip also mends text in a wrong encoding, with ftfy; no score here should depend on that being installed.
+    open_clip also repairs wrong encodings with ftfy. This function does not, so that scores do not depend on an
+    optional package.
+
+    Example:
+        >>> clean_prompt("A&amp;B  “nice”")
+        'a&b "nice"'
     """
     return " ".join(html.unescape(html.unescape(prompt)).translate(_QUOTES).split()).lower()

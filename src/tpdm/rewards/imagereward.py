@@ -1,4 +1,4 @@
-"""ImageReward: a BLIP that reads prompt and image together, and a head on it (arXiv 2304.05977)."""
+"""ImageReward: a BLIP model of prompt and image with a scoring head (arXiv 2304.05977)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tpdm.rewards.preprocessing import Preprocess
 
 NAME, HUB, FILE = "ImageReward", "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "bert-base-uncased"
-# Of the head's output on the authors' validation set: scores have mean 0 and standard deviation 1 there.
+# Statistics of the head's output on the authors' validation set. There, scores have mean 0 and standard deviation 1.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-TOKENS = 35  # what the published code cuts prompts to
+TOKENS = 35  # maximum length of a prompt in the published code
 
 
 @dataclass(frozen=True)
 class BlipShape:
-    """The two towers."""
+    """Configurations of the two towers."""
 
     vision: BlipVisionConfig
     text: BlipTextConfig
 
 
 def blip_large() -> BlipShape:
-    """ViT-L/16 at 224 pixels, and a BERT base with cross attention to it.
+    """Return the published shape: ViT-L/16 at 224 pixels, and a BERT base with cross attention to it.
 
-    The 12 heads of the BERT stand in no weight's shape, and transformers' default is 8.
+    The BERT has 12 heads. transformers' default is 8, and no shape of a weight would reveal the difference.
     """
     vision = BlipVisionConfig(
         hidden_size=1024,
@@ -56,7 +56,7 @@ def blip_large() -> BlipShape:
         num_attention_heads=12,
         max_position_embeddings=512,
         layer_norm_eps=1e-12,
-        is_decoder=True,  # it has cross attention; it is called as an encoder
+        is_decoder=True,  # it has cross attention, and is called as an encoder
     )
     return BlipShape(vision, text)
 
@@ -65,10 +65,12 @@ class ImageReward:
     """The published score, about -2 to 2.
 
     Args:
-        vision, text, head: the model, in fp32; moved to ``device``.
-        tokenizer: BERT's.
-        device: where the model runs.
-        batch: images at a time.
+        vision: Image tower in fp32. It is moved to ``device``.
+        text: Text tower in fp32. It is moved to ``device``.
+        head: Scoring head in fp32. It is moved to ``device``.
+        tokenizer: Tokenizer of the text tower.
+        device: Device of the model.
+        batch: Maximum number of images per forward pass, >= 1.
     """
 
     def __init__(
@@ -88,48 +90,48 @@ class ImageReward:
         self.batch = batch
 
     def score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of RGB images (B, 3, H, W) in [0, 1] against the first 35 tokens of their prompts."""
+        """Return scores (B,) of RGB images (B, 3, H, W) in [0, 1] for the first 35 tokens of their B prompts."""
         return in_batches(self._score, images_B3HW, prompts, self.batch)
 
     def count_truncated(self, prompts: Sequence[str]) -> list[Truncation]:
-        """How many prompts have more than 35 tokens."""
+        """Count the prompts that have more than 35 tokens."""
         return [Truncation(f"reward '{self.name}'", TOKENS, count_truncated_prompts(self.tokenizer, TOKENS, prompts))]
 
     @without_autocast()
     @torch.no_grad()
     def _score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen = self.vision(pixel_values=self.preprocess(images_B3HW, self.device)).last_hidden_state
-        words = self.tokenizer(
+        patches = self.vision(pixel_values=self.preprocess(images_B3HW, self.device)).last_hidden_state
+        tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(self.device)
-        read = self.text(
-            input_ids=words.input_ids,
-            attention_mask=words.attention_mask,
-            encoder_hidden_states=seen,
+        states = self.text(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=patches,
             is_decoder=False,
         ).last_hidden_state
-        return (self.head(read[:, 0]).squeeze(-1) - MEAN) / STD
+        return (self.head(states[:, 0]).squeeze(-1) - MEAN) / STD
 
 
 def load_imagereward(
     place: str = HUB, device: str = "cpu", batch: int = 64, shape: BlipShape | None = None
 ) -> ImageReward:
-    """ImageReward v1.0 from its published file.
+    """Load ImageReward v1.0 from its published file.
 
     Args:
-        place: the file ``ImageReward.pt`` (or its safetensors), its folder, or a hub id. A folder that holds a
-            tokenizer too needs no other place; else the tokenizer comes from ``TOKENIZER``.
-        device: where it runs, in fp32.
-        batch: images at a time.
-        shape: of the model; the published one if not given.
+        place: The file ``ImageReward.pt`` (or its safetensors), its folder, or a hub id. If the folder contains no
+            tokenizer, the tokenizer is loaded from ``TOKENIZER``.
+        device: Device of the model. The model runs in fp32.
+        batch: Maximum number of images per forward pass, >= 1.
+        shape: Shape of the model. The default is the published one.
 
     Raises:
-        RewardError: something is missing or damaged, or of another shape.
+        RewardError: If files are missing, damaged or of another shape.
     """
     shape = shape or blip_large()
     weights = find_file(place, FILE, NAME)
     published = read_checkpoint(weights, NAME)
-    # BLIP's other projections, which training used and the score does not, may be in the file: they are left out.
+    # The file may contain projections of BLIP that only training used. They are ignored.
     vision = from_blip_vit(below(published, "blip.visual_encoder."), NAME)
     text = from_med_bert(below(published, "blip.text_encoder."))
     return ImageReward(

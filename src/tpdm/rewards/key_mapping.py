@@ -1,7 +1,7 @@
-"""Names of weights: from the layouts in which rewards are published to those of transformers.
+"""Map the weights of published rewards to the names that transformers uses.
 
-Pure renaming: a projection is transposed and a joint query-key-value weight cut in three, nothing else is computed.
-Whether every weight of the model is there is asked by ``checkpoints.fill``.
+Projections are transposed, and joint query-key-value weights are split in three. Other values are unchanged.
+``checkpoints.fill`` checks that no weight is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLIP_OUTER = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    # The spelling is transformers' own.
+    # transformers spells it this way.
     "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
@@ -41,7 +41,7 @@ _CLIP_TRANSPOSED = {
     "text_projection": "text_projection.weight",
     "visual.proj": "visual_projection.weight",
 }
-_CLIP_DROPPED = {"attn_mask"}  # the causal mask, which transformers makes itself
+_CLIP_DROPPED = {"attn_mask"}  # the causal mask: transformers computes it
 
 _VIT_OUTER = {
     "cls_token": "embeddings.class_embedding",
@@ -63,10 +63,14 @@ _VIT_INNER = {
 
 
 def from_open_clip(published: Mapping[str, Tensor], reward: str) -> dict[str, Tensor]:
-    """Weights of a transformers ``CLIPModel`` from those of an open_clip ``CLIP`` (ViT towers, in-built text tower).
+    """Rename the weights of an open_clip ``CLIP`` with a ViT to those of a transformers ``CLIPModel``.
+
+    Args:
+        published: Tensors by their names in open_clip.
+        reward: Name of the reward, for the error message.
 
     Raises:
-        RewardError: a name does not belong to that layout.
+        RewardError: If a name does not belong to that layout.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in published.items():
@@ -86,10 +90,14 @@ def from_open_clip(published: Mapping[str, Tensor], reward: str) -> dict[str, Te
 
 
 def from_blip_vit(published: Mapping[str, Tensor], reward: str) -> dict[str, Tensor]:
-    """Weights of a transformers ``BlipVisionModel`` from those of BLIP's own vision transformer.
+    """Rename the weights of BLIP's vision transformer to those of a transformers ``BlipVisionModel``.
+
+    Args:
+        published: Tensors by their names in BLIP.
+        reward: Name of the reward, for the error message.
 
     Raises:
-        RewardError: a name does not belong to that layout.
+        RewardError: If a name does not belong to that layout.
     """
     renamed = {}
     for name, value in published.items():
@@ -103,12 +111,17 @@ def from_blip_vit(published: Mapping[str, Tensor], reward: str) -> dict[str, Ten
 
 
 def from_med_bert(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a transformers ``BlipTextModel``: BLIP's own names, without the positions 0, 1, 2 ..."""
+    """Return the weights of a transformers ``BlipTextModel``: the same names as BLIP's, without the position ids."""
     return {name: value for name, value in published.items() if name != "embeddings.position_ids"}
 
 
 def below(published: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names begin with ``prefix``, without it."""
+    """Return the entries whose names begin with ``prefix``, and remove the prefix.
+
+    Example:
+        >>> sorted(below({"mlp.0.weight": 1, "blip.x": 2}, "mlp."))
+        ['0.weight']
+    """
     return {name.removeprefix(prefix): value for name, value in published.items() if name.startswith(prefix)}
 
 
@@ -118,6 +131,6 @@ def _tower(visual: str | None) -> str:
 
 def _unknown(name: str, layout: str, reward: str) -> RewardError:
     return RewardError(
-        f"reward '{reward}': got a weight named '{name}', expected those of {layout}; fetch the published file of "
-        "this very reward"
+        f"Reward '{reward}': the file contains a weight named '{name}'. It must contain the weights of {layout}. Fetch "
+        "the published file of this reward."
     )

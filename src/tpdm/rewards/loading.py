@@ -1,4 +1,4 @@
-"""Rewards by name."""
+"""Load rewards by the names that recipes use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tpdm.rewards.base import Reward
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """What a reward is loaded with; ``place`` is None where the name gives none."""
+    """Arguments that a reward is loaded with. ``place`` is None if the name contains no place."""
 
     name: str
     place: str | None
@@ -33,40 +33,56 @@ class RewardSpec:
 def load_reward(
     name: str, device: str | torch.device = "cpu", batch: int = 64, timeout: float = 60.0, token: str | None = None
 ) -> Reward:
-    """The reward that a recipe names.
+    """Load a reward by name.
 
     Args:
-        name: one of
+        name: One of
 
-            - ``tinyworld``: the embedded one;
+            - ``tinyworld``: the reward of the embedded model;
             - ``clip:PLACE``: CLIP score, 100 x cosine;
             - ``pickscore[:PLACE]``, ``hpsv2[:PLACE]``, ``imagereward[:PLACE]``, ``aesthetic:PLACE``: as published;
-            - ``python:package.module:function``: a function of your own;
+            - ``python:package.module:function``: a custom function;
             - ``remote:http://host:port``: a server.
 
-            PLACE is a folder, a file or a hub id; without it the authors' own place on the hub.
-        device: where it runs, in fp32.
-        batch: images at a time, >= 1; memory only, never the result but for rounding.
-        timeout: seconds to wait for a server's answer.
-        token: for a server that asks for one.
+            PLACE is a folder, a file or a hub id. The default is the authors' repository on the hub.
+        device: Device of the model, for example ``cpu`` or ``cuda:0``. The model runs in fp32.
+        batch: Maximum number of images per forward pass, >= 1. It limits memory. Scores are the same up to
+            floating-point rounding.
+        timeout: Seconds to wait for a server's response, > 0.
+        token: Bearer token of the server, if it requires one.
 
     Raises:
-        RewardError: the name is unknown, or its files are missing or damaged.
-        ConfigError: the device is not there.
+        RewardError: If the name is unknown, or if files are missing or damaged.
+        ConfigError: If the device does not exist.
+
+    Example:
+        >>> import torch
+        >>> reward = load_reward("tinyworld")
+        >>> reward.score(torch.rand(2, 3, 32, 32), ["large red circle", "blue ring"]).shape
+        torch.Size([2])
     """
     kind, colon, place = name.partition(":")
     if kind not in _KINDS or (colon and not place):
-        raise RewardError(f"got reward '{name}', expected one of {', '.join(_USAGES)}; correct reward.name")
+        raise RewardError(f"reward.name is '{name}'. It must be one of {', '.join(_USAGES)}. Correct reward.name.")
     if kind not in ("python", "remote"):
         place = expand(place)
     return _KINDS[kind](RewardSpec(name, place or None, resolve_device(device), batch, timeout, token))
 
 
 def recipe_reward(config: RewardConfig, device: str = "cpu") -> Reward:
-    """The reward of a recipe; a composite still has to be calibrated.
+    """Load the reward of a recipe. A composite is not calibrated yet.
+
+    Args:
+        config: Section ``reward`` of the recipe.
+        device: Device of the models.
 
     Raises:
-        RewardError: as ``load_reward``; or the token's environment variable is not set.
+        RewardError: As ``load_reward``, or if the environment variable of the token is not set.
+
+    Example:
+        >>> from tpdm.config.recipe import RewardConfig
+        >>> recipe_reward(RewardConfig(name="tinyworld")).name
+        'tinyworld'
     """
     from tpdm.rewards.composite import CompositeReward, RewardPart
 
@@ -81,35 +97,48 @@ def recipe_reward(config: RewardConfig, device: str = "cpu") -> Reward:
 
 
 def load_judges(names: Sequence[str], config: RewardConfig, device: str = "cpu") -> dict[str, Reward]:
-    """Rewards that only look on, by name, loaded as the recipe's own: its batch, timeout and token.
+    """Load judges: held-out rewards that training does not use.
+
+    Args:
+        names: Names as in ``load_reward``.
+        config: Section ``reward`` of the recipe. Judges use its batch, timeout and token.
+        device: Device of the models.
+
+    Returns:
+        Rewards by name.
 
     Raises:
-        RewardError: as ``recipe_reward``.
+        RewardError: As ``recipe_reward``.
     """
     token = read_token(config.token_env) if names else None
     return {name: load_reward(name, device, config.batch, config.timeout, token) for name in names}
 
 
 def reward_device(config: RewardConfig, backbone: str) -> str:
-    """Where rewards and judges run: ``reward.device``, or with the backbone.
+    """Return the device of rewards and judges: ``reward.device``, or the backbone's if that is ``auto``.
 
     Raises:
-        ConfigError: that device is not there.
+        ConfigError: If the device does not exist.
     """
     return backbone if config.device == "auto" else resolve_device(config.device)
 
 
 def read_token(variable: str | None) -> str | None:
-    """The token in an environment variable; None where no variable is named.
+    """Return the token in an environment variable.
+
+    Args:
+        variable: Name of the variable. None returns None.
 
     Raises:
-        RewardError: the variable is not set, or empty.
+        RewardError: If the variable is not set or is empty.
     """
     if variable is None:
         return None
     token = os.environ.get(variable, "").strip()
     if not token:
-        raise RewardError(f"got no token in the environment variable '{variable}', expected one; export {variable}=...")
+        raise RewardError(
+            f"Environment variable '{variable}' is not set or empty. It must contain the token. export {variable}=..."
+        )
     return token
 
 
@@ -119,9 +148,12 @@ def _builtin(spec: RewardSpec) -> Reward:
     name = spec.name.partition(":")[0]
     builtin = find_builtin(name)
     if builtin is None or spec.place is not None:
-        raise RewardError(f"got reward '{spec.name}', expected '{name}' alone, it is shipped; correct reward.name")
+        raise RewardError(
+            f"reward.name is '{spec.name}'. It must be '{name}' only, because its files are part of the package. "
+            "Remove the place."
+        )
     with quiet_loading():
-        # All images at once, whatever the batch: it is tiny, and its published runs stay what they are to the bit.
+        # One batch for all images, whatever ``batch`` is: the model is tiny, and the published runs stay bit-identical.
         return ClipReward.from_folder(builtin.WEIGHTS / "reward", name, device=spec.device, batch=2**20)
 
 
@@ -129,7 +161,7 @@ def _clip(spec: RewardSpec) -> Reward:
     from tpdm.rewards.clip import ClipReward
 
     if spec.place is None:
-        raise RewardError("got reward 'clip', expected clip:FOLDER_OR_HUB_ID; say which CLIP model")
+        raise RewardError("reward.name is 'clip'. It must be clip:FOLDER_OR_HUB_ID. Add the place of a CLIP model.")
     name = f"CLIP score ({Path(spec.place).name})"
     return ClipReward.from_folder(spec.place, name, scale=100.0, device=spec.device, batch=spec.batch)
 

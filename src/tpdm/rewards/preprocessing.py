@@ -1,4 +1,4 @@
-"""From pictures in [0, 1] to what an image encoder reads: its size, its mean, its standard deviation."""
+"""Resize and normalize images for an image encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Of OpenAI's CLIP; BLIP and ImageReward took them over.
+# OpenAI's CLIP, BLIP and ImageReward use these values.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -19,11 +19,17 @@ class Preprocess:
     """Resize to a square of ``size`` pixels, then normalize.
 
     Attributes:
-        size: side in pixels.
-        mean, std: of each channel.
-        fit: ``crop`` brings the shorter side to ``size`` and keeps the centre (CLIP, PickScore, ImageReward, LAION
-            aesthetic); ``pad`` brings the longer side there and fills up with black (HPSv2). A square picture is the
-            same under both, but for ``crop`` cutting what bicubic overshoots.
+        size: Side of the square in pixels.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        fit: ``crop`` resizes the shorter side to ``size`` and keeps the center (CLIP, PickScore, ImageReward, LAION
+            aesthetic). ``pad`` resizes the longer side and adds black borders (HPSv2). For a square image the only
+            difference is that ``crop`` clamps the overshoot of bicubic interpolation.
+
+    Example:
+        >>> import torch
+        >>> Preprocess(224)(torch.rand(2, 3, 300, 400), torch.device("cpu")).shape
+        torch.Size([2, 3, 224, 224])
     """
 
     size: int
@@ -32,7 +38,7 @@ class Preprocess:
     fit: Literal["crop", "pad"] = "crop"
 
     def __call__(self, images_B3HW: Tensor, device: torch.device) -> Tensor:
-        """Pixel values (B, 3, size, size) in fp32 on ``device``, of RGB images (B, 3, H, W) in [0, 1]."""
+        """Return pixel values (B, 3, size, size) in fp32 on ``device``, of RGB images (B, 3, H, W) in [0, 1]."""
         x = images_B3HW.to(device, torch.float32)
         if x.shape[-2:] != (self.size, self.size):
             x = resize_and_crop(x, self.size) if self.fit == "crop" else resize_and_pad(x, self.size)
@@ -42,7 +48,7 @@ class Preprocess:
 
 
 def resize_and_crop(x: Tensor, size: int) -> Tensor:
-    """Shorter side to ``size`` (bicubic, antialiased), then the centre square: CLIP's own preprocessing."""
+    """Resize the shorter side to ``size`` (bicubic, antialiased) and crop the center square, as CLIP does."""
     height, width = x.shape[-2:]
     shorter = min(height, width)
     new = (size * height // shorter, size * width // shorter)  # rounded down, as transformers and torchvision do
@@ -52,11 +58,11 @@ def resize_and_crop(x: Tensor, size: int) -> Tensor:
 
 
 def resize_and_pad(x: Tensor, size: int) -> Tensor:
-    """Longer side to ``size`` (bicubic on the tensor, antialiased), black around it: HPSv2's own preprocessing."""
+    """Resize the longer side to ``size`` (bicubic, antialiased) and add black borders, as HPSv2 does."""
     height, width = x.shape[-2:]
     factor = size / max(height, width)
     new = (max(1, round(height * factor)), max(1, round(width * factor)))
-    # No clamp: bicubic overshoots, and the published code works on tensors that may.
+    # No clamp: bicubic interpolation overshoots, and the published code keeps these values.
     x = F.interpolate(x, new, mode="bicubic", antialias=True)
-    high, wide = size - new[0], size - new[1]
-    return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+    rows, columns = size - new[0], size - new[1]
+    return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))

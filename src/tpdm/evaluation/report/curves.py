@@ -1,4 +1,4 @@
-"""Training curves: rows of metrics.jsonl to data URIs, one small plot a quantity."""
+"""Draw the training curves from metrics.jsonl, one small plot per quantity."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from tpdm.evaluation.report.plot_style import FIXED, INK, LEARNED, Rows, column,
 
 
 def training_curves(metrics: Rows, kept: int | None = None, **options: Any) -> list[tuple[str, str]]:
-    """(caption, data URI) of every curve that the rows of metrics.jsonl can draw.
+    """Draw every curve for which metrics.jsonl has values.
 
     Args:
-        metrics: the rows.
-        kept: after how many updates the TPM of best/ was saved; None marks none.
-        options: of ``style.render``.
+        metrics: Rows of metrics.jsonl.
+        kept: Update after which the TPM in best/ was saved. None marks no update.
+        options: Options of ``plot_style.render``.
+
+    Returns:
+        Pairs (caption, data URI).
     """
     train = [r for r in metrics if r.get("kind") == "train"]
     held_out = [r for r in metrics if r.get("kind") == "validation"]

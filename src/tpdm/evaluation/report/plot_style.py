@@ -1,4 +1,4 @@
-"""One look for all plots: sizes, colors that every eye can tell apart, and the way to a data URI."""
+"""Style of all plots: sizes and accessible colors. Plots are rendered as data URIs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/); no plot tells things apart by color alone.
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/); no plot relies on color only.
 LEARNED, FIXED = "#d55e00", "#0072b2"
 OTHERS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = ("s", "^", "v", "P", "X")
@@ -48,9 +48,16 @@ def render(
     size: tuple[float, float] = (5.0, 3.4),
     file_format: str = "svg",
 ) -> str:
-    """``draw(axes)`` on a white figure, as a data URI; the same data give the same bytes.
+    """Draw a plot and return it as a data URI. The same data give the same bytes.
 
-    No global state of matplotlib is touched: neither pyplot nor the caller's settings.
+    The function does not use pyplot and does not change global settings of matplotlib.
+
+    Args:
+        draw: Function that draws on matplotlib axes.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis.
+        size: Width and height in inches.
+        file_format: ``svg`` or ``png``.
     """
     with rc_context(_RC):
         figure = Figure(figsize=size, facecolor="white")
@@ -64,10 +71,15 @@ def render(
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as an address that needs no request."""
+    """Return the content as a data URI.
+
+    Example:
+        >>> data_uri(b"abc", "text/plain")
+        'data:text/plain;base64,YWJj'
+    """
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def column(rows: Rows, key: str) -> NDArray[np.float64]:
-    """One number per row."""
+    """Return the value of each row as an array."""
     return np.asarray([row[key] for row in rows], dtype=np.float64)

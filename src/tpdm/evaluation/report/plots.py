@@ -1,4 +1,4 @@
-"""The plots of the report, each from plain rows to a data URI (see style.py)."""
+"""Draw the plots of the report from rows. Each function returns a data URI."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SINGLE_SCHEDULES = 12
 
 BOXES_UP_TO = 12
 
-WIDTH, HEIGHT, NAME = 5.0, 3.2, 0.18  # inches; a name of a legend beneath takes so much
+WIDTH, HEIGHT, NAME = 5.0, 3.2, 0.18  # in inches. NAME is the height of one legend entry below the plot
 
 
 def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str, **options: Any) -> str:
-    """Mean of a measure against mean steps, one point with its 95 % interval per policy.
+    """Draw the mean of a measure against mean steps, with one point and 95 % interval per policy.
 
     Args:
-        rows_of: results of every policy. ``tpdm`` stands out; those called static-<number> share a line.
-        measure: key of the rows.
-        label: name of the vertical axis.
-        options: of ``style.render``.
+        rows_of: Rows of every policy. ``tpdm`` is highlighted. A line connects those called static-<number>.
+        measure: Key of the measure in the rows.
+        label: Label of the vertical axis.
+        options: Options of ``plot_style.render``.
     """
 
     def draw(axes: Any) -> None:
@@ -43,10 +43,10 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
             _points(axes, static, fmt="o-", color=FIXED, label="static")
         others = [n for n in places if n != "tpdm" and not re.fullmatch(r"static-\d+", n)]
         for i, name in enumerate(others):
-            again = i // len(MARKERS)  # the same marker in another color
+            again = i // len(MARKERS)  # use the markers again, in other colors
             look = {"fmt": MARKERS[i % len(MARKERS)], "color": OTHERS[(i + again) % len(OTHERS)]}
             _points(axes, [places[name]], label=name, **look)
-        if "tpdm" in places:  # open, so that it hides no control beside it
+        if "tpdm" in places:  # not filled, so that it does not hide a baseline
             highlight: dict[str, Any] = {
                 "fmt": "D",
                 "color": LEARNED,
@@ -56,7 +56,7 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
             }
             _points(axes, [places["tpdm"]], zorder=5, label="tpdm", **highlight)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        # Beneath: a dozen names inside would hide what they name.
+        # Below the axes: a legend with a dozen names would hide points.
         axes.figure.legend(loc="outside lower center")
 
     tall = (WIDTH, HEIGHT + NAME * len(rows_of))
@@ -64,7 +64,7 @@ def quality_against_steps(rows_of: Mapping[str, Rows], measure: str, label: str,
 
 
 def steps_histogram(rows: Rows, **options: Any) -> str:
-    """How many images took how many steps."""
+    """Draw the histogram of steps per image."""
 
     def draw(axes: Any) -> None:
         steps = column(rows, "steps")
@@ -79,9 +79,9 @@ def steps_histogram(rows: Rows, **options: Any) -> str:
 
 
 def schedules(rows: Rows, **options: Any) -> str:
-    """Time against step: mean and 10 - 90 % band of all images, a dozen single ones, and the uniform grid.
+    """Draw time against step: mean and 10 - 90 % band of all images, a dozen schedules, and the uniform grid.
 
-    A finished image counts with t = 0. The single ones are spread evenly over the images in order of steps.
+    A finished image counts with t = 0. The dozen schedules are spread evenly over the images, sorted by steps.
     """
 
     def draw(axes: Any) -> None:
@@ -103,13 +103,13 @@ def schedules(rows: Rows, **options: Any) -> str:
 
 
 def steps_by_objects(rows: Rows, **options: Any) -> str:
-    """Mean steps of the images whose prompt names so many objects, with 95 % intervals."""
+    """Draw mean steps by number of objects in the prompt, with 95 % intervals."""
 
     def draw(axes: Any) -> None:
         groups = defaultdict(list)
         for row in rows:
             groups[int(row["objects"])].append(row["steps"])
-        samples = samples_of([row["prompt"] for row in rows])  # a prompt's images name as many objects
+        samples = samples_of([row["prompt"] for row in rows])  # images of one prompt have the same number of objects
         places = [(n, *mean_interval(np.asarray(groups[n], dtype=float), samples)) for n in sorted(groups)]
         _points(axes, places, fmt="D", color=LEARNED, markersize=7)
         axes.set_xticks([p[0] for p in places], [f"{n}\n({len(groups[n])})" for n in sorted(groups)])
@@ -119,7 +119,7 @@ def steps_by_objects(rows: Rows, **options: Any) -> str:
 
 
 def steps_against_difficulty(pairs: Sequence[Sequence[float]], note: str = "", **options: Any) -> str:
-    """One jittered dot per (difficulty, steps); boxes where difficulty takes a dozen values or fewer."""
+    """Draw steps against difficulty, one jittered dot per image. Up to 12 levels of difficulty get box plots."""
 
     def draw(axes: Any) -> None:
         x, y = np.asarray(pairs, dtype=float).T
@@ -147,14 +147,22 @@ def steps_against_difficulty(pairs: Sequence[Sequence[float]], note: str = "", *
 
 
 def mean_interval(values_B: NDArray[np.float64], samples: int = 1) -> tuple[float, float, float]:
-    """Mean and 95 % interval over prompts, each with so many images; a single one has no interval but itself."""
+    """Compute a mean and its 95 % interval over prompts.
+
+    Args:
+        values_B: One value per image. Images of one prompt are adjacent.
+        samples: Number of images per prompt.
+
+    Returns:
+        (mean, low, high). All three are equal if there is one prompt.
+    """
     if len(values_B) == samples:
         return (float(values_B.mean()),) * 3
     return paired_bootstrap(values_B, resamples=2_000, samples=samples)
 
 
 def _points(axes: Any, places: Sequence[tuple[float, float, float, float]], **look: Any) -> None:
-    """Points (x, y, low, high) with their intervals."""
+    """Draw points (x, y, low, high) with their intervals."""
     x, y, low, high = np.asarray(places, dtype=float).T
     axes.errorbar(x, y, yerr=[y - low, high - y], capsize=3, elinewidth=1.3, **{"markersize": 6, **look})
 
@@ -163,12 +171,17 @@ BINS = 6
 
 
 def words_of(rows: Rows) -> NDArray[np.int64]:
-    """Words of each prompt."""
+    """Count the words of each prompt."""
     return np.asarray([len(str(row["prompt"]).split()) for row in rows])
 
 
 def length_bins(words_B: NDArray[np.int64], bins: int = BINS) -> list[tuple[int, int]]:
-    """Ranges (shortest, longest) of prompt lengths that share the images about evenly; each length is in one."""
+    """Split prompt lengths into ranges (shortest, longest) with about the same number of images.
+
+    Example:
+        >>> length_bins(np.array([2, 3, 4, 5]), bins=2)
+        [(2, 4), (5, 5)]
+    """
     edges = np.unique(np.quantile(words_B, np.linspace(0, 1, bins + 1), method="higher"))
     if len(edges) == 1:
         return [(int(edges[0]), int(edges[0]))]
@@ -177,7 +190,7 @@ def length_bins(words_B: NDArray[np.int64], bins: int = BINS) -> list[tuple[int,
 
 
 def steps_by_length(rows: Rows, **options: Any) -> str:
-    """Mean steps of the images whose prompts have so many words, with 95 % intervals."""
+    """Draw mean steps by number of words in the prompt, with 95 % intervals."""
 
     def draw(axes: Any) -> None:
         words_B, steps_B = words_of(rows), column(rows, "steps")
@@ -195,9 +208,9 @@ def steps_by_length(rows: Rows, **options: Any) -> str:
 
 
 def length_relation(rows: Rows) -> str:
-    """A sentence on steps against the length of the prompt."""
+    """Describe the relation of steps and prompt length in one sentence."""
     found = spearman(words_of(rows), column(rows, "steps"), samples=samples_of([row["prompt"] for row in rows]))
     if found is None:
-        return "A rank correlation of steps and words does not exist here (one of them is constant)."
+        return "The rank correlation of steps and words is undefined because one of them is constant."
     rho, low, high = found
     return f"Rank correlation of steps and words {rho:.2f} [{low:.2f}, {high:.2f}]."

@@ -1,4 +1,4 @@
-"""What a finished demo left behind: the files of its folder, paired by image, and the images worth a look."""
+"""Load the results of an evaluation, and select the images that the report shows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """A demo folder in memory.
+    """Contents of an evaluation folder.
 
     Attributes:
-        folder: where it lies.
-        summary: of summary.json.
-        rows_of: policy -> index -> row of results.jsonl, in the order of the file.
-        metrics: rows of train/metrics.jsonl, empty where there is none.
+        folder: Path of the folder.
+        summary: Contents of summary.json.
+        rows_of: Rows of results.jsonl by policy and image index, in the order of the file.
+        metrics: Rows of train/metrics.jsonl. Empty if the file does not exist.
     """
 
     folder: Path
@@ -34,22 +34,25 @@ class Results:
     metrics: Sequence[Row]
 
     def has_pictures(self, policy: str) -> bool:
-        """Whether any picture of a policy was kept: those of controls are not, and blends never had any."""
+        """Return whether images of a policy were kept. Those of most baselines are not, and mixtures have no images."""
         return policy in (LEARNED, REFERENCE) or (self.folder / "pictures" / policy).is_dir()
 
     def picture(self, policy: str, index: int) -> bytes | None:
-        """The PNG of one image; None where none was kept."""
+        """Return the PNG file of one image, or None if it was not kept."""
         pictures = (self.folder / "pictures").resolve()
         path = (pictures / policy / f"{index:04d}.png").resolve()
-        # A policy's name is data: it must not lead out of the folder.
+        # The policy name comes from a file. It must not lead out of the folder.
         return path.read_bytes() if path.is_relative_to(pictures) and path.is_file() else None
 
 
 def load_results(folder: Path) -> Results:
-    """Reads a demo folder.
+    """Load the results of an evaluation.
+
+    Args:
+        folder: Folder that ``tpdm eval`` or ``tpdm demo`` wrote.
 
     Raises:
-        ConfigError: a file is missing or unreadable, or ``tpdm`` or ``static-28`` is not among the policies.
+        ConfigError: If a file is missing or unreadable, or if policy ``tpdm`` or ``static-28`` is missing.
     """
     folder = Path(expand(folder))
     try:
@@ -57,7 +60,9 @@ def load_results(folder: Path) -> Results:
         rows = read_metrics(folder / "results.jsonl")
         metrics = read_metrics(folder / "train" / "metrics.jsonl")
     except (OSError, json.JSONDecodeError) as e:
-        raise ConfigError(f"got a folder '{folder}' that cannot be read ({e}), expected a finished demo") from e
+        raise ConfigError(
+            f"Folder '{folder}' cannot be read ({e}). It must contain a finished evaluation. Run the evaluation first."
+        ) from e
     rows_of: dict[str, dict[int, Row]] = {}
     for row in rows:
         rows_of.setdefault(row["policy"], {})[int(row["index"])] = row
@@ -65,22 +70,25 @@ def load_results(folder: Path) -> Results:
     missing = [name for name in (LEARNED, REFERENCE) if name not in known]
     if missing:
         raise ConfigError(
-            f"got results of {', '.join(sorted(known)) or 'no policy'} in '{folder}', expected {' and '.join(missing)} "
-            "among them; run the demo to its end"
+            f"Folder '{folder}' contains results of {', '.join(sorted(known)) or 'no policy'}. The report also needs "
+            f"{' and '.join(missing)}. Let the evaluation finish."
         )
     return Results(folder, summary, rows_of, metrics)
 
 
 def gains(rows_of: Mapping[str, Mapping[int, Row]]) -> dict[int, float]:
-    """Score of tpdm minus score of static-28, per image that both made."""
+    """Return the score of tpdm minus the score of static-28, by index of the images that both have."""
     learned, reference = rows_of[LEARNED], rows_of[REFERENCE]
     return {i: learned[i]["score"] - reference[i]["score"] for i in sorted(learned) if i in reference}
 
 
 def choose_images(rows_of: Mapping[str, Mapping[int, Row]]) -> list[tuple[str, list[int]]]:
-    """(rule, indices of the two images that it picks): by rule, never by hand.
+    """Select images by fixed rules, two per rule.
 
-    Ties go to the lower index; an image may appear under several rules.
+    Of equal values, the lower index is selected. Several rules may select the same image.
+
+    Returns:
+        Pairs (rule, indices).
     """
     gain = gains(rows_of)
     steps = {i: rows_of[LEARNED][i]["steps"] for i in gain}
