@@ -144,7 +144,7 @@ def test_replicas_get_their_configuration(handed):
     [
         (["--token-env", "TPDM_NO_SUCH_TOKEN"], "Environment variable 'TPDM_NO_SUCH_TOKEN' is not set"),
         (["--tpm", "no/such/folder"], "no/such/folder"),
-        (["--backbone", "/no/such/folder"], "expected 'tinyworld'"),
+        (["--backbone", "/no/such/folder"], "A pipeline is 'tinyworld'"),
         (["--device", "cuda:1", "--replicas", "2"], "--device is cuda:1 with --replicas"),
         (["--port", "0"], "Invalid value for '--port'"),
         (["--port", "65536"], "Invalid value for '--port'"),

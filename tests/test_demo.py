@@ -20,7 +20,7 @@ def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys, small_t
             validation=replace(recipe.validation, every=1, prompts=4),
             checkpoint=replace(recipe.checkpoint, every=1),
             prompts=replace(recipe.prompts, limit=400),
-            evaluation=replace(recipe.evaluation, prompts=6, tuning_prompts=4, grid=(3, 5)),
+            evaluation=replace(recipe.evaluation, prompts=6, tuning_prompts=4, step_grid=(3, 5)),
         )
 
     monkeypatch.setattr(demo, "demo_recipe", small_recipe)
@@ -44,7 +44,7 @@ def test_the_demo_writes_what_it_promises(tmp_path, monkeypatch, capsys, small_t
         assert key in summary
     page = report.read_text()
     assert page.count("<img") > 5
-    assert "in all</dt>" in page
+    assert "total time</dt>" in page
     assert summary["command"] in page
     assert "static-28" in capsys.readouterr().out
     metrics = (tmp_path / "demo" / "train" / "metrics.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ BENCHMARKS = {
         "whether a server loses, doubles or leaks anything under good, bad, cancelled and abandoned requests at once",
         "a quarter of an hour on two cores",
         "docs/results/serving-soak.json",
-        "guides/serve.md",
+        "serving.md",
         "results",
     ),
 }

@@ -144,7 +144,7 @@ def test_a_tuned_schedule_that_looks_at_images_is_refused(trained):
 
 
 def test_a_backbone_that_training_offloads_is_offloaded_here_too(tmp_path):
-    with pytest.raises(ConfigError, match=r"got backbone\.offload=model on the CPU"):
+    with pytest.raises(ConfigError, match=r"backbone\.offload is model on the CPU"):
         make_tasks(small(tmp_path, "first", "backbone.offload=model", "backbone.device=cpu"))
 
 

@@ -144,7 +144,7 @@ def test_another_value_changes_what_is_drawn(drawn, option):
         ((*STOCK, "--quality", "0.5"), "quality is 0.5, but there is no TPM"),
         ((*DIAL, "--gamma", "0.95", "--quality", "0.5"), "gamma"),
         ((*DIAL, "--gamma", "0.5"), "0.5"),
-        (("--prompt", "a", "--tpm", "AT/tpm", "--gamma", "0.95"), "dial"),
+        (("--prompt", "a", "--tpm", "AT/tpm", "--gamma", "0.95"), "not gamma-conditioned"),
         ((*STOCK, "--limit", "1"), "--limit is 1 without --prompts"),
         ((*STOCK, "--prompt", " "), "empty prompt"),
         ((), "There is no prompt"),

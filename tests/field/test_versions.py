@@ -76,7 +76,7 @@ def test_the_command_line_reports_it_too(old, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)  # as in a new process
     answer = CliRunner().invoke(app, ["sample", "--prompt", "red circle", "--out", str(tmp_path / "out")])
     assert (answer.exit_code, answer.output.count("\n")) == (2, 1)
-    assert answer.output.startswith("Error: got transformers 4.40.0, expected transformers>=")
+    assert answer.output.startswith("Error: transformers 4.40.0 is installed. It must be transformers>=")
 
 
 def test_the_doctor_names_floors_and_what_is_below_them(old):

@@ -125,4 +125,4 @@ def test_no_tpm_at_all_is_an_error(tmp_path):
 def test_push_needs_exactly_one_destination(run, where):
     answer = CliRunner().invoke(app, ["push", str(run / "best"), *where])
     assert answer.exit_code == 2
-    assert "expected one of them" in answer.output
+    assert "Give one of them" in answer.output

@@ -132,7 +132,7 @@ def test_defaults_are_used_for_missing_arguments(sd3):
         ({"seeds": [1, 2], "generator": torch.Generator()}, ConfigError, "seeds and generator are both given"),
         ({"sample": True}, ConfigError, "sample is True without seeds"),
         ({"decision_seeds": [1]}, ConfigError, "without sample=True"),
-        ({"sample": True, "decision_seeds": [1, 2, 3]}, ConfigError, "3 seeds for 2 images"),
+        ({"sample": True, "decision_seeds": [1, 2, 3]}, ConfigError, "seeds has 3 numbers for 2 images"),
         ({"prompt": None}, ConfigError, "needs prompt or prompt_embeds"),
         ({"prompt": []}, ConfigError, "empty list"),
         ({"max_steps": 1}, ConfigError, "Pass max_steps=3"),

@@ -106,5 +106,5 @@ def test_offloading_on_the_cpu_is_refused(way):
 
 def test_an_offloaded_pipeline_cannot_be_batched():
     values = {"name": "a", "rl": {"rollout": "continuous"}, "backbone": {"offload": "model"}}
-    with pytest.raises(ConfigError, match=r"rl\.rollout continuous goes with backbone\.offload none, got model"):
+    with pytest.raises(ConfigError, match=r"rl\.rollout is continuous and backbone\.offload is model"):
         make_recipe(values)

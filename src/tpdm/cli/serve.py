@@ -13,8 +13,11 @@ import typer
 from tpdm.cli.arguments import in_url, require_extra
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from tpdm.serving.engine.engine import PipelineEngine
     from tpdm.serving.engine.remote import RemoteEngine
+    from tpdm.serving.http.settings import ModelCard, Settings
 
 TRAINED = Path("runs/demo/train/best")
 
@@ -95,23 +98,12 @@ def serve(
     from tpdm.serving.http.sockets import reserved
 
     with reserved(host, port) as sockets:  # before torch, and long before a model is loaded
-        from tpdm.core.errors import ConfigError
         from tpdm.rewards.loading import read_token
 
-        if replicas is not None and device.startswith("cuda:"):
-            raise ConfigError(
-                f"--device is {device} with --replicas. Ray assigns a GPU to each replica. Use --device cuda or auto."
-            )
-        if max_replicas is not None and replicas is None:
-            raise ConfigError(
-                f"--max-replicas is {max_replicas} without --replicas. Only --replicas starts Ray. Give both."
-            )
-        aliases = tuple(model_alias or ())
-        if any(not name.strip() for name in aliases):
-            raise ConfigError("--model-alias is empty. It must be a name, or any for every name. Give one.")
+        aliases = _checked(device, replicas, max_replicas, model_alias or ())
         token = read_token(token_env)
         with require_extra("serve", "serving"):
-            from tpdm.serving.http.server import serve as run
+            import tpdm.serving.http.server  # noqa: F401
         from tpdm.serving.engine.engine import make_engine
         from tpdm.serving.http.settings import LOOPBACK, Limits, Settings, describe_model
 
@@ -130,15 +122,48 @@ def serve(
         make = partial(
             make_engine, backbone, tpm, **options, device=device, dtype=dtype, variant=variant, log_prompts=log_prompts
         )
-        words = f"Serving {card.id} at http://{in_url(host)}:{port}"
-        if replicas is None:
-            engine = make()
-            typer.echo(words, err=True)
-            run(engine, card, settings, sockets)
-        else:
-            remote = _replicated(make, replicas, max_replicas or replicas, timeout)
-            typer.echo(f"{words} with {replicas} replicas", err=True)
-            run(remote, card, settings, sockets, remote.restart)
+        address = f"http://{in_url(host)}:{port}"
+        _run(make, card, settings, sockets, address, replicas, max_replicas or replicas, timeout)
+
+
+def _run(
+    make: partial[PipelineEngine],
+    card: ModelCard,
+    settings: Settings,
+    sockets: list[socket],
+    address: str,
+    replicas: int | None,
+    max_replicas: int | None,
+    timeout: float,
+) -> None:
+    """Makes the engine, or starts replicas, and serves until a signal stops the server."""
+    from tpdm.serving.http.server import serve as run
+
+    if replicas is None or max_replicas is None:
+        engine = make()
+        typer.echo(f"Serving {card.id} at {address}", err=True)
+        run(engine, card, settings, sockets)
+    else:
+        remote = _replicated(make, replicas, max_replicas, timeout)
+        typer.echo(f"Serving {card.id} at {address} with {replicas} replicas", err=True)
+        run(remote, card, settings, sockets, remote.restart)
+
+
+def _checked(device: str, replicas: int | None, max_replicas: int | None, aliases: Sequence[str]) -> tuple[str, ...]:
+    """Checks options that exclude or need each other, and returns the aliases."""
+    from tpdm.core.errors import ConfigError
+
+    if replicas is not None and device.startswith("cuda:"):
+        raise ConfigError(
+            f"--device is {device} with --replicas. Ray assigns a GPU to each replica. Use --device cuda or auto."
+        )
+    if max_replicas is not None and replicas is None:
+        raise ConfigError(
+            f"--max-replicas is {max_replicas} without --replicas. Only --replicas starts Ray. Give both."
+        )
+    if any(not name.strip() for name in aliases):
+        raise ConfigError("--model-alias is empty. It must be a name, or any for every name. Give one.")
+    return tuple(aliases)
 
 
 def _hint(backbone: str) -> str:
