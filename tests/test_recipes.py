@@ -77,7 +77,7 @@ SMALL = [
 
 
 def test_every_recipe_is_tried():
-    elsewhere = {"tinyworld", "tinyworld-dial"}  # by tests/test_demo.py and tests/evaluation/test_evaluate.py
+    elsewhere = {"tinyworld", "tinyworld-quality"}  # by tests/test_demo.py and tests/evaluation/test_evaluate.py
     assert {p.stem for p in RECIPES.glob("*.yaml")} == {*TINY, *elsewhere}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.command import Benchmark
 
-CONDITIONED = "tinyworld-dial"  # the recipe of one TPM for a range of gammas
+CONDITIONED = "tinyworld-quality"  # the recipe of one TPM for a range of gammas
 STATIC, EULER = "static-28", "static-28, euler"
 GRID, TUNED, DEFAULT = "best grid, equal steps", "tuned by the same training, equal steps", "default, equal steps"
 

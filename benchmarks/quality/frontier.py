@@ -1,6 +1,6 @@
 """Quality against steps: one TPM for all gammas, compared with the best fixed schedules, over training seeds.
 
-For every seed the recipe tinyworld-dial.yaml trains a TPM. Further TPMs see only the time: they are the best fixed
+For every seed the recipe tinyworld-quality.yaml trains a TPM. Further TPMs see only the time: they are the best fixed
 schedules that the same training finds at every number of steps. --tuned says how many; seeds take them in turn.
 `tpdm eval` compares both with hand-made grids at each quality. Intervals are over training seeds and prompts at once.
 What is trained and evaluated is not done again. With --seeds 0 --print a process may take each seed.

@@ -1,7 +1,7 @@
 """One TPM for all gammas, compared with TPMs trained for one gamma each: what does serving all gammas cost?
 
 Five gammas are spread as a calibration spreads them, evenly in the log of a step's price. The first is the lowest gamma
-of the recipe tinyworld-dial.yaml. A specialist has that recipe with one gamma and the updates of tinyworld.yaml. It
+of the recipe tinyworld-quality.yaml. A specialist has that recipe with one gamma and the updates of tinyworld.yaml. It
 starts from about as many steps as the other TPM does at that gamma. What is known of either is not trained or evaluated
 again. With --seeds 0 --points 1 --print a process may take each training.
 """

@@ -37,7 +37,7 @@ SMALL = [
 
 
 def small(folder, name, *changes):
-    path = Path(str(resources.files("tpdm.config") / "recipes" / "tinyworld-dial.yaml"))
+    path = Path(str(resources.files("tpdm.config") / "recipes" / "tinyworld-quality.yaml"))
     places = [f"name={name}", f"output={folder / name}", f"evaluation.tuned_baseline={folder / 'fixed' / 'best'}"]
     return load_recipe(path, [*SMALL, *places, *changes])
 

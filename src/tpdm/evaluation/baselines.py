@@ -22,7 +22,7 @@ from tpdm.policies.tpm import TimePredictionModule
 
 SHIFTS = (0.6, 1.0, 1.5, 2.2, 3.3)
 KARRAS_RANGE = (0.02, 50.0)  # range of sigma; EDM's own lower end is so low that few steps remain for the image
-DIAL_TRIES = 400  # number of gammas over the range that are tried to find a schedule of N steps
+GAMMA_TRIES = 400  # number of gammas over the range that are tried to find a schedule of N steps
 
 
 def default_schedule(pipe: Any, steps: int, arguments: Mapping[str, Any]) -> FixedSchedule:
@@ -64,8 +64,8 @@ def tuned_schedules(policy: TimePredictionModule) -> dict[int, FixedSchedule]:
     """
     if not policy.shape.time_only:
         raise ConfigError("got a TPM that looks at images, expected one trained with tpm.time_only=true; give that.")
-    dial = policy.shape.gamma_range
-    gammas = [None] if dial is None else spread_gammas(DIAL_TRIES, *dial)
+    gamma_range = policy.shape.gamma_range
+    gammas = [None] if gamma_range is None else spread_gammas(GAMMA_TRIES, *gamma_range)
     by_steps: dict[int, list[list[float]]] = {}
     for times in _unrolled(policy, gammas):
         by_steps.setdefault(len(times) - 1, []).append(times)

@@ -150,7 +150,7 @@ def _add_model(app: FastAPI, card: ModelCard, settings: Settings) -> None:
     side = min(limits.side, card.largest_side or limits.side)
     description = {
         "learned": card.learned,
-        "dial": card.gamma_conditioned,
+        "gamma_conditioned": card.gamma_conditioned,
         "default_steps": card.default_steps,
         "examples": [{"name": name, "prompt": prompt} for name, prompt in card.examples],
         "limits": {"prompt": limits.prompt, "n": limits.images, "side": side, "steps": limits.steps},

@@ -36,14 +36,14 @@ def describe_model(backbone: str, tpm: str | Path | None) -> ModelCard:
         CheckpointError: The TPM cannot be read.
         BackboneError: The pipeline cannot be read.
     """
-    backbone, dial = expand(backbone), False
+    backbone, gamma_conditioned = expand(backbone), False
     if tpm is not None:
-        dial = from_pretrained(tpm)[1].gamma_steps is not None
+        gamma_conditioned = from_pretrained(tpm)[1].gamma_steps is not None
     facts = read_pipeline_metadata(backbone)
     return ModelCard(
         id=Path(backbone).name if Path(backbone).is_dir() else backbone,
         learned=tpm is not None,
-        gamma_conditioned=dial,
+        gamma_conditioned=gamma_conditioned,
         default_steps=facts.steps,
         largest_side=facts.largest_side,
         examples=TINYWORLD if backbone == "tinyworld" else NATURAL,

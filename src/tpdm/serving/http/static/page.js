@@ -47,10 +47,10 @@ async function describe() {
     document.querySelector(".pair").classList.add("alone");
   }
   $("fixed").querySelector("h2").textContent = `Fixed, ${about.default_steps} steps`;
-  $("quality").disabled = !about.dial;
-  $("quality-hint").textContent = about.dial
+  $("quality").disabled = !about.gamma_conditioned;
+  $("quality-hint").textContent = about.gamma_conditioned
     ? "Left: fewer steps. Right: more care."
-    : about.learned ? "No dial: this TPM was trained for one balance of steps and quality." : "No dial: no TPM is loaded.";
+    : about.learned ? "No quality setting: this TPM was trained for one balance of steps and quality." : "No quality setting: no TPM is loaded.";
   showQuality();
   showExamples(about.examples);
   draw();
@@ -93,7 +93,7 @@ async function make() {
   try {
     // One after the other, so that the seconds compare: together they would wait for each other.
     const learned = about.learned
-      ? await follow("learned", { ...common, ...(about.dial ? { quality: Number($("quality").value) } : {}) }, mine.signal)
+      ? await follow("learned", { ...common, ...(about.gamma_conditioned ? { quality: Number($("quality").value) } : {}) }, mine.signal)
       : null;
     const fixed = await follow("fixed", { ...common, num_inference_steps: about.default_steps }, mine.signal);
     summarise(learned, fixed);
