@@ -257,7 +257,7 @@ def test_sample_writes_pictures_and_lines(tiny, tmp_path):
 
 
 def test_a_picture_depends_on_its_seed_and_schedule_alone(tiny, tmp_path):
-    stock = sample_to_folder("a/b", None, ["a", "b"], 3, tmp_path / "stock", steps=4)
+    stock = sample_to_folder("a/b", None, ["a", "b"], 3, tmp_path / "stock", num_inference_steps=4)
     policy = FixedSchedule(stock[1]["times"])
     again = sample_to_folder("a/b", policy, ["b"], 4, tmp_path / "alone")
     assert again[0]["times"] == pytest.approx(stock[1]["times"], abs=1e-6)
@@ -280,7 +280,7 @@ def test_an_interrupted_run_leaves_lines_of_the_pictures_that_are_there(tiny, sd
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample_to_folder("a/b", None, ["a"] * (BATCH + 1), 0, tmp_path, steps=1, callback=stop)
+        sample_to_folder("a/b", None, ["a"] * (BATCH + 1), 0, tmp_path, num_inference_steps=1, callback=stop)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["file"] for line in lines] == told == sorted(path.name for path in tmp_path.glob("*.png"))
 
@@ -295,9 +295,9 @@ def test_an_interrupted_run_leaves_lines_of_the_pictures_that_are_there(tiny, sd
 
 
 def test_a_prompt_that_is_not_read_to_its_end_is_said(tiny, tmp_path, caplog):
-    sample_to_folder("a/b", None, ["a"], 0, tmp_path, steps=1)
+    sample_to_folder("a/b", None, ["a"], 0, tmp_path, num_inference_steps=1)
     assert not caplog.records
-    sample_to_folder("a/b", None, ["a", "a " * 200], 0, tmp_path, steps=1)
+    sample_to_folder("a/b", None, ["a", "a " * 200], 0, tmp_path, num_inference_steps=1)
     assert "1 of 2 prompts have more than the 12 tokens that tokenizer of the pipeline reads" in caplog.text
 
 
@@ -336,7 +336,7 @@ def test_the_stock_pipeline_is_not_asked_for_what_it_does_not_know(monkeypatch, 
 def test_pictures_are_replaced_and_the_rest_is_left(tiny, tmp_path):
     (tmp_path / "0000.png").write_bytes(b"old")
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    sample_to_folder("a/b", None, ["a"], 0, tmp_path, steps=2)
+    sample_to_folder("a/b", None, ["a"], 0, tmp_path, num_inference_steps=2)
     assert (tmp_path / "0000.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
 

@@ -138,7 +138,7 @@ def test_another_value_changes_what_is_drawn(drawn, option):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((*DIAL, "--num-inference-steps", "3"), "steps is 3, but a TPM chooses"),
+        ((*DIAL, "--num-inference-steps", "3"), "num_inference_steps is 3, but a TPM chooses"),
         ((*STOCK, "--max-steps", "3"), "max_steps is 3, but there is no TPM"),
         ((*STOCK, "--gamma", "0.9"), "gamma is 0.9, but there is no TPM"),
         ((*STOCK, "--quality", "0.5"), "quality is 0.5, but there is no TPM"),

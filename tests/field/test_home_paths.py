@@ -226,7 +226,14 @@ def test_what_is_written_lies_in_the_home_folder(home, monkeypatch):
     convert("~/release.safetensors", "~/converted")
     assert (home / "converted" / "config.json").is_file()
     sample_to_folder(
-        "tinyworld", None, ["circle"], 0, "~/out", steps=1, device="cpu", defaults=call_defaults("tinyworld")
+        "tinyworld",
+        None,
+        ["circle"],
+        0,
+        "~/out",
+        num_inference_steps=1,
+        device="cpu",
+        defaults=call_defaults("tinyworld"),
     )
     assert (home / "out" / "0000.png").is_file()
 

@@ -80,7 +80,9 @@ def test_samples_jsonl_contains_the_flags(
     monkeypatch.setattr("tpdm.pipelines.loading.load.load_pipeline", lambda *_, **__: checked)
     steps = 2 if tpm is None else None
     told: list[dict[str, Any]] = []
-    sample_to_folder("any", tpm, ["abc", "zyx"], 0, tmp_path, steps=steps, defaults=defaults(), callback=told.append)
+    sample_to_folder(
+        "any", tpm, ["abc", "zyx"], 0, tmp_path, num_inference_steps=steps, defaults=defaults(), callback=told.append
+    )
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["nsfw_content_detected"] for line in lines] == [False, True]
     assert told == lines

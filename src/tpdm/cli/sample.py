@@ -89,7 +89,7 @@ def sample(
         guidance_scale=guidance_scale,
         true_cfg_scale=true_cfg_scale,
         max_steps=max_steps,
-        steps=num_inference_steps or steps,
+        num_inference_steps=num_inference_steps or steps,
         dtype=dtype,
         device=device,
         variant=variant,

@@ -31,7 +31,7 @@ def sample_to_folder(
     out: str | Path,
     guidance_scale: float | None = None,
     max_steps: int | None = None,
-    steps: int | None = None,
+    num_inference_steps: int | None = None,
     dtype: str = "fp32",
     device: str = "auto",
     variant: str | None = None,
@@ -55,8 +55,8 @@ def sample_to_folder(
         guidance_scale: Scale of classifier-free guidance, or the guidance input of distilled models (FLUX.1-dev). For
             Qwen-Image it is ``true_cfg_scale``. None (the default) keeps that of the pipeline.
         max_steps: Maximum number of steps of a TPM, >= 1. None (the default) keeps that of the TPM.
-        steps: Number of steps of the stock schedule, >= 1, only without ``tpm``. None (the default) keeps that of the
-            pipeline.
+        num_inference_steps: Number of steps of the stock schedule, >= 1, only without ``tpm``. None (the default) keeps
+            that of the pipeline.
         dtype: Dtype of the pipeline: "fp32" (the default), "bf16" or "fp16".
         device: "auto" (the default), "cpu", "cuda" ...
         variant: Variant of the weight files, such as "fp16". None (the default) reads the files without a variant.
@@ -72,8 +72,9 @@ def sample_to_folder(
 
     Raises:
         PromptError: There is no prompt, or a prompt is empty.
-        ConfigError: ``steps`` is given with a TPM, or ``max_steps``, ``gamma`` or ``quality`` without one. A seed or a
-            guidance scale is out of range, the two scales contradict each other, or the device is missing.
+        ConfigError: ``num_inference_steps`` is given with a TPM, or ``max_steps``, ``gamma`` or ``quality`` without
+            one. A seed or a guidance scale is out of range, the two scales contradict each other, or the device is
+            missing.
         BackboneError: The pipeline is missing, makes no images, or does not use an argument.
 
     Example:
@@ -83,11 +84,15 @@ def sample_to_folder(
     images = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
     if not images:
         raise PromptError("There is no prompt. At least one is needed. Use --prompt or --prompts.")
-    if tpm is not None and steps is not None:
-        raise ConfigError(f"steps is {steps}, but a TPM chooses the steps. Use max_steps, or no TPM.")
+    if tpm is not None and num_inference_steps is not None:
+        raise ConfigError(
+            f"num_inference_steps is {num_inference_steps}, but a TPM chooses the steps. Use max_steps, or no TPM."
+        )
     for name, value in (("max_steps", max_steps), ("gamma", gamma), ("quality", quality)):
         if tpm is None and value is not None:
-            raise ConfigError(f"{name} is {value}, but there is no TPM. Use a TPM, or steps for the stock schedule.")
+            raise ConfigError(
+                f"{name} is {value}, but there is no TPM. Use a TPM, or num_inference_steps for the stock schedule."
+            )
     if not 0 <= seed <= 2**63 - len(images):
         raise ConfigError(f"seed is {seed} for {len(images)} images. Seeds must be in [0, 2**63 - 1].")
     scales = {"guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale}
@@ -105,7 +110,7 @@ def sample_to_folder(
 
     pipe = load_pipeline(backbone, dtype, device, ALL, variant)
     named, negative = named_scales(Guidance.find(pipe), **scales)
-    given = {"num_inference_steps": steps, "gamma": gamma, "quality": quality}
+    given = {"num_inference_steps": num_inference_steps, "gamma": gamma, "quality": quality}
     options = {**named, **{name: value for name, value in given.items() if value is not None}}
     check_generates_images(pipe)
     draw, arguments = _drawing(pipe, tpm, max_steps, {**(defaults or {}), **negative})
