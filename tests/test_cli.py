@@ -404,7 +404,7 @@ def test_what_a_tpm_was_trained_with_goes_before_what_its_backbone_wants(tiny, s
     [
         (None, [], {}, PromptError),
         (None, ["a", " "], {}, PromptError),
-        ("folder", ["a"], {"steps": 3}, ConfigError),
+        ("folder", ["a"], {"num_inference_steps": 3}, ConfigError),
         (None, ["a"], {"max_steps": 3}, ConfigError),
         (None, ["a"], {"guidance_scale": float("inf")}, ConfigError),
         (None, ["a", "b"], {"seed": 2**63 - 1}, ConfigError),
