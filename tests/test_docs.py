@@ -204,6 +204,19 @@ def test_every_command_is_in_the_reference(site):
         assert f"Usage: tpdm {command}" in page, command
 
 
+def test_files_named_in_the_docs_exist():
+    named = re.compile(r"\b(?:tests|benchmarks|src/tpdm|docs|deploy)/[\w./-]*\.(?:py|md|json|yaml|png)\b")
+    pages = [page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if "lab" not in page.parts]
+    missing = {
+        (page.name, path)
+        for page in pages
+        if page.name != "CHANGELOG.md"
+        for path in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists()
+    }
+    assert missing == set()
+
+
 def test_names_in_the_docs_can_be_imported():
     for page in PAGES:
         for name in set(re.findall(r"`(tpdm(?:\.\w+)+)`", page.read_text(encoding="utf-8"))):
