@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tpdm.evaluation.report.layout import Figure, Section, Table, templates
 
-# A parser turns carriage returns and NUL into something else, which is not our business here.
+# Without carriage returns and NUL, which an HTML parser replaces.
 text = st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), max_size=30)
 
 
@@ -36,7 +36,7 @@ def parts():
 
 
 @given(text, text)
-def test_text_and_attributes_come_back_as_they_were(caption, source):
+def test_text_and_attributes_survive_escaping(caption, source):
     reader = read(str(parts().figure(Figure(source, caption))).strip("\n"))
     assert reader.tags == ["figure", "img", "figcaption"]
     assert reader.text == caption

@@ -63,30 +63,33 @@ def tuned_schedules(policy: TimePredictionModule) -> dict[int, FixedSchedule]:
         ConfigError: If the TPM reads image features.
     """
     if not policy.shape.time_only:
-        raise ConfigError("got a TPM that looks at images, expected one trained with tpm.time_only=true; give that.")
+        raise ConfigError(
+            "evaluation.tuned_baseline is a TPM that reads image features. It must be trained with tpm.time_only=true. "
+            "Use such a TPM."
+        )
     gamma_range = policy.shape.gamma_range
     gammas = [None] if gamma_range is None else spread_gammas(GAMMA_TRIES, *gamma_range)
     by_steps: dict[int, list[list[float]]] = {}
     for times in _unrolled(policy, gammas):
         by_steps.setdefault(len(times) - 1, []).append(times)
-    return {n: FixedSchedule(found[len(found) // 2]) for n, found in sorted(by_steps.items())}
+    return {n: FixedSchedule(options[len(options) // 2]) for n, options in sorted(by_steps.items())}
 
 
 def _unrolled(policy: TimePredictionModule, gammas: Sequence[float | None]) -> list[list[float]]:
     """Return the times of a time-only TPM for each gamma, computed by the stepper."""
     trained = policy.artifact
     assert trained is not None
-    given = [gamma for gamma in gammas if gamma is not None]
+    numbers = [gamma for gamma in gammas if gamma is not None]
     stepper = Stepper(
-        condition_policy(policy, len(gammas), given or None),
+        condition_policy(policy, len(gammas), numbers or None),
         Euler(),
         images=len(gammas),
         max_steps=trained.max_steps,
         stop_below=trained.stop_below,
     )
-    still = torch.zeros(len(gammas), 1, dtype=torch.float32, device="cpu")
+    latents = torch.zeros(len(gammas), 1, dtype=torch.float32, device="cpu")
     while not stepper.done:
-        stepper.advance(still, still, None)
+        stepper.advance(latents, latents, None)
     return stepper.times
 
 
@@ -139,8 +142,8 @@ def shuffled_schedules(result: EvalResult, seed: int = 0) -> FixedSchedule:
 
 
 def _order(result: EvalResult, seed: int) -> list[int]:
-    draw = torch.Generator("cpu").manual_seed(seed)
-    order: list[int] = torch.randperm(len(result.rows), generator=draw, dtype=torch.int64, device="cpu").tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order: list[int] = torch.randperm(len(result.rows), generator=generator, dtype=torch.int64, device="cpu").tolist()
     return order
 
 

@@ -1,4 +1,4 @@
-"""Compares a TPM with its baselines at the same mean number of steps, and stores every result."""
+"""Evaluates the baselines of a TPM at the TPM's mean number of steps."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tpdm.policies.fixed import FixedSchedule
 from tpdm.policies.gamma import quality_to_gamma
 from tpdm.policies.tpm import TimePredictionModule
 
-TOLERANCES = (1e-5, 3e-1)  # range of error control's tolerance: from hundreds of steps to fewer than four
+TOLERANCES = (1e-5, 3e-1)  # tolerances of error control: the first gives hundreds of steps, the last fewer than 4
 BISECTIONS = 9
-FIRST_ORDER = "euler"  # solver of the default schedulers of flow pipelines; it is DDIM on the other path
+FIRST_ORDER = "euler"  # default solver of flow pipelines. On a variance-preserving path it is DDIM.
 
 
 class BaselineComparison:
@@ -73,30 +73,33 @@ class BaselineComparison:
         return evaluate_policy(f"static-{steps}", schedule, self.test, self.store, pictures=True)
 
     def default_first_order(self, steps: int) -> EvalResult:
-        """Evaluate the pipeline's own schedule with a first-order solver."""
+        """Evaluate the pipeline's own schedule with the first-order solver."""
         task = replace(self.test, solver=FIRST_ORDER)
         schedule = default_schedule(task.pipe, steps, task.arguments)
         return evaluate_policy(f"static-{steps}, {FIRST_ORDER}", schedule, task, self.baselines)
 
     def best_grid(self, steps: int, task: EvalTask | None = None) -> EvalResult:
         """Evaluate the hand-designed schedule of ``steps`` steps that scored best on the tuning task."""
+        return evaluate_policy(f"best grid {steps}", self._select(steps), task or self.test, self.baselines)
+
+    def _select(self, steps: int) -> FixedSchedule:
         if steps not in self._best:
             self.chosen[steps], self._best[steps] = best_hand_designed(self.tuning, steps, self.baselines)[:2]
-        return evaluate_policy(f"best grid {steps}", self._best[steps], task or self.test, self.baselines)
+        return self._best[steps]
 
     def baselines_at_nfe(self, steps: float) -> list[EvalResult]:
-        """Evaluate fixed schedules at this mean number of steps: default, best grid, and tuned by the same training."""
+        """Evaluate fixed schedules at this mean number of steps: default, hand-designed and tuned."""
         default = [self._default_bare(n) for n in neighboring_steps(steps)]
         tuned = self.tuned_at(steps)
-        found = [mix_schedules("default, equal steps", default, steps), self.grid_at(steps)]
-        return found if tuned is None else [*found, tuned]
+        fixed = [mix_schedules("default, equal steps", default, steps), self.grid_at(steps)]
+        return fixed if tuned is None else [*fixed, tuned]
 
     def grid_at(self, steps: float) -> EvalResult:
         """Mix the best hand-designed schedules around this mean number of steps."""
         return mix_schedules("best grid, equal steps", [self.best_grid(n) for n in neighboring_steps(steps)], steps)
 
     def tuned_at(self, steps: float) -> EvalResult | None:
-        """Mix the schedules tuned by the same training around this mean. None if there are none."""
+        """Mix the schedules tuned by the same training around this mean number of steps. None if one is missing."""
         if not all(n in self._tuned for n in neighboring_steps(steps)):
             return None
         tuned = [evaluate_policy(f"tuned {n}", self._tuned[n], self.test, self.store) for n in neighboring_steps(steps)]
@@ -107,15 +110,16 @@ class BaselineComparison:
         return evaluate_policy(f"default {steps}", schedule, self.test, self.baselines)
 
     def ablation_baselines(self, learned: EvalResult) -> list[EvalResult]:
-        """Evaluate ablations of the TPM that ignore the image, and classical error control."""
+        """Evaluate ablations of the TPM whose schedules do not depend on the image, and classical error control."""
         steps = float(learned.column("steps").mean())
-        own = evaluate_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
+        tuning = evaluate_policy("tpdm (tuning)", self.policy, self.tuning, self.store)
         mean = [
-            evaluate_policy(f"own mean {n}", mean_schedule(own, n), self.test, self.store)
+            evaluate_policy(f"own mean {n}", mean_schedule(tuning, n), self.test, self.store)
             for n in neighboring_steps(steps)
         ]
-        best = self.chosen[neighboring_steps(steps)[1]]
-        grids = {n: self._hand_designed(n, best) for n in {row["steps"] for row in learned.rows}}
+        more_steps = neighboring_steps(steps)[1]
+        self._select(more_steps)
+        grids = {n: self._hand_designed(n, self.chosen[more_steps]) for n in {row["steps"] for row in learned.rows}}
         return [
             mix_schedules("mean schedule of tpdm", mean, steps),
             self._run("shuffled schedules of tpdm", shuffled_schedules(learned)),
@@ -124,20 +128,20 @@ class BaselineComparison:
         ]
 
     def _hand_designed(self, steps: int, name: str) -> FixedSchedule:
-        # With a single step all schedules are equal, and some names do not exist.
-        known = hand_designed_schedules(self.test.pipe, steps, self.test.arguments)
-        return known.get(name, known["default"])
+        # With one step all schedules are equal, and some names do not exist.
+        schedules = hand_designed_schedules(self.test.pipe, steps, self.test.arguments)
+        return schedules.get(name, schedules["default"])
 
     def _run(self, name: str, schedule: FixedSchedule) -> EvalResult:
         return evaluate_policy(name, schedule, self.test, self.store)
 
     def error_control(self, steps: float) -> EvalResult:
-        """Evaluate step-size control. Bisection on the tuning task finds the tolerance for these mean steps."""
+        """Evaluate error control at this mean number of steps. Bisection on the tuning task finds its tolerance."""
         low, high = TOLERANCES
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
-            tried = evaluate_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.baselines)
-            low, high = (middle, high) if float(tried.column("steps").mean()) > steps else (low, middle)
+            result = evaluate_policy(f"tuning error {middle:.6g}", ErrorControlled(middle), self.tuning, self.baselines)
+            low, high = (middle, high) if float(result.column("steps").mean()) > steps else (low, middle)
         policy = ErrorControlled(math.sqrt(low * high))
         return evaluate_policy("error control", policy, self.test, self.store)
 

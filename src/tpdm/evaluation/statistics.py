@@ -88,7 +88,7 @@ def quantile_of_difference(
         0.0
     """
     if not 0 <= quantile <= 1:
-        raise ValueError(f"got quantile {quantile}, expected one in the range 0 to 1")
+        raise ValueError(f"quantile is {quantile}. It must be in the range 0 to 1. Try quantile=0.1.")
     difference_B = _checked(difference_B, at_least=2)
     chance_B = np.ones(len(difference_B)) if odds_B is None else _checked(odds_B, at_least=2)
     order_B = np.argsort(difference_B, kind="stable")
@@ -97,15 +97,15 @@ def quantile_of_difference(
     def drawn(times_RP: NDArray[Any]) -> NDArray[np.float64]:
         """Return the quantile of each resample, given how often it contains each prompt."""
         reached_RB = np.cumsum(times_RP[:, prompt_B] * chance_B[order_B], axis=1)
-        wanted_R = np.maximum(quantile * reached_RB[:, -1] * (1 - 1e-12), np.finfo(float).tiny)
-        return np.asarray(difference_B[order_B][(reached_RB < wanted_R[:, None]).sum(axis=1)])
+        target_R = np.maximum(quantile * reached_RB[:, -1] * (1 - 1e-12), np.finfo(float).tiny)
+        return np.asarray(difference_B[order_B][(reached_RB < target_R[:, None]).sum(axis=1)])
 
     generator, rows = np.random.default_rng(seed), max(1, CHUNK // len(difference_B))
     even = np.full(prompts, 1 / prompts)
-    found = [
+    quantiles = [
         drawn(generator.multinomial(prompts, even, min(rows, resamples - first))) for first in range(0, resamples, rows)
     ]
-    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
+    low, high = np.quantile(np.concatenate(quantiles), (0.025, 0.975))
     return float(drawn(np.ones((1, prompts)))[0]), float(low), float(high)
 
 
@@ -137,7 +137,7 @@ def spearman(
     """
     x, y = _checked(x_B, at_least=0), _checked(y_B, at_least=0)
     if len(x) != len(y):
-        raise ValueError(f"got {len(x)} and {len(y)} values, expected as many of one as of the other")
+        raise ValueError(f"x_B and y_B have {len(x)} and {len(y)} values. They must have the same length. Check both.")
     rho = _rank_correlation(x, y) if len(x) >= 3 else None
     if rho is None:
         return None
@@ -185,8 +185,10 @@ def _bootstrap(
 def _checked(values_B: ArrayLike, at_least: int) -> NDArray[np.float64]:
     values = np.asarray(values_B, dtype=np.float64)
     if values.ndim != 1 or len(values) < at_least:
-        raise ValueError(f"got values of shape {values.shape}, expected a list of {at_least} or more numbers")
+        raise ValueError(f"values_B has the shape {values.shape}. It must be a list of {at_least} or more numbers.")
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
-        raise ValueError(f"got {bad} of {len(values)} values that are NaN or infinite, expected none")
+        raise ValueError(
+            f"values_B contains {bad} of {len(values)} values that are NaN or infinite. All must be finite."
+        )
     return values

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file, made from the files of its folder, that loads nothing else."""
+"""Builds the report of an evaluation: a single HTML file that loads no other files."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _policies(summary: Mapping[str, Any]) -> Section:
 def _differences(results: Results) -> Section:
     paired, measures = results.summary.get("paired", {}), measures_of(results.summary)
     cells = [
-        [name, *(signed_interval(found.get(m)) + SIGNS[effect(m, found.get(m))] for m in measures)]
-        for name, found in paired.items()
+        [name, *(signed_interval(differences.get(m)) + SIGNS[effect(m, differences.get(m))] for m in measures)]
+        for name, differences in paired.items()
     ]
     return Section(
         "tpdm minus each baseline",
@@ -124,10 +124,10 @@ def _wins(summary: Mapping[str, Any]) -> str:
 
 def _tail(results: Results) -> str:
     """Return a sentence on the largest losses, which the mean does not show."""
-    found = gains(results.rows_of)
-    if len(found) < 2:
+    gain_of = gains(results.rows_of)
+    if len(gain_of) < 2:
         return ""
-    gain, samples = [*found.values()], samples_of([results.rows_of[LEARNED][i]["prompt"] for i in found])
+    gain, samples = [*gain_of.values()], samples_of([results.rows_of[LEARNED][i]["prompt"] for i in gain_of])
     value, low, high = quantile_of_difference(gain, 0.1, samples=samples)
     worst = quantile_of_difference(gain, 0.01, samples=samples)
     return (

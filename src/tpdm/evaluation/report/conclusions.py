@@ -51,8 +51,8 @@ def effect(measure: str, interval: Sequence[float] | None) -> str:
 def verdict(summary: Mapping[str, Any]) -> str:
     """Return one sentence: steps and measures of tpdm against static-28, then its reward against each baseline."""
     paired: Paired = summary.get("paired", {})
-    found = [_finding(measure, paired.get(REFERENCE, {}).get(measure)) for measure in measures_of(summary)]
-    sentence = f"{_steps(summary)} and shows {_listed(found)} against {REFERENCE}"
+    findings = [_finding(measure, paired.get(REFERENCE, {}).get(measure)) for measure in measures_of(summary)]
+    sentence = f"{_steps(summary)} and shows {_listed(findings)} against {REFERENCE}"
     others = {name: effect("reward", p.get("reward")) for name, p in paired.items() if name != REFERENCE}
     phrases = {
         "better": "above {}",
@@ -73,24 +73,24 @@ def agreement(summary: Mapping[str, Any]) -> str:
     judges = measures_of(summary)[1:]
     if not judges:
         return "Only the training reward scored these images. Add held-out judges with evaluation.judges."
-    places = [(f"against {name}", found) for name, found in summary.get("paired", {}).items()]
+    places = [(f"against {name}", differences) for name, differences in summary.get("paired", {}).items()]
     for point in summary.get("points") or []:
         where = f"at quality {point['quality']:g} against"
-        places += [(f"{where} {name}", found) for name, found in point["paired"].items()]
+        places += [(f"{where} {name}", differences) for name, differences in point["paired"].items()]
     contradictions = [
         f"{judge} {place} ({words})"
-        for place, found in places
+        for place, differences in places
         for judge in judges
-        if (words := _contradiction(judge, found))
+        if (words := _contradiction(judge, differences))
     ]
     if not contradictions:
         return f"Judges that training never saw ({_listed(judges)}) agree with the sign of the reward everywhere."
     return f"Judges that training never saw disagree with the sign of the reward: {'; '.join(contradictions)}."
 
 
-def _contradiction(judge: str, found: Mapping[str, Sequence[float]]) -> str | None:
+def _contradiction(judge: str, differences: Mapping[str, Sequence[float]]) -> str | None:
     """Return how a judge contradicts the reward, and whether significantly. None if it does not."""
-    reward, other = found.get("reward"), found.get(judge)
+    reward, other = differences.get("reward"), differences.get(judge)
     if not (is_interval(reward) and is_interval(other)):
         return None
     gain = -other[0] if judge in LESS_IS_BETTER else other[0]

@@ -40,7 +40,7 @@ class Tile:
         policy: Name of the policy.
         caption: Steps and score.
         learned: Whether the policy is the TPM. Its tiles have an outline.
-        src: Image as a data URI. Empty if the image was not kept.
+        src: Image as a data URI. Empty if the image is not stored.
         alt: Alternative text of the image.
         look: CSS class of the image: ``pixels`` for a small one, ``photo`` for a large one.
     """

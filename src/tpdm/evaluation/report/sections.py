@@ -1,4 +1,4 @@
-"""Sections of the report: plots with captions, tables and images, as plain data."""
+"""Builds the sections of the report: plots, tables and images."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def training_section(results: Results) -> Section:
     return Section("Training", text=text, figures=[Figure(drawn, caption) for caption, drawn in curves])
 
 
-SMALL = 128  # pixels per side; images up to this size are embedded unchanged and shown enlarged
+SMALL = 128  # pixels of the longer side; images up to this size are embedded unchanged and enlarged by the page
 
-SHOWN = 512  # pixels of the longer side of larger images; fifty of a megapixel would be a page of 100 MB
+SHOWN = 512  # pixels of the longer side to which larger images are reduced, to keep the page small
 
 QUALITY = 92  # JPEG quality of larger images
 
@@ -93,10 +93,10 @@ def picture_section(results: Results) -> Section:
 
 
 def _image_row(results: Results, index: int, gain: float) -> ImageRow:
-    made = {n: rows[index] for n, rows in results.rows_of.items() if index in rows and results.has_pictures(n)}
-    first = made[LEARNED]
+    row_of = {n: rows[index] for n, rows in results.rows_of.items() if index in rows and results.has_pictures(n)}
+    first = row_of[LEARNED]
     heading = f"“{first['prompt']}” (image {index}, seed {first['seed']}, difference {signed(gain)})"
-    return ImageRow(heading, [_tile(results, name, row) for name, row in made.items()])
+    return ImageRow(heading, [_tile(results, name, row) for name, row in row_of.items()])
 
 
 def _tile(results: Results, name: str, row: Mapping[str, Any]) -> Tile:
@@ -111,10 +111,10 @@ def _tile(results: Results, name: str, row: Mapping[str, Any]) -> Tile:
 
 def _embedded(content: bytes) -> tuple[str, bool]:
     """Return a stored PNG as a data URI, and whether it is small."""
-    with Image.open(io.BytesIO(content)) as picture:
-        if max(picture.size) <= SMALL:
+    with Image.open(io.BytesIO(content)) as image:
+        if max(image.size) <= SMALL:
             return data_uri(content, "image/png"), True
-        shown = picture.convert("RGB")
+        shown = image.convert("RGB")
     shown.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     shown.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
@@ -199,12 +199,12 @@ def quality_section(summary: Mapping[str, Any]) -> Section | None:
 
 def distribution_section(summary: Mapping[str, Any]) -> Section | None:
     """Show distances between sets of images. None if no extractor was given."""
-    found: Mapping[str, Mapping[str, float | None]] = summary.get("distribution") or {}
-    if not found:
+    distances: Mapping[str, Mapping[str, float | None]] = summary.get("distribution") or {}
+    if not distances:
         return None
     names = ("fid", "kid", "cmmd", "diversity")
-    keys = [key for key in names if any(row.get(key) is not None for row in found.values())]
-    cells = [[name, *(_plain(row.get(key)) for key in keys)] for name, row in found.items()]
+    keys = [key for key in names if any(row.get(key) is not None for row in distances.values())]
+    cells = [[name, *(_plain(row.get(key)) for key in keys)] for name, row in distances.items()]
     return Section(
         "Sets of images",
         Table(["policy", *keys], cells),
@@ -217,8 +217,8 @@ def _plain(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _difference(found: Mapping[str, Sequence[float]] | None) -> str:
-    interval = None if found is None else found.get("reward")
+def _difference(differences: Mapping[str, Sequence[float]] | None) -> str:
+    interval = None if differences is None else differences.get("reward")
     return signed_interval(interval) + SIGNS[effect("reward", interval)]
 
 
