@@ -21,6 +21,8 @@ def seconds_of_tests(report: Path) -> Counter[str]:
     """Seconds of every test function in a JUnit report, by its node id without parameters."""
     seconds: Counter[str] = Counter()
     for case in ElementTree.parse(report).iter("testcase"):
+        if not case.get("classname"):  # a run that was interrupted
+            continue
         parts = case.attrib["classname"].split(".")
         files = [Path(*parts[:length]).with_suffix(".py") for length in range(1, len(parts) + 1)]
         depth, file = next((length, file) for length, file in enumerate(files, 1) if file.is_file())

@@ -75,7 +75,7 @@ def test_a_resumed_run_reads_its_own_statistics(tmp_path):
     path = tmp_path / "reward-statistics.json"
     kept = path.read_text()
     path.unlink()
-    with pytest.raises(RewardError, match=r"reward-statistics\.json, which cannot be read .* put the file back"):
+    with pytest.raises(RewardError, match=r"reward-statistics\.json cannot be read .* It must contain the statistics"):
         run(tmp_path)
     path.write_text(kept)
     assert run(tmp_path).update == 10

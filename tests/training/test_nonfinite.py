@@ -73,7 +73,7 @@ def test_a_score_that_is_nan_names_the_seed_that_made_it(tmp_path):
 
     recipe, parts = make_small_problem(tmp_path, Nan())
     seed = derive_seed(recipe.seed, Stream.NOISE, 0, 1, 0)  # image 5 is of the second prompt
-    with pytest.raises(RewardError, match=rf"got nan .* with seed {seed}, expected a finite score"):
+    with pytest.raises(RewardError, match=rf"returned nan .* with seed {seed}\. Every score must be finite"):
         train_loop(recipe, parts, tmp_path)
 
 
