@@ -48,7 +48,7 @@ def test_rows_of_another_tpm_are_deleted(tmp_path, fingerprint):
 
 def test_a_shared_folder_with_other_rows_is_refused(tmp_path):
     Store(tmp_path, {"prompts": "a", "reward": "r"}, shared=True).add("p", rows(0, 2), None)
-    with pytest.raises(ConfigError, match=r"have another prompts\. They must"):
+    with pytest.raises(ConfigError, match=r"differ in prompts\. They must"):
         Store(tmp_path, {"prompts": "b", "reward": "r"}, shared=True)
     assert Store(tmp_path, {"prompts": "a", "reward": "r"}, shared=True).rows("p") == rows(0, 2)
 

@@ -24,7 +24,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
         from tpdm.evaluation.evaluate import evaluate as run
 
     run(loaded)
-    typer.echo(f"Evaluated: see {loaded.output}")
+    typer.echo(f"Evaluated: see {Path(loaded.output) / 'eval' / 'report.html'}")
 
 
 def report(

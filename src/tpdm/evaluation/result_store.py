@@ -57,10 +57,10 @@ class Store:
                 other = ", ".join(sorted(k for k in {*before, *fingerprint} if before.get(k) != fingerprint.get(k)))
                 if shared:
                     raise ConfigError(
-                        f"evaluation.baseline_cache is {folder}, whose rows have another {other}. They must belong to "
+                        f"evaluation.baseline_cache is {folder}, whose rows differ in {other}. They must belong to "
                         "this evaluation. Use another folder, or delete this one."
                     )
-                logger.warning("The rows in %s have another %s. They are deleted and measured again.", folder, other)
+                logger.warning("The rows in %s differ in %s. They are deleted and measured again.", folder, other)
             for name in ("rows", "pictures"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(path, fingerprint)

@@ -212,7 +212,7 @@ def find_entry(denoiser: nn.Module) -> DenoiserSpec:
     raise BackboneError(
         f"{name} is not a known denoiser class. Known ones are {', '.join(DENOISERS)}. Add DENOISERS[{name!r}] = "
         "DenoiserSpec(first=<patch embedder>, last=<final projection>, temb=<time embedder>, grid=..., time_scale=..., "
-        "guidance=...) to tpdm.pipelines.registry, or set it in your own code (docs/pipelines.md)."
+        "guidance=...) to tpdm.pipelines.registry, or set it in your own code (docs/how-to/add-a-family.md)."
     )
 
 

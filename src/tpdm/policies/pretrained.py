@@ -95,7 +95,8 @@ def resolve_path(name: str | Path, revision: str | None = None, also: Sequence[s
         return folder
     if isinstance(name, Path) or not HUB_ID.fullmatch(name):
         raise CheckpointError(
-            f"There is no folder {str(name)!r}. A TPM is a folder or a hub id such as owner/name. Correct it."
+            f"There is no folder {str(name)!r}. A TPM is a folder or a hub id such as owner/name. Correct it. "
+            "A training writes its TPM to runs/NAME/best."
         )
     from huggingface_hub import snapshot_download
 
@@ -122,9 +123,11 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        best = folder / "best"
+        remedy = f"Use {best}." if (best / CONFIG).is_file() else "Correct the path."
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}). The folder must be one that save_pretrained wrote. "
-            "Correct the path."
+            f"{remedy}"
         ) from None
     return parse_config(text, str(path))
 

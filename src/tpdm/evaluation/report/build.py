@@ -104,10 +104,15 @@ def _differences(results: Results) -> Section:
         "tpdm minus each baseline",
         Table(["baseline", *measures], cells),
         agreement(results.summary),
-        "Every policy gets the same prompts and the same initial noise. Values: mean [95 % bootstrap interval over "
-        "prompts]. ▲ better, ▼ worse, ≈ not significant (the interval contains zero). "
-        f"{_wins(results.summary)} {_tail(results)}",
+        f"{_number_of_images(results.summary)}Every policy gets the same prompts and the same initial noise. Values: "
+        "mean [95 % bootstrap interval over prompts]. ▲ better, ▼ worse, ≈ not significant (the interval contains "
+        f"zero). {_wins(results.summary)} {_tail(results)}",
     )
+
+
+def _number_of_images(summary: Mapping[str, Any]) -> str:
+    """Return a sentence with the number of images per policy, or nothing for a summary without it."""
+    return f"Images per policy: {summary['images']}. " if "images" in summary else ""
 
 
 def _wins(summary: Mapping[str, Any]) -> str:
