@@ -125,7 +125,7 @@ class Ways:
 
     def sample(self, seed=0, negative_prompt=None, **said):
         """With a policy and without: the same picture, or a sentence from both."""
-        stock, errors = self._sampled(None, seed, negative_prompt, steps=STEPS, **said)
+        stock, errors = self._sampled(None, seed, negative_prompt, num_inference_steps=STEPS, **said)
         policy, others = self._sampled(FixedSchedule(self.times), seed, negative_prompt, **said)
         assert len(errors) == len(others)
         for error in (*errors, *others):

@@ -68,7 +68,7 @@ def test_every_process_needs_an_image(pipe_folder, tmp_path):
 
 
 def test_sharding_with_offload_is_refused():
-    with pytest.raises(ConfigError, match="shard goes with offload none, got offload model"):
+    with pytest.raises(ConfigError, match="offload is model and shard is true"):
         make_recipe({"name": "a", "backbone": {"shard": True, "offload": "model"}})
 
 
